@@ -1,0 +1,35 @@
+"""minivit: Vision Transformers in pure NumPy, every backward pass written by hand.
+
+Start with `minivit/protocol.py` (one page), then `minivit/functional/`; docs/ gives the order and the derivations.
+"""
+
+from minivit import data, functional, nn, optim, parallel
+from minivit.backend import to_device, to_numpy
+from minivit.checkpoint import CheckpointError, from_pretrained, load, save
+from minivit.gradcheck import GradientError, check_complex_step, check_vjp
+from minivit.models import ViT, create_model, list_models
+from minivit.summary import summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "GradientError",
+    "ViT",
+    "__version__",
+    "check_complex_step",
+    "check_vjp",
+    "create_model",
+    "data",
+    "from_pretrained",
+    "functional",
+    "list_models",
+    "load",
+    "nn",
+    "optim",
+    "parallel",
+    "save",
+    "summary",
+    "to_device",
+    "to_numpy",
+]

@@ -1,0 +1,32 @@
+"""How many threads the matrix products use: one call to hold BLAS to a number, and to give it back.
+
+`minivit/parallel.py` runs shards of a batch in threads of its own and holds BLAS to one thread meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from typing import Any
+
+
+@lru_cache(maxsize=1)
+def _controller() -> Any:
+    from threadpoolctl import ThreadpoolController  # asks every loaded library once: milliseconds, so only when needed
+
+    return ThreadpoolController()
+
+
+def limit_threads(count: int) -> AbstractContextManager[Any]:
+    """A context in which BLAS (and nothing else) uses `count` threads; the old number is restored, also on errors."""
+    context: AbstractContextManager[Any] = _controller().limit(limits=count, user_api="blas")
+    return context
+
+
+def usable_cores() -> int:
+    """The cores this process may use: the CPU affinity where the system has it, and OMP_NUM_THREADS as a cap."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS and Windows have none
+    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    cap = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(cap))) if cap.isdigit() and int(cap) > 0 else cores

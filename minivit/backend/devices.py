@@ -1,0 +1,74 @@
+"""Which library an array belongs to, decided by the array itself, and how arrays move between host and GPU.
+
+There is no global device to set or to race on. Next: `kernels_numpy.py`, the loops that dispatch here.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from minivit.backend import kernels_numpy
+from minivit.protocol import Array
+
+
+def array_module(x: Any) -> Any:
+    """The module (`numpy` or `cupy`) whose functions work on `x`.
+
+    An array cannot be CuPy's if CuPy was never imported, so CPU users never pay for the import.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return cupy
+    return np
+
+
+def kernels(x: Any) -> ModuleType:
+    """The fused kernels for the library of `x`: the same names and signatures for NumPy and CuPy."""
+    if array_module(x) is np:
+        return kernels_numpy
+    from minivit.backend import kernels_cupy
+
+    return kernels_cupy
+
+
+def gpu_available() -> bool:
+    """Whether CuPy can be imported AND a GPU answers (CuPy imports without a driver, then fails on first use)."""
+    try:
+        import cupy
+
+        return bool(cupy.cuda.is_available()) and cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception:  # the driver's own errors are not ImportError, and none of them means a usable GPU
+        return False
+
+
+def to_numpy(x: Any) -> Array:
+    """`x` on the host, as a NumPy array; a copy if it came from a GPU, `x` itself if it was NumPy's."""
+    return np.asarray(x) if array_module(x) is np else x.get()
+
+
+def to_device(x_or_model: Any, device: str) -> Any:
+    """Move an array, or a model in place, to `"gpu"` or `"cpu"`; returns it.
+
+    Raises:
+        ValueError: for another device name.
+        RuntimeError: if `"gpu"` is asked for and CuPy is missing or no GPU answers.
+    """
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'gpu'")
+    if device == "gpu" and not gpu_available():
+        raise RuntimeError(
+            "device 'gpu' was asked for, but no GPU answers: install CuPy for your CUDA version "
+            "(pip install 'minivit[gpu-cuda12]' or 'minivit[gpu-cuda13]') and check the driver, or use 'cpu'"
+        )
+    if hasattr(x_or_model, "move_to"):  # a Layer: it knows its parameters and constant arrays
+        x_or_model.move_to(lambda array: to_device(array, device))
+        return x_or_model
+    if device == "cpu":
+        return to_numpy(x_or_model)
+    import cupy
+
+    return cupy.asarray(x_or_model)

@@ -1,0 +1,267 @@
+"""The hot loops for NumPy: in place where that is safe, no needless temporaries, both cores free to run them.
+
+Each has the same name and signature in `kernels_cupy.py`, and a plain version in tests/ that it is compared with.
+A name that starts with `inplace_` says that the first argument is overwritten.
+
+Next: `minivit/functional/`, the calculus that calls these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minivit.backend.special import erf
+from minivit.protocol import Array
+
+# --- GELU -----------------------------------------------------------------------------------------------------------
+
+_SQRT_HALF = 0.5**0.5
+_NORMAL_DENSITY_AT_0 = (2 * np.pi) ** -0.5
+
+# The upper tail of the normal distribution, 1 - Phi(a) = exp(-a^2/2) * t * polynomial(t) with t = 1/(1 + 0.28 a), for
+# a >= 0: the form of Abramowitz and Stegun 26.2.17, fitted by us (weighted least squares with 1 - Phi(0) = 1/2 held)
+# until the largest error, 1.06e-8, lay below half a float32 step of the result, and the error of a * slope at 8e-8.
+_TAIL_RATE = 0.28
+_TAIL = (0.116425346623, 0.0680986123482, 0.267402334749, -0.235117246419, 0.388714155189, -0.105523202491)
+_CHUNK = 1 << 16  # elements: the five arrays of a chunk stay in a core's cache; smaller chunks cost more in calls
+
+
+def gelu(x: Array) -> tuple[Array, Array]:
+    """The exact GELU, y = x Phi(x), and its slope Phi(x) + x phi(x), which shares the exponential."""
+    return gelu_fitted(x) if x.dtype == np.float32 else gelu_erf(x)
+
+
+def gelu_erf(x: Array) -> tuple[Array, Array]:
+    """GELU through the error function: Phi(x) = (1 + erf(x / sqrt 2)) / 2. The plain version, for float64."""
+    phi = erf(x * _SQRT_HALF)
+    phi += 1
+    phi *= 0.5
+    slope = x * np.exp(-0.5 * x * x)
+    slope *= _NORMAL_DENSITY_AT_0
+    slope += phi
+    phi *= x
+    return phi, slope
+
+
+def gelu_fitted(x: Array) -> tuple[Array, Array]:
+    """GELU with the fitted normal tail: 5 times faster than erf in float32 and as exact as float32 is.
+
+    Measured: 1.6 ms for 1,600 x 256 elements against 9 ms through erf.
+    """
+    x = np.ascontiguousarray(x)
+    y, slope = np.empty_like(x), np.empty_like(x)
+    size = min(_CHUNK, x.size)
+    a, t, tail = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), slope.reshape(-1)
+    for start in range(0, x.size, _CHUNK):
+        part = slice(start, min(start + _CHUNK, x.size))
+        n = part.stop - part.start
+        _gelu_chunk(flat_x[part], flat_y[part], flat_slope[part], a[:n], t[:n], tail[:n])
+    return y, slope
+
+
+def _gelu_chunk(x: Array, y: Array, slope: Array, a: Array, t: Array, tail: Array) -> None:
+    np.abs(x, out=a)
+    np.multiply(a, _TAIL_RATE, out=t)
+    t += 1
+    np.reciprocal(t, out=t)  # t = 1 / (1 + rate |x|)
+    np.multiply(t, _TAIL[-1], out=tail)
+    for coefficient in _TAIL[-2::-1]:
+        tail += coefficient
+        tail *= t
+    np.multiply(x, x, out=t)
+    t *= -0.5
+    np.exp(t, out=t)  # exp(-x^2/2), shared by the value and the slope
+    tail *= t  # 1 - Phi(|x|)
+    np.subtract(0.5, tail, out=tail)
+    np.copysign(tail, x, out=tail) if x.dtype != np.float32 else _copy_sign(tail, x, a)
+    tail += 0.5  # Phi(x)
+    np.multiply(x, tail, out=y)
+    np.multiply(x, t, out=slope)
+    slope *= _NORMAL_DENSITY_AT_0
+    slope += tail
+
+
+def _copy_sign(magnitude: Array, sign: Array, scratch: Array) -> None:
+    """magnitude gets the sign of `sign`, through the bits of float32: np.copysign is 7 times slower."""
+    bits = np.bitwise_and(sign.view(np.int32), np.int32(-(2**31)), out=scratch.view(np.int32))
+    np.bitwise_xor(magnitude.view(np.int32), bits, out=magnitude.view(np.int32))
+
+
+def gelu_tanh(x: Array) -> tuple[Array, Array]:
+    """The tanh approximation of GELU and its slope; with u = sqrt(2/pi) (x + 0.044715 x^3), y = x (1 + tanh u) / 2.
+
+    The slope uses 1 - tanh^2, never sech or cosh, which overflow.
+    """
+    root = (2 / np.pi) ** 0.5
+    square = x * x
+    u = square * (0.044715 * root)
+    u += root
+    u *= x
+    tanh = np.tanh(u, out=u)
+    square *= 3 * 0.044715 * root
+    square += root  # du/dx
+    slope = 1 - tanh * tanh
+    slope *= square
+    slope *= x
+    slope += tanh
+    slope += 1
+    slope *= 0.5
+    y = tanh
+    y += 1
+    y *= x
+    y *= 0.5
+    return y, slope
+
+
+# --- softmax --------------------------------------------------------------------------------------------------------
+
+_SAFE_SCORE = 30.0  # exp(+-30) = 1e+-13: sums and products of such weights stay far inside float32
+
+
+def inplace_exp(scores: Array, mask: Array | None = None) -> Array:
+    """Overwrites scores (..., N, M) by exp(scores), shifted where needed; returns 1 / row sums (..., N, 1).
+
+    Softmax is the product of the two. Callers that multiply the weights by something narrower normalise the result
+    instead of the weights. The row maximum, half as dear as the exponential, is subtracted only when some score lies
+    outside +-30. `mask` (True = takes part) must broadcast to scores; a row in which nothing takes part, or all of
+    whose scores are -inf, gets weights 0 and the factor 0.
+    """
+    if scores.size == 0:
+        return np.zeros((*scores.shape[:-1], 1), scores.dtype)
+    if mask is not None:
+        np.copyto(scores, -np.inf, where=~mask)
+    real = scores.real
+    if not (real.max() <= _SAFE_SCORE and real.min() >= -_SAFE_SCORE):
+        top = real.max(axis=-1, keepdims=True)
+        top[np.isneginf(top)] = 0
+        scores -= top
+    np.exp(scores, out=scores)
+    ones = np.ones((scores.shape[-1], 1), scores.dtype)
+    total = (scores.reshape(-1, scores.shape[-1]) @ ones).reshape(*scores.shape[:-1], 1)  # 5 times faster than sum
+    empty = total == 0
+    total[empty] = 1
+    np.reciprocal(total, out=total)
+    total[empty] = 0
+    return total
+
+
+# --- LayerNorm ------------------------------------------------------------------------------------------------------
+
+
+def normalise_rows(x: Array, eps: float) -> tuple[Array, Array]:
+    """Rows of x (R, D) shifted to mean 0 and scaled to variance 1: xhat (R, D) and 1/std (R, 1).
+
+    The variance is the mean square of the centred row (two passes; E[x^2] - mean^2 cancels), biased, plus eps.
+    """
+    width = x.shape[1]
+    average = np.full((width, 1), 1 / width, x.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # such rows are taken up below
+        mean = x @ average
+        xhat = x - mean
+        variance = np.einsum("ij,ij->i", xhat, xhat)[:, None] / width
+        hard = ~np.isfinite(variance.real) | (variance.real < 1e-6 * mean.real**2)
+    rows = hard[:, 0]
+    shrink = None
+    if rows.any():
+        xhat[rows], variance[rows], shrink = _centre_carefully(x[rows])
+    rstd = variance
+    rstd += eps
+    np.sqrt(rstd, out=rstd)
+    np.reciprocal(rstd, out=rstd)
+    xhat *= rstd
+    if shrink is not None:
+        rstd[rows] *= shrink
+    return xhat, rstd
+
+
+def _centre_carefully(x: Array) -> tuple[Array, Array, Array]:
+    """Centred rows and variances where the plain way overflows (values near 1e20) or cancels (mean >> spread).
+
+    Rows too large to square are first scaled by `shrink`, a factor (R, 1) that is 1 for the others; eps is nothing
+    beside their variance. The first element is subtracted first, so that a constant row comes out exactly 0.
+    """
+    size = np.abs(x).max(axis=1, keepdims=True)
+    limit = np.finfo(x.dtype).max ** 0.5 / (4 * x.shape[1])
+    shrink = np.where(size > limit, limit / np.maximum(size, limit), 1).astype(size.dtype)
+    centred = x * shrink
+    centred -= centred[:, :1].copy()
+    centred -= centred.mean(axis=1, keepdims=True)
+    return centred, (centred * centred).mean(axis=1, keepdims=True), shrink
+
+
+def normalise_rows_backward(dxhat: Array, xhat: Array, rstd: Array) -> Array:
+    """dx = rstd (dxhat - mean(dxhat) - xhat mean(dxhat xhat)), row by row."""
+    width = xhat.shape[1]
+    average = np.full((width, 1), 1 / width, xhat.dtype)
+    along = np.einsum("ij,ij->i", dxhat, xhat)[:, None]
+    along /= width
+    dx = xhat * along
+    np.subtract(dxhat, dx, out=dx)
+    dx -= dxhat @ average
+    dx *= rstd
+    return dx
+
+
+# --- sums and scatters ----------------------------------------------------------------------------------------------
+
+
+def sum_rows(x: Array) -> Array:
+    """Column sums of x (R, D) -> (D,), as a product with ones: 4 to 6 times faster than x.sum(axis=0)."""
+    return np.ones(x.shape[0], x.dtype) @ x
+
+
+def sum_rows_of_product(a: Array, b: Array) -> Array:
+    """Column sums of a * b, both (R, D) -> (D,), without the product in memory."""
+    return np.einsum("ij,ij->j", a, b)
+
+
+def scatter_add(index: Array, rows: Array, count: int) -> Array:
+    """out[index[i]] += rows[i] for rows (R, D) -> out (count, D); equal indices add up, always in the same order."""
+    out = np.zeros((count, rows.shape[1]), rows.dtype)
+    if index.size:
+        order = np.argsort(index, kind="stable")
+        ordered = index[order]
+        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+        out[ordered[starts]] = np.add.reduceat(rows[order], starts, axis=0)
+    return out
+
+
+# --- AdamW ----------------------------------------------------------------------------------------------------------
+
+
+def inplace_adamw(
+    data: Array,
+    grad: Array,
+    first: Array,
+    second: Array,
+    *,
+    lr: float,
+    decay: Array | float,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+) -> None:
+    """One AdamW step over flat arrays; overwrites data, first and second moments, and uses grad as scratch.
+
+    data <- data (1 - lr decay) - lr mhat / (sqrt(vhat) + eps), with mhat = m/(1-b1^t), vhat = v/(1-b2^t).
+    Source: Loshchilov and Hutter 2019, algorithm 2, in the order of operations of torch.optim.AdamW.
+    """
+    beta1, beta2 = betas
+    first *= beta1
+    scratch = grad * (1 - beta1)
+    first += scratch
+    second *= beta2
+    np.multiply(grad, grad, out=grad)
+    grad *= 1 - beta2
+    second += grad
+    denominator = np.sqrt(second, out=grad)
+    denominator *= (1 - beta2**step) ** -0.5
+    denominator += eps
+    np.divide(first, denominator, out=scratch)
+    scratch *= lr / (1 - beta1**step)
+    if np.any(decay):
+        np.multiply(data, decay, out=denominator)
+        denominator *= lr
+        scratch += denominator
+    data -= scratch

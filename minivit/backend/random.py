@@ -1,0 +1,38 @@
+"""Randomness is an argument: `rng=None` means inference, a generator means training, and nothing draws in secret.
+
+Numbers are drawn on the host by default, so that a seed gives the same masks on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from minivit.backend.devices import array_module
+from minivit.protocol import Array
+
+
+def as_generator(seed: Any) -> Any:
+    """A NumPy generator from a seed, a tuple of integers, None (fresh entropy) or a generator (returned as it is)."""
+    return np.random.default_rng(seed)
+
+
+def split_generator(rng: Any, count: int) -> list[Any]:
+    """`count` independent generators: one number drawn from `rng`, then one seed for each (draw, index)."""
+    if rng is None:
+        return [None] * count
+    draw = int(rng.integers(2**63 - 1))
+    return [np.random.default_rng((draw, index)) for index in range(count)]
+
+
+def copy_generator(rng: Any) -> Any:
+    """A generator in the same state: it will draw the same numbers again (a replay). None stays None."""
+    return copy.deepcopy(rng)
+
+
+def keep_mask(rng: Any, keep: float, shape: tuple[int, ...], like: Array) -> Array:
+    """Independent draws that are True with probability `keep`, as a boolean array on the device of `like`."""
+    draws = rng.random(shape, dtype=np.float32)
+    return array_module(like).asarray(draws) < np.float32(keep)

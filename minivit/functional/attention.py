@@ -1,0 +1,86 @@
+"""Scaled dot-product attention: every query looks at every key, and takes the values in proportion.
+
+Alphabet: B batch, H heads, N queries, M keys, d head size. Split and merged heads are in `permutations.py`.
+Next: `patches.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit.backend import array_module, kernels
+from minivit.functional.dropout import dropout_factor
+from minivit.protocol import Array, Back, once, refuse
+
+
+def scaled_dot_product_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    rng: Any = None,
+) -> tuple[Array, Back]:
+    """y = softmax(scale q k^T + bias) v.
+
+    Args:
+        q: (..., N, d).
+        k: (..., M, d).
+        v: (..., M, d).
+        mask: booleans that broadcast to (..., N, M); True = this query may look at this key. A query that may look
+            at nothing gets 0, and gradient 0.
+        bias: added to the scores; broadcasts to (..., N, M).
+        scale: 1/sqrt(d) by default, so that scores of independent unit vectors have variance 1.
+        dropout_rate: probability with which a weight is dropped when `rng` is a generator.
+
+    Returns:
+        y (..., N, d), and vjp(dy) -> (dq, dk, dv, dbias).
+
+    Source: Vaswani et al. 2017, section 3.2.1. Derivation: docs/derivations/attention.md.
+    """
+    refuse(
+        q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1],
+        f"attention: q {q.shape}, k {k.shape}, v {v.shape}: q and k need the same last axis, k and v the same tokens",
+    )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scaled = q * scale  # (..., N, d)
+    weights = scaled @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon to be exponentials
+    if bias is not None:
+        weights += bias
+    # softmax = weights * norm; the norm multiplies the result (N x d) instead of the weights (N x M)
+    norm = kernels(q).inplace_exp(weights, mask)  # (..., N, 1)
+    keep = dropout_factor(rng, dropout_rate, weights)  # (..., N, M) or None
+    y = (weights if keep is None else weights * keep) @ v  # (..., N, d)
+    y *= norm
+    bias_shape = None if bias is None else bias.shape
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+        dsum = dy * norm  # in the forward pass: y = norm * ((weights * keep) @ v)
+        dv = (weights if keep is None else weights * keep).swapaxes(-1, -2) @ dsum  # (..., M, d)
+        dscores = dsum @ v.swapaxes(-1, -2)  # (..., N, M)
+        if keep is not None:
+            dscores *= keep
+        # softmax: dscores = softmax * (dsoftmax - sum_m softmax dsoftmax), and that sum is the dot product of dy and y
+        dscores -= array_module(dy).einsum("...nd,...nd->...n", dsum, y)[..., None]
+        dscores *= weights
+        # in the forward pass: scores = (scale q) k^T + bias
+        dq = dscores @ k
+        dq *= scale
+        dk = dscores.swapaxes(-1, -2) @ scaled
+        dbias = None if bias_shape is None else sum_to(dscores, bias_shape)
+        return dq, dk, dv, dbias
+
+    return y, vjp
+
+
+def sum_to(array: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an array of `shape` was broadcast: the backward pass of broadcasting."""
+    extra = array.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(
+        extra + axis for axis, size in enumerate(shape) if size == 1 and array.shape[extra + axis] != 1
+    )
+    return array.sum(axis=axes).reshape(shape) if axes else array

@@ -1,0 +1,55 @@
+"""LayerNorm: each token's channels shifted to mean 0 and scaled to variance 1, then given a learned gain and offset.
+
+Alphabet: R rows (all leading axes taken together), D channels. Next: `dropout.py`.
+"""
+
+from __future__ import annotations
+
+from minivit.backend import kernels
+from minivit.protocol import Array, Back, once, refuse
+
+
+def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-6) -> tuple[Array, Back]:
+    """y = xhat * weight + bias, with xhat = (x - mean) / sqrt(var + eps) over the last axis, var divided by D.
+
+    Args:
+        x: (..., D).
+        weight: (D,) or None for no gain.
+        bias: (D,) or None for no offset.
+        eps: added to the variance; 1e-6 as in the ViT paper's JAX code, 1e-5 in Swin's and as PyTorch's default.
+
+    Returns:
+        y (..., D), and vjp(dy) -> (dx, dweight, dbias).
+
+    Source: Ba, Kiros and Hinton 2016. Derivation: docs/derivations/layer_norm.md.
+    """
+    shape, channels = x.shape, x.shape[-1]
+    for name, vector in (("weight", weight), ("bias", bias)):
+        refuse(
+            vector is not None and vector.shape != (channels,),
+            f"layer_norm: {name} must have shape ({channels},), the last axis of x {x.shape}, got {_shape(vector)}",
+        )
+    refuse(channels == 0, "layer_norm: x has no channels to normalise over")
+    rows = x.reshape(x.size // channels, channels)  # (R, D)
+    xhat, rstd = kernels(x).normalise_rows(rows, eps)  # (R, D), (R, 1)
+    y = xhat * weight if weight is not None else xhat.copy()
+    if bias is not None:
+        y += bias
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
+        kernel = kernels(dy)
+        drows = dy.reshape(xhat.shape)  # (R, D)
+        # in the forward pass: y[r] = xhat[r] * weight + bias
+        dweight = None if weight is None else kernel.sum_rows_of_product(drows, xhat)  # (D,)
+        dbias = None if bias is None else kernel.sum_rows(drows)  # (D,)
+        dxhat = drows if weight is None else drows * weight  # (R, D)
+        # in the forward pass: xhat[r] = (x[r] - mean[r]) * rstd[r], where x[r, j] also moves the mean and the std
+        dx = kernel.normalise_rows_backward(dxhat, xhat, rstd)
+        return dx.reshape(shape), dweight, dbias
+
+    return y.reshape(shape), vjp
+
+
+def _shape(array: Array | None) -> tuple[int, ...] | None:
+    return None if array is None else array.shape

@@ -1,0 +1,113 @@
+"""Moves that change no number: cutting images into patches, splitting channels into heads.
+
+Each element goes to exactly one place, so the Jacobian is a permutation matrix, its transpose is its inverse, and the
+backward pass is the same move undone. This is said once, in `permutation`; every function here is two moves.
+
+Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw tokens, H heads, d head size.
+Next: `activation.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minivit.backend import array_module
+from minivit.protocol import Array, Back, once, refuse
+
+Move = Callable[[Array], Array]
+
+
+def permutation(x: Array, move: Move, undo: Move) -> tuple[Array, Back]:
+    """y = move(x), and vjp = undo."""
+    return move(x), once(undo)
+
+
+def split_heads(x: Array, heads: int) -> tuple[Array, Back]:
+    """(B, N, H d) -> (B, H, N, d): the channels cut into H equal parts, head by head.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
+    """
+    batch, tokens, channels = x.shape
+    refuse(channels % heads != 0, f"split_heads: {heads} heads do not divide {channels} channels")
+    return permutation(x, lambda a: _split(a, heads), _merge)
+
+
+def merge_heads(x: Array) -> tuple[Array, Back]:
+    """(B, H, N, d) -> (B, N, H d): the heads' outputs side by side again."""
+    heads = x.shape[1]
+    return permutation(x, _merge, lambda a: _split(a, heads))
+
+
+def split_qkv(qkv: Array, heads: int) -> tuple[tuple[Array, Array, Array], Back]:
+    """(B, N, 3 H d) -> q, k, v, each (B, H, N, d), as views; vjp(dq, dk, dv) -> dqkv.
+
+    The rows of timm's fused weight are q's, then k's, then v's, each head after head.
+    """
+    batch, tokens, channels = qkv.shape
+    refuse(channels % (3 * heads) != 0, f"split_qkv: {heads} heads do not divide {channels} / 3 channels")
+    parts = qkv.reshape(batch, tokens, 3, heads, channels // (3 * heads)).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, d)
+
+    @once
+    def vjp(dq: Array, dk: Array, dv: Array) -> Array:
+        by_token = [part.transpose(0, 2, 1, 3) for part in (dq, dk, dv)]  # each (B, N, H, d)
+        return array_module(dq).stack(by_token, axis=2).reshape(batch, tokens, channels)  # one copy, not two
+
+    return (parts[0], parts[1], parts[2]), vjp
+
+
+def _split(x: Array, heads: int) -> Array:
+    batch, tokens, channels = x.shape
+    return x.reshape(batch, tokens, heads, channels // heads).transpose(0, 2, 1, 3)  # (B, H, N, d)
+
+
+def _merge(x: Array) -> Array:
+    batch, heads, tokens, size = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * size)  # (B, N, H d)
+
+
+def patchify(images: Array, patch: tuple[int, int]) -> tuple[Array, Back]:
+    """(B, C, gh Ph, gw Pw) -> (B, gh gw, C Ph Pw): one row per patch, patches in reading order.
+
+    A row holds channel after channel, each in reading order, as a convolution kernel (C, Ph, Pw) is stored.
+
+    Raises:
+        ValueError: if the patch does not divide the image.
+    """
+    _check_patch(images.shape, patch)
+    _, channels, height, width = images.shape
+    grid = (height // patch[0], width // patch[1])
+    return permutation(images, lambda a: _cut(a, patch), lambda a: _glue(a, patch, grid, channels))
+
+
+def unpatchify(rows: Array, patch: tuple[int, int], grid: tuple[int, int]) -> tuple[Array, Back]:
+    """(B, gh gw, C Ph Pw) -> (B, C, gh Ph, gw Pw): the inverse of `patchify`."""
+    refuse(
+        rows.shape[1] != grid[0] * grid[1] or rows.shape[2] % (patch[0] * patch[1]) != 0,
+        f"unpatchify: rows of shape {rows.shape} do not make a grid {grid} of patches {patch}",
+    )
+    channels = rows.shape[2] // (patch[0] * patch[1])
+    return permutation(rows, lambda a: _glue(a, patch, grid, channels), lambda a: _cut(a, patch))
+
+
+def _cut(images: Array, patch: tuple[int, int]) -> Array:
+    batch, channels, height, width = images.shape
+    gh, gw = height // patch[0], width // patch[1]
+    cut = images.reshape(batch, channels, gh, patch[0], gw, patch[1])  # (B, C, gh, Ph, gw, Pw)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * patch[0] * patch[1])  # (B, N, C Ph Pw)
+
+
+def _glue(rows: Array, patch: tuple[int, int], grid: tuple[int, int], channels: int) -> Array:
+    batch = rows.shape[0]
+    cut = rows.reshape(batch, grid[0], grid[1], channels, patch[0], patch[1])  # (B, gh, gw, C, Ph, Pw)
+    return cut.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, grid[0] * patch[0], grid[1] * patch[1])
+
+
+def _check_patch(shape: tuple[int, ...], patch: tuple[int, int]) -> None:
+    refuse(len(shape) != 4, f"images must be (B, C, H, W), got shape {shape}")
+    height, width = shape[2:]
+    refuse(
+        height % patch[0] != 0 or width % patch[1] != 0,
+        f"image {height}x{width} is not divisible by patch {patch[0]}x{patch[1]}: pad or resize it, "
+        f"or choose a patch whose height divides {height} and whose width divides {width}",
+    )

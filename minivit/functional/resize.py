@@ -1,0 +1,70 @@
+"""Resizing a grid of vectors (position tables, images) as two explicit matrices, one for each axis.
+
+y = A_h x A_w^T is linear, so its backward pass is A_h^T dy A_w, and every property can be read off the matrices: rows
+sum to 1 (constants stay constant), and the same size gives the identity. Next: `loss.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minivit.backend import array_module
+from minivit.protocol import Array, Back, once, refuse
+
+# Keys 1981, the cubic kernel's free parameter: -0.5 (third-order exact) with antialiasing, as Pillow and PyTorch's
+# antialias mode use, and -0.75 without, as OpenCV and PyTorch's plain bicubic use.
+_CUBIC_ANTIALIASED, _CUBIC_PLAIN = -0.5, -0.75
+
+
+def resize_matrix(source: int, target: int, mode: str = "bicubic", antialias: bool = True) -> Array:
+    """The matrix (target, source), float64, that resamples a line of `source` points to `target` points.
+
+    Args:
+        mode: "bicubic" or "bilinear".
+        antialias: when shrinking, widen the kernel to the new spacing, so that every source point counts.
+
+    Pixel centres are aligned as in torch.nn.functional.interpolate(align_corners=False); beyond the ends, the plain
+    kernel repeats the last point, the antialiased one drops the missing points and rescales, as PyTorch does.
+    """
+    refuse(mode not in ("bicubic", "bilinear"), f"resize: mode={mode!r}: choose 'bicubic' or 'bilinear'")
+    refuse(source < 1 or target < 1, f"resize: cannot resample {source} points to {target}: both must be positive")
+    ratio = source / target
+    width = max(ratio, 1.0) if antialias else 1.0  # of the kernel, in source points
+    reach = 2 if mode == "bicubic" else 1
+    centre = (np.arange(target) + 0.5) * ratio - 0.5  # (target,)
+    span = int(np.ceil(reach * width)) + 1
+    points = np.floor(centre)[:, None].astype(np.int64) + np.arange(-span, span + 1)  # (target, 2 span + 1)
+    distance = (points - centre[:, None]) / width
+    if mode == "bicubic":
+        weights = _cubic(distance, _CUBIC_ANTIALIASED if antialias else _CUBIC_PLAIN)
+    else:
+        weights = np.maximum(1 - np.abs(distance), 0)
+    if antialias:
+        weights = np.where((points < 0) | (points >= source), 0, weights)
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    one_hot = np.clip(points, 0, source - 1)[..., None] == np.arange(source)  # (target, 2 span + 1, source)
+    return (weights[..., None] * one_hot).sum(axis=1)
+
+
+def _cubic(x: Array, a: float) -> Array:
+    """The cubic convolution kernel of Keys 1981: 1 at 0, 0 at the other integers, 0 beyond 2."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def resize_grid(
+    x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True
+) -> tuple[Array, Back]:
+    """A grid x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
+    xp = array_module(x)
+    rows = xp.asarray(resize_matrix(x.shape[0], size[0], mode, antialias).astype(x.dtype))  # (h', h)
+    columns = xp.asarray(resize_matrix(x.shape[1], size[1], mode, antialias).astype(x.dtype))  # (w', w)
+    y = xp.einsum("ij,jkd,lk->ild", rows, x, columns)
+
+    @once
+    def vjp(dy: Array) -> Array:
+        return xp.einsum("ij,ild,lk->jkd", rows, dy, columns)
+
+    return y, vjp

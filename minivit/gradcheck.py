@@ -1,0 +1,248 @@
+"""Two independent proofs that a backward pass is the derivative of its forward pass.
+
+`check_vjp` compares with 5-point differences along random directions; `check_complex_step` compares every single element
+with the complex step, which has no cancellation and so holds to 1e-12. Both work on functions of `minivit.functional`,
+on layers, on models, and on a reader's own. See docs/gradcheck.md for why the inputs are what they are.
+
+What fools such checks, and is therefore not done here: dy of ones (softmax and LayerNorm then have gradient 0),
+parameters at their initial values (a gain of 1 hides that it was forgotten), writable inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minivit.nn.layer import Layer
+from minivit.protocol import Array, refuse
+
+# Steps of the 5-point differences. At 1e-3 truncation h^4 and rounding 1e-16/h are both near 1e-12; where the function
+# bends sharply (LayerNorm of a row with little variance) truncation is larger, and the next smaller step is tried. A
+# wrong gradient fails at all of them.
+_STEPS = (1e-3, 1e-4, 1e-5)
+_TINY = 1e-30  # complex step: nothing is subtracted, so it may be so small that its square vanishes
+_LOCATE = 4096  # elements that are searched for the worst one, once a random direction has shown an error
+
+
+class GradientError(AssertionError):
+    """A backward pass is not the derivative of its forward pass; says where."""
+
+
+def check_vjp(f: Any, *args: Any, seed: int = 0, rng_seed: int | None = None, tolerance: float = 1e-6) -> float:
+    """<back(dy), v> == d/dt <f(x + t v), dy> at t = 0, for random v and dy, for each input and parameter of f.
+
+    Args:
+        f: a function `f(*args) -> y, vjp`, or a Layer (called as `f(x, rng)`, its parameters in float64).
+        args: the arguments; floating arrays are differentiated (as float64), all others are constants.
+        seed: of dy, of the directions, and of the values that a layer's parameters take during the check.
+        rng_seed: a layer with noise gets a new generator of this seed at each call; None means inference.
+        tolerance: of the error, |got - expected| over the largest gradient element of the whole case.
+
+    Returns:
+        the largest error.
+
+    Raises:
+        GradientError: naming the layer, the tensor, the worst index, expected and got.
+    """
+    with _Case(f, args, seed, rng_seed) as case:
+        worst = 0.0
+        for tensor in case.tensors:
+            direction = case.draw(tensor.value.shape)
+            got = float(np.sum(tensor.grad * direction))
+            for step in _STEPS:
+                error = abs(got - case.slope(tensor, direction, step)) / case.scale
+                if error <= tolerance:
+                    break
+            else:
+                raise GradientError(_locate(case, tensor, error, tolerance))
+            worst = max(worst, error)
+        return worst
+
+
+def check_complex_step(f: Any, *args: Any, seed: int = 0, rng_seed: int | None = None, tolerance: float = 1e-12) -> float:
+    """d<f, dy>/dx_i == Im <f(x + i h e_i), dy> / h for every element of every input and parameter, h = 1e-30.
+
+    The forward pass must be analytic and run in complex numbers (no abs, no conj, no .var()). Source: Squire and
+    Trapp 1998. Arguments, return value and errors are those of `check_vjp`; the tolerance is 1e-12.
+    """
+    with _Case(f, args, seed, rng_seed) as case:
+        worst = 0.0
+        for tensor in case.tensors:
+            expected = case.complex_gradient(tensor)
+            error = np.abs(tensor.grad - expected) / case.scale
+            largest = float(error.max(initial=0.0))
+            if not largest <= tolerance:
+                raise GradientError(_message(case, tensor, expected, largest, tolerance))
+            worst = max(worst, largest)
+        return worst
+
+
+class _Tensor:
+    """One differentiated array: an argument or a parameter."""
+
+    def __init__(self, name: str, value: Array, write: Callable[[Array], None]) -> None:
+        self.name, self.value, self.write = name, value, write
+        self.grad: Array = np.zeros_like(value)
+
+
+class _Case:
+    """f at one point: its tensors, their gradients from the backward pass, and forward passes at other points."""
+
+    def __init__(self, f: Any, args: tuple[Any, ...], seed: int, rng_seed: int | None) -> None:
+        self.f, self.rng_seed = f, rng_seed
+        self.name = type(f).__name__ if isinstance(f, Layer) else getattr(f, "__name__", repr(f))
+        self.random = np.random.default_rng(seed)
+        self.args = [_frozen(arg) if _is_float(arg) else arg for arg in args]
+        self.inputs = [self._input(place) for place, arg in enumerate(self.args) if _is_float(arg)]
+        self.tensors: list[_Tensor] = []
+
+    def __enter__(self) -> _Case:
+        params = self.f.parameters() if isinstance(self.f, Layer) else {}
+        for name, param in params.items():
+            refuse(
+                param.data.dtype != np.float64,
+                f"{self.name}.{name} is {param.data.dtype}: build the layer with dtype='float64' to check its gradient",
+            )
+        self.restore = [(param, param.data, param.grad) for param in params.values()]
+        for param in params.values():
+            # one initial value (a gain of 1, a bias of 0) can hide a mistake, so parameters move to a general point
+            spread = 0.5 if len(param.shape) < 2 else prod(param.shape[1:]) ** -0.5
+            param.swap(_frozen(param.data + spread * self.draw(param.shape)))
+            param.grad = None
+        weights = [_Tensor(name, param.data, param.swap) for name, param in params.items()]
+        try:
+            self._differentiate(params, weights)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for param, data, grad in self.restore:
+            param.swap(data)
+            param.grad = grad
+
+    def _differentiate(self, params: Any, weights: list[_Tensor]) -> None:
+        y, back = self._call()
+        self.dy = [self.draw(np.shape(part)) for part in _parts(y)]
+        grads = back(*(float(part) if part.ndim == 0 else _frozen(part) for part in self.dy))
+        # a function whose gradient is bare differentiates its first argument only
+        self.tensors = self.inputs if isinstance(grads, tuple) else self.inputs[: grads is not None]
+        given = [grad for grad in grads if grad is not None] if isinstance(grads, tuple) else [grads]
+        for tensor, grad in zip(self.tensors, given):
+            tensor.grad = self._checked(tensor, grad)
+        for tensor, param in zip(weights, params.values()):
+            refuse(param.grad is None, f"{self.name}: back left no gradient in parameter {tensor.name}")
+            tensor.grad = self._checked(tensor, param.grad)
+        self.tensors = self.tensors + weights
+        largest = max((float(np.abs(tensor.grad).max(initial=0.0)) for tensor in self.tensors), default=0.0)
+        self.scale = largest or 1.0  # all gradients zero: the error is then absolute
+
+    def _checked(self, tensor: _Tensor, grad: Array) -> Array:
+        if np.shape(grad) != tensor.value.shape:
+            raise GradientError(
+                f"{self.name}: the gradient of {tensor.name} has shape {np.shape(grad)}, but {tensor.name} has "
+                f"{tensor.value.shape}"
+            )
+        return np.asarray(grad)
+
+    def _input(self, place: int) -> _Tensor:
+        name = "x" if isinstance(self.f, Layer) else f"argument {place}"
+        return _Tensor(name, self.args[place], lambda value: self.args.__setitem__(place, value))
+
+    def draw(self, shape: tuple[int, ...]) -> Array:
+        return np.asarray(self.random.standard_normal(shape))
+
+    def _call(self) -> Any:
+        if not isinstance(self.f, Layer):
+            return self.f(*self.args)
+        rng = None if self.rng_seed is None else np.random.default_rng(self.rng_seed)
+        return self.f(self.args[0], rng)
+
+    def _projected(self) -> Any:
+        """<f, dy> at the point that the arguments and parameters now hold."""
+        return sum(np.sum(part * dy) for part, dy in zip(_parts(self._call()[0]), self.dy))
+
+    @contextmanager
+    def _at(self, tensor: _Tensor) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            tensor.write(tensor.value)
+
+    def slope(self, tensor: _Tensor, direction: Array, step: float = _STEPS[1]) -> float:
+        """d/dt <f(x + t v), dy> at 0 by 5-point differences."""
+        with self._at(tensor):
+            values = []
+            for steps in (-2, -1, 1, 2):
+                tensor.write(_frozen(tensor.value + steps * step * direction))
+                values.append(float(self._projected()))
+        before2, before, after, after2 = values
+        return (before2 - 8 * before + 8 * after - after2) / (12 * step)
+
+    def complex_gradient(self, tensor: _Tensor) -> Array:
+        """Im <f(x + i h e_j), dy> / h for every element j; all tensors are complex meanwhile."""
+        expected = np.empty(tensor.value.size)
+        point = tensor.value.astype(np.complex128)
+        others = [other for other in self.tensors if other is not tensor]
+        try:
+            for other in others:
+                other.write(other.value.astype(np.complex128))
+            tensor.write(point)
+            flat = point.reshape(-1)
+            for place in range(flat.size):
+                real = flat[place]
+                flat[place] = real + 1j * _TINY
+                expected[place] = self._projected().imag / _TINY
+                flat[place] = real
+        finally:
+            for each in self.tensors:
+                each.write(each.value)
+        return expected.reshape(tensor.value.shape)
+
+
+def _locate(case: _Case, tensor: _Tensor, error: float, tolerance: float) -> str:
+    """The failing tensor's worst element, searched one by one."""
+    if tensor.value.size > _LOCATE:
+        return (
+            f"{case.name}: the gradient of {tensor.name} {tensor.value.shape} is wrong along a random direction: "
+            f"error {error:.1e}, allowed {tolerance:.0e} (too large to search for the worst element: use smaller shapes)"
+        )
+    expected = np.empty(tensor.value.shape)
+    for index in np.ndindex(*tensor.value.shape):
+        unit = np.zeros(tensor.value.shape)
+        unit[index] = 1
+        expected[index] = case.slope(tensor, unit)
+    return _message(case, tensor, expected, error, tolerance)
+
+
+def _message(case: _Case, tensor: _Tensor, expected: Array, error: float, tolerance: float) -> str:
+    difference = np.abs(tensor.grad - expected)
+    flat = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
+    index = tuple(int(i) for i in np.unravel_index(flat, expected.shape))
+    place = f"{tensor.name}[{', '.join(map(str, index))}]" if index else tensor.name
+    wrong = int((~(difference <= tolerance * case.scale)).sum())
+    return (
+        f"{case.name}: the gradient of {tensor.name} {expected.shape} is wrong in {wrong} of {expected.size} elements. "
+        f"Worst at {place}: expected {expected[index]:.10g}, got {tensor.grad[index]:.10g} "
+        f"(error {error:.1e} of the largest gradient {case.scale:.3g}, allowed {tolerance:.0e})"
+    )
+
+
+def _parts(y: Any) -> tuple[Any, ...]:
+    return y if isinstance(y, tuple) else (y,)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _frozen(value: Array) -> Array:
+    """A read-only float64 copy: a forward or backward pass that writes into what it was given fails loudly."""
+    copy = np.array(value, np.float64)
+    copy.setflags(write=False)
+    return copy

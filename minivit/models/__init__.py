@@ -1,0 +1,11 @@
+"""Whole networks, from images to logits.
+
+Read in this order: `model.py` (what every model is), `positions.py`, `vit.py`, `vit_init.py`, `configs.py`; then
+`minivit/optim.py`, which makes them learn.
+"""
+
+from minivit.models.configs import create_model, list_models
+from minivit.models.model import Model
+from minivit.models.vit import ViT
+
+__all__ = ["Model", "ViT", "create_model", "list_models"]

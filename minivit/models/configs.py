@@ -1,0 +1,96 @@
+"""The published sizes under timm's names, and `create_model`, which builds one of them.
+
+Sources: Dosovitskiy et al. 2021 (ViT, table 1), Touvron et al. 2021 (DeiT, table 1), timm (the names, test_vit).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from minivit.models.model import Model
+from minivit.models.vit import ViT
+
+_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
+_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
+_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+_HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+_GAP = {"class_token": False, "global_pool": "avg"}
+
+
+def _vit(size: dict[str, Any], patch: int, image: int, **more: Any) -> tuple[type[Model], dict[str, Any]]:
+    return ViT, {**size, "patch_size": patch, "img_size": image, **more}
+
+
+_CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
+    "vit_tiny_patch16_224": _vit(_TINY, 16, 224),
+    "vit_tiny_patch16_384": _vit(_TINY, 16, 384),
+    "vit_small_patch32_224": _vit(_SMALL, 32, 224),
+    "vit_small_patch32_384": _vit(_SMALL, 32, 384),
+    "vit_small_patch16_224": _vit(_SMALL, 16, 224),
+    "vit_small_patch16_384": _vit(_SMALL, 16, 384),
+    "vit_small_patch8_224": _vit(_SMALL, 8, 224),
+    "vit_base_patch32_224": _vit(_BASE, 32, 224),
+    "vit_base_patch32_384": _vit(_BASE, 32, 384),
+    "vit_base_patch16_224": _vit(_BASE, 16, 224),
+    "vit_base_patch16_384": _vit(_BASE, 16, 384),
+    "vit_base_patch16_gap_224": _vit(_BASE, 16, 224, **_GAP),
+    "vit_base_patch8_224": _vit(_BASE, 8, 224),
+    "vit_large_patch32_224": _vit(_LARGE, 32, 224),
+    "vit_large_patch32_384": _vit(_LARGE, 32, 384),
+    "vit_large_patch16_224": _vit(_LARGE, 16, 224),
+    "vit_large_patch16_384": _vit(_LARGE, 16, 384),
+    "vit_large_patch14_224": _vit(_LARGE, 14, 224),
+    "vit_huge_patch14_224": _vit(_HUGE, 14, 224),
+    "deit_tiny_patch16_224": _vit(_TINY, 16, 224),
+    "deit_small_patch16_224": _vit(_SMALL, 16, 224),
+    "deit_base_patch16_224": _vit(_BASE, 16, 224),
+    "deit_base_patch16_384": _vit(_BASE, 16, 384),
+    "deit_tiny_distilled_patch16_224": _vit(_TINY, 16, 224, distilled=True),
+    "deit_small_distilled_patch16_224": _vit(_SMALL, 16, 224, distilled=True),
+    "deit_base_distilled_patch16_224": _vit(_BASE, 16, 224, distilled=True),
+    "deit_base_distilled_patch16_384": _vit(_BASE, 16, 384, distilled=True),
+    # timm's smallest published ViT (0.37 million parameters), made for tests
+    "test_vit": _vit({"embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3.0}, 16, 160, dynamic_img_size=True),
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, in alphabetical order."""
+    return sorted(_CONFIGS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    dtype: Any = "float32",
+    seed: Any = 0,
+    **overrides: Any,
+) -> Model:
+    """A model of a published size, with fresh weights.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: 1000 as published; 0 gives pooled features.
+        in_chans: image channels.
+        img_size: int or (H, W); None is the size in the name.
+        dtype: "float32" or "float64".
+        seed: of the initial weights.
+        overrides: any other argument of the model's class, such as drop_path_rate=0.1.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the nearest known ones.
+    """
+    if name not in _CONFIGS:
+        near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see minivit.list_models()"
+        raise ValueError(f"unknown model {name!r}: {hint}")
+    kind, config = _CONFIGS[name]
+    arguments = {**config, "num_classes": num_classes, "in_chans": in_chans, "dtype": dtype, "seed": seed, **overrides}
+    if img_size is not None:
+        arguments["img_size"] = img_size
+    return kind(**arguments)

@@ -1,0 +1,140 @@
+"""Where a token stands: attention sees a set, so the place of each patch is added to its vector.
+
+Each class here gives a table of vectors for a grid of patches and takes the table's gradient back; `relative` positions
+are a bias inside attention instead, in `minivit/nn/position_bias.py`.
+
+Alphabet: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels. Next: `vit.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minivit import functional as F
+from minivit.backend import array_module
+from minivit.nn import init
+from minivit.nn.layer import Layer, Param
+from minivit.protocol import Array, Back, once, refuse
+
+KINDS = ("learned_1d", "none", "learned_2d", "sincos_1d", "sincos_2d", "relative")
+
+
+class Positions(Layer):
+    """Base: `table(grid)` gives vectors (p + N, D) and a back for their gradient."""
+
+    names_in_parent = True
+
+    def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
+        raise TypeError(f"{type(self).__name__} must define table(self, grid)")
+
+
+class Learned1d(Positions):
+    """One learned vector for each token in reading order: `pos_embed` (1, p + N, D), timm's. The ViT paper's choice.
+
+    For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does.
+    """
+
+    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
+        self.grid, self.prefix = grid, prefix
+        tokens = prefix + grid[0] * grid[1]
+        self.pos_embed = Param(init.trunc_normal(rng, (1, tokens, dim), 0.02, dtype))
+
+    def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
+        learned = self.pos_embed.data[0]  # (p + N, D)
+        if grid == self.grid:
+            return learned, once(lambda dtable: self.pos_embed.accumulate(dtable[None]))
+        xp, dim = array_module(learned), learned.shape[1]
+        square = learned[self.prefix :].reshape(*self.grid, dim)  # (gh, gw, D)
+        resized, vjp = F.resize_grid(square, grid)  # (gh', gw', D)
+        table = xp.concatenate((learned[: self.prefix], resized.reshape(grid[0] * grid[1], dim)))
+
+        @once
+        def back(dtable: Array) -> None:
+            dsquare = vjp(dtable[self.prefix :].reshape(*grid, dim)).reshape(-1, dim)  # (N, D)
+            self.pos_embed.accumulate(xp.concatenate((dtable[: self.prefix], dsquare))[None])
+
+        return table, back
+
+
+class Learned2d(Positions):
+    """Half of the channels tell the row, half the column: `pos_embed_row` (gh, D/2) and `pos_embed_col` (gw, D/2).
+
+    Prefix tokens get no position: they are learned vectors already.
+    """
+
+    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
+        refuse(dim % 2 != 0, f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}")
+        self.prefix = prefix
+        self.pos_embed_row = Param(init.trunc_normal(rng, (grid[0], dim // 2), 0.02, dtype))
+        self.pos_embed_col = Param(init.trunc_normal(rng, (grid[1], dim // 2), 0.02, dtype))
+
+    def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
+        row, back_row = _resample(self.pos_embed_row, grid[0])  # (gh, D/2)
+        column, back_column = _resample(self.pos_embed_col, grid[1])  # (gw, D/2)
+        xp, (gh, gw), half = array_module(row), grid, row.shape[1]
+        rows = xp.broadcast_to(row[:, None], (gh, gw, half))
+        columns = xp.broadcast_to(column[None], (gh, gw, half))
+        places = xp.concatenate((rows, columns), axis=2).reshape(gh * gw, 2 * half)  # (N, D)
+        prefix = xp.zeros((self.prefix, 2 * half), places.dtype)
+
+        @once
+        def back(dtable: Array) -> None:
+            dplaces = dtable[self.prefix :].reshape(gh, gw, 2 * half)
+            back_row(dplaces[:, :, :half].sum(axis=1))
+            back_column(dplaces[:, :, half:].sum(axis=0))
+
+        return xp.concatenate((prefix, places)), back
+
+
+def _resample(param: Param, size: int) -> tuple[Array, Back]:
+    """A learned line of vectors (n, D) at `size` places; its back adds the gradient."""
+    if size == param.shape[0]:
+        return param.data, once(param.accumulate)
+    line, vjp = F.resize_grid(param.data[:, None], (size, 1))  # (size, 1, D)
+    return line[:, 0], once(lambda dline: param.accumulate(vjp(dline[:, None])[:, 0]))
+
+
+class SinCos(Positions):
+    """Fixed sines and cosines of the place, at wavelengths from 2 pi to 10,000 * 2 pi; nothing is learned.
+
+    kind "sincos_1d": of the number of the token in reading order (Vaswani et al. 2017, section 3.5).
+    kind "sincos_2d": half of the channels of the row, half of the column (Chen, Xie and He 2021, MoCo v3).
+    Prefix tokens get no position.
+    """
+
+    def __init__(self, kind: str, prefix: int, dim: int, dtype: Any) -> None:
+        parts = 4 if kind == "sincos_2d" else 2
+        refuse(dim % parts != 0, f"pos_embed={kind!r} needs an embed_dim that is a multiple of {parts}, got {dim}")
+        self.kind, self.prefix, self.dim = kind, prefix, dim
+        self.anchor = np.zeros((0,), dtype)  # knows the dtype and the device
+
+    def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
+        y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+        if self.kind == "sincos_1d":
+            places = _waves(np.arange(len(y)), self.dim)
+        else:
+            places = np.concatenate((_waves(y, self.dim // 2), _waves(x, self.dim // 2)), axis=1)
+        table = np.concatenate((np.zeros((self.prefix, self.dim), places.dtype), places))
+        table = array_module(self.anchor).asarray(table.astype(self.anchor.dtype))
+        return table, once(lambda dtable: None)
+
+
+def _waves(place: Array, dim: int) -> Array:
+    """(N,) places -> (N, dim): sines, then cosines, of place / 10000^(2i/dim)."""
+    rates = 10_000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    angles = place[:, None] * rates  # (N, dim/2)
+    return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
+
+
+def make_positions(
+    kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any
+) -> Positions | None:
+    """The table of a kind; None for "none" and for "relative", which adds nothing to the tokens."""
+    refuse(kind not in KINDS, f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
+    if kind == "learned_1d":
+        return Learned1d(grid, prefix, dim, dtype, rng)
+    if kind == "learned_2d":
+        return Learned2d(grid, prefix, dim, dtype, rng)
+    return SinCos(kind, prefix, dim, dtype) if kind.startswith("sincos") else None

@@ -1,0 +1,340 @@
+"""The Vision Transformer: an image is cut into patches, and the patches are read like words.
+
+Alphabet: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
+D channels, K classes. Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; names and shapes are timm's.
+Next: `configs.py`, the published sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit import functional as F
+from minivit.backend import array_module, as_generator, kernels
+from minivit.models.model import Model
+from minivit.models.positions import make_positions
+from minivit.models.vit_init import initialise
+from minivit.nn import Attention, Block, Chain, Dropout, Layer, LayerNorm, Linear, Mlp, Param, PatchEmbed, Tanh
+from minivit.nn.init import dtype_of, normal
+from minivit.protocol import Array, Back, once, refuse
+
+
+class Tokens(Layer):
+    """Images (B, C, H, W) -> tokens (B, T, D): patches embedded, prefix tokens put in front, positions added."""
+
+    names_in_parent = True
+
+    def __init__(
+        self,
+        image: tuple[int, int],
+        patch: tuple[int, int],
+        prefix_names: list[str],
+        patch_embed: PatchEmbed,
+        positions: Any,
+        drop: float,
+        dynamic: bool,
+        dtype: Any,
+        rng: Any,
+    ) -> None:
+        dim = patch_embed.proj.weight.shape[0]
+        self.image, self.patch, self.prefix_names, self.dynamic = image, patch, prefix_names, dynamic
+        for name in prefix_names:
+            setattr(self, name, Param(normal(rng, (1, 1, dim), 1e-6, dtype)))  # 1e-6: timm's start of the class token
+        self.positions = positions
+        self.patch_embed = patch_embed
+        self.drop = drop
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        grid = self._grid(x)
+        xp, batch = array_module(x), x.shape[0]
+        patches, back_patches = self.patch_embed(x)  # (B, N, D)
+        dim = patches.shape[2]
+        prefix = [getattr(self, name) for name in self.prefix_names]
+        p = len(prefix)
+        joined = xp.concatenate([xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix] + [patches], axis=1)
+        table, back_table = self.positions.table(grid) if self.positions else (None, None)  # (T, D)
+        placed = joined if table is None else joined + table
+        y, back_drop = F.dropout(placed, self.drop, rng)
+
+        @once
+        def back(dy: Array) -> Array:
+            dtokens = back_drop(dy)  # (B, T, D)
+            tokens = dtokens.shape[1]
+            # the same table and prefix were added to every image, so their gradients are sums over the batch
+            dtable = kernels(dtokens).sum_rows(dtokens.reshape(batch, tokens * dim)).reshape(tokens, dim)
+            for place, token in enumerate(prefix):
+                token.accumulate(dtable[place].reshape(1, 1, dim))
+            if back_table is not None:
+                back_table(dtable)
+            return back_patches(dtokens[:, p:])
+
+        return y, back
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return self.patch_embed.macs(shape)
+
+    def _grid(self, x: Array) -> tuple[int, int]:
+        refuse(x.ndim != 4, f"images must be (B, C, H, W), got shape {x.shape}")
+        height, width = x.shape[2:]
+        refuse(
+            not self.dynamic and (height, width) != self.image,
+            f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
+            f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True",
+        )
+        return height // self.patch[0], width // self.patch[1]
+
+
+class Pool(Layer):
+    """Tokens (B, T, D) -> one vector (B, D), or (B, 2, D) when a distilled model reads two tokens.
+
+    mode "token" takes the prefix tokens, "avg" the mean of the others.
+    """
+
+    def __init__(self, mode: str, prefix: int) -> None:
+        self.mode, self.prefix = mode, prefix
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        p, shape = self.prefix, x.shape
+        if self.mode == "avg":
+            y, back_part = F.mean_pool(x[:, p:])
+            part: Any = slice(p, None)
+        else:
+            part = 0 if p == 1 else slice(0, p)
+            y, back_part = x[:, part], None
+
+        @once
+        def back(dy: Array) -> Array:
+            dx = array_module(dy).zeros(shape, dy.dtype)
+            dx[:, part] = dy if back_part is None else back_part(dy)
+            return dx
+
+        return y, back
+
+
+class PreLogits(Chain):
+    """The paper's head for pretraining: a linear layer and tanh before the classifier; key `pre_logits.fc`."""
+
+    def __init__(self, dim: int, size: int, dtype: Any, rng: Any) -> None:
+        self.fc = Linear(dim, size, dtype=dtype, seed=rng)
+        self.tanh = Tanh()
+
+    def stages(self) -> list[Layer]:
+        return [self.fc, self.tanh]
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return self.fc.macs(shape)
+
+
+class DistilledHead(Layer):
+    """Two classifiers, on the class token and on the distillation token, averaged (Touvron et al. 2021, DeiT)."""
+
+    names_in_parent = True
+
+    def __init__(self, dim: int, num_classes: int, *, dtype: Any, seed: Any) -> None:
+        rng = as_generator(seed)
+        self.head = Linear(dim, num_classes, dtype=dtype, seed=rng)
+        self.head_dist = Linear(dim, num_classes, dtype=dtype, seed=rng)
+
+    def both(self, x: Array) -> tuple[tuple[Array, Array], Back]:
+        """Features (B, 2, D) -> the logits of both heads; the back takes a gradient for each."""
+        logits, back_head = self.head(x[:, 0])
+        distilled, back_dist = self.head_dist(x[:, 1])
+
+        @once
+        def back(dlogits: Array, ddistilled: Array) -> Array:
+            return array_module(dlogits).stack((back_head(dlogits), back_dist(ddistilled)), axis=1)
+
+        return (logits, distilled), back
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        (logits, distilled), back_both = self.both(x)
+
+        @once
+        def back(dy: Array) -> Array:
+            half = dy * 0.5
+            return back_both(half, half)
+
+        return (logits + distilled) * 0.5, back
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return shape[0] * (self.head.weight.size + self.head_dist.weight.size)
+
+
+class ViT(Model):
+    """Images (B, C, H, W) -> logits (B, K).
+
+    Args (timm's names where timm has them):
+        img_size: int or (H, W), which the patch must divide.
+        patch_size: int or (Ph, Pw).
+        in_chans: C.
+        num_classes: K; 0 gives the pooled features (B, D).
+        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the encoder's size.
+        class_token: put a learned token in front; `global_pool="token"` needs it.
+        global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches, then `fc_norm`.
+        pos_embed: "learned_1d" | "none" | "learned_2d" | "sincos_1d" | "sincos_2d" | "relative".
+        representation_size: width of the fc + tanh before the classifier, None for a single linear layer.
+        patch_norm: LayerNorm after the patch embedding (key `patch_embed.norm`).
+        drop_rate: dropout before the head; pos_drop_rate: after the positions; proj_drop_rate: after projections and
+            in the MLP; attn_drop_rate: of the attention weights; drop_path_rate: of the last block's branches, rising
+            linearly from 0 at the first.
+        gelu: "none" (exact) or "tanh" (Google's JAX code).
+        norm_eps: 1e-6, with which the published weights were trained.
+        weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
+        distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each.
+        dynamic_img_size: take any image that the patch divides, resampling the positions.
+        heads: "split" or "linear", see `minivit.nn.Attention`.
+        skip_unused_tokens: where the head reads only prefix tokens, the last block computes only theirs. Exact.
+        dtype: "float32" or "float64".
+        seed: of the initial weights, an int or a generator.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        class_token: bool = True,
+        global_pool: str = "token",
+        pos_embed: str = "learned_1d",
+        representation_size: int | None = None,
+        patch_norm: bool = False,
+        drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        gelu: str = "none",
+        norm_eps: float = 1e-6,
+        weight_init: str = "timm",
+        distilled: bool = False,
+        dynamic_img_size: bool = False,
+        heads: str = "split",
+        skip_unused_tokens: bool = True,
+        dtype: Any = "float32",
+        seed: Any = 0,
+    ) -> None:
+        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__", "seed")}
+        self.config["dtype"] = dtype_of(dtype).name
+        rng, dtype = as_generator(seed), dtype_of(dtype)
+        _refuse_contradictions(self.config)
+        image, patch = _pair(img_size), _pair(patch_size)
+        grid = _grid_of(image, patch)
+        prefix = (["cls_token"] if class_token else []) + (["dist_token"] if distilled else [])
+        self.num_classes = num_classes
+        self.embed = Tokens(
+            image,
+            patch,
+            prefix,
+            PatchEmbed(patch, in_chans, embed_dim, norm_eps=norm_eps if patch_norm else None, dtype=dtype, seed=rng),
+            make_positions(pos_embed, grid, len(prefix), embed_dim, dtype, rng),
+            pos_drop_rate,
+            dynamic_img_size,
+            dtype,
+            rng,
+        )
+        self.blocks = [self._block(index, grid, len(prefix), rng) for index in range(depth)]
+        # with an average, the norm moves behind the pooling, as in timm
+        self.norm = LayerNorm(embed_dim, norm_eps, dtype=dtype) if global_pool == "token" else None
+        self.pool = Pool(global_pool, len(prefix))
+        self.fc_norm = LayerNorm(embed_dim, norm_eps, dtype=dtype) if global_pool == "avg" else None
+        self.pre_logits = PreLogits(embed_dim, representation_size, dtype, rng) if representation_size else None
+        self.head_drop = Dropout(drop_rate)
+        self.head: Layer | None = None
+        if num_classes:
+            kind = DistilledHead if distilled else Linear
+            self.head = kind(representation_size or embed_dim, num_classes, dtype=dtype, seed=rng)
+        initialise(self, weight_init, rng)
+
+    def _block(self, index: int, grid: tuple[int, int], prefix: int, rng: Any) -> Block:
+        c = self.config
+        dim, dtype, last = c["embed_dim"], c["dtype"], index == c["depth"] - 1
+        only_prefix = last and c["skip_unused_tokens"] and c["global_pool"] == "token"
+        attention = Attention(
+            dim,
+            c["num_heads"],
+            c["qkv_bias"],
+            heads=c["heads"],
+            attn_drop=c["attn_drop_rate"],
+            proj_drop=c["proj_drop_rate"],
+            queries=prefix if only_prefix else None,
+            position_bias=grid if c["pos_embed"] == "relative" else None,
+            prefix_tokens=prefix,
+            dtype=dtype,
+            seed=rng,
+        )
+        hidden = int(dim * c["mlp_ratio"])
+        mlp = Mlp(dim, hidden, gelu=c["gelu"], drop=c["proj_drop_rate"], dtype=dtype, seed=rng)
+        norms = [LayerNorm(dim, c["norm_eps"], dtype=dtype) for _ in range(2)]
+        return Block(norms[0], attention, norms[1], mlp, c["drop_path_rate"] * index / max(1, c["depth"] - 1))
+
+    def body(self) -> list[Layer]:
+        stages = [self.embed, *self.blocks, self.norm, self.pool, self.fc_norm, self.pre_logits]
+        return [stage for stage in stages if stage is not None]
+
+    def tail(self) -> list[Layer]:
+        return [self.head_drop, self.head] if self.head is not None else []
+
+    def heads(self, x: Array) -> tuple[Array, Array]:
+        """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
+        if not isinstance(self.head, DistilledHead):
+            raise ValueError("heads(x) is for distilled models: build with distilled=True and num_classes > 0")
+        return self.head.both(self.features(x))[0]  # type: ignore[no-any-return]
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for images (B, C, H, W), counted as published: every token in every block."""
+        c, batch, patch = self.config, shape[0], self.embed.patch
+        patches = (shape[2] // patch[0]) * (shape[3] // patch[1])
+        tokens, dim = len(self.embed.prefix_names) + patches, c["embed_dim"]
+        attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
+        if c["heads"] == "linear":
+            attention += 3 * tokens * dim * dim
+        mlp = 2 * tokens * dim * int(dim * c["mlp_ratio"])
+        width = c["representation_size"] or dim
+        head = (dim * width if c["representation_size"] else 0) + width * c["num_classes"] * (2 if c["distilled"] else 1)
+        embed = patches * self.embed.patch_embed.proj.weight.size
+        return batch * (embed + c["depth"] * (attention + mlp) + head)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _grid_of(image: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    divides = min(patch) > 0 and image[0] % patch[0] == 0 and image[1] % patch[1] == 0 and min(image) > 0
+    if not divides:
+        fits = [size for size in range(2, min(image) + 1) if image[0] % size == 0 and image[1] % size == 0]
+        near = sorted(fits, key=lambda size: abs(size - patch[0]))[:2]
+        remedy = f"choose patch {' or '.join(map(str, sorted(near)))}" if near else "choose another size"
+        raise ValueError(
+            f"image {image[0]}x{image[1]} is not divisible by patch {patch[0]}x{patch[1]}: pad it, or {remedy}"
+        )
+    return image[0] // patch[0], image[1] // patch[1]
+
+
+def _refuse_contradictions(config: dict[str, Any]) -> None:
+    """Arguments that make no model together are refused, with what to change."""
+    pool, token, distilled = config["global_pool"], config["class_token"], config["distilled"]
+    refuse(pool not in ("token", "avg"), f"global_pool={pool!r}: choose 'token' or 'avg'")
+    refuse(
+        not token and (pool == "token" or distilled),
+        "class_token=False leaves no token to read: use global_pool='avg' and distilled=False",
+    )
+    refuse(distilled and pool == "avg", "distilled=True reads its two tokens: use global_pool='token'")
+    refuse(
+        distilled and config["representation_size"] is not None,
+        "distilled=True has two plain heads: use representation_size=None",
+    )
+    refuse(
+        config["pos_embed"] == "relative" and config["dynamic_img_size"],
+        "pos_embed='relative' learns a bias for each offset of one grid: build the model with the img_size you need, "
+        "or use absolute positions with dynamic_img_size=True",
+    )
+    for name in ("embed_dim", "depth", "in_chans"):
+        refuse(config[name] < 1, f"{name}={config[name]} must be at least 1")
+    refuse(config["num_classes"] < 0, f"num_classes={config['num_classes']} must be at least 0 (0: pooled features)")

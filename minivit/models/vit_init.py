@@ -1,0 +1,41 @@
+"""The three ways in which published ViTs start training, by parameter name.
+
+Layers are built as timm starts them (weights truncated normal with std 0.02, biases 0, patch convolution as PyTorch's
+default), so "timm" changes nothing; the others draw again. Next: `configs.py`.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+from minivit.nn import Layer, init
+from minivit.protocol import refuse
+
+SCHEMES = ("timm", "jax", "jax_nlhb")
+
+
+def initialise(model: Layer, scheme: str, rng: Any) -> None:
+    """Redraw a ViT's weights in place.
+
+    "jax" (google-research/vision_transformer): linear layers Xavier uniform, MLP biases N(0, 1e-6), the patch
+    convolution LeCun normal with bias 0, the classifier 0. "jax_nlhb": its bias at -log K besides, so that sigmoid
+    outputs start at 1/K.
+    """
+    refuse(scheme not in SCHEMES, f"weight_init={scheme!r}: choose one of {', '.join(map(repr, SCHEMES))}")
+    if scheme == "timm":
+        return
+    for name, param in model.parameters().items():
+        shape, dtype = param.shape, param.data.dtype
+        if name.startswith("head"):
+            start = -log(shape[0]) if scheme == "jax_nlhb" and name.endswith("bias") else 0.0
+            param.data = init.zeros(shape, dtype) + start
+        elif name.startswith("patch_embed.proj"):
+            weight = len(shape) > 1
+            param.data = init.lecun_normal(rng, shape, dtype) if weight else init.zeros(shape, dtype)
+        elif name.startswith("pre_logits") and len(shape) == 2:
+            param.data = init.lecun_normal(rng, shape, dtype)
+        elif ".mlp." in name and len(shape) == 1:
+            param.data = init.normal(rng, shape, 1e-6, dtype)
+        elif name.startswith("blocks") and name.endswith("weight") and len(shape) == 2:
+            param.data = init.xavier_uniform(rng, shape, dtype)

@@ -1,0 +1,146 @@
+"""The first layers: Linear, LayerNorm, Embedding, the activations, the two kinds of noise, and Sequential.
+
+Each calls its function of the calculus and adds the parameters' gradients. Next: `attention.py`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from minivit import functional as F
+from minivit.backend import as_generator
+from minivit.nn import init
+from minivit.nn.layer import Chain, Layer, Param
+from minivit.protocol import Array, Back, once, refuse
+
+
+class Linear(Layer):
+    """y = x W^T + b: (..., in_features) -> (..., out_features).
+
+    weight (out_features, in_features) starts truncated-normal with std 0.02, bias (out_features,) at zero.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
+    ) -> None:
+        dtype = init.dtype_of(dtype)
+        self.weight = Param(init.trunc_normal(as_generator(seed), (out_features, in_features), 0.02, dtype))
+        self.bias = Param(init.zeros((out_features,), dtype)) if bias else None
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        y, vjp = F.linear(x, self.weight.data, None if self.bias is None else self.bias.data)
+
+        @once
+        def back(dy: Array) -> Array:
+            dx, dweight, dbias = vjp(dy)
+            self.weight.accumulate(dweight)
+            if self.bias is not None:
+                self.bias.accumulate(dbias)
+            return dx
+
+        return y, back
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return prod(shape[:-1]) * self.weight.size
+
+
+class LayerNorm(Layer):
+    """Each token normalised over its channels, then gain and offset: (..., dim) -> (..., dim).
+
+    weight (dim,) starts at 1, bias (dim,) at 0. eps: 1e-6 in ViT, 1e-5 in Swin.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6, *, dtype: Any = "float32") -> None:
+        dtype = init.dtype_of(dtype)
+        self.weight = Param(init.ones((dim,), dtype))
+        self.bias = Param(init.zeros((dim,), dtype))
+        self.eps = eps
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        y, vjp = F.layer_norm(x, self.weight.data, self.bias.data, self.eps)
+
+        @once
+        def back(dy: Array) -> Array:
+            dx, dweight, dbias = vjp(dy)
+            self.weight.accumulate(dweight)
+            self.bias.accumulate(dbias)
+            return dx
+
+        return y, back
+
+
+class Embedding(Layer):
+    """A table of vectors looked up by number: integers (...) -> (..., dim). Its back returns None."""
+
+    def __init__(self, count: int, dim: int, *, dtype: Any = "float32", seed: Any = None) -> None:
+        self.weight = Param(init.trunc_normal(as_generator(seed), (count, dim), 0.02, init.dtype_of(dtype)))
+
+    def check_dtype(self, x: Array) -> None:
+        refuse(x.dtype.kind not in "iu", f"Embedding: input is {x.dtype}, but row numbers must be integers")
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        y, vjp = F.embedding(x, self.weight.data)
+
+        @once
+        def back(dy: Array) -> None:
+            self.weight.accumulate(vjp(dy))
+
+        return y, back
+
+
+class Gelu(Layer):
+    """GELU, exact ("none") or by its tanh approximation ("tanh")."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return F.gelu(x, self.approximate)
+
+
+class Relu(Layer):
+    """max(x, 0)."""
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return F.relu(x)
+
+
+class Tanh(Layer):
+    """tanh(x)."""
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return F.tanh(x)
+
+
+class Dropout(Layer):
+    """Single numbers dropped with probability `rate` while training."""
+
+    def __init__(self, rate: float) -> None:
+        refuse(not 0 <= rate < 1, f"dropout rate must lie in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return F.dropout(x, self.rate, rng)
+
+
+class DropPath(Layer):
+    """Whole samples of a residual branch dropped with probability `rate` while training."""
+
+    def __init__(self, rate: float) -> None:
+        refuse(not 0 <= rate < 1, f"drop_path rate must lie in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return F.drop_path(x, self.rate, rng)
+
+
+class Sequential(Chain):
+    """Layers one after the other; parameters are named `0.weight`, `1.weight`, ... as in PyTorch."""
+
+    def __init__(self, *layers: Layer) -> None:
+        for index, layer in enumerate(layers):
+            setattr(self, str(index), layer)
+
+    def stages(self) -> list[Layer]:
+        return [part for _, part in self.parts()]

@@ -1,0 +1,64 @@
+"""Where weights start: the few distributions that ViT and Swin are initialised from.
+
+Drawn in float64 on the host and cast, so that a seed means the same weights in every dtype and on every device.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minivit.protocol import Array, refuse
+
+
+def dtype_of(dtype: Any) -> Any:
+    """float32 or float64 as a NumPy dtype; anything else is refused."""
+    found = np.dtype(dtype)
+    refuse(found not in (np.float32, np.float64), f"dtype={dtype!r}: choose 'float32' or 'float64'")
+    return found
+
+
+def trunc_normal(rng: Any, shape: tuple[int, ...], std: float, dtype: Any) -> Array:
+    """Normal draws of standard deviation `std`, drawn again beyond two deviations (a true truncation, as in JAX).
+
+    PyTorch's trunc_normal_ cuts at +-2 absolute, which at std 0.02 cuts nothing.
+    """
+    draws = rng.standard_normal(shape)
+    while (far := np.abs(draws) > 2).any():
+        draws[far] = rng.standard_normal(int(far.sum()))
+    return (draws * std).astype(dtype)
+
+
+def normal(rng: Any, shape: tuple[int, ...], std: float, dtype: Any) -> Array:
+    """Normal draws of standard deviation `std`."""
+    return (rng.standard_normal(shape) * std).astype(dtype)
+
+
+def xavier_uniform(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Uniform in +-sqrt(6 / (fan_in + fan_out)) for a weight (out, in) (Glorot and Bengio 2010)."""
+    bound = (6 / (shape[0] + prod(shape[1:]))) ** 0.5
+    return rng.uniform(-bound, bound, shape).astype(dtype)
+
+
+def lecun_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Truncated normal of variance 1 / fan_in for a weight (out, in, ...), as Flax draws the patch convolution.
+
+    0.8796 is the standard deviation of a unit normal cut at two deviations.
+    """
+    return trunc_normal(rng, shape, prod(shape[1:]) ** -0.5 / 0.87962566103423978, dtype)
+
+
+def conv_uniform(rng: Any, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:
+    """Uniform in +-1/sqrt(fan_in): PyTorch's default for a convolution and its bias."""
+    bound = fan_in**-0.5
+    return rng.uniform(-bound, bound, shape).astype(dtype)
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.zeros(shape, dtype)
+
+
+def ones(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.ones(shape, dtype)

@@ -1,0 +1,79 @@
+"""From an image to tokens: the patch embedding as a layer.
+
+Next: `recompute.py`, which trades time for memory around any layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit import functional as F
+from minivit.backend import as_generator
+from minivit.nn import init
+from minivit.nn.basic import LayerNorm
+from minivit.nn.layer import Layer, Param
+from minivit.protocol import Array, Back, once
+
+
+class _PatchProjection(Layer):
+    """weight (D, C, Ph, Pw) and bias (D,), the `proj` of timm's names."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, rng: Any) -> None:
+        fan_in = shape[1] * shape[2] * shape[3]
+        self.weight = Param(init.conv_uniform(rng, shape, fan_in, dtype))
+        self.bias = Param(init.conv_uniform(rng, shape[:1], fan_in, dtype))
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        y, vjp = F.patch_embed(x, self.weight.data, self.bias.data)
+
+        @once
+        def back(dy: Array) -> Array:
+            dx, dweight, dbias = vjp(dy)
+            self.weight.accumulate(dweight)
+            self.bias.accumulate(dbias)
+            return dx
+
+        return y, back
+
+
+class PatchEmbed(Layer):
+    """images (B, C, H, W) -> tokens (B, (H/Ph) (W/Pw), D), patches in reading order.
+
+    Args:
+        patch_size: (Ph, Pw), kernel and stride.
+        in_chans: C.
+        embed_dim: D.
+        norm_eps: eps of a LayerNorm over the tokens, or None for none (ViT has none, Swin has one).
+    """
+
+    def __init__(
+        self,
+        patch_size: tuple[int, int],
+        in_chans: int,
+        embed_dim: int,
+        *,
+        norm_eps: float | None = None,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        dtype = init.dtype_of(dtype)
+        self.proj = _PatchProjection((embed_dim, in_chans, *patch_size), dtype, as_generator(seed))
+        self.norm = None if norm_eps is None else LayerNorm(embed_dim, norm_eps, dtype=dtype)
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        tokens, back_proj = self.proj(x)
+        if self.norm is None:
+            return tokens, back_proj
+        y, back_norm = self.norm(tokens)
+
+        @once
+        def back(dy: Array) -> Array:
+            return back_proj(back_norm(dy))
+
+        return y, back
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for images (B, C, H, W)."""
+        batch, _, height, width = shape
+        patch = self.proj.weight.shape[2:]
+        return batch * (height // patch[0]) * (width // patch[1]) * self.proj.weight.size

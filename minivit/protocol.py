@@ -1,0 +1,57 @@
+"""The one rule of the house: everything differentiable returns `(y, back)`, its output and its way back.
+
+Read this file first; `minivit/functional/` is the calculus written in this form, `minivit/nn/` adds parameters.
+
+    y, back = layer(x, rng)     # forward
+    dx = back(dy)               # backward: dy = dLoss/dy goes in, dx = dLoss/dx comes out
+
+`back` is a closure. What it names is what is kept for the backward pass, and dropping it frees that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the code is the same for both
+Back: TypeAlias = Callable[..., Any]  # dy -> dx, or a tuple of gradients in the order of the arguments
+
+
+class once:  # lower case: it is read as the decorator `@once`
+    """Decorator of a backward pass: it runs a single time and lets go of what it captured as it runs.
+
+    A second call would add the same gradients twice, or use arrays that the first one overwrote, so it is a
+    RuntimeError. Because this object forgets the function when it is called, a composite that calls its parts'
+    `back` one after the other frees their activations one after the other.
+    """
+
+    __slots__ = ("_function", "__weakref__")
+
+    def __init__(self, function: Back) -> None:
+        self._function: Back | None = function
+
+    def __call__(self, *gradients: Any, **named: Any) -> Any:
+        function, self._function = self._function, None
+        if function is None:
+            raise RuntimeError(
+                "this back has already run: a backward pass is single-use, because it frees what it kept. "
+                "Run the forward pass again to get a fresh one"
+            )
+        return function(*gradients, **named)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the backward pass has run."""
+        return self._function is None
+
+    @property
+    def kept(self) -> list[Any]:
+        """The objects that the closure holds for the backward pass; empty once it has run."""
+        cells = getattr(self._function, "__closure__", None) or ()
+        return [cell.cell_contents for cell in cells]
+
+
+def refuse(condition: bool, message: str) -> None:
+    """Raise ValueError(message) if the condition holds: the one way in which bad arguments are refused."""
+    if condition:
+        raise ValueError(message)
