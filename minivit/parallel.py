@@ -44,7 +44,7 @@ class DataParallel:
         self.shards = self.threads if shards is None else shards
         refuse(self.threads < 1 or self.shards < 1, f"threads={threads} and shards={shards} must be at least 1")
         self.model, self.loss = model, loss
-        self.replicas = [model.replica() for _ in range(self.shards)]
+        self._make_replicas()
         self._pool: ThreadPoolExecutor | None = None
 
     def loss_and_grad(
@@ -82,8 +82,8 @@ class DataParallel:
             losses = self._map(run, count)
             self._add_gradients(count)
         finally:
-            for replica in self.replicas:
-                for param in replica.parameters().values():
+            for params in self._replica_params:
+                for param in params:
                     param.grad = None
         return sum(losses)
 
@@ -100,19 +100,22 @@ class DataParallel:
                 for future in futures:  # after an error the others still use the replicas: wait for them
                     future.exception()
 
+    def _make_replicas(self) -> None:
+        self.replicas = [self.model.replica() for _ in range(self.shards)]
+        self._params = list(self.model.parameters().values())  # listed once: the tree's walk is not free
+        self._replica_params = [list(replica.parameters().values()) for replica in self.replicas]
+
     def _share_data(self) -> None:
         """Replicas made before the model moved to another device share the wrong arrays: make them anew."""
-        ours, theirs = self.model.parameters(), self.replicas[0].parameters()
-        if any(ours[name].data is not theirs[name].data for name in ours):
-            self.replicas = [self.model.replica() for _ in range(self.shards)]
+        if any(ours.data is not theirs.data for ours, theirs in zip(self._params, self._replica_params[0])):
+            self._make_replicas()
 
     def _add_gradients(self, count: int) -> None:
         """Shard after shard, in the same order every time."""
-        params = self.model.parameters()
-        for replica in self.replicas[:count]:
-            for name, param in replica.parameters().items():
-                if param.grad is not None:
-                    params[name].accumulate(param.grad)
+        for params in self._replica_params[:count]:
+            for ours, theirs in zip(self._params, params):
+                if theirs.grad is not None:
+                    ours.accumulate(theirs.grad)
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K), computed in threads like `model.predict` on parts of at most `batch_size` images."""

@@ -1,0 +1,115 @@
+"""What a run leaves behind: learning curves, the confusion matrix, the mistakes, and a card that says how it was made.
+
+Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minivit.protocol import Array
+
+# Colour-blind safe (Okabe and Ito 2008), and apart in grey print through their dash patterns.
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def write_report(out: str | Path, history: list[dict[str, float]], images: Array, labels: Array, logits: Array) -> bool:
+    """Draw curves.png, confusion_matrix.png and mistakes.png into a folder; False if matplotlib is missing.
+
+    Args:
+        history: the rows of metrics.csv.
+        images: (n, H, W) uint8, the test images.
+        labels: (n,) integers.
+        logits: (n, K), the model's answers.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    out = Path(out)
+    draw_curves(Figure(figsize=(9, 3.6), layout="constrained"), history).savefig(out / "curves.png", dpi=120)
+    table = confusion_matrix(labels, logits.argmax(axis=1), logits.shape[1])
+    draw_confusion(Figure(figsize=(6, 5.4), layout="constrained"), table).savefig(out / "confusion_matrix.png", dpi=120)
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    draw_mistakes(figure, images, labels, logits).savefig(out / "mistakes.png", dpi=120)
+    return True
+
+
+def confusion_matrix(labels: Array, answers: Array, classes: int) -> Array:
+    """(K, K) counts: row = true class, column = answer."""
+    return np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
+
+
+def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
+    """Loss, and error rates on a logarithmic axis, over the epochs."""
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    left.plot(epochs, [row["loss"] for row in history], color=_BLUE, marker=".")
+    left.set(xlabel="epoch", ylabel="training loss (with augmentation)", title="Loss")
+    train = [100 * (1 - row["accuracy"]) for row in history]
+    held = [100 * (1 - row["held_out_accuracy"]) for row in history]
+    right.plot(epochs, train, color=_ORANGE, linestyle="--", marker=".", label="training (with augmentation)")
+    right.plot(epochs, held, color=_GREEN, marker=".", label="held-out images")
+    if min(train + held, default=0) > 0:
+        right.set_yscale("log")
+    right.set(xlabel="epoch", ylabel="error (%)", title="Wrong answers")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def draw_confusion(figure: Any, table: Array) -> Any:
+    """Counts in each cell; colour tells the share of the true class, with the right answers left out of the scale."""
+    axes = figure.subplots()
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    wrong = np.where(np.eye(len(table), dtype=bool), np.nan, share)
+    picture = axes.imshow(100 * wrong, cmap="Oranges", vmin=0, vmax=max(1e-9, 100 * float(np.nanmax(wrong))))
+    for row, column in np.ndindex(*table.shape):
+        if table[row, column]:
+            weight = "bold" if row == column else "normal"
+            axes.text(column, row, str(table[row, column]), ha="center", va="center", fontsize=8, weight=weight)
+    ticks = range(len(table))
+    axes.set(xlabel="answer", ylabel="true class", xticks=ticks, yticks=ticks, title="Who is taken for whom")
+    figure.colorbar(picture, ax=axes, label="% of the true class, wrong answers only", shrink=0.85)
+    return figure
+
+
+def draw_mistakes(figure: Any, images: Array, labels: Array, logits: Array, rows: int = 4, columns: int = 6) -> Any:
+    """The wrong answers of which the model was surest."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    probability = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    answers = logits.argmax(axis=1)
+    wrong = np.flatnonzero(answers != labels)
+    worst = wrong[np.argsort(-probability[wrong, answers[wrong]])][: rows * columns]
+    shown = f"the {len(worst)} surest of" if len(worst) < len(wrong) else "all"
+    figure.suptitle(f"Mistakes: {shown} {len(wrong)} wrong answers among {len(labels):,} images")
+    for place, axes in enumerate(figure.subplots(rows, columns).flat):
+        axes.axis("off")
+        if place < len(worst):
+            which = worst[place]
+            axes.imshow(images[which], cmap="gray_r")
+            answer = answers[which]
+            axes.set_title(f"{labels[which]} read as {answer} ({probability[which, answer]:.0%})", fontsize=8)
+    return figure
+
+
+def versions() -> dict[str, str]:
+    """The software that a result depends on."""
+    import minivit
+
+    return {"minivit": minivit.__version__, "NumPy": np.__version__, "Python": platform.python_version()}
+
+
+def write_model_card(out: str | Path, title: str, facts: dict[str, Any]) -> None:
+    """MODEL_CARD.md: one table of what the model is, what it was trained on, and how well it does."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    stack = ", ".join(f"{name} {version}" for name, version in versions().items())
+    text = f"# {title}\n\n| | |\n|---|---|\n{rows}\n| software | {stack} |\n| machine | {platform.platform()} |\n"
+    (Path(out) / "MODEL_CARD.md").write_text(text, encoding="utf-8")
