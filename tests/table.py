@@ -1,0 +1,257 @@
+"""One table of every operation, layer and model: name, input shapes, and how to build it.
+
+Every promise of the protocol is tested over all of it; a new layer is proven by adding its line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minivit import functional as F
+from minivit import nn
+from minivit.backend import array_module, kernels_numpy
+from minivit.models import ViT
+from minivit.protocol import once
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        letters: shapes of the arguments, such as "BNI OI O"; see minivit.strategies.arrays.
+        build: for a function, the function; for a layer, called with the first argument, returns the layer.
+        layer: whether `build` builds a layer.
+        fixed: lengths of letters that are not free.
+        noise: the layer draws random numbers, so checks give it a generator.
+        analytic: whether the complex step applies.
+        kink: keep inputs away from 0, where the slope jumps.
+        example: lengths of letters for the tests that need one example.
+        empty: letters whose length may be 0.
+        host_only: a kernel of NumPy's alone.
+    """
+
+    name: str
+    letters: str
+    build: Callable[..., Any]
+    layer: bool = False
+    fixed: dict[str, Any] = field(default_factory=dict)
+    noise: bool = False
+    analytic: bool = True
+    kink: bool = False
+    example: dict[str, int] = field(default_factory=dict)
+    empty: str = "BN"
+    host_only: bool = False
+
+    def callable(self, args: tuple[Any, ...]) -> Any:
+        """What is called as f(*args): the function, or a new layer in the dtype of its input."""
+        return self.build(args[0]) if self.layer else self.build
+
+    def arguments(self, seed: int = 0, dtype: str = "float64", **lengths: int) -> tuple[Any, ...]:
+        """Arrays for one example; free letters are 2 or 3 long, B and N never 1 unless asked."""
+        sizes = {letter: 2 + index % 2 for index, letter in enumerate(sorted(set(self.letters) - {" "}))}
+        sizes |= {letter: size for letter, size in self.fixed.items() if isinstance(size, int)}
+        sizes |= self.example | lengths
+        rng = np.random.default_rng(seed)
+        arrays = [rng.standard_normal([sizes[letter] for letter in word]) for word in self.letters.split()]
+        if self.kink:
+            arrays = [array + 0.1 * np.sign(array) for array in arrays]
+        return tuple(array.astype(dtype) for array in arrays)
+
+
+def _like(x: Any, values: Any) -> Any:
+    """Constants on the device of x."""
+    return array_module(x).asarray(np.asarray(values))
+
+
+def _rng() -> Any:
+    """The same draws at every call: a check calls f many times and must see one function."""
+    return np.random.default_rng(5)
+
+
+def _embedding(table: Any) -> Any:
+    return F.embedding(_like(table, [[0, 1], [1, 1], [0, 0]]), table)
+
+
+def _masked(q: Any, k: Any, v: Any) -> Any:
+    mask = (np.arange(q.shape[-2])[:, None] + np.arange(k.shape[-2])) % 3 != 0
+    mask[0] = False  # the first query may look at nothing
+    return F.scaled_dot_product_attention(q, k, v, _like(q, mask))
+
+
+def _biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    return F.scaled_dot_product_attention(q, k, v, None, bias, scale=0.7)
+
+
+def _attention_dropout(q: Any, k: Any, v: Any) -> Any:
+    return F.scaled_dot_product_attention(q, k, v, dropout_rate=0.4, rng=_rng())
+
+
+def _labels(logits: Any, smoothing: float) -> Any:
+    labels = np.arange(len(logits)) % logits.shape[1]
+    return F.softmax_cross_entropy(logits, labels, smoothing)
+
+
+def _soft(logits: Any) -> Any:
+    target = np.random.default_rng(3).dirichlet(np.ones(logits.shape[1]), len(logits))
+    return F.softmax_cross_entropy(logits, _like(logits, target), 0.1)
+
+
+def _mean_squared(prediction: Any) -> Any:
+    return F.mean_squared_error(prediction, _like(prediction, np.ones(prediction.shape, prediction.real.dtype)))
+
+
+def _fitted(x: Any) -> Any:
+    """The fitted GELU of float32, run in float64: the code that trains is the code that is proven."""
+    y, slope = kernels_numpy.gelu_fitted(x)
+    return y, once(lambda dy: dy * slope)
+
+
+# one class makes softmax constant, and its gradient rounding noise
+_CLASSES: dict[str, Any] = {"K": st.integers(2, 4)}
+
+FUNCTIONS = [
+    Case("linear", "BNI OI O", F.linear),
+    Case("linear_no_bias", "BI OI", F.linear),
+    # two channels make LayerNorm's rows (+1, -1) whatever x is, and its gradient rounding noise: 3 to 6 channels
+    Case("layer_norm", "BND D D", F.layer_norm, fixed={"D": 5}),
+    Case("layer_norm_plain", "ND", lambda x: F.layer_norm(x, None, None, 1e-5), fixed={"D": 4}),
+    Case("gelu", "BND", F.gelu),
+    Case("gelu_tanh", "BND", lambda x: F.gelu(x, "tanh")),
+    Case("gelu_fitted", "BND", _fitted, analytic=False, host_only=True),
+    Case("relu", "BND", F.relu, kink=True),
+    Case("tanh", "BND", F.tanh),
+    Case("softmax", "BNK", F.softmax, fixed=_CLASSES),
+    Case("log_softmax", "BNK", F.log_softmax, fixed=_CLASSES),
+    Case("attention", "BHNd BHMd BHMd", F.scaled_dot_product_attention, fixed={"B": 2}, empty="BHN"),
+    Case("attention_masked", "BNd BMd BMd", _masked, example={"N": 3, "M": 4}, empty="B"),
+    Case("attention_biased", "BHNd BHMd BHMd HNM", _biased, fixed={"B": 2}, empty="B"),
+    Case("attention_dropout", "BNd BMd BMd", _attention_dropout),
+    Case("dropout", "BND", lambda x: F.dropout(x, 0.4, _rng())),
+    Case("drop_path", "BND", lambda x: F.drop_path(x, 0.4, _rng())),
+    Case("embedding", "RD", _embedding, fixed={"R": 2}, empty="D"),
+    Case("patch_embed", "BCab DCPQ D", F.patch_embed, fixed={"a": 4, "b": 6, "P": 2, "Q": 3}, empty="B"),
+    Case("patchify", "BCab", lambda x: F.patchify(x, (2, 3)), fixed={"a": 4, "b": 6}, empty="B"),
+    Case("unpatchify", "BNF", lambda x: F.unpatchify(x, (2, 1), (1, 3)), fixed={"N": 3, "F": 4}, empty="B"),
+    Case("split_heads", "BND", lambda x: F.split_heads(x, 2), fixed={"D": 6}),
+    Case("merge_heads", "BHNd", F.merge_heads),
+    Case("split_qkv", "BND", lambda x: F.split_qkv(x, 2), fixed={"D": 12}),
+    Case("mean_pool", "BND", F.mean_pool, empty="B"),
+    Case("resize_up", "abD", lambda x: F.resize_grid(x, (5, 4)), fixed={"a": 3, "b": 2}, empty=""),
+    Case("resize_down", "abD", lambda x: F.resize_grid(x, (2, 3)), fixed={"a": 5, "b": 4}, empty=""),
+    Case("resize_linear", "abD", lambda x: F.resize_grid(x, (4, 2), "bilinear", False), fixed={"a": 3}, empty=""),
+    Case("cross_entropy", "BK", lambda x: _labels(x, 0.0), fixed=_CLASSES, empty=""),
+    Case("cross_entropy_smoothed", "BK", lambda x: _labels(x, 0.2), fixed=_CLASSES, empty=""),
+    Case("cross_entropy_soft", "BK", _soft, fixed=_CLASSES, empty=""),
+    Case("mean_squared_error", "BK", _mean_squared, empty=""),
+]
+
+
+def _attention(**options: Any) -> Callable[[Any], Any]:
+    return lambda x: nn.Attention(x.shape[-1], 2, dtype=x.dtype, seed=1, **options)
+
+
+def _block(x: Any, drop_path: float = 0.0, **options: Any) -> nn.Block:
+    dim, dtype = x.shape[-1], x.dtype
+    attention = nn.Attention(dim, 2, dtype=dtype, seed=1, **options)
+    mlp = nn.Mlp(dim, 2 * dim, drop=options.get("proj_drop", 0.0), dtype=dtype, seed=2)
+    return nn.Block(nn.LayerNorm(dim, dtype=dtype), attention, nn.LayerNorm(dim, dtype=dtype), mlp, drop_path)
+
+
+def _sequential(x: Any) -> nn.Sequential:
+    dim, dtype = x.shape[-1], x.dtype
+    return nn.Sequential(nn.Linear(dim, 3, dtype=dtype, seed=1), nn.Tanh(), nn.Linear(3, 2, dtype=dtype, seed=2))
+
+
+def _patch_embed(x: Any, **options: Any) -> nn.PatchEmbed:
+    return nn.PatchEmbed((2, 3), x.shape[1], 4, dtype=x.dtype, seed=1, **options)
+
+
+_TOKENS: dict[str, Any] = {"D": 4}
+
+LAYERS = [
+    Case("Linear", "BNI", lambda x: nn.Linear(x.shape[-1], 3, dtype=x.dtype, seed=1), layer=True),
+    Case("Linear_no_bias", "BI", lambda x: nn.Linear(x.shape[-1], 3, False, dtype=x.dtype, seed=1), layer=True),
+    Case("LayerNorm", "BND", lambda x: nn.LayerNorm(x.shape[-1], dtype=x.dtype), layer=True, fixed={"D": 5}),
+    Case("Gelu", "BND", lambda x: nn.Gelu(), layer=True),
+    Case("Relu", "BND", lambda x: nn.Relu(), layer=True, kink=True),
+    Case("Tanh", "BND", lambda x: nn.Tanh(), layer=True),
+    Case("Dropout", "BND", lambda x: nn.Dropout(0.4), layer=True, noise=True),
+    Case("DropPath", "BND", lambda x: nn.DropPath(0.4), layer=True, noise=True),
+    Case("Sequential", "BND", _sequential, layer=True),
+    Case("Mlp", "BND", lambda x: nn.Mlp(x.shape[-1], 5, dtype=x.dtype, seed=1), layer=True),
+    Case("Mlp_dropout", "BND", lambda x: nn.Mlp(2, 5, drop=0.3, dtype=x.dtype, seed=1), layer=True, noise=True,
+         fixed={"D": 2}),
+    Case("Attention", "BND", _attention(), layer=True, fixed=_TOKENS),
+    Case("Attention_no_qkv_bias", "BND", _attention(qkv_bias=False), layer=True, fixed=_TOKENS),
+    Case("Attention_dropout", "BND", _attention(attn_drop=0.3, proj_drop=0.2), layer=True, fixed=_TOKENS, noise=True),
+    Case("Attention_first_queries", "BND", _attention(queries=1), layer=True, fixed=_TOKENS),
+    Case("Attention_linear_heads", "BND", _attention(heads="linear"), layer=True, fixed=_TOKENS),
+    Case("Attention_linear_heads_first", "BND", _attention(heads="linear", queries=1), layer=True, fixed=_TOKENS),
+    Case("Attention_position_bias", "BND", _attention(position_bias=(2, 1), prefix_tokens=1), layer=True,
+         fixed={"D": 4, "N": 3}, empty="B"),
+    Case("Block", "BND", _block, layer=True, fixed=_TOKENS),
+    Case("Block_noise", "BND", lambda x: _block(x, 0.3, proj_drop=0.2), layer=True, fixed=_TOKENS, noise=True),
+    Case("Block_first_queries", "BND", lambda x: _block(x, queries=1), layer=True, fixed=_TOKENS),
+    Case("PatchEmbed", "BCab", _patch_embed, layer=True, fixed={"a": 2, "b": 6}, empty="B"),
+    Case("PatchEmbed_norm", "BCab", lambda x: _patch_embed(x, norm_eps=1e-5), layer=True, fixed={"a": 2, "b": 3},
+         empty="B"),
+    Case("Recompute", "BND", lambda x: nn.Recompute(_block(x, 0.3, proj_drop=0.2)), layer=True, fixed=_TOKENS,
+         noise=True),
+]  # fmt: skip
+
+
+def _vit(**options: Any) -> Callable[[Any], Any]:
+    def build(x: Any) -> ViT:
+        size: dict[str, Any] = {"img_size": (4, 4), "patch_size": 2, "in_chans": 1, "num_classes": 3}
+        size |= {"embed_dim": 4, "depth": 2, "num_heads": 2, "mlp_ratio": 1.5}
+        return ViT(**(size | options), dtype=x.dtype, seed=1)
+
+    return build
+
+
+_IMAGES: dict[str, Any] = {"B": 2, "C": 1, "a": 4, "b": 4}
+_NOISE = {
+    "drop_rate": 0.2,
+    "pos_drop_rate": 0.1,
+    "proj_drop_rate": 0.1,
+    "attn_drop_rate": 0.2,
+    "drop_path_rate": 0.3,
+}
+
+
+def _model(name: str, noise: bool = False, images: dict[str, Any] = _IMAGES, **options: Any) -> Case:
+    return Case(name, "BCab", _vit(**options), layer=True, fixed=images, noise=noise, empty="B")
+
+
+MODELS = [
+    _model("ViT"),
+    _model("ViT_all_tokens", skip_unused_tokens=False),
+    _model("ViT_noise", noise=True, **_NOISE),
+    _model("ViT_average", global_pool="avg", class_token=False),
+    _model("ViT_average_with_class_token", global_pool="avg"),
+    _model("ViT_distilled", distilled=True),
+    _model("ViT_pre_logits", representation_size=3),
+    _model("ViT_features", num_classes=0),
+    _model("ViT_patch_norm", patch_norm=True, gelu="tanh"),
+    _model("ViT_no_positions", pos_embed="none", qkv_bias=False),
+    _model("ViT_learned_2d", pos_embed="learned_2d"),
+    _model("ViT_sincos_1d", pos_embed="sincos_1d"),
+    _model("ViT_sincos_2d", pos_embed="sincos_2d", weight_init="jax"),
+    _model("ViT_relative", pos_embed="relative"),
+    _model("ViT_linear_heads", heads="linear"),
+    _model("ViT_dynamic", images={"B": 2, "C": 1, "a": 6, "b": 2}, dynamic_img_size=True),
+    _model("ViT_dynamic_2d", images={"B": 2, "C": 1, "a": 2, "b": 6}, dynamic_img_size=True, pos_embed="learned_2d"),
+]
+
+PARTS = FUNCTIONS + LAYERS
+EVERYTHING = PARTS + MODELS
+
+
+def name_of(case: Case) -> str:
+    return case.name

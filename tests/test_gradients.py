@@ -1,0 +1,51 @@
+"""Every gradient is proven twice: by 5-point differences and by the complex step, over shapes that hypothesis draws.
+
+Operations and layers: every element, at least 200 examples each. Whole models: every element once, and 50 examples
+along random directions.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table import MODELS, PARTS, Case, name_of
+
+from minivit import check_complex_step, check_vjp
+from minivit.strategies import arrays, seeds
+
+MODEL_EXAMPLES = 5000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 50
+
+
+def drawn(data: Any, case: Case) -> tuple[Any, ...]:
+    """Arguments of drawn shapes; away from kinks where the case has one."""
+    args = data.draw(arrays(case.letters, **case.fixed))
+    return tuple(arg + 0.1 * np.sign(arg) for arg in args) if case.kink else args
+
+
+@pytest.mark.parametrize("case", PARTS, ids=name_of)
+@given(data=st.data(), seed=seeds())
+def test_both_checks_hold(case: Case, data: Any, seed: int) -> None:
+    args = drawn(data, case)
+    noise = seed if case.noise else None
+    check_vjp(case.callable(args), *args, seed=seed, rng_seed=noise)
+    if case.analytic:
+        check_complex_step(case.callable(args), *args, seed=seed, rng_seed=noise)
+
+
+@pytest.mark.parametrize("case", MODELS, ids=name_of)
+def test_every_element_of_a_model(case: Case) -> None:
+    args = case.arguments()
+    check_complex_step(case.callable(args), *args, seed=1, rng_seed=7 if case.noise else None)
+
+
+@pytest.mark.parametrize("case", MODELS, ids=name_of)
+@settings(max_examples=MODEL_EXAMPLES)
+@given(data=st.data(), seed=seeds())
+def test_a_model_along_random_directions(case: Case, data: Any, seed: int) -> None:
+    args = data.draw(arrays(case.letters, **case.fixed))
+    check_vjp(case.callable(args), *args, seed=seed, rng_seed=seed if case.noise else None)
