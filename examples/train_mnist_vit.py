@@ -75,16 +75,12 @@ def main() -> None:
     print(f"model: {optim.parameter_count(model.parameters()):,} parameters")
 
     # 3. Training: the four-line step, the learning rate's course before it, the average of the weights after it.
-    opt = optim.AdamW(
-        model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, no_decay=optim.no_decay(model)
-    )
+    opt = optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, no_decay=optim.no_decay(model))
     average = optim.ModelEma(model, recipe.ema)
     loss = training.CountingLoss()
     step = parallel.DataParallel(model, threads=1 if args.device == "gpu" else args.threads, loss=loss)
     settings = {**asdict(recipe), "seed": args.seed, "images": len(images), "data": mnist.source}
-    run = training.Run(
-        args.out, settings, {"model": model, "optimiser": opt, "average": average}, resume=args.resume
-    )
+    run = training.Run(args.out, settings, {"model": model, "optimiser": opt, "average": average}, resume=args.resume)
 
     def prepare(batch):
         return minivit.to_device(data.normalise(batch[:, None]), args.device)
@@ -119,7 +115,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     minivit.save(model, run.out / "model.safetensors")
     drawn = report.write_report(run.out, run.history, mnist.test_images, mnist.test_labels, logits)
-    result = f"{score:.2%}".replace("%", " %") + (f" ({mnist.kind})" if mnist.is_subset else "")
+    result = f"{score:.2%}".replace("%", " %") + ("" if mnist.is_published else f" ({mnist.kind})")
     report.write_model_card(
         run.out,
         "A Vision Transformer for handwritten digits",

@@ -9,8 +9,7 @@ from minivit.checkpoint import CheckpointError, from_pretrained, load, save
 from minivit.gradcheck import GradientError, check_complex_step, check_vjp
 from minivit.models import ViT, create_model, list_models
 from minivit.summary import summary
-
-__version__ = "0.1.0"
+from minivit.version import __version__
 
 __all__ = [
     "CheckpointError",

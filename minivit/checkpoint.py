@@ -84,7 +84,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from None
     known = [key for key in _KEYS if key in metadata]
@@ -104,12 +104,12 @@ def _digest(arrays: dict[str, Array], text: str) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes() if array.size < 1 << 16 else memoryview(np.ascontiguousarray(array)).cast("B"))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    """Into a temporary file beside it, flushed to the disk, then renamed over it: a reader sees the old file or the new."""
+    """Into a temporary file beside it, flushed to disk, then renamed over it: a reader sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.tmp"):  # left by a process that was killed while it wrote
         stale.unlink(missing_ok=True)

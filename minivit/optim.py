@@ -83,7 +83,9 @@ class SGD(Optimiser):
         refuse(not 0 <= momentum < 1, f"momentum={momentum} must lie in [0, 1)")
         refuse(nesterov and momentum == 0, "nesterov=True needs a momentum above 0")
         self.momentum, self.nesterov = momentum, nesterov
-        self.velocity = {name: array_module(p.data).zeros_like(p.data) for name, p in params.items()} if momentum else {}
+        self.velocity = (
+            {name: array_module(p.data).zeros_like(p.data) for name, p in params.items()} if momentum else {}
+        )
 
     def step(self) -> None:
         """One step for every parameter that has a gradient."""
@@ -141,15 +143,16 @@ class AdamW(Optimiser):
             start += param.size
 
     def step(self) -> None:
-        """One step for all parameters; one without a gradient counts as having gradient 0 only if others have one."""
-        live = {name: param for name, param in self.params.items() if param.grad is not None}
+        """One step for every parameter that has a gradient; the others, and their moments, stay as they are."""
+        live: Params = {}
+        for name, param in self.params.items():
+            if param.grad is not None:
+                live[name], place = param, self._places[name]
+                self._data[place] = param.data.reshape(-1)
+                self._grad[place] = param.grad.reshape(-1)
         if not live:
             return
         self.steps += 1
-        for name, param in live.items():
-            place = self._places[name]
-            self._data[place] = param.data.reshape(-1)
-            self._grad[place] = param.grad.reshape(-1)
         for part in self._runs(live):
             kernels(self._data).inplace_adamw(
                 self._data[part],

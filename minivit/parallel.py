@@ -43,7 +43,8 @@ class DataParallel:
         self.threads = usable_cores() if threads is None else threads
         self.shards = self.threads if shards is None else shards
         refuse(self.threads < 1 or self.shards < 1, f"threads={threads} and shards={shards} must be at least 1")
-        self.model, self.loss = model, loss
+        self.model: Any = model
+        self.loss = loss
         self._make_replicas()
         self._pool: ThreadPoolExecutor | None = None
 
@@ -121,12 +122,12 @@ class DataParallel:
         """The logits (B, K), computed in threads like `model.predict` on parts of at most `batch_size` images."""
         starts = range(0, len(images), batch_size)
         if len(starts) <= 1 or self.threads == 1:
-            return self.model.predict(images, batch_size)  # type: ignore[attr-defined]
+            return self.model.predict(images, batch_size)
         parts: list[Any] = [None] * len(starts)
 
         def run(place: int) -> float:
             start = starts[place]
-            parts[place] = self.model.predict(images[start : start + batch_size])  # type: ignore[attr-defined]
+            parts[place] = self.model.predict(images[start : start + batch_size])
             return 0.0
 
         self._map(run, len(starts))

@@ -74,7 +74,9 @@ def draw_confusion(figure: Any, table: Array) -> Any:
     for row, column in np.ndindex(*table.shape):
         if table[row, column]:
             weight = "bold" if row == column else "normal"
-            axes.text(column, row, str(table[row, column]), ha="center", va="center", fontsize=8, weight=weight)
+            dark = row != column and wrong[row, column] > 0.6 * np.nanmax(wrong)
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
+            axes.text(column, row, str(table[row, column]), weight=weight, **style)
     ticks = range(len(table))
     axes.set(xlabel="answer", ylabel="true class", xticks=ticks, yticks=ticks, title="Who is taken for whom")
     figure.colorbar(picture, ax=axes, label="% of the true class, wrong answers only", shrink=0.85)

@@ -29,7 +29,7 @@ def sizes(low: int = 1, high: int = 3) -> Any:
 
 
 @st.composite
-def arrays(draw: Any, letters: str, scale: float = 1.0, **fixed: Any) -> tuple[Any, ...]:
+def arrays(draw: Any, /, letters: str, scale: float = 1.0, **fixed: Any) -> tuple[Any, ...]:
     """A tuple of float64 arrays, one for each word of `letters`; the same letter is the same length everywhere.
 
     Args:
@@ -43,6 +43,4 @@ def arrays(draw: Any, letters: str, scale: float = 1.0, **fixed: Any) -> tuple[A
         choice = fixed.get(name, sizes())
         lengths[name] = choice if isinstance(choice, int) else draw(choice)
     rng = np.random.default_rng(draw(seeds()))
-    return tuple(
-        scale * rng.standard_normal(tuple(lengths[letter] for letter in word)) for word in letters.split()
-    )
+    return tuple(scale * rng.standard_normal(tuple(lengths[letter] for letter in word)) for word in letters.split())

@@ -58,7 +58,9 @@ class Summary:
         total = Row("total", "", (), self.parameters, self.macs, self.backward_macs, self.kept_bytes)
         cells = [head] + [_cells(row) for row in [*self.rows, total]]
         widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-        lines = ["  ".join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths))) for line in cells]
+        lines = [
+            "  ".join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths))) for line in cells
+        ]
         rule = "-" * len(lines[0])
         text = "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
         if self.published_macs != self.macs:
@@ -99,7 +101,7 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
 
 
 def kept_bytes(back: Any, ignored: set[int]) -> int:
-    """Bytes of the arrays that a backward pass holds, each buffer counted once; `ignored` are ids of parameter arrays."""
+    """Bytes of the arrays that a backward pass holds, each buffer once; `ignored` are ids of parameter arrays."""
     seen: dict[int, int] = {}
     _collect(back, ignored, seen, set())
     return sum(seen.values())

@@ -229,7 +229,7 @@ def keep_earlier(out: Path) -> Path | None:
 
 
 class _InterruptLater:
-    """Within it the first Ctrl-C only sets `asked`, so that the step in progress ends whole; a second one interrupts."""
+    """Within it the first Ctrl-C only sets `asked`, so that the step in progress ends whole; a second interrupts."""
 
     def __enter__(self) -> _InterruptLater:
         self.asked = False

@@ -39,8 +39,7 @@ def _words(text: str) -> list[str]:
 _SCALARS = (bool, int, float, complex, np.bool_, np.number)
 _DTYPES = "?bhilqBHILQefdFD"
 _IMPLICIT = (
-    "Implicit conversion to a NumPy array is not allowed. "
-    "Please use `.get()` to construct a NumPy array explicitly."
+    "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
 )
 
 # NumPy 1 decides dtypes by the values of scalars; its switch to the rules of NumPy 2, which CuPy
@@ -133,9 +132,7 @@ class ufunc:
         self.name = self.__name__ = host.__name__
         self.nin, self.nout = host.nin, host.nout
 
-    def __call__(
-        self, *args: Any, out: Any = None, dtype: Any = None, casting: str = "same_kind"
-    ) -> Any:
+    def __call__(self, *args: Any, out: Any = None, dtype: Any = None, casting: str = "same_kind") -> Any:
         if len(args) == self.nin + 1 and self.nout == 1 and out is None:
             *args, out = args
         if len(args) != self.nin:
@@ -231,9 +228,7 @@ def _refuse_wrapping(indices: Any, size: int) -> None:
 
 def _refuse_duplicates(positions: np.ndarray) -> None:
     if np.unique(positions).size != positions.size:
-        raise FakeDeviceError(
-            "duplicate indices in an assignment: CuPy leaves the result undefined; use add.at"
-        )
+        raise FakeDeviceError("duplicate indices in an assignment: CuPy leaves the result undefined; use add.at")
 
 
 class Flags:
@@ -254,9 +249,7 @@ class Flags:
     def writeable(self) -> bool:
         if self._readonly:
             return False
-        raise AttributeError(
-            "CuPy's flags have no attribute 'writeable': use getattr(x.flags, 'writeable', True)"
-        )
+        raise AttributeError("CuPy's flags have no attribute 'writeable': use getattr(x.flags, 'writeable', True)")
 
 
 def _binary(name: str, *, reflected: bool = False, inplace: bool = False) -> Callable[..., Any]:
@@ -312,9 +305,7 @@ class ndarray:
 
     # Conversions that CuPy allows, at the price of waiting for the device.
 
-    def get(
-        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
-    ) -> Any:
+    def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> Any:
         _synchronise()
         if out is None:
             return np.array(self._host, order=order)
@@ -575,9 +566,7 @@ def array(
     return result if result.ndim >= ndmin else result[(None,) * (ndmin - result.ndim)]
 
 
-def asarray(
-    a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, blocking: bool = False
-) -> ndarray:
+def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, blocking: bool = False) -> ndarray:
     """The explicit upload: host arrays are copied, device arrays returned as they are."""
     return array(a, dtype, bool(copy), order or "K")
 
@@ -642,16 +631,12 @@ def full_like(
     return result
 
 
-def zeros_like(
-    a: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
-) -> ndarray:
+def zeros_like(a: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None) -> ndarray:
     """As `zeros`, in the layout of a device array."""
     return full_like(a, 0, dtype, order, shape=shape)
 
 
-def ones_like(
-    a: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
-) -> ndarray:
+def ones_like(a: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None) -> ndarray:
     """As `ones`, in the layout of a device array."""
     return full_like(a, 1, dtype, order, shape=shape)
 
@@ -923,9 +908,7 @@ def _method(function: Any) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: function(self, *args, **kwargs)
 
 
-_MODULE_FUNCTIONS: dict[str, Any] = {
-    name: _function(name, *signature) for name, signature in _FUNCTIONS.items()
-}
+_MODULE_FUNCTIONS: dict[str, Any] = {name: _function(name, *signature) for name, signature in _FUNCTIONS.items()}
 _MODULE_FUNCTIONS |= {
     function.__name__: function
     for function in (
@@ -1009,9 +992,7 @@ class Generator:
     def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> ndarray:
         return self._draw("random", size, dtype, out)
 
-    def standard_normal(
-        self, size: Any = None, dtype: Any = np.float64, out: Any = None
-    ) -> ndarray:
+    def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> ndarray:
         return self._draw("standard_normal", size, dtype, out)
 
     def integers(
@@ -1024,9 +1005,7 @@ class Generator:
     ) -> ndarray:
         return _wrap(self._host.integers(low, high, _plain(size), dtype, endpoint))
 
-    def uniform(
-        self, low: float = 0.0, high: float = 1.0, size: Any = None, dtype: Any = np.float64
-    ) -> ndarray:
+    def uniform(self, low: float = 0.0, high: float = 1.0, size: Any = None, dtype: Any = np.float64) -> ndarray:
         return _wrap(np.asarray(self._host.uniform(low, high, _plain(size)), dtype))
 
 
@@ -1114,12 +1093,8 @@ def make_modules() -> dict[str, types.ModuleType]:
     def get_array_module(*args: Any) -> types.ModuleType:
         return cupy if any(isinstance(x, ndarray) for x in args) else np
 
-    vars(cupy).update(
-        ndarray=ndarray, ufunc=ufunc, get_array_module=get_array_module, __version__="14.2.0"
-    )
-    vars(modules["cupy.linalg"]).update(
-        norm=_function("linalg.norm", 1, "ord axis keepdims", np.linalg.norm)
-    )
+    vars(cupy).update(ndarray=ndarray, ufunc=ufunc, get_array_module=get_array_module, __version__="14.2.0")
+    vars(modules["cupy.linalg"]).update(norm=_function("linalg.norm", 1, "ord axis keepdims", np.linalg.norm))
     vars(modules["cupy.random"]).update(default_rng=Generator, Generator=Generator)
     vars(modules["cupy.cuda"]).update(
         is_available=lambda: True, Device=Device, Stream=Stream, get_current_stream=Stream
@@ -1150,11 +1125,7 @@ def _forget_kernels() -> None:
 def installed() -> Iterator[types.ModuleType]:
     """Makes `import cupy` give the fake, counts from zero, and puts everything back afterwards."""
     global synchronisations
-    before = {
-        name: module
-        for name, module in sys.modules.items()
-        if name.partition(".")[0] in ("cupy", "cupyx")
-    }
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("cupy", "cupyx")}
     modules = make_modules()
     for name in before:
         del sys.modules[name]

@@ -93,11 +93,7 @@ def shifted(image, dy, dx, fill):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shift_gives_every_move_and_no_other(dtype):
     images = np.repeat(make((1, 2, 4, 5), dtype), 300, axis=0)
-    moves = {
-        shifted(images[0], dy, dx, 1).tobytes(): (dy, dx)
-        for dy in (-2, -1, 0, 1, 2)
-        for dx in (-2, -1, 0, 1, 2)
-    }
+    moves = {shifted(images[0], dy, dx, 1).tobytes(): (dy, dx) for dy in (-2, -1, 0, 1, 2) for dx in (-2, -1, 0, 1, 2)}
     seen = [moves[image.tobytes()] for image in shift(images, rng(), max_shift=2, fill=1)]
     assert set(seen) == set(moves.values())
 
@@ -119,11 +115,7 @@ def test_crop_cuts_windows_of_the_padded_image(reflect, size):
     mode = {"mode": "reflect"} if reflect else {"constant_values": np.float32(0.25)}
     padded = np.pad(images[0], ((0, 0), (2, 2), (2, 2)), **mode)  # (2, 8, 9)
     height, width = size or (4, 5)
-    windows = {
-        padded[:, y : y + height, x : x + width].tobytes()
-        for y in range(9 - height)
-        for x in range(10 - width)
-    }
+    windows = {padded[:, y : y + height, x : x + width].tobytes() for y in range(9 - height) for x in range(10 - width)}
     out = crop(images, rng(), padding=2, size=size, fill=0.25, reflect=reflect)
     assert out.shape == (400, 2, height, width)
     assert {image.tobytes() for image in out} == windows
@@ -314,8 +306,7 @@ def test_affine_draws_between_its_bounds_and_turns_the_right_way(low):
     assert np.abs(draw(max_shift=2) - expected).max() < 1e-12
     # Sheared by 45 degrees, the row k below the centre moves k to the right.
     rows = [
-        [np.stack([shifted(image[:, y : y + 1], 0, (y - 3) * sign, 0)[0, 0] for y in range(7)])]
-        for image in images
+        [np.stack([shifted(image[:, y : y + 1], 0, (y - 3) * sign, 0)[0, 0] for y in range(7)])] for image in images
     ]
     assert np.abs(draw(shear=45) - rows).max() < 1e-12
     # Doubled, the centre shows each pixel at twice its distance from the middle; halved likewise.

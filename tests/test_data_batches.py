@@ -53,9 +53,7 @@ def test_order_depends_on_seed_and_epoch():
 
 def test_order_and_augmentation_have_streams_of_their_own():
     # NumPy gives (s, e) and (s, e, 0) the same stream; ours must not be that one.
-    assert not np.array_equal(
-        epoch_order(50, 7, 3), np.random.default_rng((7, 3, 0)).permutation(50)
-    )
+    assert not np.array_equal(epoch_order(50, 7, 3), np.random.default_rng((7, 3, 0)).permutation(50))
 
 
 @given(

@@ -27,9 +27,7 @@ IMAGES = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
 LABELS = np.array([0, 9, 3], np.uint8)
 
 arrays = st.sampled_from(DTYPES).flatmap(
-    lambda dtype: hnp.arrays(
-        dtype, hnp.array_shapes(min_dims=1, max_dims=8, min_side=0, max_side=3)
-    )
+    lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=1, max_dims=8, min_side=0, max_side=3))
 )
 
 

@@ -56,10 +56,7 @@ def fake_arrays() -> dict[str, np.ndarray]:
 
 ARRAYS = fake_arrays()
 HASHES = {name: content_sha256(array) for name, array in ARRAYS.items()}
-FILES = {
-    f"{name}.gz": gzip.compress(idx_header(array) + array.tobytes())
-    for name, array in ARRAYS.items()
-}
+FILES = {f"{name}.gz": gzip.compress(idx_header(array) + array.tobytes()) for name, array in ARRAYS.items()}
 FIRST = f"{NAMES[0]}.gz"
 
 

@@ -30,7 +30,7 @@ def gelu_tanh(x: Array) -> tuple[Array, Array]:
 
 
 def inplace_exp(scores: Array, mask: Array | None = None) -> Array:
-    """Overwrites scores (..., N, M) by exp(scores - row maximum); returns 1 / row sums (..., N, 1), 0 for empty rows."""
+    """Overwrites scores (..., N, M) by exp(scores - row maximum); returns 1 / row sums (..., N, 1), 0 if all -inf."""
     if scores.size == 0:
         return cupy.zeros((*scores.shape[:-1], 1), scores.dtype)
     if mask is not None:

@@ -28,7 +28,8 @@ _CHUNK = 1 << 16  # elements: the five arrays of a chunk stay in a core's cache;
 
 def gelu(x: Array) -> tuple[Array, Array]:
     """The exact GELU, y = x Phi(x), and its slope Phi(x) + x phi(x), which shares the exponential."""
-    return gelu_fitted(x) if x.dtype == np.float32 else gelu_erf(x)
+    with np.errstate(over="ignore"):  # x^2 may overflow far out, where exp(-x^2/2) is 0 all the same
+        return gelu_fitted(x) if x.dtype == np.float32 else gelu_erf(x)
 
 
 def gelu_erf(x: Array) -> tuple[Array, Array]:
@@ -135,7 +136,8 @@ def inplace_exp(scores: Array, mask: Array | None = None) -> Array:
     if not (real.max() <= _SAFE_SCORE and real.min() >= -_SAFE_SCORE):
         top = real.max(axis=-1, keepdims=True)
         top[np.isneginf(top)] = 0
-        scores -= top
+        with np.errstate(over="ignore"):  # a difference beyond the range becomes -inf, and its weight 0, as it should
+            scores -= top
     np.exp(scores, out=scores)
     ones = np.ones((scores.shape[-1], 1), scores.dtype)
     total = (scores.reshape(-1, scores.shape[-1]) @ ones).reshape(*scores.shape[:-1], 1)  # 5 times faster than sum

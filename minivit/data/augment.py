@@ -102,10 +102,7 @@ def crop(
             "choose a smaller size or more padding"
         )
     if reflect and padding >= min(H, W):
-        raise ValueError(
-            f"padding={padding} cannot be reflected from images {H}x{W}: pad by at most "
-            f"{min(H, W) - 1}"
-        )
+        raise ValueError(f"padding={padding} cannot be reflected from images {H}x{W}: pad by at most {min(H, W) - 1}")
     if reflect:
         sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
         padded = np.pad(images, sides, mode="reflect")

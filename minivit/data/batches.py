@@ -46,8 +46,7 @@ def num_batches(n: int, batch_size: int, drop_last: bool = True) -> int:
     _check_count("batch_size", batch_size, 1, "choose 1 or more")
     if drop_last and batch_size > n:
         raise ValueError(
-            f"batch_size={batch_size} leaves no full batch of {n} images: choose at most {n}, or "
-            "pass drop_last=False"
+            f"batch_size={batch_size} leaves no full batch of {n} images: choose at most {n}, or pass drop_last=False"
         )
     return n // batch_size if drop_last else -(-n // batch_size)
 
@@ -156,9 +155,7 @@ def normalise(
     return _standardise(_to_unit(images, dtype), mean, std, dtype)
 
 
-def holdout(
-    labels: Array, fraction_or_count: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split indices in two, each class in proportion (largest remainders get the odd ones).
 
     Args:
@@ -175,9 +172,7 @@ def holdout(
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}, expected (n,) integers"
-        )
+        raise ValueError(f"labels have shape {labels.shape} and dtype {labels.dtype}, expected (n,) integers")
     n = len(labels)
     count = _held_count(n, fraction_or_count)
     _check_count("seed", seed, 0, "pass 0 or more")
@@ -223,9 +218,7 @@ def _to_unit(images: Array, dtype: DTypeLike) -> Array:
     return x[:, None] if x.ndim == 3 else x  # (n, C, H, W)
 
 
-def _standardise(
-    x: Array, mean: float | Sequence[float], std: float | Sequence[float], dtype: DTypeLike
-) -> Array:
+def _standardise(x: Array, mean: float | Sequence[float], std: float | Sequence[float], dtype: DTypeLike) -> Array:
     """(x - mean) / std per channel, x (n, C, H, W), in a new array of `dtype`."""
     center, spread = np.asarray(mean, dtype), np.asarray(std, dtype)
     for name, value in (("mean", center), ("std", spread)):
@@ -251,8 +244,7 @@ def _check_augmented(result: object, size: int) -> tuple[Array, Array]:
     x, y = result
     if len(x) != size or len(y) != size:
         raise ValueError(
-            f"augment returned {len(x)} images and {len(y)} targets for a batch of {size}: it "
-            "must keep their number"
+            f"augment returned {len(x)} images and {len(y)} targets for a batch of {size}: it must keep their number"
         )
     return x, y
 

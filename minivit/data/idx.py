@@ -66,9 +66,7 @@ def parse_idx(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> Array:
     return _read(io.BytesIO(data), name, len(data), max_bytes)
 
 
-def read_labelled(
-    images_path: StrPath, labels_path: StrPath, num_classes: int = 10
-) -> tuple[Array, Array]:
+def read_labelled(images_path: StrPath, labels_path: StrPath, num_classes: int = 10) -> tuple[Array, Array]:
     """Read a pair of IDX files that belong together.
 
     Returns:
@@ -83,9 +81,7 @@ def read_labelled(
     return images, labels.astype(np.int64)
 
 
-def check_labelled(
-    images: Array, labels: Array, images_name: str, labels_name: str, num_classes: int
-) -> None:
+def check_labelled(images: Array, labels: Array, images_name: str, labels_name: str, num_classes: int) -> None:
     """Raise the DataError that `read_labelled` promises if images and labels do not fit."""
     for array, name, ndim, noun in (
         (images, images_name, 3, "images"),
@@ -147,8 +143,7 @@ def idx_header(array: Array) -> bytes:
         raise DataError(f"IDX has no type code for {array.dtype}: convert to one of {known}")
     if not 1 <= array.ndim <= MAX_DIMS or max(array.shape) >= 1 << 32:
         raise DataError(
-            f"shape {array.shape} does not fit an IDX header: reshape to 1 to {MAX_DIMS} "
-            "dimensions, each below 2**32"
+            f"shape {array.shape} does not fit an IDX header: reshape to 1 to {MAX_DIMS} dimensions, each below 2**32"
         )
     return struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
 

@@ -17,9 +17,7 @@ Array: TypeAlias = NDArray[Any]
 Rng: TypeAlias = np.random.Generator
 
 
-def mixup(
-    images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float = 0.2
-) -> tuple[Array, Array]:
+def mixup(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float = 0.2) -> tuple[Array, Array]:
     """Blend each image with another of the batch, and their labels (Zhang et al. 2017, eq. 1).
 
     Args:
@@ -38,9 +36,7 @@ def mixup(
     """
     check_images(images)
     if images.dtype.kind != "f":
-        raise ValueError(
-            f"mixup blends, and {images.dtype} would round: pass floating images, or use cutmix"
-        )
+        raise ValueError(f"mixup blends, and {images.dtype} would round: pass floating images, or use cutmix")
     targets = _soft_targets(labels, len(images), num_classes, images.dtype)
     weight = _beta(rng, alpha, len(images)).astype(images.dtype)
     partner = rng.permutation(len(images))
@@ -49,9 +45,7 @@ def mixup(
     return mixed, _blend_targets(targets, partner, weight)
 
 
-def cutmix(
-    images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float = 1.0
-) -> tuple[Array, Array]:
+def cutmix(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float = 1.0) -> tuple[Array, Array]:
     """Paste a rectangle of another image of the batch into each (Yun et al. 2019, section 3.1).
 
     Labels are blended by the area that is really pasted, after clipping at the border.

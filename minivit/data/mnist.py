@@ -135,9 +135,7 @@ def load_mnist(
         except DataError as reason:
             return _subset(f"{folder} is incomplete, and {reason}", quiet)
         arrays[name] = array
-    return _assemble(
-        arrays, f"{folder} ({'downloaded' if downloaded else 'cached'})", _names(folder)
-    )
+    return _assemble(arrays, f"{folder} ({'downloaded' if downloaded else 'cached'})", _names(folder))
 
 
 def default_cache_dir() -> Path:
@@ -178,9 +176,7 @@ def _cached(path: Path, digest: str, quiet: bool) -> Array | None:
 
 def _downloaded(asked: Mirrors, path: Path, digest: str, quiet: bool) -> Array:
     """Fetch and check the file that belongs at `path`, and keep it there if that can be done."""
-    data, array = asked.fetch(
-        path.name, lambda data, url: _verified(parse_idx(data, url), digest, url)
-    )
+    data, array = asked.fetch(path.name, lambda data, url: _verified(parse_idx(data, url), digest, url))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
@@ -193,8 +189,7 @@ def _verified(array: Array, digest: str, name: str) -> Array:
     found = content_sha256(array)
     if found != digest:
         raise DataError(
-            f"{name}: content has SHA-256 {found}, expected {digest}: this is not the published "
-            "file, fetch it again"
+            f"{name}: content has SHA-256 {found}, expected {digest}: this is not the published file, fetch it again"
         )
     return array
 
@@ -202,9 +197,7 @@ def _verified(array: Array, digest: str, name: str) -> Array:
 def _from_folder(folder: Path) -> Mnist:
     """Read the four files in `folder`, whatever their usual spelling."""
     spellings = {
-        name: [
-            stem + ending for stem in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")
-        ]
+        name: [stem + ending for stem in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")]
         for name in SHA256
     }
     paths = {
@@ -238,9 +231,7 @@ def _assemble(arrays: Arrays, where: str, names: Mapping[str, str]) -> Mnist:
         train_labels=arrays[parts[1]].astype(np.int64),
         test_images=arrays[parts[2]],
         test_labels=arrays[parts[3]].astype(np.int64),
-        source=f"full MNIST from {where}"
-        if published
-        else f"files in {where} (content differs from published MNIST)",
+        source=f"full MNIST from {where}" if published else f"files in {where} (content differs from published MNIST)",
         is_subset=False,
         is_published=published,
     )

@@ -45,9 +45,7 @@ def warp(images: Array, matrix: Array, move: Array, fill: float = 0.0) -> Array:
     return out
 
 
-def _sources(
-    matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]
-) -> tuple[Array, Array]:
+def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """Where each output pixel comes from: rows and columns (B, H, W) of the padded image."""
     inverse = np.linalg.inv(matrix)  # (B, 2, 2)
     center = np.array([(H - 1) / 2, (W - 1) / 2])

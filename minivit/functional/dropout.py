@@ -47,7 +47,7 @@ def drop_path(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
 
 
 def dropout_factor(rng: Any, rate: float, like: Array) -> Array | None:
-    """What dropout multiplies an array with: 0 with probability `rate`, else 1/(1 - rate); None where it does nothing."""
+    """What dropout multiplies an array with: 0 with probability `rate`, else 1/(1 - rate); None for nothing."""
     refuse(not 0 <= rate < 1, f"dropout rate must lie in [0, 1), got {rate}")
     if rng is None or rate == 0:
         return None

@@ -54,7 +54,10 @@ def _targets(logits: Array, labels: Array, smoothing: float) -> Array:
         refuse(labels.shape != (batch,), f"labels must be ({batch},) for logits {logits.shape}, got {labels.shape}")
         low, high = int(labels.min()), int(labels.max())  # checked here: a GPU would wrap a bad label around
         bad = low if low < 0 else high
-        refuse(low < 0 or high >= classes, f"label {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+        refuse(
+            low < 0 or high >= classes,
+            f"label {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}",
+        )
         target = (array_module(logits).asarray(labels)[:, None] == array_module(logits).arange(classes)).astype(real)
     else:
         refuse(

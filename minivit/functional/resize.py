@@ -54,9 +54,7 @@ def _cubic(x: Array, a: float) -> Array:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def resize_grid(
-    x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True
-) -> tuple[Array, Back]:
+def resize_grid(x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> tuple[Array, Back]:
     """A grid x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
     xp = array_module(x)
     rows = xp.asarray(resize_matrix(x.shape[0], size[0], mode, antialias).astype(x.dtype))  # (h', h)

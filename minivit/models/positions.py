@@ -65,7 +65,9 @@ class Learned2d(Positions):
     """
 
     def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
-        refuse(dim % 2 != 0, f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}")
+        refuse(
+            dim % 2 != 0, f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}"
+        )
         self.prefix = prefix
         self.pos_embed_row = Param(init.trunc_normal(rng, (grid[0], dim // 2), 0.02, dtype))
         self.pos_embed_col = Param(init.trunc_normal(rng, (grid[1], dim // 2), 0.02, dtype))
@@ -128,9 +130,7 @@ def _waves(place: Array, dim: int) -> Array:
     return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
 
 
-def make_positions(
-    kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any
-) -> Positions | None:
+def make_positions(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> Positions | None:
     """The table of a kind; None for "none" and for "relative", which adds nothing to the tokens."""
     refuse(kind not in KINDS, f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
     if kind == "learned_1d":

@@ -284,7 +284,8 @@ class ViT(Model):
         """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
         if not isinstance(self.head, DistilledHead):
             raise ValueError("heads(x) is for distilled models: build with distilled=True and num_classes > 0")
-        return self.head.both(self.features(x))[0]  # type: ignore[no-any-return]
+        (logits, distilled), _ = self.head.both(self.features(x))
+        return logits, distilled
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for images (B, C, H, W), counted as published: every token in every block."""
@@ -296,7 +297,9 @@ class ViT(Model):
             attention += 3 * tokens * dim * dim
         mlp = 2 * tokens * dim * int(dim * c["mlp_ratio"])
         width = c["representation_size"] or dim
-        head = (dim * width if c["representation_size"] else 0) + width * c["num_classes"] * (2 if c["distilled"] else 1)
+        head = (dim * width if c["representation_size"] else 0) + width * c["num_classes"] * (
+            2 if c["distilled"] else 1
+        )
         embed = patches * self.embed.patch_embed.proj.weight.size
         return batch * (embed + c["depth"] * (attention + mlp) + head)
 

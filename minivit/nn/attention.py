@@ -135,8 +135,9 @@ class Attention(Layer):
 
     def _mapped_heads(self, x: Array) -> tuple[tuple[Array, Array, Array], Back]:
         """heads="linear": head h's q is q M_h with M_h (D, d), likewise k and v."""
-        assert self.head_maps is not None
-        maps = self.head_maps.data  # (3, H, D, d)
+        head_maps = self.head_maps
+        assert head_maps is not None
+        maps = head_maps.data  # (3, H, D, d)
         xp = array_module(x)
         qkv, back_qkv = self.qkv(x)
         batch, tokens, channels = qkv.shape
@@ -150,7 +151,7 @@ class Attention(Layer):
                 silent = xp.zeros((batch, dq.shape[1], tokens - asking, dq.shape[3]), dq.dtype)
                 dq = xp.concatenate((dq, silent), axis=2)
             dheads = xp.stack((dq, dk, dv))  # (3, B, H, N, d)
-            self.head_maps.accumulate(xp.einsum("bnsc,sbhnd->shcd", wide, dheads))
+            head_maps.accumulate(xp.einsum("bnsc,sbhnd->shcd", wide, dheads))
             dwide = xp.einsum("sbhnd,shcd->bnsc", dheads, maps)
             return back_qkv(dwide.reshape(batch, tokens, channels))
 

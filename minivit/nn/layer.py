@@ -184,7 +184,9 @@ class Layer:
         unexpected = [name for name in state if name not in params]
         if strict:
             refuse(bool(missing), f"state has no entry {missing[:1]} ({len(missing)} of {len(params)} are missing)")
-            refuse(bool(unexpected), f"state has {len(unexpected)} entries that the model lacks, first {unexpected[:1]}")
+            refuse(
+                bool(unexpected), f"state has {len(unexpected)} entries that the model lacks, first {unexpected[:1]}"
+            )
         common = [name for name in params if name in state]
         for name in common:
             refuse(

@@ -1,0 +1,63 @@
+"""minivit's side of the comparison: shards of the batch in threads, and AdamW over one flat array.
+
+Only the minivit worker imports this file, so that no other thread pool lives in that process.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
+from threadpoolctl import threadpool_info
+
+from minivit import functional as F
+from minivit.models import ViT
+from minivit.optim import AdamW, no_decay
+from minivit.parallel import DataParallel
+
+
+class MinivitSide:
+    """One model, its optimiser and its batch; `variant` says how much of the last block is computed."""
+
+    def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
+        self.task, self.threads = case.task, threads
+        self.model = ViT(**case.model, skip_unused_tokens=variant == "class token only")
+        if start.weights:
+            self.model.load_state_dict(start.weights)
+        self.images, self.labels = start.images, start.labels
+        self.parallel = DataParallel(self.model, threads=threads, loss=F.softmax_cross_entropy)
+        params = self.model.parameters()
+        self.optimiser = AdamW(params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, no_decay=start.no_decay)
+
+    def describe(self) -> dict[str, str]:
+        blas = next((pool for pool in threadpool_info() if pool["user_api"] == "blas"), None)
+        name = f"{blas['internal_api']} {blas['version']} ({blas.get('architecture')})" if blas else "unknown BLAS"
+        return {"library": f"numpy {np.__version__}", "blas": name, "detail": ""}
+
+    def check_threads(self) -> None:
+        found = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        assert found == [self.threads] or not found, f"BLAS uses {found} threads, not {self.threads}"
+        assert self.parallel.threads == self.threads
+
+    def step(self) -> float:
+        """One step of training, or one forward pass; returns the loss, or 0."""
+        if self.task == "infer":
+            self.model.predict(self.images)
+            return 0.0
+        self.optimiser.zero_grad()
+        loss = self.parallel.loss_and_grad(self.images, self.labels, label_smoothing=LABEL_SMOOTHING)
+        self.optimiser.step()
+        return loss
+
+    def outcome(self) -> dict[str, np.ndarray]:
+        """What both sides must agree on before anything is timed: all gradients, or the logits."""
+        if self.task == "infer":
+            return {"logits": self.model.predict(self.images)}
+        self.optimiser.zero_grad()
+        self.parallel.loss_and_grad(self.images, self.labels, label_smoothing=LABEL_SMOOTHING)
+        return {name: param.grad for name, param in self.model.parameters().items()}
+
+
+def start_of(case: Case) -> tuple[dict[str, np.ndarray], set[str]]:
+    """The weights from which both sides start, and the names of those that take no weight decay."""
+    model = ViT(**case.model, seed=0)
+    return model.state_dict(), no_decay(model)

@@ -1,0 +1,83 @@
+"""PyTorch's side of the comparison, with its fused AdamW, its fused attention, and its compiler.
+
+Only the PyTorch worker imports this file, so that no other thread pool lives in that process.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
+from torch import Tensor
+from torch.nn import functional as F
+from torch_vit import TorchViT
+
+
+class TorchSide:
+    """One model, its optimiser and its batch; `variant` is "sdpa" or "plain", with "compile " before it or not."""
+
+    def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
+        torch.set_num_threads(threads)
+        self.task, self.threads = case.task, threads
+        kind = variant.removeprefix("compile ")
+        self.model = TorchViT(case.model, kind)
+        if start.weights:
+            self.model.load_state_dict({name: torch.from_numpy(array) for name, array in start.weights.items()})
+        self.images, self.labels = torch.from_numpy(start.images), torch.from_numpy(start.labels)
+        # the loss is compiled together with the model, so that the compiler sees all it could fuse
+        call = self._loss if self.task == "train" else self.model
+        self.call = torch.compile(call) if variant != kind else call
+        self.optimiser = self._adamw(start.no_decay) if self.task == "train" else None
+
+    def describe(self) -> dict[str, str]:
+        optimiser = "" if self.optimiser is None else "fused AdamW" if self.optimiser.defaults["fused"] else "AdamW"
+        return {"library": f"torch {torch.__version__}", "blas": _blas(), "detail": optimiser}
+
+    def check_threads(self) -> None:
+        found = torch.get_num_threads()
+        assert found == self.threads, f"PyTorch uses {found} threads, not {self.threads}"
+
+    def step(self) -> float:
+        """One step of training, or one forward pass; returns the loss, or 0."""
+        if self.optimiser is None:
+            with torch.inference_mode():
+                self.call(self.images)
+            return 0.0
+        self.optimiser.zero_grad()
+        loss = self.call(self.images, self.labels)
+        loss.backward()
+        self.optimiser.step()
+        return loss.item()
+
+    def outcome(self) -> dict[str, np.ndarray]:
+        """What both sides must agree on before anything is timed: all gradients, or the logits."""
+        if self.optimiser is None:
+            with torch.inference_mode():
+                return {"logits": self.call(self.images).numpy()}
+        self.optimiser.zero_grad()
+        self.call(self.images, self.labels).backward()
+        return {name: param.grad.numpy() for name, param in self.model.named_parameters()}
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.model(images), labels, label_smoothing=LABEL_SMOOTHING)
+
+    def _adamw(self, no_decay: Any) -> torch.optim.Optimizer:
+        named = dict(self.model.named_parameters())
+        groups = [
+            {"params": [p for name, p in named.items() if name not in no_decay], "weight_decay": WEIGHT_DECAY},
+            {"params": [p for name, p in named.items() if name in no_decay], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        try:
+            return torch.optim.AdamW(groups, lr=LEARNING_RATE, fused=True)
+        except RuntimeError:  # a build without the fused kernel for this processor
+            return torch.optim.AdamW(groups, lr=LEARNING_RATE, foreach=True)
+
+
+def _blas() -> str:
+    if torch.backends.mkl.is_available():
+        return "MKL"
+    return "Accelerate" if platform.system() == "Darwin" else "its own BLAS"

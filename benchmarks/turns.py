@@ -1,0 +1,93 @@
+"""Worker processes, and the turns in which they are timed: A, B, A, B, ..., so that both meet the same machine.
+
+PyTorch's threads and NumPy's never live in one process. A turn begins after a pause longer than any OpenMP library
+lets idle threads spin, and with one step that is not timed; the thread policy of both libraries is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import Case
+
+HERE = Path(__file__).resolve().parent
+PAUSE = 0.25  # seconds; libgomp spins for a few milliseconds, OpenBLAS for about 30, LLVM's and Intel's OpenMP for 200
+
+
+class SideFailed(RuntimeError):
+    """A worker could not do what it was asked to."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of computing a case: the library, and what is special about it."""
+
+    library: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.library}: {self.name}"
+
+
+class Side:
+    """A worker process that computes one variant of one case, until `close()`."""
+
+    def __init__(self, case: Case, variant: Variant, threads: int, start: Path) -> None:
+        self.variant, self.busy = variant, 0.0
+        self.process = subprocess.Popen(
+            _command(variant.library, case.name, variant.name, str(threads), str(start)),
+            env=environment(threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, command: str, *arguments: Any) -> Any:
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps([command, *arguments]), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"the process ended with {self.process.wait()}"}
+        if "error" in answer:
+            raise SideFailed(f"{self.variant}: {answer['error'][:500]}\n{answer.get('trace', '')[-1500:]}")
+        return answer["answer"]
+
+    def turn(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps in a row."""
+        time.sleep(PAUSE)
+        answer = self.ask("steps", steps)
+        self.busy = max(self.busy, answer["busy_while_waiting"])
+        return answer["seconds"]
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()  # the end of its input ends the worker
+        self.process.wait()
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of a worker: this checkout first, and every thread pool held to the same size."""
+    path = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+    pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    return {**os.environ, "PYTHONPATH": path, **dict.fromkeys(pools, str(threads))}
+
+
+def make_start(case: Case, threads: int, path: Path) -> None:
+    """Let a process of minivit's draw the weights and the batch that both sides begin with."""
+    subprocess.run(_command("start", case.name, str(path)), env=environment(threads), check=True)
+
+
+def take_turns(sides: list[Side], rounds: int, steps: int) -> np.ndarray:
+    """Seconds (rounds, sides, steps): in each round every side has one turn, always in the same order."""
+    return np.array([[side.turn(steps) for side in sides] for _ in range(rounds)])
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, str(HERE / "worker.py"), *arguments]

@@ -1,0 +1,187 @@
+"""minivit against PyTorch's best on this machine: time per step, peak memory, and whether both compute the same.
+
+Both sides run in processes of their own from the same weights and batch, agree on all gradients, and then take turns.
+
+    python benchmarks/vs_pytorch.py                      # the two MNIST models, training
+    python benchmarks/vs_pytorch.py --case vit-s16 --quick
+    python benchmarks/vs_pytorch.py --infer --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import results
+from cases import CASES, Case
+from turns import PAUSE, Side, SideFailed, Variant, make_start, take_turns
+
+AGREEMENT = 1e-3  # the largest difference within a gradient, relative to that gradient's largest element
+LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
+TRIAL_ROUNDS = 5
+EAGER = (Variant("PyTorch", "sdpa"), Variant("PyTorch", "plain"))
+MINIVIT = (Variant("minivit", "class token only"), Variant("minivit", "every token"))
+
+
+class Comparison:
+    """One case: its sides are opened, checked against the first one, and timed."""
+
+    def __init__(self, case: Case, options: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
+        self.case, self.options, self.folder, self.stack = case, options, folder, stack
+        self.start = folder / "start.npz"
+        self.reference: tuple[dict[str, np.ndarray], np.ndarray] | None = None
+        self.differences: dict[Variant, float] = {}
+        self.about: dict[str, dict[str, str]] = {}
+        self.busy = 0.0
+        make_start(case, options.threads, self.start)
+
+    def run(self) -> list[results.Row]:
+        minivit = [self.open(variant) for variant in MINIVIT]
+        best, trials = self.pytorch_best()
+        rows = self.timed([best, *minivit])
+        if self.options.memory:
+            self.add_memory(rows)
+        return [*trials, *rows]
+
+    def open(self, variant: Variant) -> Side:
+        """A side that has been checked and warmed up."""
+        side = self.stack.enter_context(closing(Side(self.case, variant, self.options.threads, self.start)))
+        self.about[variant.library] = side.ask("build")
+        path = self.folder / "outcome.npz"
+        side.ask("outcome", str(path))
+        with np.load(path) as file:
+            outcome = {name: file[name] for name in file.files}
+        losses = np.array(side.ask("warm_up"))
+        if self.reference is None:
+            self.reference = outcome, losses
+        self.differences[variant] = largest_difference(outcome, self.reference[0])
+        apart = np.abs(losses - self.reference[1]).max() / max(1e-30, np.abs(losses).max())
+        if not (self.differences[variant] <= AGREEMENT and apart <= LOSS_AGREEMENT):
+            raise SystemExit(
+                f"{self.case.name}: {variant} and {MINIVIT[0]} do not compute the same, so no time is measured: "
+                f"gradients or logits {self.differences[variant]:.1e} apart, losses {apart:.1e}"
+            )
+        return side
+
+    def pytorch_best(self) -> tuple[Side, list[results.Row]]:
+        """The fastest PyTorch variant, and a row for each that was tried."""
+        eager = [self.open(variant) for variant in EAGER]
+        best, rows = self.trial(eager)
+        if self.options.compile:
+            try:
+                compiled = self.open(Variant("PyTorch", f"compile {best.variant.name}"))
+            except SideFailed as reason:
+                print(f"{self.case.name}: goes on without torch.compile, which failed:\n{reason}\n")
+            else:
+                best, more = self.trial([best, compiled])
+                rows += more[1:]
+        return best, rows
+
+    def trial(self, sides: list[Side]) -> tuple[Side, list[results.Row]]:
+        """A few rounds among PyTorch's variants; all but the fastest are closed."""
+        seconds = take_turns(sides, TRIAL_ROUNDS, self.options.steps)
+        rows = [self.row(side, seconds[:, place], " (trial)") for place, side in enumerate(sides)]
+        best = sides[int(np.argmin([row["median_ms"] for row in rows]))]
+        for side in sides:
+            if side is not best:
+                side.close()
+        return best, rows
+
+    def timed(self, sides: list[Side]) -> list[results.Row]:
+        """The rounds that count; the first side is the one that the others are compared with."""
+        seconds = take_turns(sides, self.options.rounds, self.options.steps)
+        rows = [self.row(side, seconds[:, place]) for place, side in enumerate(sides)]
+        for row in rows[1:]:
+            results.add_ratio(row, rows[0])
+        self.busy = max(side.busy for side in sides)
+        return rows
+
+    def row(self, side: Side, seconds: np.ndarray, remark: str = "") -> results.Row:
+        return results.row(self.case.name, f"{side.variant}{remark}", seconds, self.differences[side.variant])
+
+    def add_memory(self, rows: list[results.Row]) -> None:
+        """Peaks, each from a fresh process; a ratio is to PyTorch's leaner eager variant.
+
+        A compiled model is left out: what the compiler itself holds would count against PyTorch.
+        """
+        peaks = {str(variant): self.peak(variant) for variant in (*EAGER, *MINIVIT)}
+        eager = [peak for peak in (peaks[str(variant)] for variant in EAGER) if peak]
+        best = rows[0]
+        best["peak_bytes"] = min(eager, default=None)
+        for row in rows[1:]:
+            row["peak_bytes"] = peaks[row["side"]]
+            if row["peak_bytes"] and best["peak_bytes"]:
+                row["peak_ratio"] = row["peak_bytes"] / best["peak_bytes"]
+        best["peaks_bytes"] = peaks
+
+    def peak(self, variant: Variant) -> int | None:
+        with closing(Side(self.case, variant, self.options.threads, self.start)) as side:
+            found = side.ask("memory")
+            return found["added"] if found else None
+
+
+def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The worst array's largest difference, relative to its largest element; infinite where names or shapes differ."""
+    if {name: a.shape for name, a in ours.items()} != {name: a.shape for name, a in theirs.items()}:
+        return float("inf")
+    return max(float(np.abs(a - theirs[name]).max() / np.abs(theirs[name]).max()) for name, a in ours.items())
+
+
+def compare(case: Case, options: argparse.Namespace) -> tuple[list[results.Row], Comparison]:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        comparison = Comparison(case, options, Path(folder), stack)
+        return comparison.run(), comparison
+
+
+def header(machine: dict[str, Any], about: dict[str, dict[str, str]], options: argparse.Namespace) -> str:
+    load = "unknown" if machine["load_before"] is None else f"{machine['load_before']:.1f}"
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, load before: {load}",
+        f"Python {machine['python']}, float32, {options.threads} threads on each side",
+        *(f"{library}: {facts['library']} with {facts['blas']} {facts['detail']}" for library, facts in about.items()),
+        f"{options.rounds} rounds of {options.steps} steps in turn, each after {PAUSE} s of pause and one untimed step",
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=sorted(CASES), help="may be given several times")
+    parser.add_argument("--infer", action="store_true", help="the inference cases instead of flagship and small")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10, help="steps in a row in each turn")
+    parser.add_argument("--quick", action="store_true", help="5 rounds of 3 steps, to see whether it runs")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
+    parser.add_argument("--json", type=Path, help="write everything to this file too")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.steps = 5, 3
+    if options.case is None:
+        infer = [name for name, case in CASES.items() if case.task == "infer"]
+        options.case = infer if options.infer else ["flagship", "small"]
+    return options
+
+
+def main() -> None:
+    options = parse()
+    machine, rows, busy, about = results.machine(), [], 0.0, {}
+    for name in options.case:
+        found, comparison = compare(CASES[name], options)
+        rows += found
+        busy, about = max(busy, comparison.busy), comparison.about
+    print(header(machine, about, options), results.table(rows), sep="\n\n")
+    print(f"\nwhile it waited, the busiest side used {busy:.1%} of one core")
+    if options.json:
+        facts = {"machine": machine, "libraries": about, "threads": options.threads, "busiest_waiting_side": busy}
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
