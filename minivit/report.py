@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minivit.protocol import Array
+from minivit.version import __version__
 
 # Colour-blind safe (Okabe and Ito 2008), and apart in grey print through their dash patterns.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -104,9 +105,7 @@ def draw_mistakes(figure: Any, images: Array, labels: Array, logits: Array, rows
 
 def versions() -> dict[str, str]:
     """The software that a result depends on."""
-    import minivit
-
-    return {"minivit": minivit.__version__, "NumPy": np.__version__, "Python": platform.python_version()}
+    return {"minivit": __version__, "NumPy": np.__version__, "Python": platform.python_version()}
 
 
 def write_model_card(out: str | Path, title: str, facts: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What every model is: stages from image to logits, a forward with a way back, and an inference that keeps nothing.
 
-Next: `vit.py`.
+Next: `positions.py`.
 """
 
 from __future__ import annotations

@@ -1,163 +1,22 @@
 """The Vision Transformer: an image is cut into patches, and the patches are read like words.
 
-Alphabet: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
-D channels, K classes. Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; names and shapes are timm's.
-Next: `configs.py`, the published sizes.
+Alphabet: B batch, C image channels, D channels, K classes. Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16
+Words"; names and shapes are timm's. Next: `configs.py`, the published sizes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from minivit import functional as F
-from minivit.backend import array_module, as_generator, kernels
+from minivit.backend import as_generator
+from minivit.models.heads import DistilledHead, Pool, PreLogits
 from minivit.models.model import Model
 from minivit.models.positions import make_positions
+from minivit.models.tokens import Tokens
 from minivit.models.vit_init import initialise
-from minivit.nn import Attention, Block, Chain, Dropout, Layer, LayerNorm, Linear, Mlp, Param, PatchEmbed, Tanh
-from minivit.nn.init import dtype_of, normal
-from minivit.protocol import Array, Back, once, refuse
-
-
-class Tokens(Layer):
-    """Images (B, C, H, W) -> tokens (B, T, D): patches embedded, prefix tokens put in front, positions added."""
-
-    names_in_parent = True
-
-    def __init__(
-        self,
-        image: tuple[int, int],
-        patch: tuple[int, int],
-        prefix_names: list[str],
-        patch_embed: PatchEmbed,
-        positions: Any,
-        drop: float,
-        dynamic: bool,
-        dtype: Any,
-        rng: Any,
-    ) -> None:
-        dim = patch_embed.proj.weight.shape[0]
-        self.image, self.patch, self.prefix_names, self.dynamic = image, patch, prefix_names, dynamic
-        for name in prefix_names:
-            setattr(self, name, Param(normal(rng, (1, 1, dim), 1e-6, dtype)))  # 1e-6: timm's start of the class token
-        self.positions = positions
-        self.patch_embed = patch_embed
-        self.drop = drop
-
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        grid = self._grid(x)
-        xp, batch = array_module(x), x.shape[0]
-        patches, back_patches = self.patch_embed(x)  # (B, N, D)
-        dim = patches.shape[2]
-        prefix = [getattr(self, name) for name in self.prefix_names]
-        p = len(prefix)
-        joined = xp.concatenate([xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix] + [patches], axis=1)
-        table, back_table = self.positions.table(grid) if self.positions else (None, None)  # (T, D)
-        placed = joined if table is None else joined + table
-        y, back_drop = F.dropout(placed, self.drop, rng)
-
-        @once
-        def back(dy: Array) -> Array:
-            dtokens = back_drop(dy)  # (B, T, D)
-            tokens = dtokens.shape[1]
-            # the same table and prefix were added to every image, so their gradients are sums over the batch
-            dtable = kernels(dtokens).sum_rows(dtokens.reshape(batch, tokens * dim)).reshape(tokens, dim)
-            for place, token in enumerate(prefix):
-                token.accumulate(dtable[place].reshape(1, 1, dim))
-            if back_table is not None:
-                back_table(dtable)
-            return back_patches(dtokens[:, p:])
-
-        return y, back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return self.patch_embed.macs(shape)
-
-    def _grid(self, x: Array) -> tuple[int, int]:
-        refuse(x.ndim != 4, f"images must be (B, C, H, W), got shape {x.shape}")
-        height, width = x.shape[2:]
-        refuse(
-            not self.dynamic and (height, width) != self.image,
-            f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
-            f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True",
-        )
-        return height // self.patch[0], width // self.patch[1]
-
-
-class Pool(Layer):
-    """Tokens (B, T, D) -> one vector (B, D), or (B, 2, D) when a distilled model reads two tokens.
-
-    mode "token" takes the prefix tokens, "avg" the mean of the others.
-    """
-
-    def __init__(self, mode: str, prefix: int) -> None:
-        self.mode, self.prefix = mode, prefix
-
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        p, shape = self.prefix, x.shape
-        if self.mode == "avg":
-            y, back_part = F.mean_pool(x[:, p:])
-            part: Any = slice(p, None)
-        else:
-            part = 0 if p == 1 else slice(0, p)
-            y, back_part = x[:, part], None
-
-        @once
-        def back(dy: Array) -> Array:
-            dx = array_module(dy).zeros(shape, dy.dtype)
-            dx[:, part] = dy if back_part is None else back_part(dy)
-            return dx
-
-        return y, back
-
-
-class PreLogits(Chain):
-    """The paper's head for pretraining: a linear layer and tanh before the classifier; key `pre_logits.fc`."""
-
-    def __init__(self, dim: int, size: int, dtype: Any, rng: Any) -> None:
-        self.fc = Linear(dim, size, dtype=dtype, seed=rng)
-        self.tanh = Tanh()
-
-    def stages(self) -> list[Layer]:
-        return [self.fc, self.tanh]
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return self.fc.macs(shape)
-
-
-class DistilledHead(Layer):
-    """Two classifiers, on the class token and on the distillation token, averaged (Touvron et al. 2021, DeiT)."""
-
-    names_in_parent = True
-
-    def __init__(self, dim: int, num_classes: int, *, dtype: Any, seed: Any) -> None:
-        rng = as_generator(seed)
-        self.head = Linear(dim, num_classes, dtype=dtype, seed=rng)
-        self.head_dist = Linear(dim, num_classes, dtype=dtype, seed=rng)
-
-    def both(self, x: Array) -> tuple[tuple[Array, Array], Back]:
-        """Features (B, 2, D) -> the logits of both heads; the back takes a gradient for each."""
-        logits, back_head = self.head(x[:, 0])
-        distilled, back_dist = self.head_dist(x[:, 1])
-
-        @once
-        def back(dlogits: Array, ddistilled: Array) -> Array:
-            return array_module(dlogits).stack((back_head(dlogits), back_dist(ddistilled)), axis=1)
-
-        return (logits, distilled), back
-
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        (logits, distilled), back_both = self.both(x)
-
-        @once
-        def back(dy: Array) -> Array:
-            half = dy * 0.5
-            return back_both(half, half)
-
-        return (logits + distilled) * 0.5, back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return shape[0] * (self.head.weight.size + self.head_dist.weight.size)
+from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
+from minivit.nn.init import dtype_of
+from minivit.protocol import Array, refuse
 
 
 class ViT(Model):

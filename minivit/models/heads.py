@@ -1,0 +1,89 @@
+"""From tokens to logits: pooling, the pretraining head, and the two heads of a distilled model.
+
+Alphabet: B batch, T tokens, D channels, K classes. Next: `vit_init.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit import functional as F
+from minivit.backend import array_module, as_generator
+from minivit.nn import Chain, Layer, Linear, Tanh
+from minivit.protocol import Array, Back, once
+
+
+class Pool(Layer):
+    """Tokens (B, T, D) -> one vector (B, D), or (B, 2, D) when a distilled model reads two tokens.
+
+    mode "token" takes the prefix tokens, "avg" the mean of the others.
+    """
+
+    def __init__(self, mode: str, prefix: int) -> None:
+        self.mode, self.prefix = mode, prefix
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        p, shape = self.prefix, x.shape
+        if self.mode == "avg":
+            y, back_part = F.mean_pool(x[:, p:])
+            part: Any = slice(p, None)
+        else:
+            part = 0 if p == 1 else slice(0, p)
+            y, back_part = x[:, part], None
+
+        @once
+        def back(dy: Array) -> Array:
+            dx = array_module(dy).zeros(shape, dy.dtype)
+            dx[:, part] = dy if back_part is None else back_part(dy)
+            return dx
+
+        return y, back
+
+
+class PreLogits(Chain):
+    """The paper's head for pretraining: a linear layer and tanh before the classifier; key `pre_logits.fc`."""
+
+    def __init__(self, dim: int, size: int, dtype: Any, rng: Any) -> None:
+        self.fc = Linear(dim, size, dtype=dtype, seed=rng)
+        self.tanh = Tanh()
+
+    def stages(self) -> list[Layer]:
+        return [self.fc, self.tanh]
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return self.fc.macs(shape)
+
+
+class DistilledHead(Layer):
+    """Two classifiers, on the class token and on the distillation token, averaged (Touvron et al. 2021, DeiT)."""
+
+    names_in_parent = True
+
+    def __init__(self, dim: int, num_classes: int, *, dtype: Any, seed: Any) -> None:
+        rng = as_generator(seed)
+        self.head = Linear(dim, num_classes, dtype=dtype, seed=rng)
+        self.head_dist = Linear(dim, num_classes, dtype=dtype, seed=rng)
+
+    def both(self, x: Array) -> tuple[tuple[Array, Array], Back]:
+        """Features (B, 2, D) -> the logits of both heads; the back takes a gradient for each."""
+        logits, back_head = self.head(x[:, 0])
+        distilled, back_dist = self.head_dist(x[:, 1])
+
+        @once
+        def back(dlogits: Array, ddistilled: Array) -> Array:
+            return array_module(dlogits).stack((back_head(dlogits), back_dist(ddistilled)), axis=1)
+
+        return (logits, distilled), back
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        (logits, distilled), back_both = self.both(x)
+
+        @once
+        def back(dy: Array) -> Array:
+            half = dy * 0.5
+            return back_both(half, half)
+
+        return (logits + distilled) * 0.5, back
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return shape[0] * (self.head.weight.size + self.head_dist.weight.size)
