@@ -41,7 +41,7 @@ class Side:
     """A worker process that computes one variant of one case, until `close()`."""
 
     def __init__(self, case: Case, variant: Variant, threads: int, start: Path) -> None:
-        self.variant, self.busy = variant, 0.0
+        self.variant, self.busy, self.used = variant, 0.0, 0.0
         self.process = subprocess.Popen(
             _command(variant.library, case.name, variant.name, str(threads), str(start)),
             env=environment(threads),
@@ -64,6 +64,7 @@ class Side:
         time.sleep(PAUSE)
         answer = self.ask("steps", steps)
         self.busy = max(self.busy, answer["busy_while_waiting"])
+        self.used += answer["used"]
         return answer["seconds"]
 
     def close(self) -> None:
@@ -84,9 +85,27 @@ def make_start(case: Case, threads: int, path: Path) -> None:
     subprocess.run(_command("start", case.name, str(path)), env=environment(threads), check=True)
 
 
-def take_turns(sides: list[Side], rounds: int, steps: int) -> np.ndarray:
-    """Seconds (rounds, sides, steps): in each round every side has one turn, always in the same order."""
-    return np.array([[side.turn(steps) for side in sides] for _ in range(rounds)])
+def take_turns(sides: list[Side], rounds: int, steps: int) -> tuple[np.ndarray, float | None]:
+    """Seconds (rounds, sides, steps), and how many cores' worth of time other programs took meanwhile.
+
+    In each round every side has one turn, always in the same order.
+    """
+    begin, machine, ours = time.perf_counter(), _machine_seconds(), sum(side.used for side in sides)
+    seconds = np.array([[side.turn(steps) for side in sides] for _ in range(rounds)])
+    if machine is None:
+        return seconds, None
+    others = _machine_seconds() - machine - sum(side.used for side in sides) + ours
+    return seconds, max(0.0, others / (time.perf_counter() - begin))
+
+
+def _machine_seconds() -> float | None:
+    """Processor time used by everything on this machine since it started; None where the system does not tell."""
+    try:
+        numbers = Path("/proc/stat").read_text().split()[1:9]  # user nice system idle iowait irq softirq steal
+    except OSError:
+        return None
+    idle = int(numbers[3]) + int(numbers[4])
+    return (sum(map(int, numbers)) - idle) / os.sysconf("SC_CLK_TCK")
 
 
 def _command(*arguments: str) -> list[str]:

@@ -24,6 +24,7 @@ from turns import PAUSE, Side, SideFailed, Variant, make_start, take_turns
 AGREEMENT = 1e-3  # the largest difference within a gradient, relative to that gradient's largest element
 LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
 TRIAL_ROUNDS = 5
+QUIET = 0.1  # cores' worth of other programs' work that does not spoil a measurement
 EAGER = (Variant("PyTorch", "sdpa"), Variant("PyTorch", "plain"))
 MINIVIT = (Variant("minivit", "class token only"), Variant("minivit", "every token"))
 
@@ -37,7 +38,7 @@ class Comparison:
         self.reference: tuple[dict[str, np.ndarray], np.ndarray] | None = None
         self.differences: dict[Variant, float] = {}
         self.about: dict[str, dict[str, str]] = {}
-        self.busy = 0.0
+        self.busy, self.others = 0.0, None
         make_start(case, options.threads, self.start)
 
     def run(self) -> list[results.Row]:
@@ -71,21 +72,21 @@ class Comparison:
     def pytorch_best(self) -> tuple[Side, list[results.Row]]:
         """The fastest PyTorch variant, and a row for each that was tried."""
         eager = [self.open(variant) for variant in EAGER]
-        best, rows = self.trial(eager)
+        best, rows = self.trial(eager, "trial")
         if self.options.compile:
             try:
                 compiled = self.open(Variant("PyTorch", f"compile {best.variant.name}"))
             except SideFailed as reason:
                 print(f"{self.case.name}: goes on without torch.compile, which failed:\n{reason}\n")
             else:
-                best, more = self.trial([best, compiled])
-                rows += more[1:]
+                best, more = self.trial([best, compiled], "2nd trial")
+                rows += more
         return best, rows
 
-    def trial(self, sides: list[Side]) -> tuple[Side, list[results.Row]]:
+    def trial(self, sides: list[Side], remark: str) -> tuple[Side, list[results.Row]]:
         """A few rounds among PyTorch's variants; all but the fastest are closed."""
-        seconds = take_turns(sides, TRIAL_ROUNDS, self.options.steps)
-        rows = [self.row(side, seconds[:, place], " (trial)") for place, side in enumerate(sides)]
+        seconds, _ = take_turns(sides, TRIAL_ROUNDS, self.options.steps)
+        rows = [self.row(side, seconds[:, place], f" ({remark})") for place, side in enumerate(sides)]
         best = sides[int(np.argmin([row["median_ms"] for row in rows]))]
         for side in sides:
             if side is not best:
@@ -94,7 +95,7 @@ class Comparison:
 
     def timed(self, sides: list[Side]) -> list[results.Row]:
         """The rounds that count; the first side is the one that the others are compared with."""
-        seconds = take_turns(sides, self.options.rounds, self.options.steps)
+        seconds, self.others = take_turns(sides, self.options.rounds, self.options.steps)
         rows = [self.row(side, seconds[:, place]) for place, side in enumerate(sides)]
         for row in rows[1:]:
             results.add_ratio(row, rows[0])
@@ -149,6 +150,20 @@ def header(machine: dict[str, Any], about: dict[str, dict[str, str]], options: a
     return "\n".join(line.rstrip() for line in lines)
 
 
+def quiet(done: list[Comparison]) -> str:
+    """What disturbed the measurement: a waiting side that was not idle, and other programs."""
+    lines = [f"While it waited, the busiest side used {max(c.busy for c in done):.1%} of one core."]
+    others = [c.others for c in done if c.others is not None]
+    if others:
+        lines.append(f"Other programs used up to {max(others):.2f} cores during the rounds.")
+    if max(others, default=0) > QUIET:
+        lines.append(
+            "THE MACHINE WAS NOT QUIET, so do not quote these ratios: PyTorch's threads wait for the slowest of them "
+            "after every operation, minivit's once per step, so other programs slow PyTorch down more."
+        )
+    return "\n".join(lines)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="may be given several times")
@@ -171,16 +186,18 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    machine, rows, busy, about = results.machine(), [], 0.0, {}
+    machine, rows, done = results.machine(), [], []
     for name in options.case:
         found, comparison = compare(CASES[name], options)
         rows += found
-        busy, about = max(busy, comparison.busy), comparison.about
-    print(header(machine, about, options), results.table(rows), sep="\n\n")
-    print(f"\nwhile it waited, the busiest side used {busy:.1%} of one core")
+        done.append(comparison)
+    about = done[-1].about
+    print(header(machine, about, options), results.table(rows), quiet(done), sep="\n\n")
     if options.json:
-        facts = {"machine": machine, "libraries": about, "threads": options.threads, "busiest_waiting_side": busy}
-        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))
+        settings = {"threads": options.threads, "rounds": options.rounds, "steps": options.steps}
+        quietness = {c.case.name: {"busy_while_waiting": c.busy, "other_programs_cores": c.others} for c in done}
+        facts = {"machine": machine, "libraries": about, **settings, "quietness": quietness, "rows": rows}
+        options.json.write_text(json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":

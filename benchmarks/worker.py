@@ -39,8 +39,9 @@ class Worker:
         return [self.side.step() for _ in range(WARM_UP)]
 
     def steps(self, count: int) -> dict[str, Any]:
-        """Seconds of each of `count` steps in a row, and how busy this process was while it should have waited."""
-        waited, busy = (now - then for now, then in zip(_clocks(), self.rested, strict=True))
+        """Seconds of each of `count` steps in a row, the processor time they took, and any taken while waiting."""
+        began = _clocks()
+        waited, busy = (now - then for now, then in zip(began, self.rested, strict=True))
         self.side.check_threads()
         self.side.step()  # not timed: the other side has just had the caches
         seconds = []
@@ -48,7 +49,7 @@ class Worker:
             begin = time.perf_counter()
             self.side.step()
             seconds.append(time.perf_counter() - begin)
-        return {"seconds": seconds, "busy_while_waiting": busy / waited}
+        return {"seconds": seconds, "used": _clocks()[1] - began[1], "busy_while_waiting": busy / waited}
 
     def memory(self) -> dict[str, Any] | None:
         """The most that building the model and 5 steps add to this process. Ask it of a fresh worker, and only it."""

@@ -41,7 +41,10 @@ def load(model: Any, path: str | Path) -> Any:
     Raises:
         CheckpointError: if the file is unreadable or damaged, or names and shapes differ; nothing is then changed.
     """
-    arrays, _ = load_arrays(path)
+    return _fill(model, load_arrays(path)[0], path)
+
+
+def _fill(model: Any, arrays: dict[str, Array], path: str | Path) -> Any:
     try:
         model.load_state_dict(arrays)
     except ValueError as error:
@@ -51,12 +54,12 @@ def load(model: Any, path: str | Path) -> Any:
 
 def from_pretrained(path: str | Path) -> Model:
     """The model that `save` wrote: built from the configuration in the file, with the file's parameters."""
-    _, content = load_arrays(path)
+    arrays, content = load_arrays(path)
     kind = _MODELS.get(content.get("model", ""))
     if kind is None:
         raise CheckpointError(f"{path} does not say which model it holds: build the model and use minivit.load")
-    loaded: Model = load(kind(**content["config"]), path)
-    return loaded
+    model: Model = _fill(kind(**content["config"]), arrays, path)
+    return model
 
 
 def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ element with the complex step, which has no cancellation and so holds to 1e-12. 
 `minivit.functional`, on layers, on models, and on a reader's own. See docs/gradcheck.md.
 
 What fools such checks, and is therefore not done here: dy of ones (softmax and LayerNorm then have gradient 0),
-parameters at their initial values (a gain of 1 hides that it was forgotten), writable inputs.
+parameters at their initial values (a gain of 1 hides that it was forgotten), writable inputs. What is left to the
+caller: a batch of at least 2, and at least 2 tokens.
 """
 
 from __future__ import annotations
@@ -126,18 +127,55 @@ class _Case:
     def _differentiate(self, params: Any, weights: list[_Tensor]) -> None:
         y, back = self._call()
         self.dy = [self.draw(np.shape(part)) for part in _parts(y)]
-        grads = back(*(float(part) if part.ndim == 0 else _frozen(part) for part in self.dy))
-        # a function whose gradient is bare differentiates its first argument only
-        self.tensors = self.inputs if isinstance(grads, tuple) else self.inputs[: grads is not None]
-        given = [grad for grad in grads if grad is not None] if isinstance(grads, tuple) else [grads]
-        for tensor, grad in zip(self.tensors, given):
-            tensor.grad = self._checked(tensor, grad)
+        self._assign_input_gradients(self._back(back))
         for tensor, param in zip(weights, params.values()):
             refuse(param.grad is None, f"{self.name}: back left no gradient in parameter {tensor.name}")
-            tensor.grad = self._checked(tensor, param.grad)
-        self.tensors = self.tensors + weights
+            tensor.grad = self._checked(tensor, param.grad.copy())
+        if weights:
+            self._check_accumulation(params, weights)
+        self.tensors = self.inputs + weights
         largest = max((float(np.abs(tensor.grad).max(initial=0.0)) for tensor in self.tensors), default=0.0)
-        self.scale = largest or 1.0  # all gradients zero: the error is then absolute
+        # where all gradients are zero, errors are measured by the size of f itself
+        size = sum(float(np.sum(np.abs(part * dy))) for part, dy in zip(_parts(y), self.dy))
+        self.scale = largest or size or 1.0
+
+    def _back(self, back: Any) -> Any:
+        return back(*(float(part) if part.ndim == 0 else _frozen(part) for part in self.dy))
+
+    def _assign_input_gradients(self, grads: Any) -> None:
+        """Each floating argument its gradient, in order; None stands for an argument that was None or left out."""
+        differentiable = [arg for arg in self.args if arg is None or _is_float(arg)]
+        if not isinstance(grads, tuple):
+            if len(self.inputs) > 1:
+                raise GradientError(
+                    f"{self.name}: back returned one gradient for {len(self.inputs)} floating arguments: return a "
+                    "tuple, or hold constants fixed in a lambda"
+                )
+            grads = (grads,) * len(self.inputs)
+        found = list(grads) + [None] * (len(differentiable) - len(grads))
+        inputs = iter(self.inputs)
+        for place, grad in enumerate(found):
+            arg = differentiable[place] if place < len(differentiable) else None
+            if (arg is None) != (grad is None):
+                raise GradientError(
+                    f"{self.name}: back returned {'no gradient' if grad is None else 'a gradient'} at place {place} of "
+                    f"{len(found)}, where the argument is {'None or left out' if arg is None else 'an array'}"
+                )
+            if grad is not None:
+                tensor = next(inputs)
+                tensor.grad = self._checked(tensor, grad)
+
+    def _check_accumulation(self, params: Any, weights: list[_Tensor]) -> None:
+        """A second pass must add the same gradients again: `.grad = ...` instead of adding loses shared layers."""
+        _, back = self._call()
+        self._back(back)
+        for tensor, param in zip(weights, params.values()):
+            twice = 2 * tensor.grad
+            if not np.allclose(param.grad, twice, rtol=1e-9, atol=1e-12 * float(np.abs(twice).max(initial=0.0))):
+                raise GradientError(
+                    f"{self.name}: after a second backward pass the gradient of {tensor.name} is not twice the first: "
+                    "add to it with param.accumulate(grad)"
+                )
 
     def _checked(self, tensor: _Tensor, grad: Array) -> Array:
         if np.shape(grad) != tensor.value.shape:
@@ -191,7 +229,7 @@ class _Case:
     def complex_gradient(self, tensor: _Tensor) -> Array:
         """Im <f(x + i h e_j), dy> / h for every element j; all tensors are complex meanwhile."""
         expected = np.empty(tensor.value.size)
-        point = tensor.value.astype(np.complex128)
+        point = tensor.value.astype(np.complex128)  # C-contiguous, as the value is
         others = [other for other in self.tensors if other is not tensor]
         try:
             for other in others:
@@ -250,6 +288,6 @@ def _is_float(value: Any) -> bool:
 
 def _frozen(value: Array) -> Array:
     """A read-only float64 copy: a forward or backward pass that writes into what it was given fails loudly."""
-    copy = np.array(value, np.float64)
+    copy = np.array(value, np.float64, order="C")  # complex_gradient walks it as one line
     copy.setflags(write=False)
     return copy

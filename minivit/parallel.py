@@ -13,6 +13,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.backend import array_module, split_generator
 from minivit.backend.blas import limit_threads, usable_cores
+from minivit.backend.memory import keep_freed_memory
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, refuse
 
@@ -45,6 +46,7 @@ class DataParallel:
         refuse(self.threads < 1 or self.shards < 1, f"threads={threads} and shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
+        keep_freed_memory()
         self._make_replicas()
         self._pool: ThreadPoolExecutor | None = None
 

@@ -21,8 +21,8 @@ class once:  # lower case: it is read as the decorator `@once`
     """Decorator of a backward pass: it runs a single time and lets go of what it captured as it runs.
 
     A second call would add the same gradients twice, or use arrays that the first one overwrote, so it is a
-    RuntimeError. Because this object forgets the function when it is called, a composite that calls its parts'
-    `back` one after the other frees their activations one after the other.
+    RuntimeError. This object forgets the function when it is called: what a part captured is freed when the part's
+    back returns, so a composite that calls its parts' backs one after the other frees them one after the other.
     """
 
     __slots__ = ("_function", "__weakref__")

@@ -86,11 +86,13 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     shape = x.shape
     names = {id(part): name for name, part in model.parts()}
     weights = {id(param.data) for param in model.parameters().values()}
-    rows = []
+    rows: list[Row] = []
+    backs: list[Any] = []
     for stage in model.stages():
         macs = stage.macs(x.shape)
         x, back = stage(x)
-        kept = kept_bytes(back, weights)
+        kept = kept_bytes([*backs, back], weights) - kept_bytes(backs, weights)  # a shared buffer counts once
+        backs.append(back)
         count = sum(param.size for param in stage.parameters().values())
         # a product y = x W^T costs as much again for dx and for dW
         rows.append(Row(names[id(stage)], type(stage).__name__, x.shape, count, macs, 2 * macs, kept))

@@ -7,6 +7,7 @@ of them. Next: `report.py`, the pictures that a run leaves behind.
 from __future__ import annotations
 
 import csv
+import json
 import signal
 import sys
 import threading
@@ -188,9 +189,10 @@ class Run:
         if not path.is_file():
             raise CheckpointError(f"there is nothing to resume in {self.out}: no {CHECKPOINT}. Start without --resume")
         arrays, content = load_arrays(path)
-        for name, value in content["settings"].items():
-            ours = self.settings.get(name)
-            refuse(ours != value, f"cannot resume {path}: it was made with {name}={value!r}, now it is {ours!r}")
+        ours, theirs = json.loads(json.dumps(self.settings)), content["settings"]
+        for name in [*theirs, *ours]:
+            was, now = theirs.get(name), ours.get(name)
+            refuse(was != now, f"cannot resume {path}: it was made with {name}={was!r}, now it is {now!r}")
         for part, owner in self.parts.items():
             found = {**arrays, **content["numbers"]}
             prefix = f"{part}/"

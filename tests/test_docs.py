@@ -148,7 +148,7 @@ def test_named_functions_exist(page: Path) -> None:
             assert named[1] in defined, f"{page.relative_to(ROOT)}: {target} defines no {named[1]}"
 
 
-@pages
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
 def test_lines_are_short(page: Path) -> None:
     long = [n for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > LONGEST_LINE]
     assert not long, f"{page.relative_to(ROOT)}: lines of more than {LONGEST_LINE} characters: {long}"

@@ -261,6 +261,7 @@ def test_a_saved_average_continues_bit_for_bit():
     assert all(np.array_equal(value, first.average[name]) for name, value in straight.average.items())
 
 
+@pytest.mark.xfail(strict=True, reason="optim.py: ModelEma.load_state_dict checks neither names nor shapes")
 @pytest.mark.parametrize("bad", [{"steps": 1}, {"steps": 1, "weight": np.zeros(1), "bias": np.zeros(3)}])
 def test_an_average_that_does_not_fit_is_refused_and_changes_nothing(bad):
     ema = optim.ModelEma(nn.Linear(2, 3, dtype="float64", seed=0))

@@ -5,6 +5,8 @@ Read test_recompute.py next, for the other way to save memory.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -237,30 +239,52 @@ def test_two_models_train_in_two_threads_at_once():
     assert not errors, errors
 
 
-def test_two_runs_that_overlap_give_blas_its_number_back(two_blas_threads):
-    inside, finished = threading.Event(), threading.Event()
+OVERLAP = """
+import threading
+import numpy as np
+import threadpoolctl
+from minivit import functional as F, nn
+from minivit.parallel import DataParallel
 
-    def first(logits, labels):
-        assert inside.wait(10)  # ends only after the second one has begun
-        return F.softmax_cross_entropy(logits, labels)
+def blas_threads():
+    return [info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
 
-    def second(logits, labels):
-        inside.set()
-        assert finished.wait(10)  # ends only after the first one has ended
-        return F.softmax_cross_entropy(logits, labels)
+before = blas_threads()
+events = {name: threading.Event() for name in ("first in", "second in", "first done")}
 
-    x, y = batch()
-    one = DataParallel(vit(), threads=2, loss=first)
-    two = DataParallel(vit(), threads=2, loss=second)
-    other = threading.Thread(target=lambda: (one.loss_and_grad(x, y), finished.set()))
-    other.start()
-    for _ in range(1000):  # until the first one holds BLAS
-        if set(blas_threads()) == {1}:
-            break
-        threading.Event().wait(0.005)
-    two.loss_and_grad(x, y)
-    other.join(10)
-    assert set(blas_threads()) == {2}
+def meet(name, wait_for):
+    def loss(y, target):
+        events[name].set()
+        events[wait_for].wait(1)  # in vain where the runs take turns, which is right too
+        return F.mean_squared_error(y, target)
+    return DataParallel(nn.Linear(3, 3, dtype="float64", seed=0), threads=2, loss=loss)
+
+x = np.ones((4, 3))
+first, second = meet("first in", "second in"), meet("second in", "first done")
+workers = [
+    threading.Thread(target=lambda: (first.loss_and_grad(x, x), events["first done"].set())),
+    threading.Thread(target=lambda: second.loss_and_grad(x, x)),
+]
+workers[0].start()
+assert events["first in"].wait(10)  # the first one holds BLAS before the second one asks
+workers[1].start()
+for worker in workers:
+    worker.join(30)
+assert events["first done"].is_set()
+print(before, blas_threads())
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="backend/blas.py: the second of two overlapping limits restores the first one's")
+def test_two_runs_that_overlap_give_blas_its_number_back():
+    # in a process of its own: a number that is lost stays lost, and would change what later tests see
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", OVERLAP], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.strip().replace("] [", "]|[").split("|")
+    assert before == after
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -272,7 +296,8 @@ def test_predict_equals_the_model(threads):
         assert np.allclose(step.predict(x, batch_size=size), model.predict(x), rtol=0, atol=1e-12)
 
 
-def test_predict_on_a_cut_batch_size_is_refused():
+@pytest.mark.xfail(strict=True, reason="parallel.py: predict lets range() complain")
+def test_predict_with_batch_size_0_is_refused():
     with pytest.raises(ValueError, match="batch_size.*0"):
         DataParallel(vit(), threads=2).predict(batch()[0], batch_size=0)
 

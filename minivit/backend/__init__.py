@@ -8,6 +8,7 @@ Only files in this folder may import CuPy; everything above asks here and is the
 - `kernels_cupy.py`   the same names and signatures for CuPy
 - `special.py`        the error function, to double precision
 - `blas.py`           how many threads the matrix products use
+- `memory.py`         keeping freed memory for the next step
 """
 
 from minivit.backend.devices import array_module, gpu_available, kernels, to_device, to_numpy

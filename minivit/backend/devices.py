@@ -1,6 +1,6 @@
 """Which library an array belongs to, decided by the array itself, and how arrays move between host and GPU.
 
-There is no global device to set or to race on. Next: `kernels_numpy.py`, the loops that dispatch here.
+There is no global device to set or to race on. Next: `random.py`.
 """
 
 from __future__ import annotations

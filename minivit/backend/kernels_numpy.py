@@ -20,7 +20,7 @@ _NORMAL_DENSITY_AT_0 = (2 * np.pi) ** -0.5
 
 # The upper tail of the normal distribution, 1 - Phi(a) = exp(-a^2/2) * t * polynomial(t) with t = 1/(1 + 0.28 a), for
 # a >= 0: the form of Abramowitz and Stegun 26.2.17, fitted by us (weighted least squares with 1 - Phi(0) = 1/2 held)
-# until the largest error, 1.06e-8, lay below half a float32 step of the result, and the error of a * slope at 8e-8.
+# to an error of at most 1.06e-8 in Phi; float32 itself resolves 6e-8 there. Its own derivative is off by at most 8e-8.
 _TAIL_RATE = 0.28
 _TAIL = (0.116425346623, 0.0680986123482, 0.267402334749, -0.235117246419, 0.388714155189, -0.105523202491)
 _CHUNK = 1 << 16  # elements: the five arrays of a chunk stay in a core's cache; smaller chunks cost more in calls
@@ -49,7 +49,7 @@ def gelu_fitted(x: Array) -> tuple[Array, Array]:
 
     Measured: 1.6 ms for 1,600 x 256 elements against 9 ms through erf.
     """
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, order="C")
     y, slope = np.empty_like(x), np.empty_like(x)
     size = min(_CHUNK, x.size)
     a, t, tail = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)

@@ -1,10 +1,9 @@
 """Data: reading IDX files and MNIST, batches that are pure functions of a seed, and augmentation.
-Read idx.py first, then download.py, mnist.py, batches.py, augment.py,
-mix.py and warp.py.
+Read idx.py first, then download.py, batches.py, mnist.py, warp.py, augment.py and mix.py.
 """
 
-from .augment import affine, chain, crop, erase, flip, shift
-from .batches import (
+from minivit.data.augment import affine, chain, crop, erase, flip, shift
+from minivit.data.batches import (
     MNIST_MEAN,
     MNIST_STD,
     Augment,
@@ -15,9 +14,9 @@ from .batches import (
     normalise,
     num_batches,
 )
-from .idx import DataError, read_idx, read_labelled, write_idx
-from .mix import cutmix, mixup
-from .mnist import Mnist, default_cache_dir, load_mnist
+from minivit.data.idx import DataError, read_idx, read_labelled, write_idx
+from minivit.data.mix import cutmix, mixup
+from minivit.data.mnist import Mnist, default_cache_dir, load_mnist
 
 __all__ = [
     "MNIST_MEAN",

@@ -1,5 +1,5 @@
 """Augmentation of images: shifts, crops, flips, erasing and affine maps, a whole batch at a time.
-Read mix.py next, which blends images and labels, or warp.py, the interpolation behind affine.
+Read mix.py next, which blends images and labels.
 """
 
 # Alphabet: B images in the batch, C channels, H height, W width.
@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .batches import Augment
-from .warp import warp
+from minivit.data.batches import Augment
+from minivit.data.warp import warp
 
 Array: TypeAlias = NDArray[Any]
 Rng: TypeAlias = np.random.Generator

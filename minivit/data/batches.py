@@ -1,5 +1,5 @@
 """Batches: a pure function of seed, epoch and position, so that a run resumes bit for bit.
-Read augment.py next, whose functions vary a batch's images, or mnist.py, where images come from.
+Read mnist.py next, which says where images come from.
 """
 
 from __future__ import annotations

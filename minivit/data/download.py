@@ -1,5 +1,5 @@
 """Mirrors: fetching a file over HTTP, bounded in time and size, and checked before it is believed.
-Read mnist.py next, which says what to fetch and how to check it.
+Read batches.py next, which turns arrays into batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeVar
 
-from .idx import CHUNK, DataError
+from minivit.data.idx import CHUNK, DataError
 
 T = TypeVar("T")
 

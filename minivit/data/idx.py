@@ -1,5 +1,5 @@
 """IDX, the format MNIST is published in: a writer, and a reader that checks before it believes.
-Read download.py next, which brings such files from a mirror, or mnist.py, which puts four together.
+Read download.py next, which brings such files from a mirror.
 """
 
 from __future__ import annotations

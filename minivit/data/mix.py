@@ -1,5 +1,5 @@
 """Mixing a batch with itself: mixup and cutmix, which turn labels into soft targets.
-Read batches.py next, which takes them as the last part of a chain.
+This is the last file of this folder; `batches` takes these as the last part of a chain.
 """
 
 # Alphabet: B images in the batch, C channels, H height, W width, K classes.
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .augment import check_images, rectangles
+from minivit.data.augment import check_images, rectangles
 
 Array: TypeAlias = NDArray[Any]
 Rng: TypeAlias = np.random.Generator

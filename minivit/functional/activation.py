@@ -73,7 +73,7 @@ def softmax(x: Array) -> tuple[Array, Back]:
 
 
 def log_softmax(x: Array) -> tuple[Array, Back]:
-    """y = x - log(sum(exp(x))) along the last axis. Returns y of x's shape, and vjp(dy) -> dx."""
+    """y = x - log(sum(exp(x))) along the last axis; NaN where all of a row is -inf. Returns y, and vjp(dy) -> dx."""
     xp = array_module(x)
     y = x - x.real.max(axis=-1, keepdims=True) if x.size else x.copy()
     y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))

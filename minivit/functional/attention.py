@@ -33,7 +33,7 @@ def scaled_dot_product_attention(
         mask: booleans that broadcast to (..., N, M); True = this query may look at this key. A query that may look
             at nothing gets 0, and gradient 0.
         bias: added to the scores; broadcasts to (..., N, M).
-        scale: 1/sqrt(d) by default, so that scores of independent unit vectors have variance 1.
+        scale: 1/sqrt(d) by default: a sum of d independent products of variance 1 has variance d, the score then 1.
         dropout_rate: probability with which a weight is dropped when `rng` is a generator.
 
     Returns:

@@ -1,6 +1,6 @@
 """The first layers: Linear, LayerNorm, Embedding, the activations, the two kinds of noise, and Sequential.
 
-Each calls its function of the calculus and adds the parameters' gradients. Next: `attention.py`.
+Each calls its function of the calculus and adds the parameters' gradients. Next: `position_bias.py`.
 """
 
 from __future__ import annotations

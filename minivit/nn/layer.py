@@ -36,10 +36,8 @@ class Param:
 
     @data.setter
     def data(self, values: Array) -> None:
-        refuse(
-            np.shape(values) != self._data.shape,
-            f"a parameter of shape {self._data.shape} cannot take values of shape {np.shape(values)}",
-        )
+        shape = values.shape if hasattr(values, "shape") else np.shape(values)
+        refuse(shape != self._data.shape, f"a parameter of shape {self.shape} cannot take values of shape {shape}")
         self._data[...] = array_module(self._data).asarray(values)
 
     @property
@@ -74,11 +72,11 @@ class Param:
 class Layer:
     """Base of everything with parameters. A subclass writes `forward(x, rng)`, which returns `y, back`.
 
-    Its parameters and parts are found in its attributes (Param, Layer, or a list of Layers), in the order in which
-    they were set, and are named by them: `blocks.0.attn.qkv.weight`.
+    Its parameters and parts are found in its attributes (a Param, a Layer, or a list of Layers; no other containers),
+    in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`.
     """
 
-    names_in_parent = False  # True: this part's parameters stand in its parent's names, without a name of its own
+    names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
@@ -89,15 +87,18 @@ class Layer:
 
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
-        kind, dtype = x.dtype.kind, self.dtype
+        kind, dtype, name = x.dtype.kind, self.dtype, type(self).__name__
         if x.dtype == dtype or kind == "c":
             return
-        refuse(kind != "f", f"{type(self).__name__}: input is {x.dtype}: convert it with x.astype({str(dtype)!r}) "
-               "(images: divide by 255 and normalise too)")  # fmt: skip
+        wanted = "float32" if dtype is None or dtype.kind != "f" else str(dtype)
+        refuse(
+            kind != "f",
+            f"{name}: input is {x.dtype}: convert it with x.astype({wanted!r}) (images: divide by 255 first)",
+        )
         refuse(
             dtype is not None and dtype.kind == "f",
-            f"{type(self).__name__}: input is {x.dtype}, but the parameters are {dtype}: "
-            f"convert it with x.astype({str(dtype)!r}), or build the model with dtype={str(x.dtype)!r}",
+            f"{name}: input is {x.dtype}, but the parameters are {dtype}: convert it with x.astype({wanted!r}), or "
+            f"build the model with dtype={str(x.dtype)!r}",
         )
 
     @cached_property

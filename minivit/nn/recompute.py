@@ -1,7 +1,7 @@
 """Time for memory: a wrapped layer keeps only its input, and runs its forward pass again when the gradient comes.
 
 Random numbers are replayed from a copy of the generator, so gradients are the same to the last bit.
-Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Next: `minivit/models/model.py`.
 """
 
 from __future__ import annotations

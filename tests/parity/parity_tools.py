@@ -20,6 +20,7 @@ torch = pytest.importorskip(
 
 DTYPES = ["float64", "float32"]
 FORWARD = {"float64": 1e-12, "float32": 2e-6}  # of the largest element of the output
+MODEL_FORWARD = {"float64": 1e-12, "float32": 1e-5}  # of a whole model, whose layers round one after the other
 GRADIENT = {"float64": 1e-10, "float32": 1e-5}  # of the largest gradient of the case, inputs and parameters together
 
 
@@ -94,10 +95,24 @@ def compare_layer(
 
 
 def randomise(layer: Layer, rng: Any, scale: float = 0.4) -> None:
-    """Every parameter drawn anew, gains about 1 and all others about 0: at their start many could be left out unseen."""
+    """Every parameter drawn anew, gains about 1, others about 0: at their start many could be missed unseen."""
     for name, param in layer.parameters().items():
         gain = "norm" in name and name.endswith("weight")
         param.data = gain + scale * rng.standard_normal(param.shape)
+
+
+def offset_rows(grid: tuple[int, int], prefix: int) -> list[list[int]]:
+    """Which row of the bias table each pair of tokens reads, pair by pair (Swin's order, BEiT's three extra rows)."""
+    h, w = grid
+    offsets = (2 * h - 1) * (2 * w - 1)
+    places = [None] * prefix + [(y, x) for y in range(h) for x in range(w)]
+
+    def row(query: Any, key: Any) -> int:
+        if query is None or key is None:
+            return offsets + (2 if query is key else 0 if query is None else 1)
+        return (query[0] - key[0] + h - 1) * (2 * w - 1) + (query[1] - key[1] + w - 1)
+
+    return [[row(query, key) for key in places] for query in places]
 
 
 # --- the names of transformers ---

