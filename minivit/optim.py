@@ -143,7 +143,7 @@ class AdamW(Optimiser):
             start += param.size
 
     def step(self) -> None:
-        """One step for every parameter that has a gradient; the others, and their moments, stay as they are."""
+        """One step for every parameter that has a gradient; the others stay as they are. They share one step count."""
         live: Params = {}
         for name, param in self.params.items():
             if param.grad is not None:
@@ -190,7 +190,8 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
     """
     refuse(max_norm <= 0, f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
-    norm = float(sum(float((grad * grad).sum()) for grad in grads)) ** 0.5
+    lines = [grad.reshape(-1) for grad in grads]
+    norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
     if max_norm < norm < float("inf"):
         for grad in grads:
             grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_

@@ -330,3 +330,37 @@ def test_a_wrong_shape_and_a_missing_gradient_are_named() -> None:
         minivit.check_vjp(Forgetful(3, 2, False, dtype="float64"), x)
     with pytest.raises(ValueError, match="float32.*dtype='float64'"):
         minivit.check_vjp(nn.Linear(3, 2), x)
+
+
+def test_assigning_a_gradient_instead_of_adding_it_is_caught_in_a_single_layer(plant: Plant) -> None:
+    gradients_overwritten(plant)
+    with pytest.raises(GradientError, match="second backward pass.*weight.*param.accumulate"):
+        minivit.check_vjp(nn.Linear(3, 2, dtype="float64"), np.ones((2, 3)))
+
+
+def test_gradients_without_a_place_are_refused() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    double = 2 * x
+
+    def forgets_to_return(x: Any) -> Any:
+        return double, lambda dy: None
+
+    with pytest.raises(GradientError, match="no gradient at place 0"):
+        minivit.check_vjp(forgets_to_return, x)
+    with pytest.raises(GradientError, match="one gradient for 2 floating arguments"):
+        minivit.check_vjp(lambda a, b: (a + b, lambda dy: dy), x, x)
+    with pytest.raises(GradientError, match="a gradient at place 1 of 2"):
+        minivit.check_vjp(lambda a: (a * 2, lambda dy: (dy * 2, dy)), x)
+
+
+def test_a_gradient_of_zeros_for_a_tiny_function_is_caught() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    for check in (minivit.check_vjp, minivit.check_complex_step):
+        with pytest.raises(GradientError):
+            check(lambda x: (1e-8 * x * x, lambda dy: np.zeros_like(dy)), x)
+        check(lambda x: (0 * x + 1, lambda dy: np.zeros_like(dy)), x)  # a constant: the gradient is zero
+
+
+def test_fortran_ordered_inputs_are_checked_rightly() -> None:
+    x = np.asfortranarray(np.random.default_rng(0).standard_normal((3, 4)))
+    minivit.check_complex_step(lambda x: (x * x, lambda dy: 2 * dy * x), x)

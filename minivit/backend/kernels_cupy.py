@@ -1,7 +1,7 @@
 """The kernels of `kernels_numpy.py` for CuPy: the same names and signatures, as plain array expressions.
 
 On a GPU the launches overlap and memory comes from CuPy's pool, so what pays on a CPU (reused buffers, products with
-ones) does not pay here, and the formulas can stand as they are.
+ones) does not pay here, and the formulas can stand as they are. Next: `devices.py`.
 """
 
 from __future__ import annotations

