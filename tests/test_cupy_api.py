@@ -36,9 +36,14 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
 
 
 def chain(node: ast.AST) -> tuple[str, ...]:
-    """("xp", "add", "at") for the expression `xp.add.at`; empty if no plain name is at its root."""
+    """("xp", "add", "at") for the expression `xp.add.at`; empty if no plain name is at its root.
+
+    `array_module(x)` is an array module, so it counts as `xp`.
+    """
     if isinstance(node, ast.Name):
         return (node.id,)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "array_module":
+        return ("xp",)
     if isinstance(node, ast.Attribute) and (root := chain(node.value)):
         return (*root, node.attr)
     return ()
@@ -107,6 +112,8 @@ def test_only_the_backend_imports_cupy(path):
         ("import cupyx\ncupyx.nothing(x)", [(2, "cupyx.nothing")]),
         ("from cupy import seterr", [(1, "cupy.seterr")]),
         ("from cupyx.scipy.special import erg", [(1, "cupyx.scipy.special.erg")]),
+        ("array_module(x).block(x)", [(1, "xp.block")]),
+        ("array_module(x).exp(x)", []),
         ("import cupy.nothing", [(1, "cupy.nothing")]),
         ("xp.add.at(a, i, xp.linalg.norm(xp.exp(x)))\nxp.finfo(x.dtype).max", []),
         ("from cupyx.scipy.special import erf\nimport cupy\ncupy.float32.itemsize", []),

@@ -76,14 +76,15 @@ def rows(out):
 
 
 def test_it_trains_and_leaves_everything_it_promises(folder, tmp_path):
-    done = run(tmp_path, "--data", folder, "--epochs", 3, "--batch-size", 50, "--threads", 2)
+    done = run(tmp_path, "--data", folder, "--epochs", 3, "--batch-size", 20, "--lr", 3e-3, "--threads", 2)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     out = tmp_path / "runs" / "mnist_vit"
     match = LAST.fullmatch(lines[-1])
     assert match, lines[-1]
-    assert float(match[1]) > 80, "it did not learn"
+    assert float(match[1]) > 50, "it did not learn"
+    assert "the 200 test images of files in" in match[2] and "not the MNIST test set" in match[2]
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES + PICTURES)
     assert len(rows(out)) == 3 and sum("held out" in line for line in lines) == 3
     model = minivit.from_pretrained(out / "model.safetensors")
@@ -126,19 +127,21 @@ def test_limit_and_batch_size(first):
 
 def test_the_same_command_gives_the_same_model_and_keeps_the_earlier_run(small, first, tmp_path):
     out = tmp_path / "out"
-    for _ in range(2):
-        assert run(tmp_path, *small, "--out", out).returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["out", "out.1"]
-    assert equal(weights(out), weights(first[0])) and equal(weights(out), weights(tmp_path / "out.1"))
+    out.mkdir()
+    (out / "model.safetensors").write_text("an earlier model")
+    done = run(tmp_path, *small, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.1" / "model.safetensors").read_text() == "an earlier model"
+    assert equal(weights(out), weights(first[0]))
 
 
-@pytest.mark.parametrize("option, value", [("--seed", 1), ("--lr", 0.01), ("--preset", "subset")])
-def test_options_change_the_model(small, first, tmp_path, option, value):
-    done = run(tmp_path, *small, "--out", tmp_path / "out", option, value)
+def test_options_reach_the_run(small, first, tmp_path):
+    done = run(tmp_path, *small, "--out", tmp_path / "out", "--seed", 1, "--lr", 0.01, "--preset", "subset")
     assert done.returncode == 0 and LAST.fullmatch(done.stdout.splitlines()[-1]), done.stderr
     assert not equal(weights(tmp_path / "out"), weights(first[0]))
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert {"--seed": "| seed | 1 |", "--lr": "lr=0.01", "--preset": "held_out=200"}[option] in card
+    for fragment in ("| seed | 1 |", "lr=0.01", "held_out=200", "epochs=2", "batch_size=40", "| threads | 1 |"):
+        assert fragment in card
 
 
 def test_the_accurate_preset(folder, tmp_path):
@@ -159,12 +162,6 @@ def test_resume_of_a_finished_run_only_tests_again(small, first, tmp_path):
     assert equal(weights(first[0]), before)
 
 
-def one_line(done):
-    """A refusal as it should be: no result, no traceback, one line on stderr that says what to do."""
-    lines = done.stderr.strip().splitlines()
-    return done.returncode != 0 and "Traceback" not in done.stderr and len(lines) <= 2 and "accuracy:" not in done.stdout
-
-
 REFUSED = {
     "no folder": (["--data", "nowhere"], "nowhere"),
     "other settings": (["--lr", 0.5, "--resume", "--out", "{first}"], "lr"),
@@ -172,28 +169,44 @@ REFUSED = {
     "gpu": (["--device", "gpu"], "gpu"),
     "batch": (["--batch-size", 5000], "5000"),
     "lr": (["--lr", -1], "-1"),
-    "seed": (["--seed", -1], "-1"),
 }
 
 
+@pytest.fixture(scope="module")
+def refusal(small, first, tmp_path_factory):
+    """Run a case of REFUSED once; later calls get the same finished process."""
+    found = {}
+
+    def ask(case):
+        if case == "gpu" and minivit.backend.gpu_available():
+            pytest.skip("a GPU answers here")
+        if case not in found:
+            options = [str(option).format(first=first[0]) for option in REFUSED[case][0]]
+            found[case] = run(tmp_path_factory.mktemp("refused"), *small, *options)
+        return found[case]
+
+    return ask
+
+
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals_name_what_is_wrong(small, first, tmp_path, case):
-    if case == "gpu" and minivit.backend.gpu_available():
-        pytest.skip("a GPU answers here")
-    options, fragment = REFUSED[case]
-    done = run(tmp_path, *small, *(str(option).format(first=first[0]) for option in options))
-    assert done.returncode != 0
-    assert fragment in done.stderr.splitlines()[-1], done.stderr
+def test_refusals_name_what_is_wrong(refusal, case):
+    done = refusal(case)
+    assert done.returncode != 0 and "accuracy:" not in done.stdout
+    assert REFUSED[case][1] in done.stderr.splitlines()[-1], done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="examples/train_mnist_vit.py: errors of the user end in a traceback")
-@pytest.mark.parametrize("case", ["no folder", "nothing to resume", "other settings", "gpu"])
-def test_refusals_are_one_line(small, first, tmp_path, case):
-    if case == "gpu" and minivit.backend.gpu_available():
-        pytest.skip("a GPU answers here")
-    options, _ = REFUSED[case]
-    done = run(tmp_path, *small, *(str(option).format(first=first[0]) for option in options))
-    assert one_line(done), done.stderr
+@pytest.mark.xfail(strict=True, reason="examples/train_mnist_vit.py: what the user got wrong ends in a traceback")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_are_no_traceback(refusal, case):
+    assert "Traceback" not in refusal(case).stderr
+
+
+@pytest.mark.xfail(strict=True, reason="examples/train_mnist_vit.py: settings name where the data came from")
+def test_a_run_can_be_resumed_with_its_data_elsewhere(folder, small, first, tmp_path):
+    # a first run downloads and says so, the resumed one finds the cache: the same data under another name
+    os.symlink(folder, tmp_path / "moved")
+    done = run(tmp_path, *small, "--out", first[0], "--resume", "--data", tmp_path / "moved")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("options", [["--preset", "best"], ["--device", "tpu"], ["--epochs", "many"], ["--colour"]])
@@ -230,6 +243,17 @@ def test_without_the_optional_packages_it_still_works(small, first, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "pip install" in done.stdout and done.stdout.splitlines()[-1] == first[1].splitlines()[-1]
     assert sorted(path.name for path in (tmp_path / "runs" / "mnist_vit").iterdir()) == sorted(FILES)
+
+
+def test_the_layer_example_finds_its_bugs(tmp_path):
+    script = EXAMPLE.with_name("check_your_layer.py")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for line in ("Forgetful: WRONG", "SingleRow: WRONG", "RMSNorm: proven"):
+        assert line in done.stdout
 
 
 @pytest.mark.slow

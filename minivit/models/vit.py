@@ -148,18 +148,14 @@ class ViT(Model):
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for images (B, C, H, W), counted as published: every token in every block."""
-        c, batch, patch = self.config, shape[0], self.embed.patch
+        c, batch, patch = self.config, shape[0], _pair(self.config["patch_size"])
         patches = (shape[2] // patch[0]) * (shape[3] // patch[1])
-        tokens, dim = len(self.embed.prefix_names) + patches, c["embed_dim"]
-        attention = 4 * tokens * dim * dim + 2 * tokens * tokens * dim
-        if c["heads"] == "linear":
-            attention += 3 * tokens * dim * dim
+        tokens, dim = patches + c["class_token"] + c["distilled"], c["embed_dim"]
+        embed = patches * patch[0] * patch[1] * c["in_chans"] * dim
+        attention = (4 + 3 * (c["heads"] == "linear")) * tokens * dim * dim + 2 * tokens * tokens * dim
         mlp = 2 * tokens * dim * int(dim * c["mlp_ratio"])
         width = c["representation_size"] or dim
-        head = (dim * width if c["representation_size"] else 0) + width * c["num_classes"] * (
-            2 if c["distilled"] else 1
-        )
-        embed = patches * self.embed.patch_embed.proj.weight.size
+        head = dim * (c["representation_size"] or 0) + width * c["num_classes"] * (1 + c["distilled"])
         return batch * (embed + c["depth"] * (attention + mlp) + head)
 
 

@@ -19,6 +19,7 @@ class Recompute(Layer):
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
+        self.names_in_parent = layer.names_in_parent
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
         return self.layer._walk(prefix)
