@@ -158,8 +158,8 @@ def quiet(done: list[Comparison]) -> str:
         lines.append(f"Other programs used up to {max(others):.2f} cores during the rounds.")
     if max(others, default=0) > QUIET:
         lines.append(
-            "THE MACHINE WAS NOT QUIET, so do not quote these ratios: PyTorch's threads wait for the slowest of them "
-            "after every operation, minivit's once per step, so other programs slow PyTorch down more."
+            "THE MACHINE WAS NOT QUIET, so do not quote these ratios: threads that wait for the slowest one after "
+            "every operation (PyTorch's, and BLAS's in minivit's inference) lose more than those that meet once a step."
         )
     return "\n".join(lines)
 

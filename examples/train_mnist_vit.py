@@ -46,9 +46,7 @@ RECIPES = {
 }
 
 
-def main() -> None:
-    args = arguments()
-
+def main(args: argparse.Namespace) -> None:
     # 1. The data.
     mnist = data.load_mnist(args.data)
     recipe = chosen_recipe(args, "subset" if mnist.is_subset else "default")
@@ -79,7 +77,7 @@ def main() -> None:
     average = optim.ModelEma(model, recipe.ema)
     loss = training.CountingLoss()
     step = parallel.DataParallel(model, threads=1 if args.device == "gpu" else args.threads, loss=loss)
-    settings = {**asdict(recipe), "seed": args.seed, "images": len(images), "data": mnist.source}
+    settings = {**asdict(recipe), "seed": args.seed, "data": training.fingerprint(images, labels)}
     run = training.Run(args.out, settings, {"model": model, "optimiser": opt, "average": average}, resume=args.resume)
 
     def prepare(batch):
@@ -162,6 +160,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="learn from so many images only")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return parser.parse_args()
 
 
@@ -173,4 +172,12 @@ def chosen_recipe(args: argparse.Namespace, found: str) -> Recipe:
 
 
 if __name__ == "__main__":
-    main()
+    arguments_given = arguments()
+    try:
+        main(arguments_given)
+    except (ValueError, RuntimeError) as error:
+        if arguments_given.debug:
+            raise
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the last checkpoint is kept: add --resume to go on") from None

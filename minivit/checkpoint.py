@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,25 @@ def from_pretrained(path: str | Path) -> Model:
 
 def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
     """Write arrays and a JSON-able description, atomically, with a SHA-256 of both."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
     # safetensors 0.8.0 writes the raw buffer of a transposed or strided array without a word (its issue 825)
-    host = {name: np.ascontiguousarray(to_numpy(array)) for name, array in arrays.items()}
+    host = {name: _plain(to_numpy(array)) for name, array in arrays.items()}
     text = json.dumps(content, sort_keys=True)
     metadata = dict(zip(_KEYS, (_FORMAT, text, _digest(host, text))))
-    _write_atomically(Path(path), to_bytes(host, metadata=metadata))
+    try:
+        data = to_bytes(host, metadata=metadata)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} cannot hold these arrays ({error}): convert them to float32 or float64"
+        ) from None
+    _write_atomically(Path(path), data)
+
+
+def _plain(array: Array) -> Array:
+    """C-contiguous, in this machine's byte order, of the same shape."""
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
 def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -83,7 +96,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {'is a folder, not a' if path.is_dir() else 'no such'} file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -107,24 +120,23 @@ def _digest(arrays: dict[str, Array], text: str) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
     """Into a temporary file beside it, flushed to disk, then renamed over it: a reader sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # left by a process that was killed while it wrote
-        stale.unlink(missing_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    _remove_stale(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of its names
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -132,3 +144,24 @@ def _write_atomically(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _remove_stale(path: Path) -> None:
+    """Temporary files of writers that were killed."""
+    mine = re.compile(re.escape(f".{path.name}.") + r"(\d+)-\d+\.tmp")
+    for name in os.listdir(path.parent):
+        found = mine.fullmatch(name)
+        if found and not _is_running(int(found[1])):
+            (path.parent / name).unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere os.kill(process, 0) is no question: on Windows it would end the process
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

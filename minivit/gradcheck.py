@@ -228,7 +228,7 @@ class _Case:
 
     def complex_gradient(self, tensor: _Tensor) -> Array:
         """Im <f(x + i h e_j), dy> / h for every element j; all tensors are complex meanwhile."""
-        expected = np.empty(tensor.value.size)
+        expected = np.empty(tensor.value.size, np.float64)
         point = tensor.value.astype(np.complex128)  # C-contiguous, as the value is
         others = [other for other in self.tensors if other is not tensor]
         try:
@@ -257,9 +257,9 @@ def _locate(case: _Case, error: float, tolerance: float) -> str:
             f"{case.name}: the gradient of {tensor.name} {tensor.value.shape} is wrong along a random direction: "
             f"error {worst:.1e}, allowed {tolerance:.0e}. Use smaller shapes to see the worst element"
         )
-    expected = np.empty(tensor.value.shape)
+    expected = np.empty_like(tensor.value)
     for index in np.ndindex(*tensor.value.shape):
-        unit = np.zeros(tensor.value.shape)
+        unit = np.zeros_like(tensor.value)
         unit[index] = 1
         expected[index] = case.slope([tensor], [unit])
     return _message(case, tensor, expected, max(worst, error), tolerance)

@@ -29,7 +29,8 @@ class Optimiser:
 
     def __init__(self, params: Params, lr: float, weight_decay: float, no_decay: Collection[str]) -> None:
         refuse(not params, "the optimiser got no parameters")
-        refuse(lr < 0 or weight_decay < 0, f"lr={lr} and weight_decay={weight_decay} must not be negative")
+        fine = lr >= 0 and weight_decay >= 0  # also False for NaN
+        refuse(not fine, f"lr={lr} and weight_decay={weight_decay} must not be negative")
         unknown = [name for name in no_decay if name not in params]
         refuse(bool(unknown), f"no_decay names {unknown[:1]}, which is not among the {len(params)} parameters")
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
@@ -49,8 +50,8 @@ class Optimiser:
         raise TypeError(f"{type(self).__name__} must define _moments(self)")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on: `steps` and copies of the moments."""
-        return {"steps": self.steps, **{name: array.copy() for name, array in self._moments().items()}}
+        """Everything needed to go on: `steps`, `lr` and copies of the moments."""
+        return {"steps": self.steps, "lr": self.lr, **{name: array.copy() for name, array in self._moments().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the parameters must be the same.
@@ -58,13 +59,18 @@ class Optimiser:
         Raises:
             ValueError: naming the first moment that is missing or of another shape.
         """
-        moments = self._moments()
-        for name, array in moments.items():
-            found = state[name].shape if name in state else None
-            refuse(found != array.shape, f"optimiser state {name}: expected shape {array.shape}, found {found}")
-        self.steps = int(state["steps"])
-        for name, array in moments.items():
-            array[...] = array_module(array).asarray(state[name])
+        _fill("optimiser", self._moments(), state)
+        self.steps, self.lr = int(state["steps"]), float(state.get("lr", self.lr))
+
+
+def _fill(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None:
+    """Copy saved arrays into live ones, after all have been found to fit."""
+    for name, array in arrays.items():
+        found = tuple(state[name].shape) if name in state else None
+        refuse(found != array.shape, f"{owner} state {name}: expected shape {array.shape}, found {found}")
+    refuse("steps" not in state, f"{owner} state: expected an entry 'steps', found {sorted(state)[:3]}")
+    for name, array in arrays.items():
+        array[...] = array_module(array).asarray(state[name])
 
 
 class SGD(Optimiser):
@@ -127,7 +133,9 @@ class AdamW(Optimiser):
         no_decay: Collection[str] = (),
     ) -> None:
         super().__init__(params, lr, weight_decay, no_decay)
-        refuse(not all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
+        fine = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+        refuse(not fine, f"betas={betas} must be two numbers in [0, 1)")
+        refuse(eps < 0, f"eps={eps} must not be negative")
         self.betas, self.eps = betas, eps
         first = next(iter(params.values())).data
         dtypes = {param.data.dtype for param in params.values()}
@@ -203,6 +211,7 @@ def warmup_cosine(step: int, total: int, *, peak: float, warmup: int = 0, final:
 
     Step 0 has peak/warmup, not 0, so that no step is wasted. Source: Loshchilov and Hutter 2017 (SGDR).
     """
+    refuse(step < 0, f"step={step} must not be negative")
     refuse(total < 1 or warmup < 0 or warmup > total, f"warmup={warmup} must lie between 0 and total={total}")
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -226,7 +235,7 @@ def no_decay(model: Layer) -> set[str]:
 class ModelEma:
     """Averaged weights: average <- decay * average + (1 - decay) * weights, after each step (Polyak and Juditsky 1992).
 
-    The average of the first steps is plain (decay rises from 0 as (1 + t)/(10 + t), as in TensorFlow), so that the
+    The average of the first steps is plain (decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow), so that the
     random start is soon forgotten.
     """
 
@@ -254,9 +263,8 @@ class ModelEma:
         return {"steps": self.steps, **{name: array.copy() for name, array in self.average.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        _fill("average", self.average, state)
         self.steps = int(state["steps"])
-        for name, array in self.average.items():
-            array[...] = array_module(array).asarray(state[name])
 
 
 def parameter_count(params: Params) -> int:

@@ -122,6 +122,7 @@ class DataParallel:
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K), computed in threads like `model.predict` on parts of at most `batch_size` images."""
+        refuse(batch_size < 1, f"batch_size must be at least 1, got {batch_size}")
         starts = range(0, len(images), batch_size)
         if len(starts) <= 1 or self.threads == 1:
             return self.model.predict(images, batch_size)

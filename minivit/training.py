@@ -7,7 +7,9 @@ of them. Next: `report.py`, the pictures that a run leaves behind.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -21,7 +23,7 @@ import numpy as np
 from minivit import functional as F
 from minivit.backend import to_numpy
 from minivit.checkpoint import CheckpointError, load_arrays, save_arrays
-from minivit.protocol import Array, Back, refuse
+from minivit.protocol import Array, Back
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "images_per_second", "seconds")
@@ -46,6 +48,15 @@ class CountingLoss:
         with self._lock:
             right, self.right = self.right, 0
         return right
+
+
+def fingerprint(*arrays: Array) -> str:
+    """A short hash of the content of host arrays: what a resumed run must find unchanged, wherever it lies now."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def accuracy(predict: Any, images: Array, labels: Array, prepare: Any, batch_size: int = 1000) -> tuple[float, Array]:
@@ -88,7 +99,6 @@ class Run:
         self.epoch = self.position = self.step = 0
         self.history: list[dict[str, float]] = []
         self._clear()
-        self._stop = False
         if resume:
             self._resume()
         else:
@@ -96,7 +106,7 @@ class Run:
             if kept is not None:
                 self._say(f"kept the earlier run as {kept}")
         self.out.mkdir(parents=True, exist_ok=True)
-        self._saved = time.monotonic()
+        self.save()  # so that a run that is killed at once can be resumed too
 
     # --- the loop ---
 
@@ -189,10 +199,13 @@ class Run:
         if not path.is_file():
             raise CheckpointError(f"there is nothing to resume in {self.out}: no {CHECKPOINT}. Start without --resume")
         arrays, content = load_arrays(path)
+        if "settings" not in content:
+            raise CheckpointError(f"{path} is not the checkpoint of a run: start without --resume")
         ours, theirs = json.loads(json.dumps(self.settings)), content["settings"]
         for name in [*theirs, *ours]:
             was, now = theirs.get(name), ours.get(name)
-            refuse(was != now, f"cannot resume {path}: it was made with {name}={was!r}, now it is {now!r}")
+            if was != now:
+                raise CheckpointError(f"cannot resume {path}: it was made with {name}={was!r}, now it is {now!r}")
         for part, owner in self.parts.items():
             found = {**arrays, **content["numbers"]}
             prefix = f"{part}/"
@@ -210,7 +223,7 @@ class Run:
             writer.writerows(self.history)
 
     def _explain_stop(self) -> None:
-        command = " ".join(["python", *sys.argv])
+        command = shlex.join(["python", *sys.argv])
         again = command if "--resume" in sys.argv else f"{command} --resume"
         self._say(f"\nstopped at epoch {self.epoch + 1}, step {self.position}; go on with\n  {again}")
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -31,7 +33,10 @@ ARRAYS = {
     "special": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32),
     "large": np.random.default_rng(0).standard_normal((300, 301)).T,
     "boolean": np.array([True, False, True]),
-    **{kind: np.array([0, 1, 2, 100], kind) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")},
+    **{
+        kind: np.array([0, 1, 2, 100], kind)
+        for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+    },
 }
 ARRAYS["read-only"].flags.writeable = False
 
@@ -49,13 +54,11 @@ def test_every_layout_and_dtype_comes_back_bit_for_bit(tmp_path, kind):
     assert same_bits(arrays["one"], before) and same_bits(arrays["two"], before) and same_bits(array, before)
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoint.py: np.ascontiguousarray makes a 0-d array 1-d")
 def test_a_single_number_comes_back_as_one(tmp_path):
     save_arrays(tmp_path / "file", {"one": np.array(3.5)}, {})
     assert same_bits(load_arrays(tmp_path / "file")[0]["one"], np.array(3.5))
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoint.py: the hash covers the byte order, which the format does not keep")
 def test_big_endian_arrays_come_back_with_their_values(tmp_path):
     save_arrays(tmp_path / "file", {"one": BASE.astype(">f4")}, {})
     assert np.array_equal(load_arrays(tmp_path / "file")[0]["one"], BASE)
@@ -227,7 +230,7 @@ class Crash(BaseException):
     """Not an Exception, as KeyboardInterrupt and SystemExit are not."""
 
 
-@pytest.mark.parametrize("where", ["replace", "fsync", "fdopen"])
+@pytest.mark.parametrize("where", ["replace", "fsync"])
 @pytest.mark.parametrize("error", [OSError("disk full"), Crash()])
 def test_a_crash_leaves_the_old_file_whole(tmp_path, monkeypatch, where, error):
     path = tmp_path / "file"
@@ -250,15 +253,27 @@ def test_a_crash_leaves_the_old_file_whole(tmp_path, monkeypatch, where, error):
 def test_the_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append(stat.S_ISDIR(os.fstat(handle).st_mode)), fsync(handle)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (calls.append(stat.S_ISDIR(os.fstat(handle).st_mode)), fsync(handle))
+    )
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
     minivit.save(vit(), tmp_path / "file")
     assert calls == [False, "replace", True]  # file, name, folder
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    stale = [tmp_path / f".file.{word}.tmp" for word in ("abc", "x_1")]
-    others = [tmp_path / name for name in (".other.abc.tmp", "file.tmp", ".file.abc", "abc.tmp")]
+@pytest.fixture
+def ended():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX tells safely whether a process runs")
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, ended):
+    stale = [tmp_path / f".file.{ended}-{thread}.tmp" for thread in (1, 22)]
+    names = (f".other.{ended}-1.tmp", f".file.more.{ended}-1.tmp", "file.tmp", ".file.abc.tmp")
+    others = [tmp_path / name for name in (*names, f".file.{os.getppid()}-1.tmp")]  # the last: a live writer's
     for path in [*stale, *others]:
         path.write_text("half a file")
     minivit.save(vit(), tmp_path / "file")
@@ -266,16 +281,15 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert all(path.exists() for path in others)
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoint.py: the name goes into glob unescaped")
-def test_names_with_odd_characters(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX tells safely whether a process runs")
+def test_names_with_odd_characters(tmp_path, ended):
     path = tmp_path / "model [1] *?.safetensors"
-    (tmp_path / f".{path.name}.abc.tmp").write_text("half a file")
-    (tmp_path / ".model 1 anything.safetensors.abc.tmp").write_text("somebody else's")
+    (tmp_path / f".{path.name}.{ended}-1.tmp").write_text("half a file")
+    (tmp_path / f".model 1 anything.safetensors.{ended}-1.tmp").write_text("somebody else's")
     minivit.save(vit(), path)
-    assert sorted(os.listdir(tmp_path)) == [".model 1 anything.safetensors.abc.tmp", path.name]
+    assert sorted(os.listdir(tmp_path)) == [f".model 1 anything.safetensors.{ended}-1.tmp", path.name]
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoint.py: mkstemp's mode 0600 stays")
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 def test_files_have_the_usual_permissions(tmp_path):
     (tmp_path / "usual").write_text("")

@@ -316,9 +316,7 @@ def test_drop_path_rises_linearly_from_zero_at_the_first_block():
 
 def test_weight_inits():
     size = {**TINY, "embed_dim": 64, "depth": 1, "dtype": "float64", "representation_size": 32}
-    timm, jax, nlhb = (
-        minivit.ViT(**size, weight_init=scheme).state_dict() for scheme in ("timm", "jax", "jax_nlhb")
-    )
+    timm, jax, nlhb = (minivit.ViT(**size, weight_init=scheme).state_dict() for scheme in ("timm", "jax", "jax_nlhb"))
     qkv = "blocks.0.attn.qkv.weight"
     assert np.abs(timm[qkv]).max() <= 0.04 and abs(timm[qkv].std() - 0.02 * 0.8796) < 1e-3
     bound = (6 / (192 + 64)) ** 0.5

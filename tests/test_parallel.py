@@ -103,7 +103,13 @@ def test_float32():
 def test_noise_repeats_bit_for_bit():
     x, y = batch(dtype="float32")
     runs = {}
-    for label, threads, shards, seed in [("a", 2, 3, 5), ("b", 2, 3, 5), ("c", 1, 3, 5), ("seed", 2, 3, 6), ("d", 2, 2, 5)]:
+    for label, threads, shards, seed in [
+        ("a", 2, 3, 5),
+        ("b", 2, 3, 5),
+        ("c", 1, 3, 5),
+        ("seed", 2, 3, 6),
+        ("d", 2, 2, 5),
+    ]:
         model = vit("float32", **NOISE)
         step = DataParallel(model, threads=threads, shards=shards)
         losses = [step.loss_and_grad(x, y, np.random.default_rng((seed, turn))) for turn in range(3)]
@@ -275,7 +281,6 @@ print(before, blas_threads())
 """
 
 
-@pytest.mark.xfail(strict=True, reason="backend/blas.py: the second of two overlapping limits restores the first one's")
 def test_two_runs_that_overlap_give_blas_its_number_back():
     # in a process of its own: a number that is lost stays lost, and would change what later tests see
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -296,7 +301,6 @@ def test_predict_equals_the_model(threads):
         assert np.allclose(step.predict(x, batch_size=size), model.predict(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, reason="parallel.py: predict lets range() complain")
 def test_predict_with_batch_size_0_is_refused():
     with pytest.raises(ValueError, match="batch_size.*0"):
         DataParallel(vit(), threads=2).predict(batch()[0], batch_size=0)

@@ -18,7 +18,9 @@ PICTURES = ["confusion_matrix.png", "curves.png", "mistakes.png"]
 
 
 def history(epochs=3, accuracy=0.5):
-    return [dict(zip(METRICS, (epoch, 0.1, 1 / epoch, accuracy, accuracy, 100.0, 1.0))) for epoch in range(1, epochs + 1)]
+    return [
+        dict(zip(METRICS, (epoch, 0.1, 1 / epoch, accuracy, accuracy, 100.0, 1.0))) for epoch in range(1, epochs + 1)
+    ]
 
 
 def answers(count=60, classes=10, wrong=20):

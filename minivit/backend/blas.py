@@ -7,7 +7,9 @@ Next: `minivit/functional/`, the calculus.
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +21,18 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
-def limit_threads(count: int) -> AbstractContextManager[Any]:
-    """A context in which BLAS (and nothing else) uses `count` threads; the old number is restored, also on errors."""
-    context: AbstractContextManager[Any] = _controller().limit(limits=count, user_api="blas")
-    return context
+_turn = threading.RLock()  # BLAS has one number of threads for the whole process, so those who set it take turns
+
+
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """A context in which BLAS (and nothing else) uses `count` threads; the old number is restored, also on errors.
+
+    Another thread that wants to limit BLAS waits meanwhile: if the two overlapped, the later one would save the
+    earlier one's limit as "the old number" and leave it behind.
+    """
+    with _turn, _controller().limit(limits=count, user_api="blas"):
+        yield
 
 
 def usable_cores() -> int:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from minivit.backend.devices import array_module
-from minivit.protocol import Array
+from minivit.protocol import Array, refuse
 
 
 def as_generator(seed: Any) -> Any:
     """A NumPy generator from a seed, a tuple of integers, None (fresh entropy) or a generator (returned as it is)."""
+    refuse(isinstance(seed, int) and seed < 0, f"seed={seed} must not be negative")
     return np.random.default_rng(seed)
 
 

@@ -49,6 +49,7 @@ def _targets(logits: Array, labels: Array, smoothing: float) -> Array:
     """The distributions (B, K) to be matched, from class numbers or soft targets, smoothed."""
     batch, classes = logits.shape
     refuse(not 0 <= smoothing <= 1, f"label_smoothing must lie in [0, 1], got {smoothing}")
+    refuse(not hasattr(labels, "dtype"), f"labels are a {type(labels).__name__}: convert them with numpy.asarray")
     real = logits.real.dtype
     if labels.dtype.kind in "iu":
         refuse(labels.shape != (batch,), f"labels must be ({batch},) for logits {logits.shape}, got {labels.shape}")

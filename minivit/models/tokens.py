@@ -34,9 +34,12 @@ class Tokens(Layer):
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
         self.image, self.patch, self.prefix_names, self.dynamic = image, patch, prefix_names, dynamic
-        for name in prefix_names:
+        # the order of attributes is the order of parameters, and timm's: class token, positions, distillation token
+        for name in prefix_names[:1]:
             setattr(self, name, Param(normal(rng, (1, 1, dim), 1e-6, dtype)))  # 1e-6: timm's start of the class token
         self.positions = positions
+        for name in prefix_names[1:]:
+            setattr(self, name, Param(normal(rng, (1, 1, dim), 1e-6, dtype)))
         self.patch_embed = patch_embed
         self.drop = drop
 

@@ -83,6 +83,7 @@ class ViT(Model):
         rng, dtype = as_generator(seed), dtype_of(dtype)
         _refuse_contradictions(self.config)
         image, patch = _pair(img_size), _pair(patch_size)
+        self.config |= {"img_size": _plain(img_size), "patch_size": _plain(patch_size)}
         grid = _grid_of(image, patch)
         prefix = (["cls_token"] if class_token else []) + (["dist_token"] if distilled else [])
         self.num_classes = num_classes
@@ -160,7 +161,14 @@ class ViT(Model):
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if isinstance(size, tuple | list):
+        return int(size[0]), int(size[1])
+    return int(size), int(size)
+
+
+def _plain(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    """A size as the configuration keeps it: plain integers, and a tuple also where a file gave a list."""
+    return _pair(size) if isinstance(size, tuple | list) else int(size)
 
 
 def _grid_of(image: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
@@ -193,6 +201,13 @@ def _refuse_contradictions(config: dict[str, Any]) -> None:
         "pos_embed='relative' learns a bias for each offset of one grid: build the model with the img_size you need, "
         "or use absolute positions with dynamic_img_size=True",
     )
+    for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+        refuse(not 0 <= config[name] < 1, f"{name}={config[name]} must lie in [0, 1)")
+    refuse(config["gelu"] not in ("none", "tanh"), f"gelu={config['gelu']!r}: choose 'none' or 'tanh'")
+    for name in ("norm_eps", "mlp_ratio"):
+        refuse(not config[name] > 0, f"{name}={config[name]} must be positive")
+    size = config["representation_size"]
+    refuse(size is not None and size < 1, f"representation_size={size} must be at least 1, or None for a plain head")
     for name in ("embed_dim", "depth", "in_chans"):
         refuse(config[name] < 1, f"{name}={config[name]} must be at least 1")
     refuse(config["num_classes"] < 0, f"num_classes={config['num_classes']} must be at least 0 (0: pooled features)")

@@ -15,7 +15,10 @@ from minivit.protocol import Array, refuse
 
 def dtype_of(dtype: Any) -> Any:
     """float32 or float64 as a NumPy dtype; anything else is refused."""
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
     refuse(found not in (np.float32, np.float64), f"dtype={dtype!r}: choose 'float32' or 'float64'")
     return found
 

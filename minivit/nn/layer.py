@@ -87,7 +87,9 @@ class Layer:
 
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
-        kind, dtype, name = x.dtype.kind, self.dtype, type(self).__name__
+        name = type(self).__name__
+        refuse(not hasattr(x, "dtype"), f"{name}: input is a {type(x).__name__}: convert it with numpy.asarray")
+        kind, dtype = x.dtype.kind, self.dtype
         if x.dtype == dtype or kind == "c":
             return
         wanted = "float32" if dtype is None or dtype.kind != "f" else str(dtype)

@@ -35,6 +35,8 @@ class RelativePositionBias(Layer):
     With prefix tokens there are three more rows, as in BEiT: prefix to grid, grid to prefix, prefix to prefix.
     """
 
+    names_in_parent = True  # timm's name is `attn.relative_position_bias_table`
+
     def __init__(
         self, grid: tuple[int, int], num_heads: int, prefix_tokens: int = 0, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
