@@ -156,10 +156,14 @@ def _attention(**options: Any) -> Callable[[Any], Any]:
     return lambda x: nn.Attention(x.shape[-1], 2, dtype=x.dtype, seed=1, **options)
 
 
+def _mlp(x: Any, drop: float = 0.0) -> nn.Mlp:
+    return nn.Mlp(x.shape[-1], 5, drop=drop, dtype=x.dtype, seed=1)
+
+
 def _block(x: Any, drop_path: float = 0.0, **options: Any) -> nn.Block:
     dim, dtype = x.shape[-1], x.dtype
     attention = nn.Attention(dim, 2, dtype=dtype, seed=1, **options)
-    mlp = nn.Mlp(dim, 2 * dim, drop=options.get("proj_drop", 0.0), dtype=dtype, seed=2)
+    mlp = nn.Mlp(dim, 3, drop=options.get("proj_drop", 0.0), dtype=dtype, seed=2)
     return nn.Block(nn.LayerNorm(dim, dtype=dtype), attention, nn.LayerNorm(dim, dtype=dtype), mlp, drop_path)
 
 
@@ -184,9 +188,8 @@ LAYERS = [
     Case("Dropout", "BND", lambda x: nn.Dropout(0.4), layer=True, noise=True),
     Case("DropPath", "BND", lambda x: nn.DropPath(0.4), layer=True, noise=True),
     Case("Sequential", "BND", _sequential, layer=True),
-    Case("Mlp", "BND", lambda x: nn.Mlp(x.shape[-1], 5, dtype=x.dtype, seed=1), layer=True),
-    Case("Mlp_dropout", "BND", lambda x: nn.Mlp(2, 5, drop=0.3, dtype=x.dtype, seed=1), layer=True, noise=True,
-         fixed={"D": 2}),
+    Case("Mlp", "BND", lambda x: _mlp(x), layer=True),
+    Case("Mlp_dropout", "BND", lambda x: _mlp(x, drop=0.3), layer=True, noise=True, fixed={"D": 2}),
     Case("Attention", "BND", _attention(), layer=True, fixed=_TOKENS),
     Case("Attention_no_qkv_bias", "BND", _attention(qkv_bias=False), layer=True, fixed=_TOKENS),
     Case("Attention_dropout", "BND", _attention(attn_drop=0.3, proj_drop=0.2), layer=True, fixed=_TOKENS, noise=True),
@@ -201,8 +204,7 @@ LAYERS = [
     Case("PatchEmbed", "BCab", _patch_embed, layer=True, fixed={"a": 2, "b": 6}, empty="B"),
     Case("PatchEmbed_norm", "BCab", lambda x: _patch_embed(x, norm_eps=1e-5), layer=True, fixed={"a": 2, "b": 3},
          empty="B"),
-    Case("Recompute", "BND", lambda x: nn.Recompute(_block(x, 0.3, proj_drop=0.2)), layer=True, fixed=_TOKENS,
-         noise=True),
+    Case("Recompute", "BND", lambda x: nn.Recompute(_mlp(x, drop=0.3)), layer=True, noise=True, fixed={"D": 2}),
 ]  # fmt: skip
 
 
