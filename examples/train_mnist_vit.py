@@ -10,8 +10,6 @@ import argparse
 import time
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 import minivit
 from minivit import data, optim, parallel, report, training
 
@@ -91,7 +89,7 @@ def main(args: argparse.Namespace) -> None:
         )
         for x, y in run.steps(batches, batches_per_epoch):
             opt.lr = optim.warmup_cosine(run.step, steps, peak=recipe.lr, warmup=warmup)
-            rng = np.random.default_rng((args.seed, 2, run.step))  # 2: apart from the streams of the batches
+            rng = training.noise_generator(args.seed, run.step)
 
             opt.zero_grad()
             value = step.loss_and_grad(

@@ -50,6 +50,14 @@ class CountingLoss:
         return right
 
 
+def noise_generator(seed: int, step: int) -> np.random.Generator:
+    """The generator of a step's dropout and drop path: a pure function of both, apart from the batches' streams.
+
+    The key keeps it apart: without one, (seed, step) would also be the seed of some epoch's or batch's stream.
+    """
+    return np.random.default_rng(np.random.SeedSequence((seed, step), spawn_key=(2,)))  # 1 is the order of an epoch
+
+
 def fingerprint(*arrays: Array) -> str:
     """A short hash of the content of host arrays: what a resumed run must find unchanged, wherever it lies now."""
     digest = hashlib.sha256()
