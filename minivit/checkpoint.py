@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minivit.backend import to_numpy
+from minivit.files import write_atomically
 from minivit.models.model import Model
 from minivit.models.vit import ViT
 from minivit.nn.layer import Layer
@@ -78,7 +76,7 @@ def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, A
         raise CheckpointError(
             f"{path} cannot hold these arrays ({error}): convert them to float32 or float64"
         ) from None
-    _write_atomically(Path(path), data)
+    write_atomically(Path(path), data)
 
 
 def _plain(array: Array) -> Array:
@@ -122,46 +120,3 @@ def _digest(arrays: dict[str, Array], text: str) -> str:
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Into a temporary file beside it, flushed to disk, then renamed over it: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of its names
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _remove_stale(path: Path) -> None:
-    """Temporary files of writers that were killed."""
-    mine = re.compile(re.escape(f".{path.name}.") + r"(\d+)-\d+\.tmp")
-    for name in os.listdir(path.parent):
-        found = mine.fullmatch(name)
-        if found and not _is_running(int(found[1])):
-            (path.parent / name).unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere os.kill(process, 0) is no question: on Windows it would end the process
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -133,7 +133,7 @@ def test_only_the_backend_imports_cupy_and_nobody_imports_torch(file):
 
 
 FLOORS = [
-    {"protocol", "version"},
+    {"protocol", "version", "files"},
     {"backend"},
     {"functional"},
     {"nn"},

@@ -9,7 +9,6 @@ import hashlib
 import io
 import math
 import os
-import secrets
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minivit.files import write_atomically
 
 Array: TypeAlias = NDArray[Any]
 StrPath: TypeAlias = "str | os.PathLike[str]"
@@ -146,19 +147,6 @@ def idx_header(array: Array) -> bytes:
             f"shape {array.shape} does not fit an IDX header: reshape to 1 to {MAX_DIMS} dimensions, each below 2**32"
         )
     return struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` beside `path`, then move it there: readers see the old file or all of the new.
-
-    The temporary name is unique, so processes that write at the same time do not meet.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read(file: BinaryIO, name: str, size: int, max_bytes: int) -> Array:

@@ -25,8 +25,8 @@ from minivit.data.idx import (
     content_sha256,
     parse_idx,
     read_idx,
-    write_atomically,
 )
+from minivit.files import write_atomically
 
 Arrays: TypeAlias = "dict[str, Array]"  # by name of file
 
