@@ -396,10 +396,11 @@ def test_kill_9_at_random_moments_loses_nothing(program, straight, tmp_path):
         if not resume:
             wait_for(out / CHECKPOINT, process)
         time.sleep(rng.uniform(0.3, 0.7))  # sometimes while it still imports, sometimes while it writes
-        if process.poll() is not None:
-            break
+        finished = process.poll() is not None
         process.kill()
-        process.communicate()
+        process.communicate()  # closes its pipe too
+        if finished:
+            break
         kills += 1
         places.append(load_arrays(out / CHECKPOINT)[1]["step"])
     assert kills and places == sorted(places)

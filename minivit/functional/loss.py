@@ -33,7 +33,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
     exponential = xp.exp(shifted)
     total = exponential.sum(axis=1, keepdims=True)  # (B, 1)
     mass = target.sum(axis=1, keepdims=True)  # (B, 1): 1 for a distribution
-    loss = ((mass * xp.log(total))[:, 0] - (target * shifted).sum(axis=1)).sum() / batch
+    each = (mass * xp.log(total))[:, 0] - (target * shifted).sum(axis=1)  # (B,)
+    loss = (each / batch).sum()  # divided before the sum: NumPy 1 makes float64 of a float32 scalar / int
 
     @once
     def back(dloss: float = 1.0) -> Array:
@@ -86,7 +87,7 @@ def mean_squared_error(prediction: Array, target: Array) -> tuple[Array, Back]:
     )
     refuse(prediction.size == 0, "mean_squared_error: the batch is empty, so its mean loss is undefined")
     difference = prediction - target
-    loss = (difference * difference).sum() / prediction.size
+    loss = (difference * difference / prediction.size).sum()
 
     @once
     def back(dloss: float = 1.0) -> Array:
