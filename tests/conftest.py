@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import fake_cupy
 import numpy as np
 import pytest
+from device_tools import Device
 from hypothesis import HealthCheck, settings
 
 from minivit.backend import gpu_available
@@ -22,29 +22,6 @@ settings.register_profile("ci", max_examples=200, derandomize=True, **_QUIET)
 settings.register_profile("long", max_examples=5000, **_QUIET)
 settings.register_profile("quick", max_examples=10, derandomize=True, **_QUIET)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-class Device:
-    """Where a test's arrays live: `put` moves them there, `get` brings them back."""
-
-    def __init__(self, name: str, module: Any) -> None:
-        self.name, self.module = name, module
-
-    def put(self, x: Any) -> Any:
-        if not isinstance(x, np.ndarray):
-            return x
-        return x if self.module is np else self.module.asarray(x)
-
-    def get(self, x: Any) -> Any:
-        return np.asarray(x) if self.module is np else self.module.asnumpy(x)
-
-    def freeze(self, x: Any) -> Any:
-        """Make x read-only where the library knows that."""
-        if self.module is np:
-            x.setflags(write=False)
-        elif self.name == "fake":
-            fake_cupy.set_readonly(x)
-        return x
 
 
 @pytest.fixture(params=["numpy", "fake", "cupy"])

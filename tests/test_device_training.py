@@ -10,7 +10,7 @@ from typing import Any
 import fake_cupy
 import numpy as np
 import pytest
-from conftest import Device
+from device_tools import Device
 
 import minivit
 from minivit import optim, parallel

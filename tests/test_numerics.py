@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Device
+from device_tools import Device
 
 import minivit
 from minivit import functional as F

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Device
+from device_tools import Device
 from table import EVERYTHING, LAYERS, MODELS, Case, name_of
 
 import minivit
