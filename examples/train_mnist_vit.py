@@ -173,7 +173,7 @@ if __name__ == "__main__":
     arguments_given = arguments()
     try:
         main(arguments_given)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FloatingPointError) as error:
         if arguments_given.debug:
             raise
         raise SystemExit(f"error: {error}") from None

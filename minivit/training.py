@@ -106,6 +106,7 @@ class Run:
         self.every, self.quiet = every, quiet
         self.epoch = self.position = self.step = 0
         self.history: list[dict[str, float]] = []
+        self._interrupt = _InterruptLater()
         self._clear()
         if resume:
             self._resume()
@@ -119,13 +120,14 @@ class Run:
     # --- the loop ---
 
     def epochs(self, total: int) -> Iterator[int]:
-        """The epochs that remain, from the one in which the run stands."""
-        while self.epoch < total:
-            yield self.epoch
+        """The epochs that remain, from the one in which the run stands; Ctrl-C stops after the step in progress."""
+        with _InterruptLater() as self._interrupt:
+            while self.epoch < total:
+                yield self.epoch
 
     def steps(self, batches: Iterable[tuple[Array, Array]], count: int) -> Iterator[tuple[Array, Array]]:
-        """The batches of this epoch with a progress line; a checkpoint now and then, and a clean stop on Ctrl-C."""
-        with _InterruptLater() as interrupt, _Progress(self, count) as progress:
+        """The batches of this epoch with a progress line, and a checkpoint now and then."""
+        with _Progress(self, count) as progress:
             for batch in batches:
                 start = time.perf_counter()
                 yield batch
@@ -133,12 +135,9 @@ class Run:
                 self.position += 1
                 self.step += 1
                 progress.update()
-                if interrupt.asked:
+                if self._interrupt.asked or time.monotonic() - self._saved > self.every:
                     self.save()
-                    self._explain_stop()
-                    raise SystemExit(130)  # what a shell reports for a program that was interrupted
-                if time.monotonic() - self._saved > self.every:
-                    self.save()
+                self._stop_if_asked()
 
     def log(self, loss: float, right: int, images: int) -> None:
         """Note one step: the mean loss over `images` images, of which `right` were classified rightly."""
@@ -171,6 +170,7 @@ class Run:
         self._clear()
         self.write_metrics()
         self.save()
+        self._stop_if_asked()
 
     @property
     def loss(self) -> float:
@@ -230,10 +230,13 @@ class Run:
             writer.writeheader()
             writer.writerows(self.history)
 
-    def _explain_stop(self) -> None:
+    def _stop_if_asked(self) -> None:
+        if not self._interrupt.asked:
+            return
         command = shlex.join(["python", *sys.argv])
         again = command if "--resume" in sys.argv else f"{command} --resume"
         self._say(f"\nstopped at epoch {self.epoch + 1}, step {self.position}; go on with\n  {again}")
+        raise SystemExit(130)  # what a shell reports for a program that was interrupted
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -254,8 +257,9 @@ def keep_earlier(out: Path) -> Path | None:
 class _InterruptLater:
     """Within it the first Ctrl-C only sets `asked`, so that the step in progress ends whole; a second interrupts."""
 
+    asked = False
+
     def __enter__(self) -> _InterruptLater:
-        self.asked = False
         self._before: Any = None
         if threading.current_thread() is threading.main_thread():  # only there may signals be caught
             self._before = signal.signal(signal.SIGINT, self._ask)

@@ -369,6 +369,9 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(program, straight, tmp_path)
     out = tmp_path / "run"
     process = program(out, pause=0.05)
     wait_for(out / CHECKPOINT, process)
+    while load_arrays(out / CHECKPOINT)[1]["step"] == 0:  # the checkpoint of the start: the loop is still to come
+        assert process.poll() is None
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
