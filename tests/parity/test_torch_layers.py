@@ -158,7 +158,7 @@ def test_attention_with_relative_positions(prefix: int, queries: int | None, dty
     module = multihead(dtype)
     table = torch.zeros_like(torch.tensor(layer.position_bias.relative_position_bias_table.data))
     module.register_parameter("table", torch.nn.Parameter(table))
-    names = {**MHA_NAMES, "position_bias.relative_position_bias_table": "table"}
+    names = {**MHA_NAMES, "relative_position_bias_table": "table"}
     rows = torch.tensor(offset_rows(grid, prefix))
 
     def call(module: Any, x: Any) -> Any:

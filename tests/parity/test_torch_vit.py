@@ -93,7 +93,7 @@ def reference(c: dict[str, Any], p: dict[str, Any], images: Any) -> Any:
         )
         scores = q @ k.transpose(2, 3) / math.sqrt(dim // heads)
         if c["pos_embed"] == "relative":
-            table = p[f"{b}.attn.position_bias.relative_position_bias_table"]
+            table = p[f"{b}.attn.relative_position_bias_table"]
             scores = scores + relative_bias(table, grid, prefix)
         seen = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
         x = x + linear(seen, f"{b}.attn.proj")
