@@ -7,13 +7,15 @@ from minivit import data, functional, nn, optim, parallel
 from minivit.backend import to_device, to_numpy
 from minivit.checkpoint import CheckpointError, from_pretrained, load, save
 from minivit.gradcheck import GradientError, check_complex_step, check_vjp
-from minivit.models import ViT, create_model, list_models
+from minivit.models import Swin, SwinV2, ViT, create_model, list_models
 from minivit.summary import summary
 from minivit.version import __version__
 
 __all__ = [
     "CheckpointError",
     "GradientError",
+    "Swin",
+    "SwinV2",
     "ViT",
     "__version__",
     "check_complex_step",

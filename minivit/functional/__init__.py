@@ -6,22 +6,42 @@
 `vjp` (vector-Jacobian product) returns the bare gradient where one input is differentiable, else a tuple in the order
 of the arguments, None where the argument was None. Integer and boolean arguments have no gradient and no place in it.
 
-Read in this order: `linear.py`, `permutations.py`, `activation.py`, `norm.py`, `dropout.py`,
-`attention.py`, `patches.py`, `pooling.py`, `resize.py`, `loss.py`; then `minivit/nn/`, where layers own the parameters.
+Read in this order: `linear.py`, `permutations.py`, `activation.py`, `norm.py`, `dropout.py`, `windows.py`,
+`position_bias.py`, `attention.py`, `patches.py`, `pooling.py`, `resize.py`, `loss.py`; then `minivit/nn/`, where layers
+own the parameters.
 """
 
-from minivit.functional.activation import gelu, log_softmax, relu, softmax, tanh
-from minivit.functional.attention import scaled_dot_product_attention
+from minivit.functional.activation import gelu, log_softmax, relu, sigmoid, softmax, tanh
+from minivit.functional.attention import cosine_attention, scaled_dot_product_attention
 from minivit.functional.dropout import drop_path, dropout
 from minivit.functional.linear import embedding, linear
 from minivit.functional.loss import mean_squared_error, softmax_cross_entropy
-from minivit.functional.norm import layer_norm
+from minivit.functional.norm import layer_norm, normalize
 from minivit.functional.patches import patch_embed
 from minivit.functional.permutations import merge_heads, patchify, split_heads, split_qkv, unpatchify
 from minivit.functional.pooling import mean_pool
-from minivit.functional.resize import resize_grid, resize_matrix
+from minivit.functional.position_bias import (
+    continuous_position_table,
+    log_spaced_offsets,
+    relative_position_bias,
+    relative_position_index,
+)
+from minivit.functional.resize import resize_grid, resize_images, resize_matrix
+from minivit.functional.windows import (
+    crop,
+    pad,
+    patch_merging,
+    roll,
+    shift_mask,
+    shift_regions,
+    window_partition,
+    window_reverse,
+)
 
 __all__ = [
+    "continuous_position_table",
+    "cosine_attention",
+    "crop",
     "drop_path",
     "dropout",
     "embedding",
@@ -29,19 +49,32 @@ __all__ = [
     "layer_norm",
     "linear",
     "log_softmax",
+    "log_spaced_offsets",
     "mean_pool",
     "mean_squared_error",
     "merge_heads",
+    "normalize",
+    "pad",
     "patch_embed",
+    "patch_merging",
     "patchify",
+    "relative_position_bias",
+    "relative_position_index",
     "relu",
     "resize_grid",
+    "resize_images",
     "resize_matrix",
+    "roll",
     "scaled_dot_product_attention",
+    "shift_mask",
+    "shift_regions",
+    "sigmoid",
     "softmax",
     "softmax_cross_entropy",
     "split_heads",
     "split_qkv",
     "tanh",
     "unpatchify",
+    "window_partition",
+    "window_reverse",
 ]

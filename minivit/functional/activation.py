@@ -1,4 +1,4 @@
-"""Element by element: GELU, ReLU, tanh. Row by row: softmax and log-softmax, each with its true Jacobian.
+"""Element by element: GELU, ReLU, tanh, sigmoid. Row by row: softmax and log-softmax, each with its true Jacobian.
 
 Nothing here assumes what comes after it: softmax's vjp is softmax's, whatever the loss. Next: `norm.py`.
 """
@@ -51,6 +51,19 @@ def tanh(x: Array) -> tuple[Array, Back]:
     @once
     def vjp(dy: Array) -> Array:
         return dy * (1 - y * y)
+
+    return y, vjp
+
+
+def sigmoid(x: Array) -> tuple[Array, Back]:
+    """y = 1 / (1 + exp(-x)), with slope y (1 - y). Returns y, and vjp(dy) -> dx."""
+    y = array_module(x).tanh(x * 0.5)  # (1 + tanh(x/2)) / 2 cannot overflow
+    y += 1
+    y *= 0.5
+
+    @once
+    def vjp(dy: Array) -> Array:
+        return dy * (y * (1 - y))
 
     return y, vjp
 

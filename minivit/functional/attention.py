@@ -6,10 +6,12 @@ Next: `patches.py`.
 
 from __future__ import annotations
 
+from math import inf, log
 from typing import Any
 
 from minivit.backend import array_module, kernels
 from minivit.functional.dropout import dropout_factor
+from minivit.functional.norm import normalize
 from minivit.protocol import Array, Back, once, refuse
 
 
@@ -21,6 +23,7 @@ def scaled_dot_product_attention(
     bias: Array | None = None,
     *,
     scale: float | None = None,
+    mask_value: float = -inf,
     dropout_rate: float = 0.0,
     rng: Any = None,
 ) -> tuple[Array, Back]:
@@ -32,6 +35,8 @@ def scaled_dot_product_attention(
         v: (..., M, d).
         mask: booleans that broadcast to (..., N, M); True = this query may look at this key. A query that may look
             at nothing gets 0, and gradient 0.
+        mask_value: what is added to the scores where it may not; -100 is what the published Swins were trained with,
+            and lets through what stands more than 100 higher than the rest.
         bias: added to the scores; broadcasts to (..., N, M).
         scale: 1/sqrt(d) by default: a sum of d independent products of variance 1 has variance d, the score then 1.
         dropout_rate: probability with which a weight is dropped when `rng` is a generator.
@@ -46,12 +51,12 @@ def scaled_dot_product_attention(
         f"attention: q {q.shape}, k {k.shape}, v {v.shape}: q and k need the same last axis, k and v the same tokens",
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scaled = q * scale  # (..., N, d)
+    scaled = q if scale == 1 else q * scale  # (..., N, d)
     weights = scaled @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon to be exponentials
     if bias is not None:
         weights += bias
     # softmax = weights * norm; the norm multiplies the result (N x d) instead of the weights (N x M)
-    norm = kernels(q).inplace_exp(weights, mask)  # (..., N, 1)
+    norm = kernels(q).inplace_exp(weights, mask, mask_value)  # (..., N, 1)
     keep = dropout_factor(rng, dropout_rate, weights)  # (..., N, M) or None
     y = (weights if keep is None else weights * keep) @ v  # (..., N, d)
     y *= norm
@@ -69,10 +74,58 @@ def scaled_dot_product_attention(
         dscores *= weights
         # in the forward pass: scores = (scale q) k^T + bias
         dq = dscores @ k
-        dq *= scale
+        if scale != 1:
+            dq *= scale
         dk = dscores.swapaxes(-1, -2) @ scaled
         dbias = None if bias_shape is None else sum_to(dscores, bias_shape)
         return dq, dk, dv, dbias
+
+    return y, vjp
+
+
+MAX_LOGIT_SCALE = log(100)  # Liu et al. 2022, section 3.2: a temperature of at least 0.01
+
+
+def cosine_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    logit_scale: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    mask_value: float = -inf,
+    dropout_rate: float = 0.0,
+    rng: Any = None,
+) -> tuple[Array, Back]:
+    """y = softmax(cos(q, k) exp(min(logit_scale, log 100)) + bias) v: scores that no length of q or k can blow up.
+
+    Args:
+        q, k, v, mask, bias, mask_value, dropout_rate, rng: as in `scaled_dot_product_attention`.
+        logit_scale: (H, 1, 1), the learned logarithm of each head's factor; above log 100 it has no effect, and
+            gradient 0.
+
+    Returns:
+        y (..., N, d), and vjp(dy) -> (dq, dk, dv, dlogit_scale, dbias).
+
+    Source: Liu et al. 2022 (Swin v2), equation 2. Derivation: docs/derivations/cosine_attention.md.
+    """
+    xp = array_module(q)
+    free = logit_scale.real < MAX_LOGIT_SCALE
+    scale = xp.exp(xp.where(free, logit_scale, xp.asarray(MAX_LOGIT_SCALE, logit_scale.dtype)))  # (H, 1, 1)
+    q_hat, back_q = normalize(q)
+    k_hat, back_k = normalize(k)
+    y, back_attention = scaled_dot_product_attention(
+        q_hat * scale, k_hat, v, mask, bias, scale=1, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng
+    )
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array, Array, Array | None]:
+        dq_scaled, dk_hat, dv, dbias = back_attention(dy)
+        # in the forward pass: scale = exp(logit_scale), whose derivative is scale itself
+        dlogit_scale = sum_to(dq_scaled * q_hat, scale.shape) * scale * free
+        dq_scaled *= scale
+        return back_q(dq_scaled), back_k(dk_hat), dv, dlogit_scale, dbias
 
     return y, vjp
 

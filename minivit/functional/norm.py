@@ -1,11 +1,13 @@
 """LayerNorm: each token's channels shifted to mean 0 and scaled to variance 1, then given a learned gain and offset.
 
+And `normalize`, which only scales a vector to length 1, for Swin v2's cosine attention.
+
 Alphabet: R rows (all leading axes taken together), D channels. Next: `dropout.py`.
 """
 
 from __future__ import annotations
 
-from minivit.backend import kernels
+from minivit.backend import array_module, kernels
 from minivit.protocol import Array, Back, once, refuse
 
 
@@ -49,6 +51,32 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
         return dx.reshape(shape), dweight, dbias
 
     return y.reshape(shape), vjp
+
+
+def normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Back]:
+    """y = x / max(|x|, eps) along the last axis: directions without their lengths.
+
+    Args:
+        x: (..., D).
+        eps: the least length that is divided by, so that a vector of zeros stays one (PyTorch's default).
+
+    Returns:
+        y of x's shape, and vjp(dy) -> dx.
+    """
+    xp = array_module(x)
+    length = xp.sqrt(xp.einsum("...d,...d->...", x, x))[..., None]  # (..., 1)
+    short = length.real < eps
+    length = xp.where(short, xp.asarray(eps, x.dtype), length)
+    y = x / length
+
+    @once
+    def vjp(dy: Array) -> Array:
+        # a step along y changes the length and not y, so that part of dy is taken out
+        along = xp.einsum("...d,...d->...", dy, y)[..., None]
+        along = xp.where(short, xp.zeros_like(along), along)
+        return (dy - y * along) / length
+
+    return y, vjp
 
 
 def _shape(array: Array | None) -> tuple[int, ...] | None:

@@ -3,7 +3,8 @@
 Each element goes to exactly one place, so the Jacobian is a permutation matrix, its transpose is its inverse, and the
 backward pass is the same move undone. This is said once, in `permutation`; every function here is two moves.
 
-Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw tokens, H heads, d head size.
+Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw tokens, H heads, d head size;
+"..." stands for any leading axes (the batch, or the batch and its windows).
 Next: `activation.py`.
 """
 
@@ -23,47 +24,47 @@ def permutation(x: Array, move: Move, undo: Move) -> tuple[Array, Back]:
 
 
 def split_heads(x: Array, heads: int) -> tuple[Array, Back]:
-    """(B, N, H d) -> (B, H, N, d): the channels cut into H equal parts, head by head.
+    """(..., N, H d) -> (..., H, N, d): the channels cut into H equal parts, head by head.
 
     Raises:
         ValueError: if the heads do not divide the channels.
     """
-    batch, tokens, channels = x.shape
+    channels = x.shape[-1]
     refuse(channels % heads != 0, f"split_heads: {heads} heads do not divide {channels} channels")
     return permutation(x, lambda a: _split(a, heads), _merge)
 
 
 def merge_heads(x: Array) -> tuple[Array, Back]:
-    """(B, H, N, d) -> (B, N, H d): the heads' outputs side by side again."""
-    heads = x.shape[1]
+    """(..., H, N, d) -> (..., N, H d): the heads' outputs side by side again."""
+    heads = x.shape[-3]
     return permutation(x, _merge, lambda a: _split(a, heads))
 
 
 def split_qkv(qkv: Array, heads: int) -> tuple[tuple[Array, Array, Array], Back]:
-    """(B, N, 3 H d) -> q, k, v, each (B, H, N, d), as views; vjp(dq, dk, dv) -> dqkv.
+    """(..., N, 3 H d) -> q, k, v, each (..., H, N, d), as views; vjp(dq, dk, dv) -> dqkv.
 
     The rows of timm's fused weight are q's, then k's, then v's, each head after head.
     """
-    batch, tokens, channels = qkv.shape
+    *lead, tokens, channels = qkv.shape
     refuse(channels % (3 * heads) != 0, f"split_qkv: {heads} heads do not divide {channels} / 3 channels")
-    parts = qkv.reshape(batch, tokens, 3, heads, channels // (3 * heads)).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, d)
+    parts = qkv.reshape(*lead, tokens, 3, heads, channels // (3 * heads)).swapaxes(-4, -2)  # (..., H, 3, N, d)
 
     @once
     def vjp(dq: Array, dk: Array, dv: Array) -> Array:
-        by_token = [part.transpose(0, 2, 1, 3) for part in (dq, dk, dv)]  # each (B, N, H, d)
-        return array_module(dq).stack(by_token, axis=2).reshape(batch, tokens, channels)  # one copy, not two
+        by_token = [part.swapaxes(-3, -2) for part in (dq, dk, dv)]  # each (..., N, H, d)
+        return array_module(dq).stack(by_token, axis=-3).reshape(*lead, tokens, channels)  # one copy, not two
 
-    return (parts[0], parts[1], parts[2]), vjp
+    return (parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]), vjp
 
 
 def _split(x: Array, heads: int) -> Array:
-    batch, tokens, channels = x.shape
-    return x.reshape(batch, tokens, heads, channels // heads).transpose(0, 2, 1, 3)  # (B, H, N, d)
+    *lead, tokens, channels = x.shape
+    return x.reshape(*lead, tokens, heads, channels // heads).swapaxes(-3, -2)  # (..., H, N, d)
 
 
 def _merge(x: Array) -> Array:
-    batch, heads, tokens, size = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * size)  # (B, N, H d)
+    *lead, heads, tokens, size = x.shape
+    return x.swapaxes(-3, -2).reshape(*lead, tokens, heads * size)  # (..., N, H d)
 
 
 def patchify(images: Array, patch: tuple[int, int]) -> tuple[Array, Back]:

@@ -55,14 +55,29 @@ def _cubic(x: Array, a: float) -> Array:
 
 
 def resize_grid(x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> tuple[Array, Back]:
-    """A grid x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
+    """A grid of vectors x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
+    return _resample(x, size, (0, 1), "ij,jkd,lk->ild", mode, antialias)
+
+
+def resize_images(x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> tuple[Array, Back]:
+    """Images x (B, C, h, w) resampled to (B, C, h', w'). Returns y, and vjp(dy) -> dx."""
+    return _resample(x, size, (2, 3), "ij,bcjk,lk->bcil", mode, antialias)
+
+
+def _resample(
+    x: Array, size: tuple[int, int], axes: tuple[int, int], forward: str, mode: str, antialias: bool
+) -> tuple[Array, Back]:
+    """A_h x A_w^T as an einsum; the transposed matrices take the gradient back."""
     xp = array_module(x)
-    rows = xp.asarray(resize_matrix(x.shape[0], size[0], mode, antialias).astype(x.dtype))  # (h', h)
-    columns = xp.asarray(resize_matrix(x.shape[1], size[1], mode, antialias).astype(x.dtype))  # (w', w)
-    y = xp.einsum("ij,jkd,lk->ild", rows, x, columns)
+    rows, columns = (
+        xp.asarray(resize_matrix(x.shape[axis], length, mode, antialias).astype(x.dtype))
+        for axis, length in zip(axes, size)
+    )  # (h', h), (w', w)
+    operands, result = forward.split("->")
+    left, middle, right = operands.split(",")
 
     @once
     def vjp(dy: Array) -> Array:
-        return xp.einsum("ij,ild,lk->jkd", rows, dy, columns)
+        return xp.einsum(f"{left},{result},{right}->{middle}", rows, dy, columns)
 
-    return y, vjp
+    return xp.einsum(forward, rows, x, columns), vjp

@@ -1,11 +1,12 @@
 """Whole networks, from images to logits.
 
 Read in this order: `model.py` (what every model is), `positions.py`, `tokens.py`, `heads.py`, `vit_init.py`, `vit.py`,
-`configs.py`; then `minivit/optim.py`, which makes them learn.
+`swin.py`, `configs.py`; then `minivit/optim.py`, which makes them learn.
 """
 
 from minivit.models.configs import create_model, list_models
 from minivit.models.model import Model
+from minivit.models.swin import Swin, SwinV2
 from minivit.models.vit import ViT
 
-__all__ = ["Model", "ViT", "create_model", "list_models"]
+__all__ = ["Model", "Swin", "SwinV2", "ViT", "create_model", "list_models"]

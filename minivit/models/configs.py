@@ -1,6 +1,7 @@
 """The published sizes under timm's names, and `create_model`, which builds one of them.
 
-Sources: Dosovitskiy et al. 2021 (ViT, table 1), Touvron et al. 2021 (DeiT, table 1), timm (the names, test_vit).
+Sources: Dosovitskiy et al. 2021 (ViT, table 1), Touvron et al. 2021 (DeiT, table 1), Liu et al. 2021 and 2022 (Swin,
+section 3.3; Swin v2, section 3.4), timm (the names, test_vit).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import difflib
 from typing import Any
 
 from minivit.models.model import Model
+from minivit.models.swin import Swin, SwinV2
 from minivit.models.vit import ViT
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
@@ -22,6 +24,24 @@ _GAP = {"class_token": False, "global_pool": "avg"}
 def _vit(size: dict[str, Any], patch: int, image: int, **more: Any) -> tuple[type[Model], dict[str, Any]]:
     return ViT, {**size, "patch_size": patch, "img_size": image, **more}
 
+
+_SWIN_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+_SWIN_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
+_SWIN_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+_SWIN_LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
+
+
+def _swin(size: dict[str, Any], window: int, image: int, **more: Any) -> tuple[type[Model], dict[str, Any]]:
+    return Swin, {**size, "window_size": window, "img_size": image, **more}
+
+
+def _swin_v2(
+    size: dict[str, Any], window: int, image: int, pretrained: tuple[int, ...] = (0, 0, 0, 0)
+) -> tuple[type[Model], dict[str, Any]]:
+    return SwinV2, {**size, "window_size": window, "img_size": image, "pretrained_window_sizes": pretrained}
+
+
+_FROM_192 = (12, 12, 12, 6)  # the windows at 192 pixels, where the last stage's map is 6x6
 
 _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "vit_tiny_patch16_224": _vit(_TINY, 16, 224),
@@ -51,6 +71,24 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "deit_small_distilled_patch16_224": _vit(_SMALL, 16, 224, distilled=True),
     "deit_base_distilled_patch16_224": _vit(_BASE, 16, 224, distilled=True),
     "deit_base_distilled_patch16_384": _vit(_BASE, 16, 384, distilled=True),
+    "swin_tiny_patch4_window7_224": _swin(_SWIN_TINY, 7, 224),
+    "swin_small_patch4_window7_224": _swin(_SWIN_SMALL, 7, 224),
+    "swin_base_patch4_window7_224": _swin(_SWIN_BASE, 7, 224),
+    "swin_base_patch4_window12_384": _swin(_SWIN_BASE, 12, 384),
+    "swin_large_patch4_window7_224": _swin(_SWIN_LARGE, 7, 224),
+    "swin_large_patch4_window12_384": _swin(_SWIN_LARGE, 12, 384),
+    "swinv2_tiny_window8_256": _swin_v2(_SWIN_TINY, 8, 256),
+    "swinv2_tiny_window16_256": _swin_v2(_SWIN_TINY, 16, 256),
+    "swinv2_small_window8_256": _swin_v2(_SWIN_SMALL, 8, 256),
+    "swinv2_small_window16_256": _swin_v2(_SWIN_SMALL, 16, 256),
+    "swinv2_base_window8_256": _swin_v2(_SWIN_BASE, 8, 256),
+    "swinv2_base_window16_256": _swin_v2(_SWIN_BASE, 16, 256),
+    "swinv2_base_window12_192": _swin_v2(_SWIN_BASE, 12, 192),
+    "swinv2_base_window12to16_192to256": _swin_v2(_SWIN_BASE, 16, 256, _FROM_192),
+    "swinv2_base_window12to24_192to384": _swin_v2(_SWIN_BASE, 24, 384, _FROM_192),
+    "swinv2_large_window12_192": _swin_v2(_SWIN_LARGE, 12, 192),
+    "swinv2_large_window12to16_192to256": _swin_v2(_SWIN_LARGE, 16, 256, _FROM_192),
+    "swinv2_large_window12to24_192to384": _swin_v2(_SWIN_LARGE, 24, 384, _FROM_192),
     # timm's smallest published ViT (0.37 million parameters), made for tests
     "test_vit": _vit({"embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3.0}, 16, 160, dynamic_img_size=True),
 }

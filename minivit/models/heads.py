@@ -1,20 +1,21 @@
-"""From tokens to logits: pooling, the pretraining head, and the two heads of a distilled model.
+"""From tokens to logits: pooling, the pretraining head, Swin's head, and the two heads of a distilled model.
 
 Alphabet: B batch, T tokens, D channels, K classes. Next: `vit_init.py`.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from minivit import functional as F
 from minivit.backend import array_module, as_generator
-from minivit.nn import Chain, Layer, Linear, Tanh
+from minivit.nn import Chain, Dropout, Layer, Linear, Tanh
 from minivit.protocol import Array, Back, once
 
 
 class Pool(Layer):
-    """Tokens (B, T, D) -> one vector (B, D), or (B, 2, D) when a distilled model reads two tokens.
+    """Tokens (B, T, D), or a map (B, H, W, D), -> one vector (B, D), or (B, 2, D) for a distilled model's two tokens.
 
     mode "token" takes the prefix tokens, "avg" the mean of the others.
     """
@@ -24,18 +25,20 @@ class Pool(Layer):
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         p, shape = self.prefix, x.shape
+        tokens = x.reshape(shape[0], prod(shape[1:-1]), shape[-1])  # (B, T, D)
         if self.mode == "avg":
-            y, back_part = F.mean_pool(x[:, p:])
+            y, back_part = F.mean_pool(tokens[:, p:])
             part: Any = slice(p, None)
         else:
             part = 0 if p == 1 else slice(0, p)
-            y, back_part = x[:, part], None
+            y, back_part = tokens[:, part], None
+        flat = tokens.shape
 
         @once
         def back(dy: Array) -> Array:
-            dx = array_module(dy).zeros(shape, dy.dtype)
-            dx[:, part] = dy if back_part is None else back_part(dy)
-            return dx
+            dtokens = array_module(dy).zeros(flat, dy.dtype)
+            dtokens[:, part] = dy if back_part is None else back_part(dy)
+            return dtokens.reshape(shape)
 
         return y, back
 
@@ -49,6 +52,20 @@ class PreLogits(Chain):
 
     def stages(self) -> list[Layer]:
         return [self.fc, self.tanh]
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        return self.fc.macs(shape)
+
+
+class Classifier(Chain):
+    """Dropout and a linear layer, (B, D) -> (B, K): Swin's head; keys `head.fc.weight` and `head.fc.bias`."""
+
+    def __init__(self, dim: int, num_classes: int, drop: float, dtype: Any, rng: Any) -> None:
+        self.drop = Dropout(drop)
+        self.fc = Linear(dim, num_classes, dtype=dtype, seed=rng)
+
+    def stages(self) -> list[Layer]:
+        return [self.drop, self.fc]
 
     def macs(self, shape: tuple[int, ...]) -> int:
         return self.fc.macs(shape)

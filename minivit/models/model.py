@@ -37,7 +37,7 @@ class Model(Chain):
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), for inference: no randomness, and nothing kept.
 
-        Each stage's back is dropped at once, so one stage's activations live at a time.
+        Each layer's back is dropped at once, so one layer's activations (one block's) live at a time.
 
         Args:
             batch_size: run so many images at a time; None runs them all at once.
@@ -59,5 +59,17 @@ class Model(Chain):
 
 def _run(stages: list[Layer], x: Array) -> Array:
     for stage in stages:
-        x = stage(x)[0]
+        x = _run(stage.stages(), x) if isinstance(stage, Chain) else stage(x)[0]
     return x
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width; a single number is both."""
+    if isinstance(size, tuple | list):
+        return int(size[0]), int(size[1])
+    return int(size), int(size)
+
+
+def plain_size(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    """A size as a configuration keeps it: plain integers, and a tuple also where a file gave a list."""
+    return pair(size) if isinstance(size, tuple | list) else int(size)

@@ -33,18 +33,22 @@ class Positions(Layer):
 class Learned1d(Positions):
     """One learned vector for each token in reading order: `pos_embed` (1, p + N, D), timm's. The ViT paper's choice.
 
-    For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does.
+    For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does. Swin calls its
+    table `absolute_pos_embed`.
     """
 
-    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
-        self.grid, self.prefix = grid, prefix
+    def __init__(
+        self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any, name: str = "pos_embed"
+    ) -> None:
+        self.grid, self.prefix, self.name = grid, prefix, name
         tokens = prefix + grid[0] * grid[1]
-        self.pos_embed = Param(init.trunc_normal(rng, (1, tokens, dim), 0.02, dtype))
+        setattr(self, name, Param(init.trunc_normal(rng, (1, tokens, dim), 0.02, dtype)))
 
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
-        learned = self.pos_embed.data[0]  # (p + N, D)
+        param: Param = getattr(self, self.name)
+        learned = param.data[0]  # (p + N, D)
         if grid == self.grid:
-            return learned, once(lambda dtable: self.pos_embed.accumulate(dtable[None]))
+            return learned, once(lambda dtable: param.accumulate(dtable[None]))
         xp, dim = array_module(learned), learned.shape[1]
         square = learned[self.prefix :].reshape(*self.grid, dim)  # (gh, gw, D)
         resized, vjp = F.resize_grid(square, grid)  # (gh', gw', D)
@@ -53,7 +57,7 @@ class Learned1d(Positions):
         @once
         def back(dtable: Array) -> None:
             dsquare = vjp(dtable[self.prefix :].reshape(*grid, dim)).reshape(-1, dim)  # (N, D)
-            self.pos_embed.accumulate(xp.concatenate((dtable[: self.prefix], dsquare))[None])
+            param.accumulate(xp.concatenate((dtable[: self.prefix], dsquare))[None])
 
         return table, back
 

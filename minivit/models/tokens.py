@@ -1,7 +1,9 @@
 """From images to the tokens that the blocks read: patches embedded, class token put in front, positions added.
 
+ViT reads a sequence (`Tokens`), Swin a map (`MapTokens`).
+
 Alphabet: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
-D channels. Next: `heads.py`.
+gh x gw the grid of patches, D channels. Next: `heads.py`.
 """
 
 from __future__ import annotations
@@ -81,3 +83,44 @@ class Tokens(Layer):
             f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True",
         )
         return height // self.patch[0], width // self.patch[1]
+
+
+class MapTokens(Layer):
+    """Images (B, C, H, W) of any size -> a map of tokens (B, gh, gw, D); a last partial patch is padded with zeros."""
+
+    names_in_parent = True
+
+    def __init__(self, patch: tuple[int, int], patch_embed: PatchEmbed, positions: Any, drop: float) -> None:
+        self.patch, self.drop = patch, drop
+        self.positions = positions
+        self.patch_embed = patch_embed
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        refuse(x.ndim != 4, f"images must be (B, C, H, W), got shape {x.shape}")
+        refuse(min(x.shape[2:]) < 1, f"images of shape {x.shape} have no pixels")
+        grid = self.grid(*x.shape[2:])
+        padded, back_pad = F.pad(x, (grid[0] * self.patch[0], grid[1] * self.patch[1]), (2, 3))
+        patches, back_patches = self.patch_embed(padded)  # (B, N, D)
+        batch, tokens, dim = patches.shape
+        table, back_table = self.positions.table(grid) if self.positions else (None, None)  # (N, D)
+        placed = patches if table is None else patches + table
+        y, back_drop = F.dropout(placed, self.drop, rng)
+
+        @once
+        def back(dy: Array) -> Array:
+            dtokens = back_drop(dy.reshape(batch, tokens, dim))
+            if back_table is not None:
+                back_table(kernels(dtokens).sum_rows(dtokens.reshape(batch, tokens * dim)).reshape(tokens, dim))
+            return back_pad(back_patches(dtokens))
+
+        return y.reshape(batch, *grid, dim), back
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """gh x gw, a partial patch counted whole."""
+        return -(-height // self.patch[0]), -(-width // self.patch[1])
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for images (B, C, H, W)."""
+        batch, _, height, width = shape
+        grid = self.grid(height, width)
+        return batch * grid[0] * grid[1] * self.patch_embed.proj.weight.size

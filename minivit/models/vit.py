@@ -1,7 +1,7 @@
 """The Vision Transformer: an image is cut into patches, and the patches are read like words.
 
 Alphabet: B batch, C image channels, D channels, K classes. Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16
-Words"; names and shapes are timm's. Next: `configs.py`, the published sizes.
+Words"; names and shapes are timm's. Next: `swin.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from minivit.backend import as_generator
 from minivit.models.heads import DistilledHead, Pool, PreLogits
-from minivit.models.model import Model
+from minivit.models.model import Model, pair, plain_size
 from minivit.models.positions import make_positions
 from minivit.models.tokens import Tokens
 from minivit.models.vit_init import initialise
@@ -82,8 +82,8 @@ class ViT(Model):
         self.config["dtype"] = dtype_of(dtype).name
         rng, dtype = as_generator(seed), dtype_of(dtype)
         _refuse_contradictions(self.config)
-        image, patch = _pair(img_size), _pair(patch_size)
-        self.config |= {"img_size": _plain(img_size), "patch_size": _plain(patch_size)}
+        image, patch = pair(img_size), pair(patch_size)
+        self.config |= {"img_size": plain_size(img_size), "patch_size": plain_size(patch_size)}
         grid = _grid_of(image, patch)
         prefix = (["cls_token"] if class_token else []) + (["dist_token"] if distilled else [])
         self.num_classes = num_classes
@@ -149,7 +149,7 @@ class ViT(Model):
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for images (B, C, H, W), counted as published: every token in every block."""
-        c, batch, patch = self.config, shape[0], _pair(self.config["patch_size"])
+        c, batch, patch = self.config, shape[0], pair(self.config["patch_size"])
         patches = (shape[2] // patch[0]) * (shape[3] // patch[1])
         tokens, dim = patches + c["class_token"] + c["distilled"], c["embed_dim"]
         embed = patches * patch[0] * patch[1] * c["in_chans"] * dim
@@ -158,17 +158,6 @@ class ViT(Model):
         width = c["representation_size"] or dim
         head = dim * (c["representation_size"] or 0) + width * c["num_classes"] * (1 + c["distilled"])
         return batch * (embed + c["depth"] * (attention + mlp) + head)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    if isinstance(size, tuple | list):
-        return int(size[0]), int(size[1])
-    return int(size), int(size)
-
-
-def _plain(size: int | tuple[int, int]) -> int | tuple[int, int]:
-    """A size as the configuration keeps it: plain integers, and a tuple also where a file gave a list."""
-    return _pair(size) if isinstance(size, tuple | list) else int(size)
 
 
 def _grid_of(image: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:

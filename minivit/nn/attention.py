@@ -1,7 +1,7 @@
 """Multi-head self-attention: several small attentions side by side, each over its own part of the channels.
 
 Alphabet: B batch, N tokens, n tokens that ask (all N, or only the first few), D channels, H heads, d = D/H head size.
-Next: `mlp.py`.
+Next: `window_attention.py`.
 """
 
 from __future__ import annotations
@@ -75,21 +75,31 @@ class Attention(Layer):
         self.proj = Linear(dim, dim, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        bias, back_bias = self.position_bias.table(self.queries) if self.position_bias else (None, None)
+        bias, back_bias = self.position_bias.bias(self.queries) if self.position_bias else (None, None)
         (q, k, v), back_heads = self._heads(x)  # each (B, H, N, d), q (B, H, n, d)
         seen, back_attention = F.scaled_dot_product_attention(
             q, k, v, bias=bias, dropout_rate=self.attn_drop, rng=rng
         )  # (B, H, n, d)
-        joined, back_merge = F.merge_heads(seen)  # (B, n, D)
+        y, back_join = self._join(seen, rng)  # (B, n, D)
+
+        @once
+        def back(dy: Array) -> Array:
+            dq, dk, dv, dbias = back_attention(back_join(dy))
+            if back_bias is not None:
+                back_bias(dbias)
+            return back_heads(dq, dk, dv)
+
+        return y, back
+
+    def _join(self, seen: Array, rng: Any) -> tuple[Array, Back]:
+        """The heads' outputs (..., H, n, d) side by side, mixed by the output projection: (..., n, D)."""
+        joined, back_merge = F.merge_heads(seen)
         mixed, back_proj = self.proj(joined)
         y, back_drop = F.dropout(mixed, self.proj_drop, rng)
 
         @once
         def back(dy: Array) -> Array:
-            dq, dk, dv, dbias = back_attention(back_merge(back_proj(back_drop(dy))))
-            if back_bias is not None:
-                back_bias(dbias)
-            return back_heads(dq, dk, dv)
+            return back_merge(back_proj(back_drop(dy)))
 
         return y, back
 

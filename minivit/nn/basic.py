@@ -48,12 +48,12 @@ class Linear(Layer):
 class LayerNorm(Layer):
     """Each token normalised over its channels, then gain and offset: (..., dim) -> (..., dim).
 
-    weight (dim,) starts at 1, bias (dim,) at 0. eps: 1e-6 in ViT, 1e-5 in Swin.
+    weight (dim,) starts at 1, with `zero` at 0, bias (dim,) at 0. eps: 1e-6 in ViT, 1e-5 in Swin.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6, *, dtype: Any = "float32") -> None:
+    def __init__(self, dim: int, eps: float = 1e-6, *, zero: bool = False, dtype: Any = "float32") -> None:
         dtype = init.dtype_of(dtype)
-        self.weight = Param(init.ones((dim,), dtype))
+        self.weight = Param((init.zeros if zero else init.ones)((dim,), dtype))
         self.bias = Param(init.zeros((dim,), dtype))
         self.eps = eps
 

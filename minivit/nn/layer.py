@@ -81,9 +81,10 @@ class Layer:
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
 
-    def __call__(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def __call__(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
+        """y and back; `context` is for layers that need more than x, such as the mask of a window attention."""
         self.check_dtype(x)
-        return self.forward(x, rng)
+        return self.forward(x, rng, **context)
 
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""

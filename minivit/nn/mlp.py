@@ -5,6 +5,7 @@ Next: `block.py`.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from minivit import functional as F
@@ -53,6 +54,5 @@ class Mlp(Layer):
         return y, back
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for tokens (B, N, D)."""
-        batch, tokens, _ = shape
-        return batch * tokens * (self.fc1.weight.size + self.fc2.weight.size)
+        """Multiply-adds for tokens (..., D)."""
+        return prod(shape[:-1]) * (self.fc1.weight.size + self.fc2.weight.size)

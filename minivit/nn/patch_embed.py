@@ -1,6 +1,6 @@
 """From an image to tokens: the patch embedding as a layer.
 
-Next: `recompute.py`, which trades time for memory around any layer.
+Next: `patch_merging.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""A learned bias for each head and each offset between two places of a grid, added to the attention scores.
+"""A bias for each head and each offset between two places of a grid, added to the attention scores.
 
-Alphabet: h x w the grid, N = h w its places, p prefix tokens (class token), H heads. Next: `attention.py`.
+Either a learned table (Swin, BEiT) or a small MLP of the offset (Swin v2), which also knows offsets it never saw.
+
+Alphabet: h x w the grid, N = h w its places, p prefix tokens (class token), R rows of the table, H heads.
+Next: `attention.py`.
 """
 
 from __future__ import annotations
@@ -10,27 +13,17 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import as_generator
+from minivit.backend import array_module, as_generator
 from minivit.nn import init
+from minivit.nn.basic import Linear, Relu, Sequential
 from minivit.nn.layer import Layer, Param
 from minivit.protocol import Array, Back, once
 
-
-def relative_position_index(grid: tuple[int, int]) -> Array:
-    """(h w, h w) integers: which row of the table belongs to (query i, key j).
-
-    The offset (dy, dx) of j from i, shifted to start at 0, is numbered (dy + h - 1) (2w - 1) + (dx + w - 1) with
-    dy = y_i - y_j; so a 2x2 grid gives rows [[4,3,1,0],[5,4,2,1],[7,6,4,3],[8,7,5,4]]. Source: Liu et al. 2021 (Swin).
-    """
-    height, width = grid
-    y, x = np.divmod(np.arange(height * width), width)
-    dy = y[:, None] - y[None, :] + height - 1  # (N, N)
-    dx = x[:, None] - x[None, :] + width - 1
-    return dy * (2 * width - 1) + dx
+Size = tuple[int, int]
 
 
 class RelativePositionBias(Layer):
-    """The table (number of offsets, H) and its look-up as (H, n, N) scores.
+    """The table (R, H), R = (2h-1)(2w-1) offsets, and its look-up as (H, n, N) scores.
 
     With prefix tokens there are three more rows, as in BEiT: prefix to grid, grid to prefix, prefix to prefix.
     """
@@ -38,27 +31,78 @@ class RelativePositionBias(Layer):
     names_in_parent = True  # timm's name is `attn.relative_position_bias_table`
 
     def __init__(
-        self, grid: tuple[int, int], num_heads: int, prefix_tokens: int = 0, *, dtype: Any = "float32", seed: Any = None
+        self, grid: Size, num_heads: int, prefix_tokens: int = 0, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         rows = offsets + (3 if prefix_tokens else 0)
         self.relative_position_bias_table = Param(
             init.trunc_normal(as_generator(seed), (rows, num_heads), 0.02, init.dtype_of(dtype))
         )
-        index = relative_position_index(grid)
+        self.grid = grid
+        index = F.relative_position_index(grid)
         if prefix_tokens:
             p = prefix_tokens
             index = np.pad(index, ((p, 0), (p, 0)))
             index[:p, p:], index[p:, :p], index[:p, :p] = offsets, offsets + 1, offsets + 2
         self.index = index  # (p + N, p + N)
 
-    def table(self, queries: int | None = None) -> tuple[Array, Back]:
-        """bias (H, n, N) for the first n queries (None: all); its back adds the table's gradient."""
-        bias, vjp = F.embedding(self.index[:queries], self.relative_position_bias_table.data)  # (n, N, H)
+    def bias(self, queries: int | None = None, grid: Size | None = None) -> tuple[Array, Back]:
+        """(H, n, N) for the first n queries (None: all); its back adds the table's gradient.
+
+        `grid` may be smaller than the one the table was made for: its offsets are among the table's.
+        """
+        index = self.index if grid in (None, self.grid) else F.relative_position_index(grid, self.grid)
+        y, vjp = F.relative_position_bias(self.relative_position_bias_table.data, index[:queries])
 
         @once
-        def back(dbias: Array) -> None:
-            # pairs with the same offset read the same row, so the row collects all their gradients
-            self.relative_position_bias_table.accumulate(vjp(dbias.transpose(1, 2, 0)))
+        def back(dy: Array) -> None:
+            self.relative_position_bias_table.accumulate(vjp(dy))
 
-        return bias.transpose(2, 0, 1), back
+        return y, back
+
+
+class ContinuousPositionBias(Layer):
+    """Swin v2's bias: a table (R, H) computed by an MLP of the offset (dy, dx), `cpb_mlp`, and looked up as (H, N, N).
+
+    Args:
+        grid: the window, Mh x Mw.
+        num_heads: H.
+        hidden: units of the MLP, 512 in the published models.
+        pretrained: the window that the weights were trained with; 0 is the grid's own. The MLP then reads the same
+            coordinates for the same offsets, whatever the window.
+    """
+
+    names_in_parent = True  # timm's names are `attn.cpb_mlp.0.weight`, ...
+
+    def __init__(
+        self,
+        grid: Size,
+        num_heads: int,
+        hidden: int = 512,
+        pretrained: Size = (0, 0),
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        rng, dtype = as_generator(seed), init.dtype_of(dtype)
+        self.cpb_mlp = Sequential(
+            Linear(2, hidden, dtype=dtype, seed=rng), Relu(), Linear(hidden, num_heads, False, dtype=dtype, seed=rng)
+        )
+        self.grid = grid
+        self.offsets = F.log_spaced_offsets(grid, pretrained).astype(dtype)  # (R, 2)
+
+    def bias(self, grid: Size | None = None) -> tuple[Array, Back]:
+        """(H, N, N), each element in (0, 16); its back adds the MLP's gradients."""
+        first, _, last = self.cpb_mlp.stages()
+        params = [first.weight, first.bias, last.weight]  # type: ignore[attr-defined]
+        offsets = self.offsets.astype(params[0].data.dtype)  # the complex step makes parameters complex
+        table, vjp_table = F.continuous_position_table(offsets, *(param.data for param in params))  # (R, H)
+        index = array_module(table).asarray(F.relative_position_index(grid or self.grid, self.grid))
+        y, vjp_bias = F.relative_position_bias(table, index)
+
+        @once
+        def back(dy: Array) -> None:
+            for param, grad in zip(params, vjp_table(vjp_bias(dy))[1:]):
+                param.accumulate(grad)
+
+        return y, back

@@ -1,0 +1,202 @@
+"""Windows of a feature map, the shift that lets neighbours meet, the mask that keeps strangers apart, and merging.
+
+All moves are permutations, or a permutation after zeros were appended; their backward pass is the move undone.
+
+Alphabet: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw places of a window.
+Windows are channels last, as in Swin's code (Liu et al. 2021). Next: `position_bias.py`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from minivit.backend import array_module
+from minivit.functional.permutations import permutation
+from minivit.protocol import Array, Back, refuse
+
+Size = tuple[int, int]
+
+
+def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
+    """(B, H, W, C) -> (B nW, Mh, Mw, C): the map cut into windows, in reading order, sample after sample.
+
+    Raises:
+        ValueError: if the window does not divide the map (`pad` makes it fit).
+    """
+    window = _pair(window_size)
+    refuse(x.ndim != 4, f"window_partition: the map must be (B, H, W, C), got shape {x.shape}")
+    _check_window(x.shape[1:3], window)
+    height, width = x.shape[1:3]
+    return permutation(x, lambda a: _cut(a, window), lambda a: _glue(a, height, width))
+
+
+def window_reverse(windows: Array, window_size: int | Size, height: int, width: int) -> tuple[Array, Back]:
+    """(B nW, Mh, Mw, C) -> (B, H, W, C): the windows laid side by side again, `window_partition` undone."""
+    window = _pair(window_size)
+    _check_window((height, width), window)
+    count = (height // window[0]) * (width // window[1])
+    refuse(
+        windows.ndim != 4 or windows.shape[1:3] != window or windows.shape[0] % count != 0,
+        f"window_reverse: shape {windows.shape} is not (B * {count}, {window[0]}, {window[1]}, C), "
+        f"the windows of maps of {height}x{width}",
+    )
+    return permutation(windows, lambda a: _glue(a, height, width), lambda a: _cut(a, window))
+
+
+def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
+    """y[i] = x[i - shift] along two axes; what leaves at one end comes in at the other. Its inverse is roll(-shift).
+
+    Swin's cyclic shift is roll(x, (-s, -s)): the place that was s further right and down comes here.
+    """
+    if not any(shift):
+        return permutation(x, _same, _same)
+    xp = array_module(x)
+    opposite = (-shift[0], -shift[1])
+    return permutation(x, lambda a: xp.roll(a, shift, axis), lambda a: xp.roll(a, opposite, axis))
+
+
+def pad(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
+    """Zeros appended at the end of two axes (right and bottom), so that they have lengths `size`; vjp crops."""
+    start = (x.shape[axis[0]], x.shape[axis[1]])
+    refuse(size[0] < start[0] or size[1] < start[1], f"pad: size {size} is smaller than the map's {start}")
+    return permutation(x, lambda a: _grow(a, size, axis), lambda a: _shrink(a, start, axis))
+
+
+def crop(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
+    """The first `size` places of two axes, `pad` undone; vjp appends zeros, because what is cut off has no effect."""
+    start = (x.shape[axis[0]], x.shape[axis[1]])
+    refuse(size[0] > start[0] or size[1] > start[1], f"crop: size {size} is larger than the map's {start}")
+    return permutation(x, lambda a: _shrink(a, size, axis), lambda a: _grow(a, start, axis))
+
+
+def patch_merging(x: Array) -> tuple[Array, Back]:
+    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighbourhood becomes one place, an odd map is padded.
+
+    The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
+    published Swin; a convolution's unfolding would give another order.
+    """
+    batch, height, width, channels = x.shape
+    size = (height + height % 2, width + width % 2)
+    half = (size[0] // 2, size[1] // 2)
+
+    def merge(a: Array) -> Array:
+        cut = _grow(a, size, (1, 2)).reshape(batch, half[0], 2, half[1], 2, channels)  # (B, H/2, down, W/2, right, C)
+        return cut.transpose(0, 1, 3, 4, 2, 5).reshape(batch, *half, 4 * channels)
+
+    def split(a: Array) -> Array:
+        cut = a.reshape(batch, *half, 2, 2, channels).transpose(0, 1, 4, 2, 3, 5)  # (B, H/2, down, W/2, right, C)
+        return _shrink(cut.reshape(batch, *size, channels), (height, width), (1, 2))
+
+    return permutation(x, merge, split)
+
+
+# --- who may look at whom -------------------------------------------------------------------------------------------
+
+
+def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
+    """(H, W) labels of a map after its cyclic shift: places with equal labels were neighbours before it.
+
+    The shift brings the first `shift` rows to the bottom, where the last row of windows now holds rows from both ends
+    of the map; likewise columns. So each axis has three bands: windows without a seam, then the last window before the
+    seam and after it; the labels number the bands' pairs 0 to 8. An axis that is not shifted is one band. So
+    size (4, 4), window 2 and shift (1, 1) give rows 0012, 0012, 3345, 6678.
+
+    Source: Liu et al. 2021, section 3.2, figure 4.
+    """
+    window = _pair(window_size)
+    rows, columns = (_bands(size[axis], window[axis], shift[axis]) for axis in (0, 1))
+    return 3 * rows[:, None] + columns[None, :]
+
+
+@lru_cache(maxsize=64)  # a network asks for the same few masks at every step
+def shift_mask(size: Size, window: Size, shift: Size, real: Size | None = None) -> Array | None:
+    """(nW, N, N) booleans, read-only: True where a place of a window may look at another of the same window.
+
+    Args:
+        size: H x W of the padded map.
+        window: Mh x Mw.
+        shift: how far the map was rolled up and left.
+        real: height and width of the map before padding, to keep padded places apart from real ones; None lets
+            everyone look at padded places, as the published models do.
+
+    Returns:
+        None where everyone may look at everyone: no shift, and no padding to hide.
+    """
+    hide = real is not None and real != size
+    if not any(shift) and not hide:
+        return None
+    regions = shift_regions(size, window, shift)
+    if hide and real is not None:
+        padded = np.ones(size, np.int64)
+        padded[: real[0], : real[1]] = 0
+        regions = regions + 9 * np.roll(padded, (-shift[0], -shift[1]), (0, 1))
+    labels = _cut(regions[None, :, :, None], window).reshape(-1, window[0] * window[1])  # (nW, N)
+    mask = labels[:, :, None] == labels[:, None, :]
+    mask.setflags(write=False)
+    return mask
+
+
+def _bands(length: int, window: int, shift: int) -> Array:
+    """(length,): 0 before the last window, 1 in it before the seam, 2 after the seam; all 0 without a shift."""
+    refuse(
+        length % window != 0 or not 0 <= shift < window,
+        f"shift_regions: window {window} must divide the map's {length}, and shift {shift} lie below the window",
+    )
+    place = np.arange(length)
+    return (place >= length - window).astype(np.int64) + (place >= length - shift) if shift else 0 * place
+
+
+# --- the moves ------------------------------------------------------------------------------------------------------
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _cut(x: Array, window: Size) -> Array:
+    batch, height, width, channels = x.shape
+    rows, columns = height // window[0], width // window[1]
+    cut = x.reshape(batch, rows, window[0], columns, window[1], channels)  # (B, H/Mh, Mh, W/Mw, Mw, C)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch * rows * columns, *window, channels)
+
+
+def _glue(windows: Array, height: int, width: int) -> Array:
+    count, mh, mw, channels = windows.shape
+    rows, columns = height // mh, width // mw
+    batch = count // (rows * columns)
+    cut = windows.reshape(batch, rows, columns, mh, mw, channels)  # (B, H/Mh, W/Mw, Mh, Mw, C)
+    return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+
+
+def _grow(x: Array, size: Size, axis: Size) -> Array:
+    shape = list(x.shape)
+    shape[axis[0]], shape[axis[1]] = size
+    if tuple(shape) == x.shape:
+        return x
+    grown = array_module(x).zeros(shape, x.dtype)
+    grown[_first(x.ndim, (x.shape[axis[0]], x.shape[axis[1]]), axis)] = x
+    return grown
+
+
+def _shrink(x: Array, size: Size, axis: Size) -> Array:
+    return x[_first(x.ndim, size, axis)]
+
+
+def _first(ndim: int, size: Size, axis: Size) -> tuple[slice, ...]:
+    """The index of the first size[0] and size[1] places of two axes."""
+    index = [slice(None)] * ndim
+    index[axis[0]], index[axis[1]] = slice(size[0]), slice(size[1])
+    return tuple(index)
+
+
+def _check_window(size: tuple[int, ...], window: Size) -> None:
+    refuse(
+        min(window) < 1 or size[0] % window[0] != 0 or size[1] % window[1] != 0,
+        f"a map of {size[0]}x{size[1]} cannot be cut into windows of {window[0]}x{window[1]}: pad it to a multiple",
+    )
+
+
+def _pair(size: int | Size) -> Size:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
