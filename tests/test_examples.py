@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(cwd, *options, bare=True):
+def run(cwd, *options, bare=True, example=EXAMPLE):
     """The finished process.
 
     There is no network (its cache is an empty folder and its proxy leads nowhere), and unless bare=False none of the
@@ -61,7 +61,7 @@ def run(cwd, *options, bare=True):
         (blocker / name).mkdir(parents=True, exist_ok=True)
         (blocker / name / "__init__.py").write_text(f"raise ImportError('no {name} here')")
     return subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE), *map(str, options)],
+        [sys.executable, "-W", "error", str(example), *map(str, options)],
         cwd=cwd,
         env={
             **os.environ,
@@ -159,6 +159,18 @@ def test_the_accurate_preset(folder, tmp_path):
     assert done.returncode == 0 and LAST.fullmatch(done.stdout.splitlines()[-1]), done.stderr
     config = minivit.from_pretrained(tmp_path / "runs" / "mnist_vit" / "model.safetensors").config
     assert (config["patch_size"], config["depth"], config["drop_path_rate"]) == (4, 6, 0.05)
+
+
+def test_the_swin_example_does_the_same_with_its_own_model(folder, tmp_path):
+    options = ["--data", folder, "--epochs", 1, "--batch-size", 20, "--limit", 400, "--lr", 3e-3]
+    done = run(tmp_path, *options, example=EXAMPLE.with_name("train_mnist_swin.py"))
+    assert done.returncode == 0, done.stderr
+    assert LAST.fullmatch(done.stdout.splitlines()[-1]) and done.stderr == ""
+    out = tmp_path / "runs" / "mnist_swin"
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    model = minivit.from_pretrained(out / "model.safetensors")
+    assert isinstance(model, minivit.Swin) and model.config["depths"] == (2, 2)
+    assert "# A Swin Transformer" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 def test_resume_of_a_finished_run_only_tests_again(small, first, tmp_path):

@@ -140,6 +140,7 @@ FLOORS = [
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies"},
     {"training", "report"},
+    {"mnist_run"},
 ]
 
 

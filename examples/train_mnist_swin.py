@@ -1,0 +1,39 @@
+"""Train a Swin Transformer on MNIST, every gradient by hand: the sister of train_mnist_vit.py.
+
+    python examples/train_mnist_swin.py                    # finds MNIST, trains for less than ten minutes
+
+Ctrl-C stops after the current step; `--resume` goes on from there. The model and its recipes stand here; what happens
+with them, from the data to the model card, is one page: `train` in minivit/mnist_run.py. What its windows, shifts and
+masks look like is shown by explain_swin.py.
+"""
+
+import minivit
+from minivit.mnist_run import Recipe, main
+
+# 28x28 pixels -> a map of 14x14 patches in four windows of 7x7, plain, then shifted by 3 -> merged to 7x7, one window
+MODEL = {
+    "img_size": 28,
+    "patch_size": 2,
+    "in_chans": 1,
+    "num_classes": 10,
+    "embed_dim": 32,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 7,
+    "mlp_ratio": 2.0,
+    "drop_path_rate": 0.0,  # a network this small has nothing to spare
+}
+
+RECIPES = {
+    "default": Recipe(MODEL, epochs=12),
+    "subset": Recipe(MODEL, epochs=40, batch_size=64, held_out=200),  # 4,000 images: more epochs, smaller batches
+}
+
+if __name__ == "__main__":
+    main(
+        minivit.Swin,
+        RECIPES,
+        title="A Swin Transformer for handwritten digits",
+        description=__doc__,
+        out="runs/mnist_swin",
+    )
