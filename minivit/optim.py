@@ -14,10 +14,12 @@ Gradients add up until they are cleared, so accumulating over several small batc
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from math import cos, pi, prod
 from typing import Any
 
 from minivit.backend import array_module, kernels
+from minivit.backend.threads import in_threads, usable_cores
 from minivit.nn.layer import Layer, Param
 from minivit.protocol import Array, refuse
 
@@ -112,7 +114,11 @@ class SGD(Optimiser):
 
 
 class AdamW(Optimiser):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), over one flat array for all parameters.
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    The parameters are walked in pieces that fit into a core's cache: a part of a large one, in place, or several small
+    ones gathered. So each number travels from memory once, and threads can share the pieces; the result is the same to
+    the last bit whatever their number.
 
     Args:
         params: `model.parameters()`.
@@ -121,6 +127,7 @@ class AdamW(Optimiser):
         betas: decay rates of the mean and of the mean square of the gradient.
         eps: added to the root of the mean square.
         no_decay: names of parameters that do not shrink, usually `optim.no_decay(model)`.
+        threads: how many share the work; the usable cores by default.
     """
 
     def __init__(
@@ -131,64 +138,90 @@ class AdamW(Optimiser):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         no_decay: Collection[str] = (),
+        threads: int | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, no_decay)
         fine = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         refuse(not fine, f"betas={betas} must be two numbers in [0, 1)")
         refuse(eps < 0, f"eps={eps} must not be negative")
+        refuse(threads is not None and threads < 1, f"threads={threads} must be at least 1")
         self.betas, self.eps = betas, eps
+        self.threads = usable_cores() if threads is None else threads
         first = next(iter(params.values())).data
         dtypes = {param.data.dtype for param in params.values()}
         refuse(len(dtypes) > 1, f"the parameters have different dtypes {sorted(map(str, dtypes))}")
         xp, size = array_module(first), sum(param.size for param in params.values())
-        self._data, self._grad, self._scale = (xp.zeros(size, first.dtype) for _ in range(3))
         self.first, self.second = xp.zeros(size, first.dtype), xp.zeros(size, first.dtype)
-        start = 0
-        self._places: dict[str, slice] = {}
-        for name, param in params.items():
-            self._places[name] = slice(start, start + param.size)
-            self._scale[self._places[name]] = self._decay_of(name)
-            start += param.size
+        for param in params.values():
+            if not param.data.flags.c_contiguous:  # the step writes through flat views
+                param.swap(xp.array(param.data, order="C"))
 
     def step(self) -> None:
         """One step for every parameter that has a gradient; the others stay as they are. They share one step count."""
-        live: Params = {}
-        for name, param in self.params.items():
-            if param.grad is not None:
-                live[name], place = param, self._places[name]
-                self._data[place] = param.data.reshape(-1)
-                self._grad[place] = param.grad.reshape(-1)
-        if not live:
+        pieces = self._pieces()
+        if not pieces:
             return
         self.steps += 1
-        for part in self._runs(live):
-            kernels(self._data).inplace_adamw(
-                self._data[part],
-                self._grad[part],
-                self.first[part],
-                self.second[part],
-                lr=self.lr,
-                decay=self._scale[part],
-                betas=self.betas,
-                eps=self.eps,
-                step=self.steps,
-            )
-        for name, param in live.items():
-            param.data = self._data[self._places[name]].reshape(param.shape)
+        in_threads(self._update, pieces, self.threads if len(pieces) > _WORTH_THREADS else 1)
 
-    def _runs(self, live: Params) -> list[slice]:
-        """The stretches of the flat arrays whose parameters have a gradient: one, unless some are frozen."""
-        runs: list[slice] = []
-        for name in live:
-            place = self._places[name]
-            if runs and runs[-1].stop == place.start:
-                runs[-1] = slice(runs[-1].start, place.stop)
-            else:
-                runs.append(place)
-        return runs
+    def _pieces(self) -> list[_Piece]:
+        """The live parameters, cut and gathered to the size that suits their device."""
+        limit = kernels(self.first).ADAMW_PIECE
+        pieces: list[_Piece] = []
+        stop = 0
+        for name, param in self.params.items():
+            start, stop = stop, stop + param.size
+            if param.grad is None:
+                continue
+            flat_data, flat_grad = param.data.reshape(-1), param.grad.reshape(-1)
+            for low in range(0, param.size, limit):
+                high = min(low + limit, param.size)
+                part = (flat_data[low:high], flat_grad[low:high], self._decay_of(name))
+                last = pieces[-1] if pieces else None
+                if last and last.stop == start + low and start + high - last.start <= limit:
+                    last.stop = start + high
+                    last.parts.append(part)
+                else:
+                    pieces.append(_Piece(start + low, start + high, [part]))
+        return pieces
+
+    def _update(self, piece: _Piece) -> None:
+        xp, place = array_module(self.first), slice(piece.start, piece.stop)
+        data, grad, decay = (list(column) for column in zip(*piece.parts))
+        gathered = xp.concatenate(data) if len(data) > 1 else data[0]
+        decays: Any = decay[0]
+        if any(each != decays for each in decay):
+            decays = xp.concatenate([xp.full(part.size, each, part.dtype) for part, each in zip(data, decay)])
+        kernels(gathered).inplace_adamw(
+            gathered,
+            xp.concatenate(grad),  # a copy: the kernel writes in it
+            self.first[place],
+            self.second[place],
+            lr=self.lr,
+            decay=decays,
+            betas=self.betas,
+            eps=self.eps,
+            step=self.steps,
+        )
+        start = 0
+        for part in data if len(data) > 1 else ():
+            part[...] = gathered[start : start + part.size]
+            start += part.size
 
     def _moments(self) -> dict[str, Array]:
         return {"first": self.first, "second": self.second}
+
+
+_WORTH_THREADS = 16  # pieces; fewer are done before a second thread has started
+
+
+@dataclass
+class _Piece:
+    """A stretch of the flat moments, and its parts: flat views of data and gradient, and the decay of each."""
+
+    start: int
+    stop: int
+    parts: list[tuple[Array, Array, float]]
 
 
 def clip_grad_norm(params: Params, max_norm: float) -> float:

@@ -7,13 +7,13 @@ call on two threads cannot. Next: `minivit/data/`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from minivit import functional as F
 from minivit.backend import array_module, split_generator
-from minivit.backend.blas import limit_threads, usable_cores
+from minivit.backend.blas import limit_threads
 from minivit.backend.memory import keep_freed_memory
+from minivit.backend.threads import in_threads, usable_cores
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, refuse
 
@@ -48,7 +48,6 @@ class DataParallel:
         self.loss = loss
         keep_freed_memory()
         self._make_replicas()
-        self._pool: ThreadPoolExecutor | None = None
 
     def loss_and_grad(
         self, images: Array, labels: Array, rng: Any = None, *, dloss: float = 1.0, **loss_options: Any
@@ -93,15 +92,8 @@ class DataParallel:
     def _map(self, run: Callable[[int], float], count: int) -> list[float]:
         if self.threads == 1:
             return [run(place) for place in range(count)]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="minivit")
         with limit_threads(1):
-            futures = [self._pool.submit(run, place) for place in range(count)]
-            try:
-                return [future.result() for future in futures]
-            finally:
-                for future in futures:  # after an error the others still use the replicas: wait for them
-                    future.exception()
+            return in_threads(run, range(count), self.threads)
 
     def _make_replicas(self) -> None:
         self.replicas = [self.model.replica() for _ in range(self.shards)]
@@ -118,7 +110,7 @@ class DataParallel:
         for params in self._replica_params[:count]:
             for ours, theirs in zip(self._params, params):
                 if theirs.grad is not None:
-                    ours.accumulate(theirs.grad)
+                    ours.accumulate(theirs.grad, fresh=True)  # the replica forgets it
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K), computed in threads like `model.predict` on parts of at most `batch_size` images."""

@@ -11,6 +11,7 @@ import pytest
 
 import minivit
 from minivit import nn, optim, parallel
+from minivit.backend import kernels_numpy
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "frozen": (4,), "b.weight": (2, 3)}
 
@@ -102,6 +103,34 @@ def test_frozen_parameters_and_their_moments_stay_as_they_are(kind):
         assert not opt.state_dict()["velocity.frozen"].any()
     else:  # 9 numbers stand before it in the flat arrays
         assert not opt.first[9:13].any() and not opt.second[9:13].any() and opt.first[13:].all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_adamw_in_pieces_and_threads_is_the_same_to_the_last_bit(threads):
+    shapes = {"large": (700, 800), "a": (3,), "b": (5, 2), "frozen": (4,), "huge": (600_001,), "last": (2, 2)}
+
+    def result(piece, threads):
+        rng = np.random.default_rng(0)
+        params = {name: nn.Param(rng.standard_normal(shape).astype("float32")) for name, shape in shapes.items()}
+        opt = optim.AdamW(params, 1e-2, weight_decay=0.3, no_decay={"a", "huge"}, threads=threads)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels_numpy, "ADAMW_PIECE", piece)
+            for step in range(3):
+                set_gradients(params, step)
+                opt.step()
+        return [param.data for param in params.values()], opt.state_dict()
+
+    (whole, state), (pieces, same) = result(1 << 62, 1), result(1 << 15, threads)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, pieces))
+    assert all(np.array_equal(state[name], same[name]) for name in state)
+
+
+def test_adamw_moves_a_parameter_whose_buffer_is_not_contiguous():
+    param = nn.Param(np.ones((3, 2)).T)
+    opt = optim.AdamW({"p": param}, 0.1, weight_decay=0.0)
+    param.grad = np.ones((2, 3))
+    opt.step()
+    assert param.data == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])

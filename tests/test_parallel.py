@@ -16,7 +16,7 @@ import threadpoolctl
 import minivit
 from minivit import functional as F
 from minivit import nn
-from minivit.backend import blas
+from minivit.backend.threads import usable_cores
 from minivit.parallel import DataParallel
 
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -323,7 +323,7 @@ def test_a_layer_with_a_loss_of_its_own():
 def test_usable_cores(monkeypatch, cores, setting, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", setting)
-    assert blas.usable_cores() == expected
+    assert usable_cores() == expected
     assert DataParallel(nn.Linear(1, 1, seed=0)).threads == expected
 
 
@@ -331,6 +331,6 @@ def test_usable_cores_where_the_system_has_no_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert blas.usable_cores() == 6
+    assert usable_cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert blas.usable_cores() == 1
+    assert usable_cores() == 1

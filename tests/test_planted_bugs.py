@@ -143,7 +143,7 @@ def input_kept_on_the_layer(patch: Any) -> None:
 
 def gradients_overwritten(patch: Any) -> None:
     """`=` instead of `+=`: a layer used twice keeps only one use's gradient."""
-    patch.setattr(nn.Param, "accumulate", lambda self, grad: setattr(self, "grad", grad.copy()))
+    patch.setattr(nn.Param, "accumulate", lambda self, grad, fresh=False: setattr(self, "grad", grad.copy()))
 
 
 def dropout_stays_on(patch: Any) -> None:

@@ -7,6 +7,7 @@ Only files in this folder may import CuPy; everything above asks here and is the
 - `kernels_numpy.py`  the hot loops for NumPy, in place and without temporaries
 - `kernels_cupy.py`   the same names and signatures for CuPy
 - `special.py`        the error function, to double precision
+- `threads.py`        work shared among threads
 - `blas.py`           how many threads the matrix products use
 - `memory.py`         keeping freed memory for the next step
 """

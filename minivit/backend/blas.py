@@ -6,7 +6,6 @@ Next: `minivit/functional/`, the calculus.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,11 +32,3 @@ def limit_threads(count: int) -> Iterator[None]:
     """
     with _turn, _controller().limit(limits=count, user_api="blas"):
         yield
-
-
-def usable_cores() -> int:
-    """The cores this process may use: the CPU affinity where the system has it, and OMP_NUM_THREADS as a cap."""
-    affinity = getattr(os, "sched_getaffinity", None)  # macOS and Windows have none
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    cap = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(cap))) if cap.isdigit() and int(cap) > 0 else cores

@@ -12,6 +12,7 @@ from cupyx.scipy.special import erf
 from minivit.protocol import Array
 
 _SQRT_HALF = 0.5**0.5
+ADAMW_PIECE = 1 << 62  # elements: everything at once, because launches cost more than gathering
 _NORMAL_DENSITY_AT_0 = (2 * cupy.pi) ** -0.5
 
 

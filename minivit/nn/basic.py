@@ -34,9 +34,9 @@ class Linear(Layer):
         @once
         def back(dy: Array) -> Array:
             dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight)
+            self.weight.accumulate(dweight, fresh=True)
             if self.bias is not None:
-                self.bias.accumulate(dbias)
+                self.bias.accumulate(dbias, fresh=True)
             return dx
 
         return y, back

@@ -49,12 +49,18 @@ class Param:
     def size(self) -> int:
         return int(self._data.size)
 
-    def accumulate(self, grad: Array) -> None:
-        """grad is added to `.grad`: the only place where gradients accumulate, and always by addition."""
-        if self.grad is None:
-            self.grad = array_module(grad).array(grad, dtype=self._data.dtype)  # a copy: grad may be somebody's dy
-        else:
+    def accumulate(self, grad: Array, fresh: bool = False) -> None:
+        """grad is added to `.grad`: the only place where gradients accumulate, and always by addition.
+
+        Args:
+            fresh: the caller has made this array and lets go of it, so the first one may stay as it is.
+        """
+        if self.grad is not None:
             self.grad += grad
+        elif fresh and grad.dtype == self._data.dtype:
+            self.grad = grad
+        else:
+            self.grad = array_module(grad).array(grad, dtype=self._data.dtype)  # a copy: grad may be somebody's dy
 
     def replica(self) -> Param:
         """A parameter that shares this one's data and has a gradient of its own."""

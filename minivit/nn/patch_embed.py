@@ -29,8 +29,8 @@ class _PatchProjection(Layer):
         @once
         def back(dy: Array) -> Array:
             dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight)
-            self.bias.accumulate(dbias)
+            self.weight.accumulate(dweight, fresh=True)
+            self.bias.accumulate(dbias, fresh=True)
             return dx
 
         return y, back
