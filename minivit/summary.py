@@ -84,18 +84,17 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     first = next(iter(model.parameters().values())).data
     x = array_module(first).zeros((1, model.config["in_chans"], height, width), first.dtype)
     shape = x.shape
-    names = {id(part): name for name, part in model.parts()}
-    weights = {id(param.data) for param in model.parameters().values()}
+    ours = {id(param.data) for param in model.parameters().values()} | {id(array) for array in model.constants()}
     rows: list[Row] = []
     backs: list[Any] = []
-    for stage in model.stages():
+    for name, stage in model.leaves():
         macs = stage.macs(x.shape)
         x, back = stage(x)
-        kept = kept_bytes([*backs, back], weights) - kept_bytes(backs, weights)  # a shared buffer counts once
+        kept = kept_bytes([*backs, back], ours) - kept_bytes(backs, ours)  # a shared buffer counts once
         backs.append(back)
         count = sum(param.size for param in stage.parameters().values())
         # a product y = x W^T costs as much again for dx and for dW
-        rows.append(Row(names[id(stage)], type(stage).__name__, x.shape, count, macs, 2 * macs, kept))
+        rows.append(Row(name, type(stage).__name__, x.shape, count, macs, 2 * macs, kept))
     table = Summary(rows, model.macs(shape))
     if not quiet:
         print(table)
@@ -103,7 +102,7 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
 
 
 def kept_bytes(back: Any, ignored: set[int]) -> int:
-    """Bytes of the arrays that a backward pass holds, each buffer once; `ignored` are ids of parameter arrays."""
+    """Bytes of the arrays that a backward pass holds, each buffer once; `ignored` are ids of arrays to leave out."""
     seen: dict[int, int] = {}
     _collect(back, ignored, seen, set())
     return sum(seen.values())

@@ -213,6 +213,16 @@ class Chain(Layer):
     def stages(self) -> list[Layer]:
         raise TypeError(f"{type(self).__name__} must define stages(self), the list of its layers in order")
 
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """(name, layer) of what runs one after the other; a chain among the stages is unfolded into its own."""
+        names = {id(part): name for name, part in self.parts()}
+        for stage in self.stages():
+            name = prefix + names[id(stage)]
+            if isinstance(stage, Chain):
+                yield from stage.leaves(f"{name}.")
+            else:
+                yield name, stage
+
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         backs: list[Back] = []
         for stage in self.stages():
