@@ -138,8 +138,8 @@ FLOORS = [
     {"functional"},
     {"nn"},
     {"models"},
-    {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies"},
-    {"training", "report"},
+    {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies", "explain"},
+    {"training", "report", "explain_pictures"},
     {"mnist_run"},
 ]
 
