@@ -26,7 +26,7 @@ MODEL = {
 }
 
 RECIPES = {
-    "default": Recipe(MODEL),
+    "default": Recipe(MODEL, epochs=14),
     "subset": Recipe(MODEL, epochs=40, batch_size=64, held_out=200),  # 4,000 images: more epochs, smaller batches
 }
 

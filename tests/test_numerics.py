@@ -94,6 +94,46 @@ def test_the_loss_of_an_empty_batch_is_refused(device: Device) -> None:
         F.mean_squared_error(empty, empty)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cosines_of_vectors_of_zeros_are_zero(device: Device, dtype: str) -> None:
+    """What a padded place asks, as its query is zero: its cosine with everything is 0, and it has a gradient."""
+    rng = np.random.default_rng(0)
+    q, k, v, dy = (rng.standard_normal((1, 2, 4, 3)).astype(dtype) for _ in range(4))
+    q[0, 0, 1] = k[0, 1, 2] = k[0, 1, 3] = 0
+    logit_scale = np.array([[[9.0]], [[1e4]]], dtype)  # both above the limit, log 100
+    y, vjp = F.cosine_attention(*(device.put(a) for a in (q, k, v, logit_scale)))
+    assert np.isfinite(device.get(y)).all()
+    np.testing.assert_allclose(device.get(y)[0, 0, 1], v[0, 0].mean(axis=0), rtol=1e-5)
+    dq, dk, dv, dlogit_scale, _ = (None if g is None else device.get(g) for g in vjp(device.put(dy)))
+    assert all(np.isfinite(grad).all() for grad in (dq, dk, dv))
+    assert not dlogit_scale.any() and dlogit_scale.shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize("value", [-100.0, -np.inf])
+def test_masked_scores_of_any_size_stay_finite(device: Device, value: float) -> None:
+    rng = np.random.default_rng(0)
+    mask = np.tril(np.ones((4, 4), bool))
+    for size in (1.0, 1e3, 1e15):
+        q, k, v, dy = (rng.standard_normal((2, 4, 3)).astype(np.float32) for _ in range(4))
+        y, vjp = F.scaled_dot_product_attention(
+            device.put(q * np.float32(size)), device.put(k), device.put(v), device.put(mask), mask_value=value
+        )
+        grads = [device.get(grad) for grad in vjp(device.put(dy))[:3]]
+        assert all(np.isfinite(array).all() for array in (device.get(y), *grads))
+        if value == -np.inf:  # the first query sees itself alone, however low its score
+            np.testing.assert_allclose(device.get(y)[:, 0], v[:, 0], rtol=1e-6)
+
+
+def test_the_bias_of_version_2_far_out_is_0_or_16(device: Device) -> None:
+    offsets = F.log_spaced_offsets((2, 2)).astype(np.float32)
+    weight1, bias1 = np.array([[1e4, 0], [0, 0]], np.float32), np.array([0, 1], np.float32)
+    weight2 = np.array([[1e3, -1e4], [-1e3, -1e4]], np.float32)
+    table, vjp = F.continuous_position_table(*(device.put(a) for a in (offsets, weight1, bias1, weight2)))
+    np.testing.assert_allclose(device.get(table)[:, 0], [0, 0, 0, 0, 0, 0, 16, 16, 16], atol=1e-6)
+    np.testing.assert_array_equal(device.get(table)[:, 1], 0)
+    assert all(np.isfinite(device.get(grad)).all() for grad in vjp(device.put(np.ones((9, 2), np.float32))))
+
+
 @pytest.mark.parametrize("label", [-1, 3, 99])
 @pytest.mark.parametrize("where", ["host", "device"])
 def test_labels_out_of_range_are_refused_everywhere(device: Device, label: int, where: str) -> None:

@@ -15,8 +15,8 @@ from device_tools import Device
 from table import EVERYTHING, LAYERS, MODELS, Case, name_of
 
 import minivit
-from minivit import functional as F
 from minivit import nn
+from minivit.functional import position_bias, windows
 from minivit.protocol import once
 
 every_case = pytest.mark.parametrize("case", EVERYTHING, ids=name_of)
@@ -200,8 +200,8 @@ def test_nothing_is_held_after_back_has_run_or_was_dropped(case: Case, end: str)
             back(*dy)
         else:
             del back
-        F.relative_position_index.cache_clear()  # these tables of whole numbers outlive a pass on purpose
-        F.shift_mask.cache_clear()
+        position_bias._relative_position_index.cache_clear()  # what is cached on purpose may outlive a pass
+        windows._shift_mask.cache_clear()
         alive = [ref() for ref in kept if ref() is not None and id(ref()) not in ours]
         assert not alive, [array.shape for array in alive]
     finally:

@@ -38,7 +38,7 @@ def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -c
     if scores.size == 0:
         return cupy.zeros((*scores.shape[:-1], 1), scores.dtype)
     if mask is not None:
-        scores += cupy.where(mask, 0, mask_value).astype(scores.dtype)
+        scores += cupy.where(mask, scores.dtype.type(0), scores.dtype.type(mask_value))
     top = scores.real.max(axis=-1, keepdims=True)
     scores -= cupy.where(cupy.isneginf(top), cupy.zeros_like(top), top)
     cupy.exp(scores, out=scores)

@@ -146,7 +146,7 @@ def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -n
             scores *= mask.astype(scores.dtype)
     else:
         if mask is not None:
-            scores += np.where(mask, 0, mask_value).astype(scores.dtype)
+            scores += np.where(mask, scores.dtype.type(0), scores.dtype.type(mask_value))
         top = real.max(axis=-1, keepdims=True)
         top[np.isneginf(top)] = 0
         with np.errstate(over="ignore"):  # a difference beyond the range becomes -inf, and its weight 0, as it should

@@ -11,11 +11,29 @@ Next: `activation.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from minivit.backend import array_module
 from minivit.protocol import Array, Back, once, refuse
 
 Move = Callable[[Array], Array]
+Size = tuple[int, int]  # height, width
+
+
+def pair(size: Any) -> Size:
+    """Height and width; a single number is both.
+
+    Raises:
+        ValueError: if it is neither a whole number nor two of them.
+    """
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    refuse(
+        len(sizes) != 2 or not all(isinstance(number, int | np.integer) for number in sizes),
+        f"{size!r} is no size: give a whole number, or two of them for height and width",
+    )
+    return int(sizes[0]), int(sizes[1])
 
 
 def permutation(x: Array, move: Move, undo: Move) -> tuple[Array, Back]:
@@ -67,7 +85,7 @@ def _merge(x: Array) -> Array:
     return x.swapaxes(-3, -2).reshape(*lead, tokens, heads * size)  # (..., N, H d)
 
 
-def patchify(images: Array, patch: tuple[int, int]) -> tuple[Array, Back]:
+def patchify(images: Array, patch_size: int | Size) -> tuple[Array, Back]:
     """(B, C, gh Ph, gw Pw) -> (B, gh gw, C Ph Pw): one row per patch, patches in reading order.
 
     A row holds channel after channel, each in reading order, as a convolution kernel (C, Ph, Pw) is stored.
@@ -75,14 +93,16 @@ def patchify(images: Array, patch: tuple[int, int]) -> tuple[Array, Back]:
     Raises:
         ValueError: if the patch does not divide the image.
     """
+    patch = pair(patch_size)
     _check_patch(images.shape, patch)
     _, channels, height, width = images.shape
     grid = (height // patch[0], width // patch[1])
     return permutation(images, lambda a: _cut(a, patch), lambda a: _glue(a, patch, grid, channels))
 
 
-def unpatchify(rows: Array, patch: tuple[int, int], grid: tuple[int, int]) -> tuple[Array, Back]:
+def unpatchify(rows: Array, patch_size: int | Size, grid: Size) -> tuple[Array, Back]:
     """(B, gh gw, C Ph Pw) -> (B, C, gh Ph, gw Pw): the inverse of `patchify`."""
+    patch = pair(patch_size)
     refuse(
         rows.shape[1] != grid[0] * grid[1] or rows.shape[2] % (patch[0] * patch[1]) != 0,
         f"unpatchify: rows of shape {rows.shape} do not make a grid {grid} of patches {patch}",
@@ -91,20 +111,20 @@ def unpatchify(rows: Array, patch: tuple[int, int], grid: tuple[int, int]) -> tu
     return permutation(rows, lambda a: _glue(a, patch, grid, channels), lambda a: _cut(a, patch))
 
 
-def _cut(images: Array, patch: tuple[int, int]) -> Array:
+def _cut(images: Array, patch: Size) -> Array:
     batch, channels, height, width = images.shape
     gh, gw = height // patch[0], width // patch[1]
     cut = images.reshape(batch, channels, gh, patch[0], gw, patch[1])  # (B, C, gh, Ph, gw, Pw)
     return cut.transpose(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * patch[0] * patch[1])  # (B, N, C Ph Pw)
 
 
-def _glue(rows: Array, patch: tuple[int, int], grid: tuple[int, int], channels: int) -> Array:
+def _glue(rows: Array, patch: Size, grid: Size, channels: int) -> Array:
     batch = rows.shape[0]
     cut = rows.reshape(batch, grid[0], grid[1], channels, patch[0], patch[1])  # (B, gh, gw, C, Ph, Pw)
     return cut.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, grid[0] * patch[0], grid[1] * patch[1])
 
 
-def _check_patch(shape: tuple[int, ...], patch: tuple[int, int]) -> None:
+def _check_patch(shape: tuple[int, ...], patch: Size) -> None:
     refuse(len(shape) != 4, f"images must be (B, C, H, W), got shape {shape}")
     height, width = shape[2:]
     refuse(

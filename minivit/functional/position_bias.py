@@ -16,25 +16,31 @@ import numpy as np
 from minivit.backend import array_module, kernels
 from minivit.functional.activation import relu, sigmoid
 from minivit.functional.linear import linear
+from minivit.functional.permutations import Size, pair
 from minivit.protocol import Array, Back, once, refuse
 
-Size = tuple[int, int]
 
-
-@lru_cache(maxsize=64)
-def relative_position_index(window: Size, table: Size | None = None) -> Array:
+def relative_position_index(window_size: int | Size, table: int | Size | None = None) -> Array:
     """(N, N) integers, read-only: which row of the table belongs to (query i, key j).
 
     With dy = y_i - y_j and dx = x_i - x_j the row is (dy + Mh - 1)(2Mw - 1) + dx + Mw - 1; so a 2x2 window gives
     [[4,3,1,0],[5,4,2,1],[7,6,4,3],[8,7,5,4]].
 
     Args:
-        window: Mh x Mw.
-        table: the window that the table was made for; None is `window` itself. A smaller window, at the rim of a small
-            map, reads the rows of its offsets from the larger window's table.
+        window_size: Mh x Mw.
+        table: the window that the table was made for; None is `window_size` itself. A smaller window, where it covers
+            a small map, reads the rows of its offsets from the larger window's table.
     """
-    made = window if table is None else table
-    refuse(made[0] < window[0] or made[1] < window[1], f"a table for {made} has no offsets of a window {window}")
+    return _relative_position_index(pair(window_size), pair(window_size if table is None else table))
+
+
+@lru_cache(maxsize=32)  # read at every step
+def _relative_position_index(window: Size, made: Size) -> Array:
+    refuse(
+        made[0] < window[0] or made[1] < window[1],
+        f"windows of {window[0]}x{window[1]} have offsets that a table made for {made[0]}x{made[1]} lacks: build it "
+        f"with window_size={window}",
+    )
     y, x = np.divmod(np.arange(window[0] * window[1]), window[1])
     dy = y[:, None] - y[None, :] + made[0] - 1  # (N, N)
     dx = x[:, None] - x[None, :] + made[1] - 1
@@ -61,26 +67,24 @@ def relative_position_bias(table: Array, index: Array) -> tuple[Array, Back]:
     return y, vjp
 
 
-@lru_cache(maxsize=64)
-def log_spaced_offsets(window: Size, pretrained: Size = (0, 0)) -> Array:
-    """(R, 2) float64, read-only: the offsets (dy, dx) on a logarithmic scale, sign(o) log2(8 |o| / (M-1) + 1) / 3.
+def log_spaced_offsets(window_size: int | Size, pretrained: int | Size = 0) -> Array:
+    """(R, 2) float64: the offsets (dy, dx) on a logarithmic scale, sign(o) log2(8 |o| / (M-1) + 1) / 3.
 
     8 and 3 = log2(8) are those of Swin v2 (equation 4 and its code): the largest offset of the window becomes
     log2(9)/3 = 1.06, and a window 1.5 times as large goes only to 1.24, so the MLP hardly has to extrapolate.
 
     Args:
-        window: Mh x Mw.
-        pretrained: the window that the weights were trained with, whose M-1 is then the unit; 0 is `window`'s own.
+        window_size: Mh x Mw.
+        pretrained: the window that the weights were trained with, whose M-1 is then the unit; 0 is the window's own.
     """
     axes = []
-    for size, trained in zip(window, pretrained):
+    for size, trained in zip(pair(window_size), pair(pretrained)):
+        refuse(trained < 0, f"pretrained window {pretrained} must not be negative")
         reach = max((trained or size) - 1, 1)  # a window of 1 has only the offset 0
         offset = np.arange(1 - size, size) * (8 / reach)
         axes.append(np.sign(offset) * np.log2(np.abs(offset) + 1) / 3)
     dy, dx = np.meshgrid(*axes, indexing="ij")
-    offsets = np.stack((dy, dx), axis=-1).reshape(-1, 2)
-    offsets.setflags(write=False)
-    return offsets
+    return np.stack((dy, dx), axis=-1).reshape(-1, 2)
 
 
 def continuous_position_table(offsets: Array, weight1: Array, bias1: Array, weight2: Array) -> tuple[Array, Back]:

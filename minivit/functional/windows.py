@@ -13,10 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from minivit.backend import array_module
-from minivit.functional.permutations import permutation
+from minivit.functional.permutations import Size, pair, permutation
 from minivit.protocol import Array, Back, refuse
-
-Size = tuple[int, int]
 
 
 def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
@@ -25,8 +23,8 @@ def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
     Raises:
         ValueError: if the window does not divide the map (`pad` makes it fit).
     """
-    window = _pair(window_size)
-    refuse(x.ndim != 4, f"window_partition: the map must be (B, H, W, C), got shape {x.shape}")
+    window = pair(window_size)
+    _check_map("window_partition", x)
     _check_window(x.shape[1:3], window)
     height, width = x.shape[1:3]
     return permutation(x, lambda a: _cut(a, window), lambda a: _glue(a, height, width))
@@ -34,7 +32,7 @@ def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
 
 def window_reverse(windows: Array, window_size: int | Size, height: int, width: int) -> tuple[Array, Back]:
     """(B nW, Mh, Mw, C) -> (B, H, W, C): the windows laid side by side again, `window_partition` undone."""
-    window = _pair(window_size)
+    window = pair(window_size)
     _check_window((height, width), window)
     count = (height // window[0]) * (width // window[1])
     refuse(
@@ -50,6 +48,7 @@ def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
 
     Swin's cyclic shift is roll(x, (-s, -s)): the place that was s further right and down comes here.
     """
+    _check_axes("roll", x, axis)
     if not any(shift):
         return permutation(x, _same, _same)
     xp = array_module(x)
@@ -59,15 +58,18 @@ def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
 
 def pad(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
     """Zeros appended at the end of two axes (right and bottom), so that they have lengths `size`; vjp crops."""
-    start = (x.shape[axis[0]], x.shape[axis[1]])
+    start = _check_axes("pad", x, axis)
     refuse(size[0] < start[0] or size[1] < start[1], f"pad: size {size} is smaller than the map's {start}")
     return permutation(x, lambda a: _grow(a, size, axis), lambda a: _shrink(a, start, axis))
 
 
 def crop(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
     """The first `size` places of two axes, `pad` undone; vjp appends zeros, because what is cut off has no effect."""
-    start = (x.shape[axis[0]], x.shape[axis[1]])
-    refuse(size[0] > start[0] or size[1] > start[1], f"crop: size {size} is larger than the map's {start}")
+    start = _check_axes("crop", x, axis)
+    refuse(
+        not (0 <= size[0] <= start[0] and 0 <= size[1] <= start[1]),
+        f"crop: size {size} must lie between 0 and the map's {start}",
+    )
     return permutation(x, lambda a: _shrink(a, size, axis), lambda a: _grow(a, start, axis))
 
 
@@ -77,6 +79,7 @@ def patch_merging(x: Array) -> tuple[Array, Back]:
     The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
     published Swin; a convolution's unfolding would give another order.
     """
+    _check_map("patch_merging", x)
     batch, height, width, channels = x.shape
     size = (height + height % 2, width + width % 2)
     half = (size[0] // 2, size[1] // 2)
@@ -105,18 +108,17 @@ def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
 
     Source: Liu et al. 2021, section 3.2, figure 4.
     """
-    window = _pair(window_size)
+    window = pair(window_size)
     rows, columns = (_bands(size[axis], window[axis], shift[axis]) for axis in (0, 1))
     return 3 * rows[:, None] + columns[None, :]
 
 
-@lru_cache(maxsize=64)  # a network asks for the same few masks at every step
-def shift_mask(size: Size, window: Size, shift: Size, real: Size | None = None) -> Array | None:
+def shift_mask(size: Size, window_size: int | Size, shift: Size, real: Size | None = None) -> Array | None:
     """(nW, N, N) booleans, read-only: True where a place of a window may look at another of the same window.
 
     Args:
         size: H x W of the padded map.
-        window: Mh x Mw.
+        window_size: Mh x Mw.
         shift: how far the map was rolled up and left.
         real: height and width of the map before padding, to keep padded places apart from real ones; None lets
             everyone look at padded places, as the published models do.
@@ -124,6 +126,11 @@ def shift_mask(size: Size, window: Size, shift: Size, real: Size | None = None) 
     Returns:
         None where everyone may look at everyone: no shift, and no padding to hide.
     """
+    return _shift_mask(pair(size), pair(window_size), pair(shift), None if real is None else pair(real))
+
+
+@lru_cache(maxsize=16)  # a network asks for the same few masks at every step; those of huge maps take megabytes
+def _shift_mask(size: Size, window: Size, shift: Size, real: Size | None) -> Array | None:
     hide = real is not None and real != size
     if not any(shift) and not hide:
         return None
@@ -191,12 +198,20 @@ def _first(ndim: int, size: Size, axis: Size) -> tuple[slice, ...]:
     return tuple(index)
 
 
+def _check_map(name: str, x: Array) -> None:
+    refuse(x.ndim != 4, f"{name}: the map must be (B, H, W, C), got shape {x.shape}")
+
+
+def _check_axes(name: str, x: Array, axis: Size) -> Size:
+    """The lengths of two axes, which must exist."""
+    refuse(
+        not all(-x.ndim <= each < x.ndim for each in axis), f"{name}: an array of shape {x.shape} has no axes {axis}"
+    )
+    return x.shape[axis[0]], x.shape[axis[1]]
+
+
 def _check_window(size: tuple[int, ...], window: Size) -> None:
     refuse(
-        min(window) < 1 or size[0] % window[0] != 0 or size[1] % window[1] != 0,
+        min(window) < 1 or min(size) < 1 or size[0] % window[0] != 0 or size[1] % window[1] != 0,
         f"a map of {size[0]}x{size[1]} cannot be cut into windows of {window[0]}x{window[1]}: pad it to a multiple",
     )
-
-
-def _pair(size: int | Size) -> Size:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.backend import array_module
+from minivit.functional.permutations import pair
 from minivit.nn.layer import Chain, Layer
 from minivit.protocol import Array, refuse
 
@@ -63,13 +64,7 @@ def _run(stages: list[Layer], x: Array) -> Array:
     return x
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width; a single number is both."""
-    if isinstance(size, tuple | list):
-        return int(size[0]), int(size[1])
-    return int(size), int(size)
-
-
 def plain_size(size: int | tuple[int, int]) -> int | tuple[int, int]:
     """A size as a configuration keeps it: plain integers, and a tuple also where a file gave a list."""
-    return pair(size) if isinstance(size, tuple | list) else int(size)
+    both = pair(size)
+    return both if isinstance(size, tuple | list) else both[0]

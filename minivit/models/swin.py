@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from minivit.backend import as_generator
+from minivit.functional.permutations import pair
 from minivit.models.heads import Classifier, Pool
-from minivit.models.model import Model, pair, plain_size
+from minivit.models.model import Model, plain_size
 from minivit.models.positions import Learned1d
 from minivit.models.tokens import MapTokens
 from minivit.nn import (
@@ -45,15 +46,14 @@ class Stage(Chain):
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for a map (B, H, W, D), before the merging."""
         merging = self.downsample.macs(shape) if self.downsample else 0
-        inside = self.out_shape(shape)
+        inside = _merged(shape) if self.downsample else shape
         return merging + sum(block.macs(inside) for block in self.blocks)
 
-    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the map that comes out."""
-        if not self.downsample:
-            return shape
-        batch, height, width, dim = shape
-        return batch, -(-height // 2), -(-width // 2), 2 * dim
+
+def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a map (B, H, W, D) after merging."""
+    batch, height, width, dim = shape
+    return batch, -(-height // 2), -(-width // 2), 2 * dim
 
 
 class Swin(Model):
@@ -128,8 +128,9 @@ class Swin(Model):
         for name in ("img_size", "patch_size", "window_size"):
             c[name] = plain_size(c[name])
         for name in ("depths", "num_heads"):
+            refuse(not isinstance(c[name], tuple | list), f"{name}={c[name]!r} must have one entry for each stage")
             c[name] = tuple(int(number) for number in c[name])
-        _refuse_contradictions(c)
+        self._check(c)
         dim, patch = c["embed_dim"], pair(c["patch_size"])
         self.num_classes = c["num_classes"]
         norm_eps = c["norm_eps"] if c["patch_norm"] else None
@@ -149,6 +150,46 @@ class Swin(Model):
         self.norm = LayerNorm(dim, c["norm_eps"], dtype=dtype)
         self.pool = Pool(c["global_pool"], 0)
         self.head = Classifier(dim, c["num_classes"], c["drop_rate"], dtype, rng) if c["num_classes"] else None
+
+    def _check(self, c: dict[str, Any]) -> None:
+        """Arguments that make no model together are refused, with what to change."""
+        refuse(c["global_pool"] != "avg", f"global_pool={c['global_pool']!r}: Swin has no class token, choose 'avg'")
+        for name in ("img_size", "patch_size", "window_size"):
+            refuse(min(pair(c[name])) < 1, f"{name}={c[name]} must be at least 1")
+        depths, heads = c["depths"], c["num_heads"]
+        refuse(
+            not depths or len(depths) != len(heads) or min(depths) < 1,
+            f"depths={depths} and num_heads={heads} need one positive entry for each stage",
+        )
+        odd = [depth for depth in depths if depth % 2]
+        refuse(
+            bool(odd) and not c["allow_odd_depths"],
+            f"depths={depths}: {odd[:1]} is odd, but blocks with plain and with shifted windows come in pairs; choose "
+            "even depths, or say allow_odd_depths=True",
+        )
+        for number, count in enumerate(heads):
+            dim = c["embed_dim"] * 2**number
+            refuse(
+                count < 1 or dim % count != 0,
+                f"stage {number} has embed_dim={c['embed_dim']} * {2**number} = {dim} channels, which is not divisible "
+                f"by num_heads={count}: choose a number of heads that divides it",
+            )
+        for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+            refuse(not 0 <= c[name] < 1, f"{name}={c[name]} must lie in [0, 1)")
+        refuse(c["gelu"] not in ("none", "tanh"), f"gelu={c['gelu']!r}: choose 'none' or 'tanh'")
+        for name in ("norm_eps", "mlp_ratio"):
+            refuse(not c[name] > 0, f"{name}={c[name]} must be positive")
+        bad = not isinstance(c["mask_value"], int | float) or not c["mask_value"] <= -100
+        refuse(bad, f"mask_value={c['mask_value']} must be -100 or less, such as float('-inf')")
+        for name, least in (("embed_dim", 1), ("in_chans", 1), ("num_classes", 0)):
+            refuse(
+                not isinstance(c[name], int) or c[name] < least,
+                f"{name}={c[name]} must be a whole number of at least {least}",
+            )
+        hidden = int(c["embed_dim"] * c["mlp_ratio"])
+        refuse(
+            hidden < 1, f"mlp_ratio={c['mlp_ratio']} leaves the MLP of {c['embed_dim']} channels without hidden units"
+        )
 
     def _block(self, stage: int, place: int, grid: tuple[int, int], dim: int, drop_path: float, rng: Any) -> Block:
         c = self.config
@@ -186,12 +227,12 @@ class Swin(Model):
         return [self.head] if self.head is not None else []
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W)."""
+        """Multiply-adds for images (B, C, H, W), counted as published: without v2's small MLP of the offsets."""
         total = self.embed.macs(shape)
         inside: tuple[int, ...] = (shape[0], *self.embed.grid(*shape[2:]), self.config["embed_dim"])
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             total += layer.macs(inside)
-            inside = layer.out_shape(inside)  # type: ignore[attr-defined]
+            inside = _merged(inside) if number else inside
         return total + (self.head.macs((shape[0], inside[-1])) if self.head else 0)
 
 
@@ -241,14 +282,18 @@ class SwinV2(Swin):
         seed: Any = 0,
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "seed")}
-        windows = pretrained_window_sizes or (0,) * len(depths)
+        self._build(arguments, seed)
+
+    def _check(self, c: dict[str, Any]) -> None:
+        super()._check(c)
+        windows, depths = c["pretrained_window_sizes"], c["depths"]
+        windows = (0,) * len(depths) if windows is None else windows
         refuse(
-            len(windows) != len(depths),
+            not isinstance(windows, tuple | list) or len(windows) != len(depths),
             f"pretrained_window_sizes={windows} must have one entry for each of depths={depths}",
         )
-        refuse(cpb_hidden < 1, f"cpb_hidden={cpb_hidden} must be at least 1")
-        arguments["pretrained_window_sizes"] = tuple(plain_size(window) for window in windows)
-        self._build(arguments, seed)
+        c["pretrained_window_sizes"] = tuple(plain_size(window) for window in windows)
+        refuse(c["cpb_hidden"] < 1, f"cpb_hidden={c['cpb_hidden']} must be at least 1")
 
     def _attention(self, stage: int, dim: int, window: tuple[int, int], rng: Any) -> WindowAttention:
         c = self.config
@@ -261,37 +306,3 @@ class SwinV2(Swin):
             **self._attention_options(),
             seed=rng,
         )
-
-
-def _refuse_contradictions(c: dict[str, Any]) -> None:
-    """Arguments that make no model together are refused, with what to change."""
-    refuse(c["global_pool"] != "avg", f"global_pool={c['global_pool']!r}: Swin has no class token, choose 'avg'")
-    for name in ("img_size", "patch_size", "window_size"):
-        refuse(min(pair(c[name])) < 1, f"{name}={c[name]} must be at least 1")
-    depths, heads = c["depths"], c["num_heads"]
-    refuse(
-        not depths or len(depths) != len(heads) or min(depths) < 1,
-        f"depths={depths} and num_heads={heads} need one positive entry for each stage",
-    )
-    odd = [depth for depth in depths if depth % 2]
-    refuse(
-        bool(odd) and not c["allow_odd_depths"],
-        f"depths={depths}: {odd[:1]} is odd, but blocks with plain and with shifted windows come in pairs; choose even "
-        "depths, or say allow_odd_depths=True",
-    )
-    for number, count in enumerate(heads):
-        dim = c["embed_dim"] * 2**number
-        refuse(
-            count < 1 or dim % count != 0,
-            f"stage {number} has embed_dim={c['embed_dim']} * {2**number} = {dim} channels, which is not divisible by "
-            f"num_heads={count}: choose a number of heads that divides it",
-        )
-    for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
-        refuse(not 0 <= c[name] < 1, f"{name}={c[name]} must lie in [0, 1)")
-    refuse(c["gelu"] not in ("none", "tanh"), f"gelu={c['gelu']!r}: choose 'none' or 'tanh'")
-    for name in ("norm_eps", "mlp_ratio"):
-        refuse(not c[name] > 0, f"{name}={c[name]} must be positive")
-    refuse(not c["mask_value"] <= -100, f"mask_value={c['mask_value']} must be -100 or less, such as float('-inf')")
-    for name in ("embed_dim", "in_chans"):
-        refuse(c[name] < 1, f"{name}={c[name]} must be at least 1")
-    refuse(c["num_classes"] < 0, f"num_classes={c['num_classes']} must be at least 0 (0: pooled features)")

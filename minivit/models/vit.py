@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.backend import as_generator
+from minivit.functional.permutations import pair
 from minivit.models.heads import DistilledHead, Pool, PreLogits
-from minivit.models.model import Model, pair, plain_size
+from minivit.models.model import Model, plain_size
 from minivit.models.positions import make_positions
 from minivit.models.tokens import Tokens
 from minivit.models.vit_init import initialise

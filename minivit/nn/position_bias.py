@@ -14,12 +14,11 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.backend import array_module, as_generator
+from minivit.functional.permutations import Size
 from minivit.nn import init
 from minivit.nn.basic import Linear, Relu, Sequential
 from minivit.nn.layer import Layer, Param
 from minivit.protocol import Array, Back, once
-
-Size = tuple[int, int]
 
 
 class RelativePositionBias(Layer):

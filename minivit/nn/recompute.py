@@ -24,13 +24,13 @@ class Recompute(Layer):
     def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
         return self.layer._walk(prefix)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
         replay = copy_generator(rng)
-        y, _ = self.layer(x, rng)
+        y, _ = self.layer(x, rng, **context)
 
         @once
         def back(dy: Array) -> Any:
-            _, back_layer = self.layer(x, replay)
+            _, back_layer = self.layer(x, replay, **context)
             return back_layer(dy)
 
         return y, back

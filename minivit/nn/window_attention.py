@@ -8,18 +8,18 @@ Hd heads, d = D/Hd head size. Next: `mlp.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import log
 from typing import Any
 
 from minivit import functional as F
 from minivit.backend import array_module, as_generator
+from minivit.functional.permutations import Size, pair
 from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.layer import Layer, Param
 from minivit.nn.position_bias import ContinuousPositionBias
 from minivit.protocol import Array, Back, once, refuse
-
-Size = tuple[int, int]
 
 
 class WindowAttention(Attention):
@@ -45,7 +45,7 @@ class WindowAttention(Attention):
         self,
         dim: int,
         num_heads: int,
-        window_size: Size,
+        window_size: int | Size,
         qkv_bias: bool = True,
         *,
         attn_drop: float = 0.0,
@@ -60,16 +60,22 @@ class WindowAttention(Attention):
             qkv_bias,
             attn_drop=attn_drop,
             proj_drop=proj_drop,
-            position_bias=window_size,
+            position_bias=pair(window_size),
             dtype=dtype,
             seed=seed,
         )
         self.mask_value = mask_value
 
     def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> tuple[Array, Back]:
+        refuse(x.ndim != 4, f"windows must be (B nW, Mh, Mw, D), got shape {x.shape}")
         count, height, width, dim = shape = x.shape
-        windows = 1 if mask is None else len(mask)
-        tokens = x.reshape(count // windows, windows, height * width, dim)  # (B, nW, N, D)
+        windows, places = 1 if mask is None else len(mask), height * width
+        refuse(
+            count % windows != 0 or (mask is not None and mask.shape[1:] != (places, places)),
+            f"mask {() if mask is None else mask.shape} does not fit {count} windows of {height}x{width}: it must be "
+            "(nW, N, N) for the nW windows of one map and their N places",
+        )
+        tokens = x.reshape(count // windows, windows, places, dim)  # (B, nW, N, D)
         seen, back_attend = self._attend(
             tokens, None if mask is None else mask[:, None], (height, width), rng
         )  # (B, nW, Hd, N, d)
@@ -121,10 +127,10 @@ class CosineWindowAttention(WindowAttention):
         self,
         dim: int,
         num_heads: int,
-        window_size: Size,
+        window_size: int | Size,
         qkv_bias: bool = True,
         *,
-        pretrained_window: Size = (0, 0),
+        pretrained_window: int | Size = 0,
         cpb_hidden: int = 512,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -139,7 +145,7 @@ class CosineWindowAttention(WindowAttention):
         self.v_bias = Param(init.zeros((dim,), dtype)) if qkv_bias else None
         self.logit_scale = Param(init.ones((num_heads, 1, 1), dtype) * dtype.type(log(10)))  # a temperature of 0.1
         self.continuous_bias = ContinuousPositionBias(
-            window_size, num_heads, cpb_hidden, pretrained_window, dtype=dtype, seed=rng
+            pair(window_size), num_heads, cpb_hidden, pair(pretrained_window), dtype=dtype, seed=rng
         )
 
     def _attend(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
@@ -206,16 +212,18 @@ class ShiftedWindows(Layer):
     queries = None  # every token asks
 
     def __init__(
-        self, attention: Layer, window_size: Size, shift_size: Size = (0, 0), *, mask_padding: bool = False
+        self, attention: Layer, window_size: int | Size, shift_size: int | Size = 0, *, mask_padding: bool = False
     ) -> None:
-        for shift, window in zip(shift_size, window_size):
+        self.attention = attention
+        self.window_size, self.shift_size, self.mask_padding = pair(window_size), pair(shift_size), mask_padding
+        for shift, window in zip(self.shift_size, self.window_size):
             refuse(
                 not 0 <= shift < window,
                 f"shift_size={shift_size} must lie between 0 and window_size={window_size} less 1 on each axis",
             )
-        self.attention = attention
-        attention.names_in_parent = True
-        self.window_size, self.shift_size, self.mask_padding = window_size, shift_size, mask_padding
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
+        return self.attention._walk(prefix)
 
     def plan(self, height: int, width: int) -> tuple[Size, Size, Size]:
         """The window, the shift, and the padded size that a map of H x W gets."""
