@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,35 +18,83 @@ WEIGHT_DECAY = 0.05
 WARM_UP = 3  # steps before anything is timed; their losses are compared too
 
 
+Arguments = dict[str, Any]
+
+
 @dataclass(frozen=True)
-class Case:
-    """One model with one batch size; `model` holds arguments of `minivit.ViT`, and `task` is "train" or "infer"."""
+class Architecture:
+    """A kind of model: all that differs between kinds stands here, so that nothing else has to ask which one it is.
+
+    Both sides look their class up by `name`, minivit's in `minivit.models` and PyTorch's in `torch_side.py`.
+
+    Args:
+        name: of minivit's class.
+        variants: in which ways minivit computes it, each with what is added to the model's arguments for it. "every
+            token" does the same arithmetic as PyTorch.
+        tiny: takes the arguments of a model to those of one that is almost nothing.
+    """
 
     name: str
+    variants: dict[str, Arguments]
+    tiny: Callable[[Arguments], Arguments]
+
+
+def _tiny_vit(model: Arguments) -> Arguments:
+    return {**model, "embed_dim": 4 * model["num_heads"], "depth": 1}
+
+
+def _tiny_swin(model: Arguments) -> Arguments:
+    # two blocks in each stage: the second one shifts its windows
+    return {**model, "embed_dim": 4 * model["num_heads"][0], "depths": (2,) * len(model["depths"])}
+
+
+# what a ViT's head does not read, minivit need not compute; Swin's head reads the mean of every token
+VIT = Architecture("ViT", {"class token only": {}, "every token": {"skip_unused_tokens": False}}, _tiny_vit)
+SWIN = Architecture("Swin", {"every token": {}}, _tiny_swin)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model with one batch size; `model` holds the arguments of its class, and `task` is "train" or "infer"."""
+
+    name: str
+    architecture: Architecture
     task: str
     batch: int
-    model: dict[str, Any]
+    model: Arguments
 
 
-def _mnist(dim: int, depth: int, heads: int) -> dict[str, Any]:
+def _mnist(dim: int, depth: int, heads: int) -> Arguments:
     size = {"embed_dim": dim, "depth": depth, "num_heads": heads}
     return {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10, **size}
 
 
-def _imagenet(dim: int, heads: int) -> dict[str, Any]:
+def _imagenet(dim: int, heads: int) -> Arguments:
     size = {"embed_dim": dim, "depth": 12, "num_heads": heads}
     return {"img_size": 224, "patch_size": 16, "in_chans": 3, "num_classes": 1000, **size}
 
 
+SWIN_MNIST = {
+    "img_size": 28, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depths": (2, 2),
+    "num_heads": (2, 4), "window_size": 7, "drop_path_rate": 0.0,
+}  # fmt: skip
+SWIN_T = {  # timm's swin_tiny_patch4_window7_224
+    "img_size": 224, "patch_size": 4, "in_chans": 3, "num_classes": 1000, "embed_dim": 96, "depths": (2, 2, 6, 2),
+    "num_heads": (3, 6, 12, 24), "window_size": 7, "drop_path_rate": 0.0,
+}  # fmt: skip
+
 CASES = {
     case.name: case
     for case in (
-        Case("flagship", "train", 128, _mnist(64, 6, 4)),
-        Case("small", "train", 100, _mnist(32, 3, 4)),
-        Case("vit-ti16", "train", 8, _imagenet(192, 3)),
-        Case("vit-s16", "train", 4, _imagenet(384, 6)),
-        Case("vit-b16-b1", "infer", 1, _imagenet(768, 12)),
-        Case("vit-b16-b8", "infer", 8, _imagenet(768, 12)),
+        Case("flagship", VIT, "train", 128, _mnist(64, 6, 4)),
+        Case("small", VIT, "train", 100, _mnist(32, 3, 4)),
+        Case("vit-ti16", VIT, "train", 8, _imagenet(192, 3)),
+        Case("vit-s16", VIT, "train", 4, _imagenet(384, 6)),
+        Case("vit-b16-b1", VIT, "infer", 1, _imagenet(768, 12)),
+        Case("vit-b16-b8", VIT, "infer", 8, _imagenet(768, 12)),
+        Case("swin-mnist", SWIN, "train", 128, SWIN_MNIST),
+        Case("swin-t", SWIN, "train", 4, SWIN_T),
+        Case("swin-t-b1", SWIN, "infer", 1, SWIN_T),
     )
 }
 
@@ -79,5 +127,4 @@ def read_start(path: Path) -> Start:
 
 def tiny(case: Case, start: Start) -> tuple[Case, Start]:
     """The case shrunk to almost nothing: it makes a library do its first-use work without holding memory."""
-    model = {**case.model, "embed_dim": 4 * case.model["num_heads"], "depth": 1}
-    return replace(case, model=model), Start(start.images[:2], start.labels[:2])
+    return replace(case, model=case.architecture.tiny(case.model)), Start(start.images[:2], start.labels[:2])

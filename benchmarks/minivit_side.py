@@ -5,22 +5,24 @@ Only the minivit worker imports this file, so that no other thread pool lives in
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
 from threadpoolctl import threadpool_info
 
 from minivit import functional as F
-from minivit.models import ViT
+from minivit import models
 from minivit.optim import AdamW, no_decay
 from minivit.parallel import DataParallel
 
 
 class MinivitSide:
-    """One model, its optimiser and its batch; `variant` says how much of the last block is computed."""
+    """One model, its optimiser and its batch; `variant` is one of the architecture's."""
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         self.task, self.threads = case.task, threads
-        self.model = ViT(**case.model, skip_unused_tokens=variant == "class token only")
+        self.model = _model(case, **case.architecture.variants[variant])
         if start.weights:
             self.model.load_state_dict(start.weights)
         self.images, self.labels = start.images, start.labels
@@ -59,5 +61,9 @@ class MinivitSide:
 
 def start_of(case: Case) -> tuple[dict[str, np.ndarray], set[str]]:
     """The weights from which both sides start, and the names of those that take no weight decay."""
-    model = ViT(**case.model, seed=0)
+    model = _model(case, seed=0)
     return model.state_dict(), no_decay(model)
+
+
+def _model(case: Case, **more: Any) -> Any:
+    return getattr(models, case.architecture.name)(**case.model, **more)

@@ -13,7 +13,10 @@ import torch
 from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
 from torch import Tensor
 from torch.nn import functional as F
+from torch_swin import TorchSwin
 from torch_vit import TorchViT
+
+MODELS = {"ViT": TorchViT, "Swin": TorchSwin}  # by the architecture's name
 
 
 class TorchSide:
@@ -23,7 +26,7 @@ class TorchSide:
         torch.set_num_threads(threads)
         self.task, self.threads = case.task, threads
         kind = variant.removeprefix("compile ")
-        self.model = TorchViT(case.model, kind)
+        self.model = MODELS[case.architecture.name](case.model, kind)
         if start.weights:
             self.model.load_state_dict({name: torch.from_numpy(array) for name, array in start.weights.items()})
         self.images, self.labels = torch.from_numpy(start.images), torch.from_numpy(start.labels)

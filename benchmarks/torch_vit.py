@@ -34,10 +34,11 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with the exact GELU in between."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, ratio: float = 4.0) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
+        hidden = int(ratio * dim)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -90,15 +90,15 @@ def take_turns(sides: list[Side], rounds: int, steps: int) -> tuple[np.ndarray, 
 
     In each round every side has one turn, always in the same order.
     """
-    begin, machine, ours = time.perf_counter(), _machine_seconds(), sum(side.used for side in sides)
+    begin, machine, ours = time.perf_counter(), machine_seconds(), sum(side.used for side in sides)
     seconds = np.array([[side.turn(steps) for side in sides] for _ in range(rounds)])
     if machine is None:
         return seconds, None
-    others = _machine_seconds() - machine - sum(side.used for side in sides) + ours
+    others = machine_seconds() - machine - sum(side.used for side in sides) + ours
     return seconds, max(0.0, others / (time.perf_counter() - begin))
 
 
-def _machine_seconds() -> float | None:
+def machine_seconds() -> float | None:
     """Processor time used by everything on this machine since it started; None where the system does not tell."""
     try:
         numbers = Path("/proc/stat").read_text().split()[1:9]  # user nice system idle iowait irq softirq steal

@@ -4,6 +4,7 @@ Both sides run in processes of their own from the same weights and batch, agree 
 
     python benchmarks/vs_pytorch.py                      # the two MNIST models, training
     python benchmarks/vs_pytorch.py --case vit-s16 --quick
+    python benchmarks/vs_pytorch.py --case swin-t --no-compile
     python benchmarks/vs_pytorch.py --infer --json out.json
 """
 
@@ -26,7 +27,6 @@ LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimis
 TRIAL_ROUNDS = 5
 QUIET = 0.1  # cores' worth of other programs' work that does not spoil a measurement
 EAGER = (Variant("PyTorch", "sdpa"), Variant("PyTorch", "plain"))
-MINIVIT = (Variant("minivit", "class token only"), Variant("minivit", "every token"))
 
 
 class Comparison:
@@ -34,6 +34,7 @@ class Comparison:
 
     def __init__(self, case: Case, options: argparse.Namespace, folder: Path, stack: ExitStack) -> None:
         self.case, self.options, self.folder, self.stack = case, options, folder, stack
+        self.minivit = [Variant("minivit", name) for name in case.architecture.variants]
         self.start = folder / "start.npz"
         self.reference: tuple[dict[str, np.ndarray], np.ndarray] | None = None
         self.differences: dict[Variant, float] = {}
@@ -42,7 +43,7 @@ class Comparison:
         make_start(case, options.threads, self.start)
 
     def run(self) -> list[results.Row]:
-        minivit = [self.open(variant) for variant in MINIVIT]
+        minivit = [self.open(variant) for variant in self.minivit]
         best, trials = self.pytorch_best()
         rows = self.timed([best, *minivit])
         if self.options.memory:
@@ -64,7 +65,7 @@ class Comparison:
         apart = np.abs(losses - self.reference[1]).max() / max(1e-30, np.abs(losses).max())
         if not (self.differences[variant] <= AGREEMENT and apart <= LOSS_AGREEMENT):
             raise SystemExit(
-                f"{self.case.name}: {variant} and {MINIVIT[0]} do not compute the same, so no time is measured: "
+                f"{self.case.name}: {variant} and {self.minivit[0]} do not compute the same, so no time is measured: "
                 f"gradients or logits {self.differences[variant]:.1e} apart, losses {apart:.1e}"
             )
         return side
@@ -110,7 +111,7 @@ class Comparison:
 
         A compiled model is left out: what the compiler itself holds would count against PyTorch.
         """
-        peaks = {str(variant): self.peak(variant) for variant in (*EAGER, *MINIVIT)}
+        peaks = {str(variant): self.peak(variant) for variant in (*EAGER, *self.minivit)}
         eager = [peak for peak in (peaks[str(variant)] for variant in EAGER) if peak]
         best = rows[0]
         best["peak_bytes"] = min(eager, default=None)

@@ -22,7 +22,7 @@ from minivit.protocol import Array
 
 _FORMAT = "1"  # raised when an old reader could no longer understand the file
 _KEYS = ("minivit_format", "minivit_content", "minivit_sha256")
-_MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}
+MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}
 
 
 class CheckpointError(ValueError):
@@ -55,7 +55,7 @@ def _fill(model: Any, arrays: dict[str, Array], path: str | Path) -> Any:
 def from_pretrained(path: str | Path) -> Model:
     """The model that `save` wrote: built from the configuration in the file, with the file's parameters."""
     arrays, content = load_arrays(path)
-    kind = _MODELS.get(content.get("model", ""))
+    kind = MODELS.get(content.get("model", ""))
     if kind is None:
         raise CheckpointError(f"{path} does not say which model it holds: build the model and use minivit.load")
     model: Model = _fill(kind(**content["config"]), arrays, path)

@@ -162,7 +162,7 @@ class AdamW(Optimiser):
         if not pieces:
             return
         self.steps += 1
-        in_threads(self._update, pieces, self.threads if len(pieces) > _WORTH_THREADS else 1)
+        in_threads(self._update, pieces, self.threads if len(pieces) >= _WORTH_THREADS else 1)
 
     def _pieces(self) -> list[_Piece]:
         """The live parameters, cut and gathered to the size that suits their device."""
@@ -194,7 +194,7 @@ class AdamW(Optimiser):
             decays = xp.concatenate([xp.full(part.size, each, part.dtype) for part, each in zip(data, decay)])
         kernels(gathered).inplace_adamw(
             gathered,
-            xp.concatenate(grad),  # a copy: the kernel writes in it
+            xp.concatenate(grad) if len(grad) > 1 else grad[0],
             self.first[place],
             self.second[place],
             lr=self.lr,
@@ -212,7 +212,7 @@ class AdamW(Optimiser):
         return {"first": self.first, "second": self.second}
 
 
-_WORTH_THREADS = 16  # pieces; fewer are done before a second thread has started
+_WORTH_THREADS = 3  # pieces; fewer are done before a second thread has started
 
 
 @dataclass

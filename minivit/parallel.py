@@ -106,11 +106,16 @@ class DataParallel:
             self._make_replicas()
 
     def _add_gradients(self, count: int) -> None:
-        """Shard after shard, in the same order every time."""
-        for params in self._replica_params[:count]:
-            for ours, theirs in zip(self._params, params):
-                if theirs.grad is not None:
-                    ours.accumulate(theirs.grad, fresh=True)  # the replica forgets it
+        """Shard after shard, in the same order every time; the threads take the parameters in turn."""
+
+        def add(first: int) -> None:
+            for place in range(first, len(self._params), self.threads):
+                for params in self._replica_params[:count]:
+                    grad = params[place].grad
+                    if grad is not None:
+                        self._params[place].accumulate(grad, fresh=True)  # the replica forgets it
+
+        in_threads(add, range(self.threads), self.threads)
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K), computed in threads like `model.predict` on parts of at most `batch_size` images."""

@@ -139,7 +139,7 @@ FLOORS = [
     {"nn"},
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies", "explain"},
-    {"training", "report", "explain_pictures"},
+    {"training", "report", "explain_pictures", "weights"},
     {"mnist_run"},
 ]
 

@@ -97,7 +97,7 @@ def inplace_adamw(
     eps: float,
     step: int,
 ) -> None:
-    """One AdamW step over flat arrays; overwrites data, first and second moments, and may use grad as scratch."""
+    """One AdamW step over flat arrays; overwrites data and the first and second moments."""
     beta1, beta2 = betas
     first *= beta1
     first += (1 - beta1) * grad

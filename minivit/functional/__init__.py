@@ -18,7 +18,7 @@ from minivit.functional.linear import embedding, linear
 from minivit.functional.loss import mean_squared_error, softmax_cross_entropy
 from minivit.functional.norm import layer_norm, normalize
 from minivit.functional.patches import patch_embed
-from minivit.functional.permutations import merge_heads, patchify, split_heads, split_qkv, unpatchify
+from minivit.functional.permutations import merge_heads, pair, patchify, split_heads, split_qkv, unpatchify
 from minivit.functional.pooling import mean_pool
 from minivit.functional.position_bias import (
     continuous_position_table,
@@ -55,6 +55,7 @@ __all__ = [
     "merge_heads",
     "normalize",
     "pad",
+    "pair",
     "patch_embed",
     "patch_merging",
     "patchify",

@@ -27,7 +27,7 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
 
     @once
     def vjp(dy: Array) -> Array:
-        return dy * slope
+        return array_module(dy).multiply(dy, slope, out=slope)  # in place: the slope is ours and done with
 
     return y, vjp
 

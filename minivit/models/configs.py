@@ -7,6 +7,7 @@ section 3.3; Swin v2, section 3.4), timm (the names, test_vit).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 from minivit.models.model import Model
@@ -92,6 +93,12 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     # timm's smallest published ViT (0.37 million parameters), made for tests
     "test_vit": _vit({"embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3.0}, 16, 160, dynamic_img_size=True),
 }
+
+
+def published() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, arguments) of each published size."""
+    for name, (_, config) in _CONFIGS.items():
+        yield name, config
 
 
 def list_models() -> list[str]:

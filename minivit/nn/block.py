@@ -45,18 +45,17 @@ class Block(Layer):
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         seen, back_seen = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
-        asking, tokens = seen.shape[1], x.shape[1]
+        asking = seen.shape[1]
         middle = x[:, :asking] + seen
         thought, back_thought = self._branch(self.norm2, self.mlp, middle, rng)
 
         @once
         def back(dy: Array) -> Array:
             # in the forward pass: y = middle + thought(middle)
-            dmiddle = dy + back_thought(dy)
+            dmiddle = back_thought(dy)  # made by the norm of the branch, so nobody else's, and may be added to
+            dmiddle += dy
             # in the forward pass: middle = x[:, :n] + seen(x)
             dx = back_seen(dmiddle)
-            if asking == tokens:
-                return dx + dmiddle
             dx[:, :asking] += dmiddle
             return dx
 

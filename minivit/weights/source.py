@@ -1,0 +1,71 @@
+"""Reading a stretch of a file that nobody vouches for: a claim is compared with what is there before it is believed.
+
+Every fault is an Unreadable, which `torch_file.py` turns into the CheckpointError that names the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+DAMAGED = "it is damaged, fetch it again"
+MAX_NAME = 256  # characters of a module or class; the longest that torch writes has 42
+
+
+class Unreadable(Exception):
+    """What is wrong with the file, as the end of a sentence that begins with its name."""
+
+
+def check(condition: Any, fault: str) -> None:
+    """Raise Unreadable(fault) unless the condition holds."""
+    if not condition:
+        raise Unreadable(fault)
+
+
+def shown(value: Any) -> str:
+    """A value from the file, fit for a message: short, printable, and never a container written out in full."""
+    if isinstance(value, (str, bytes)):
+        return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."
+    if isinstance(value, (int, float)):
+        return repr(value)  # `unpickler.py` refuses integers that are too long to be written out
+    return f"a {type(value).__name__}"
+
+
+class Source:
+    """`size` bytes of a file from `start` on; taking more than are left is a fault and allocates nothing."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        file.seek(start)
+        self._file, self._end = file, start + size
+        self.left = size
+
+    @property
+    def position(self) -> int:
+        """The place in the file of the next byte."""
+        return self._end - self.left
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        self._check_left(count)
+        data = self._file.read(count)
+        if len(data) != count:
+            raise Unreadable(f"ends at byte {self.position + len(data)}, sooner than its size says: fetch it again")
+        self.left -= count
+        return data
+
+    def skip(self, count: int) -> None:
+        """Go on behind the next `count` bytes."""
+        self._check_left(count)
+        self.left -= count
+        self._file.seek(self.position)
+
+    def line(self) -> bytes:
+        """The bytes up to the next end of line, without it."""
+        start = self.position
+        data = self._file.readline(min(MAX_NAME + 1, self.left))
+        check(data.endswith(b"\n"), f"has no end of line after byte {start}: {DAMAGED}")
+        self.left -= len(data)
+        return data[:-1]
+
+    def _check_left(self, count: int) -> None:
+        if not 0 <= count <= self.left:
+            raise Unreadable(f"claims {count} bytes at byte {self.position}, but {self.left} are left: {DAMAGED}")
