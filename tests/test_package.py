@@ -140,7 +140,7 @@ FLOORS = [
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies", "explain"},
     {"training", "report", "explain_pictures", "weights"},
-    {"mnist_run"},
+    {"mnist_run", "__main__"},
 ]
 
 
