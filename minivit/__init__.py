@@ -5,11 +5,12 @@ Start with `minivit/protocol.py` (one page), then `minivit/functional/`; docs/ g
 
 from minivit import data, functional, nn, optim, parallel
 from minivit.backend import to_device, to_numpy
-from minivit.checkpoint import CheckpointError, from_pretrained, load, save
+from minivit.checkpoint import CheckpointError, save
 from minivit.gradcheck import GradientError, check_complex_step, check_vjp
 from minivit.models import Swin, SwinV2, ViT, create_model, list_models
 from minivit.summary import summary
 from minivit.version import __version__
+from minivit.weights import export, from_pretrained, load
 
 __all__ = [
     "CheckpointError",
@@ -22,6 +23,7 @@ __all__ = [
     "check_vjp",
     "create_model",
     "data",
+    "export",
     "from_pretrained",
     "functional",
     "list_models",

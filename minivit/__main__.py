@@ -22,9 +22,10 @@ from minivit.models import configs, create_model, list_models
 from minivit.protocol import refuse
 from minivit.summary import summary
 from minivit.version import __version__
-from minivit.weights import architecture, export, from_pretrained
+from minivit.weights import export, from_pretrained
 from minivit.weights.layouts import LAYOUTS
-from minivit.weights.pretrained import Recognised, recognise
+from minivit.weights.pretrained import plan_of
+from minivit.weights.recognise import Recognised, recognise
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that wrote to nobody
 
@@ -55,12 +56,12 @@ def inspect(args: argparse.Namespace) -> None:
     """What a file holds, and which model that makes."""
     found = recognise(args.file)
     arrays = found.weights.arrays
-    kind, arguments = _model(found)
+    arguments = _arguments(found)
     dtypes = Counter(str(array.dtype) for array in arrays.values())
     lines = [
         *(("file", text) for text in _files(found.weights.path)),
-        ("source", found.layout.source if found.layout else "minivit"),
-        ("class", kind),
+        ("source", found.source),
+        ("class", found.model),
         ("arguments", arguments),
         ("arrays", f"{len(arrays)}: " + ", ".join(f"{count} of {dtype}" for dtype, count in dtypes.items())),
         ("parameters", f"{sum(array.size for array in found.arrays.values()):,}"),
@@ -76,17 +77,14 @@ def inspect(args: argparse.Namespace) -> None:
         _table([("largest arrays", "shape", "dtype", "numbers"), *rows])
 
 
-def _model(found: Recognised) -> tuple[str, str]:
-    """The class and its arguments as text, as far as the file tells them."""
-    content = found.weights.content
-    kind = found.layout.model if found.layout else content["model"]
-    shapes = {name: tuple(array.shape) for name, array in found.arrays.items()}
+def _arguments(found: Recognised) -> str:
+    """The arguments of the class as text, as far as the file tells them."""
     try:
-        told = content.get("config") or architecture.arguments(kind, shapes, found.weights.config, found.buffers)
-    except (KeyError, IndexError, TypeError, ZeroDivisionError, ValueError) as error:
-        return kind, f"none, the arrays make no such model: {error}"
+        told = plan_of(found).arguments
+    except CheckpointError as error:
+        return f"none, the arrays make no such model: {error}"
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}  # JSON's lists
-    return kind, ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _files(path: Path) -> list[str]:

@@ -11,14 +11,18 @@ import threading
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Into a temporary file beside it, flushed to disk, then renamed over it: a reader sees the old file or the new."""
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Parts, one after the other, into a temporary file beside it, flushed to disk, then renamed over it.
+
+    A reader sees the old file or the new.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

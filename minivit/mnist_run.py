@@ -1,6 +1,7 @@
 """A whole run on MNIST: the data, the model, the step, the evaluation. The examples choose a model and a recipe.
 
-This is the page to read for how training works; `training.py` below it keeps the run alive, `report.py` draws it.
+This is the page to read for how a run is put together; the steps themselves are one page below it, in `loop.py`.
+Next: `finetuning.py`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minivit import data, optim, parallel, report, training
+from minivit import data, optim, parallel, program, report, training
 from minivit.backend import to_device
 from minivit.checkpoint import save
+from minivit.loop import Batches, Course, learn
 from minivit.models import Model
 from minivit.protocol import Array
 
@@ -48,10 +50,10 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
     # 1. The data.
     mnist = data.load_mnist(args.data)
     recipe = chosen_recipe(recipes, args, "subset" if mnist.is_subset else "default")
-    learn, watch = data.holdout(mnist.train_labels, recipe.held_out, seed=0)
-    images, labels = mnist.train_images[learn][: args.limit], mnist.train_labels[learn][: args.limit]
+    kept, watch = data.holdout(mnist.train_labels, recipe.held_out, seed=0)
+    images, labels = mnist.train_images[kept][: args.limit], mnist.train_labels[kept][: args.limit]
     augment = data.chain(augmentation(recipe))
-    batches_per_epoch = data.num_batches(len(images), recipe.batch_size)
+    count = data.num_batches(len(images), recipe.batch_size)
     print(f"data: {mnist.source}; {len(images):,} images to learn from")
 
     # 2. The model: images (B, 1, 28, 28) -> logits (B, 10).
@@ -59,38 +61,32 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
     to_device(model, args.device)
     print(f"model: {optim.parameter_count(model.parameters()):,} parameters")
 
-    # 3. Training: the four-line step, the learning rate's course before it, the average of the weights after it.
+    # 3. Training: the optimiser, the average of the weights, the shards of a batch, and the loop over all steps.
     opt = optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, no_decay=optim.no_decay(model))
     average = optim.ModelEma(model, recipe.ema)
-    loss = training.CountingLoss()
-    step = parallel.DataParallel(model, threads=1 if args.device == "gpu" else args.threads, loss=loss)
+    threads = 1 if args.device == "gpu" else args.threads
+    step = parallel.DataParallel(model, threads, loss=training.CountingLoss())
     settings = {**asdict(recipe), "seed": args.seed, "data": training.fingerprint(images, labels)}
     run = training.Run(args.out, settings, {"model": model, "optimiser": opt, "average": average}, resume=args.resume)
 
     def prepare(batch: Array) -> Array:
         return to_device(data.normalise(batch[:, None]), args.device)
 
-    start = time.perf_counter()
-    steps, warmup = recipe.epochs * batches_per_epoch, int(recipe.warmup_epochs * batches_per_epoch)
-    for epoch in run.epochs(recipe.epochs):
-        batches = data.batches(
-            images, labels, recipe.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=augment
-        )
-        for x, y in run.steps(batches, batches_per_epoch):
-            opt.lr = optim.warmup_cosine(run.step, steps, peak=recipe.lr, warmup=warmup)
-            rng = training.noise_generator(args.seed, run.step)
+    def batches(epoch: int, position: int) -> Batches:
+        seed = args.seed
+        return data.batches(images, labels, recipe.batch_size, seed=seed, epoch=epoch, start=position, augment=augment)
 
-            opt.zero_grad()
-            value = step.loss_and_grad(to_device(x, args.device), y, rng, label_smoothing=recipe.label_smoothing)
-            optim.clip_grad_norm(model.parameters(), 1.0)
-            opt.step()
-
-            average.update()
-            run.log(value, loss.take(), len(x))
+    def evaluate() -> float:
         average.swap()
         held_out, _ = training.accuracy(step.predict, mnist.train_images[watch], mnist.train_labels[watch], prepare)
         average.swap()
-        run.end_epoch(opt.lr, held_out)
+        return held_out
+
+    start = time.perf_counter()
+    course = Course(
+        recipe.epochs, count, recipe.lr, recipe.warmup_epochs, recipe.label_smoothing, args.seed, args.device
+    )
+    learn(run, step, opt, batches, evaluate, course, average)
 
     # 4. Evaluation: the averaged weights, on images that nothing above has seen, once.
     average.swap()
@@ -134,39 +130,22 @@ def augmentation(recipe: Recipe) -> Callable[[Array, Any], Array]:
 
 def arguments(description: str | None, recipes: dict[str, Recipe], out: str) -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
-    parser.add_argument("--out", default=out, help="folder for checkpoint, metrics, pictures and model")
+    help_data = "folder with the four MNIST files (default: cache, download, or the subset)"
+    parser = program.parser(description, data=help_data, out=out)
     parser.add_argument("--preset", choices=recipes, help="recipe (default: by the data that was found)")
-    parser.add_argument("--epochs", type=int, help="passes over the data")
-    parser.add_argument("--batch-size", type=int, help="images in a step")
-    parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and noise")
-    parser.add_argument("--threads", type=int, help="default: the cores that this process may use")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--limit", type=int, help="learn from so many images only")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return parser.parse_args()
 
 
 def chosen_recipe(recipes: dict[str, Recipe], args: argparse.Namespace, found: str) -> Recipe:
     """The preset, with what the command line changes."""
     changes = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr")}
-    base = vars(recipes[args.preset or found])
-    return Recipe(**{**base, **{name: value for name, value in changes.items() if value is not None}})
+    return replace(
+        recipes[args.preset or found], **{name: value for name, value in changes.items() if value is not None}
+    )
 
 
 def main(
     kind: Callable[..., Model], recipes: dict[str, Recipe], *, title: str, description: str | None, out: str
 ) -> None:
     """The program: arguments, training, and errors as one line (`--debug` shows where they arose)."""
-    args = arguments(description, recipes, out)
-    try:
-        train(kind, recipes, title, args)
-    except (ValueError, RuntimeError, FloatingPointError) as error:
-        if args.debug:
-            raise
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the last checkpoint is kept: add --resume to go on") from None
+    program.run(lambda args: train(kind, recipes, title, args), arguments(description, recipes, out))

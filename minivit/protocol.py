@@ -51,6 +51,22 @@ class once:  # lower case: it is read as the decorator `@once`
         return [cell.cell_contents for cell in cells]
 
 
+def compose(x: Array, *steps: Callable[[Array], tuple[Array, Back]]) -> tuple[Array, Back]:
+    """y = f_n(... f_1(x)), and the chain rule: their backs one after the other, the last one first."""
+    backs: list[Back] = []
+    for step in steps:
+        x, back_step = step(x)
+        backs.append(back_step)
+
+    @once
+    def back(dy: Array) -> Array:
+        while backs:  # a step's back is spent, and so frees its activations, before the next one runs
+            dy = backs.pop()(dy)
+        return dy
+
+    return x, back
+
+
 def refuse(condition: bool, message: str) -> None:
     """Raise ValueError(message) if the condition holds: the one way in which bad arguments are refused."""
     if condition:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import fake_cupy
 import numpy as np
@@ -39,11 +38,3 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
         import cupy
 
         yield Device("cupy", cupy)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests named in known_gaps.txt show what is still missing: they must fail, and once mended leave the list."""
-    gaps = set((Path(__file__).parent / "known_gaps.txt").read_text(encoding="utf-8").splitlines())
-    for item in items:
-        if item.nodeid in gaps:
-            item.add_marker(pytest.mark.xfail(strict=True, reason="a known gap"))

@@ -35,9 +35,15 @@ def thirds(array: Any) -> Any:
     return array[:size], array[size : 2 * size], array[2 * size :]
 
 
+def sides(model: Any, stage: int) -> tuple[int, int]:
+    """The window and the map of a stage."""
+    grid = model.config["img_size"] // model.config["patch_size"] // 2**stage
+    return min(model.config["window_size"], grid), grid
+
+
 def tables(out: dict[str, Any], block: str, model: Any, stage: int, flat: bool) -> None:
     """What Microsoft and torchvision keep beside the parameters of a window's attention."""
-    side = min(model.config["window_size"], model.config["img_size"] // model.config["patch_size"] // 2**stage)
+    side, _ = sides(model, stage)
     index = np.zeros((side * side, side * side), np.int64)
     for q in range(side * side):
         for k in range(side * side):
@@ -60,8 +66,9 @@ def microsoft(a: dict[str, Any], model: Any) -> dict[str, Any]:
     for stage, depth in enumerate(depths):
         for number in range(depth):
             block = f"layers.{stage}.blocks.{number}"
-            if number % 2:
-                out[f"{block}.attn_mask"] = np.full((4, 9, 9), -100.0, np.float32)
+            side, grid = sides(model, stage)
+            if number % 2 and grid > side:
+                out[f"{block}.attn_mask"] = np.full(((grid // side) ** 2, side**2, side**2), -100.0, np.float32)
             tables(out, block, model, stage, flat=False)
             for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2", "attn.qkv", "attn.proj"):
                 both(out, a, f"{block}.{name}", f"{block}.{name}")

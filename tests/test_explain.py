@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import explain, explain_pictures
+from minivit import explain
+from minivit.explain import window_pictures
 
 ROOT = Path(minivit.__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "explain_swin.py"
@@ -206,7 +207,7 @@ def test_impossible_questions_are_refused():
         with pytest.raises(ValueError, match="not on the map of 4 x 4"):
             explain.receptive_field(SMALL, 1, place)
     with pytest.raises(ValueError, match="part swin_padding .* nothing is both padded and rolled"):
-        explain_pictures.write_pictures(".", SMALL, 1, part="swin_padding")
+        window_pictures.write_pictures(".", SMALL, 1, part="swin_padding")
 
 
 # --- pictures and the program ---------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def words(svg):
     return re.findall(r">([^<>\n]+)</(?:text|tspan)>", svg.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("part", explain_pictures.PARTS)
+@pytest.mark.parametrize("part", window_pictures.PARTS)
 def test_the_pictures_of_the_documentation_are_up_to_date(part, tmp_path):
     """Words and numbers are compared: how they are written as SVG may change with matplotlib's version."""
     pytest.importorskip("matplotlib")
@@ -224,7 +225,7 @@ def test_the_pictures_of_the_documentation_are_up_to_date(part, tmp_path):
         pytest.skip("the documentation is not installed with the package")
     side = {"swin_padding": 7, "swin_reach": 16}.get(part, 8)
     at = explain.layout((side, side), (4, 4), (2, 2))
-    (file,) = explain_pictures.write_pictures(tmp_path, at, 4, part=part)
+    (file,) = window_pictures.write_pictures(tmp_path, at, 4, part=part)
     assert file.name == f"{part}.svg"
     assert len(words(file)) > 8
     assert words(file) == words(IMAGES / file.name)
@@ -233,7 +234,7 @@ def test_the_pictures_of_the_documentation_are_up_to_date(part, tmp_path):
 def test_a_picture_is_the_same_each_time(tmp_path):
     pytest.importorskip("matplotlib")
     first, second = (
-        explain_pictures.write_pictures(tmp_path / name, SMALL, 2, part="swin_roll")[0].read_bytes() for name in "ab"
+        window_pictures.write_pictures(tmp_path / name, SMALL, 2, part="swin_roll")[0].read_bytes() for name in "ab"
     )
     assert first == second
 

@@ -245,6 +245,7 @@ OPTIONS = {
     "qkv_bias": (False, "names"),
     "class_token": (False, "names"),
     "global_pool": ("avg", "names"),
+    "fc_norm": (True, "names"),
     "pos_embed": ("sincos_2d", "names"),
     "representation_size": (5, "names"),
     "patch_norm": (True, "names"),
@@ -449,7 +450,9 @@ def test_predict_equals_forward(dtype, changes):
     for size in (1, 2, 3, 7, 100):
         parts = model.predict(x, batch_size=size)
         assert parts.dtype == dtype and parts.shape == whole.shape
-        assert np.abs(parts - whole).max() < 1e-6
+        # BLAS sums in another order for other sizes, and in yet another on another processor
+        limit = 1e-5 if dtype == "float32" else 1e-13
+        assert np.abs(parts - whole).max() <= limit * max(1, np.abs(whole).max())
     assert all(param.grad is None for param in model.parameters().values())
 
 

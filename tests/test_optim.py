@@ -5,6 +5,7 @@ Read test_parallel.py next, for where the gradients come from.
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -105,14 +106,48 @@ def test_frozen_parameters_and_their_moments_stay_as_they_are(kind):
         assert not opt.first[9:13].any() and not opt.second[9:13].any() and opt.first[13:].all()
 
 
+SCALES = {"a.weight": 0.5, "a.bias": 0.0, "frozen": 3.0}  # b.weight has none: its factor is 1
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_a_scaled_learning_rate_is_that_of_an_optimiser_of_its_own(kind):
+    together, apart = params(), params()
+    opt = make(kind, together, weight_decay=0.3, lr_scale=SCALES)
+    own = {name: make(kind, {name: param}, weight_decay=0.3) for name, param in apart.items()}
+    for step in range(5):
+        opt.lr = schedule(step)
+        for named in (together, apart):
+            set_gradients(named, step)
+        opt.step()
+        for name, each in own.items():
+            each.lr = schedule(step) * SCALES.get(name, 1.0)
+            each.step()
+        assert all(np.array_equal(together[name].data, apart[name].data) for name in SHAPES)
+    assert np.array_equal(together["a.bias"].data, params()["a.bias"].data), "factor 0 stands still"
+    assert not np.array_equal(together["b.weight"].data, params()["b.weight"].data)
+
+
+@pytest.mark.parametrize("scale", [None, {}, dict.fromkeys(SHAPES, 1.0)], ids=["none", "empty", "ones"])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_without_scales_not_a_bit_changes(kind, scale):
+    plain, scaled = params("float32"), params("float32")
+    first, second = make(kind, plain, weight_decay=0.3), make(kind, scaled, weight_decay=0.3, lr_scale=scale)
+    for step in range(5):
+        for named, opt in ((plain, first), (scaled, second)):
+            set_gradients(named, step)
+            opt.step()
+    assert all(np.array_equal(plain[name].data, scaled[name].data) for name in SHAPES)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
-def test_adamw_in_pieces_and_threads_is_the_same_to_the_last_bit(threads):
+@pytest.mark.parametrize("scale", [None, {"a": 0.1, "huge": 0.3, "large": 0.3}], ids=["plain", "scaled"])
+def test_adamw_in_pieces_and_threads_is_the_same_to_the_last_bit(threads, scale):
     shapes = {"large": (700, 800), "a": (3,), "b": (5, 2), "frozen": (4,), "huge": (600_001,), "last": (2, 2)}
 
     def result(piece, threads):
         rng = np.random.default_rng(0)
         params = {name: nn.Param(rng.standard_normal(shape).astype("float32")) for name, shape in shapes.items()}
-        opt = optim.AdamW(params, 1e-2, weight_decay=0.3, no_decay={"a", "huge"}, threads=threads)
+        opt = optim.AdamW(params, 1e-2, weight_decay=0.3, no_decay={"a", "huge"}, threads=threads, lr_scale=scale)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernels_numpy, "ADAMW_PIECE", piece)
             for step in range(3):
@@ -153,17 +188,18 @@ def test_parameters_keep_their_buffers(kind):
     assert all(param.grad is None for param in named.values())
 
 
+@pytest.mark.parametrize("scale", [None, SCALES], ids=["plain", "scaled"])
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
-def test_a_saved_state_continues_bit_for_bit(kind):
+def test_a_saved_state_continues_bit_for_bit(kind, scale):
     whole, part = params(), params()
-    straight, opt = make(kind, whole), make(kind, part)
+    straight, opt = make(kind, whole, lr_scale=scale), make(kind, part, lr_scale=scale)
     for step in range(6):
         if step == 3:  # a new optimiser takes over
             state = opt.state_dict()
             opt.step()  # the state must be a copy: this must not reach it
             for name, param in whole.items():
                 part[name].data = param.data
-            opt = make(kind, part)
+            opt = make(kind, part, lr_scale=scale)
             opt.load_state_dict(state)
         for named, owner in ((whole, straight), (part, opt)):
             set_gradients(named, step)
@@ -204,6 +240,113 @@ def test_no_decay_rules():
         model = minivit.ViT(**options, num_heads=2, pos_embed=kind, heads="linear")
         decayed = set(model.parameters()) - optim.no_decay(model)
         assert decayed == {name for name in weights if "dist" not in name} | {"blocks.0.attn.head_maps"}
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD"])
+def test_what_the_optimiser_is_not_given_is_frozen(kind):
+    model = minivit.ViT(8, 4, 1, 3, 8, 2, 2, seed=1)
+    frozen = optim.matching(model.parameters(), ["patch_embed.*", "blocks.0.*", "pos_embed"])
+    trained = {name: param for name, param in model.parameters().items() if name not in frozen}
+    opt = make(kind, trained, weight_decay=0.3, no_decay=optim.no_decay(model) & trained.keys())
+    before = model.state_dict()
+    x, y = np.random.default_rng(0).standard_normal((4, 1, 8, 8), np.float32), np.array([0, 1, 2, 0])
+    for _ in range(3):
+        opt.zero_grad()
+        parallel.DataParallel(model, threads=1).loss_and_grad(x, y)
+        for name in frozen:
+            model.parameters()[name].grad *= np.float32(1e6)
+        norm = optim.clip_grad_norm(trained, 1.0)
+        opt.step()
+    assert norm < 1e3, "what is frozen counts in the norm"
+    for name, param in model.parameters().items():
+        assert np.array_equal(param.data, before[name]) == (name in frozen), name
+
+
+VIT_LAYERS = [
+    r"norm\.|fc_norm\.|pre_logits\.|head",
+    r"blocks\.2\.",
+    r"blocks\.1\.",
+    r"blocks\.0\.",
+    r"patch_embed|cls|dist|pos",
+]
+SWIN_LAYERS = [
+    r"norm\.|head\.",
+    r"layers\.1\.blocks\.3\.",
+    r"layers\.1\.blocks\.2\.",
+    r"layers\.1\.blocks\.1\.",
+    r"layers\.1\.(blocks\.0|downsample)\.",  # the merging belongs to the block that follows it
+    r"layers\.0\.blocks\.1\.",
+    r"layers\.0\.blocks\.0\.",
+    r"patch_embed\.|absolute_pos_embed",
+]
+VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 3, "num_heads": 2}
+SWIN = {"img_size": 16, "in_chans": 1, "num_classes": 3, "embed_dim": 4, "depths": (2, 4), "num_heads": (1, 2)}
+LAYERED = {
+    "vit": (lambda: minivit.ViT(**VIT), VIT_LAYERS),
+    "average": (lambda: minivit.ViT(**VIT, global_pool="avg"), VIT_LAYERS),
+    "distilled": (lambda: minivit.ViT(**VIT, distilled=True, patch_norm=True), VIT_LAYERS),
+    "pre_logits": (lambda: minivit.ViT(**VIT, representation_size=5), VIT_LAYERS),
+    "no head": (lambda: minivit.ViT(**{**VIT, "num_classes": 0}), VIT_LAYERS),
+    "swin": (lambda: minivit.Swin(**SWIN, window_size=2, ape=True), SWIN_LAYERS),
+    "swin v2": (lambda: minivit.SwinV2(**SWIN, window_size=2), SWIN_LAYERS),
+}
+
+
+def recomputed(model):
+    model.blocks = [nn.Recompute(block) for block in model.blocks]
+    return model
+
+
+LAYERED["recompute"] = (lambda: recomputed(minivit.ViT(**VIT)), VIT_LAYERS)
+
+
+@pytest.mark.parametrize("case", LAYERED)
+def test_layer_decay_counts_the_layers_above(case):
+    build, patterns = LAYERED[case]
+    names = list(build().parameters())
+    factors = optim.layer_decay(build(), 0.5)
+    assert list(factors) == names
+    for name in names:
+        (above,) = [place for place, pattern in enumerate(patterns) if re.match(pattern, name)]
+        assert factors[name] == 0.5**above, name
+    assert min(factors.values()) == 0.5 ** (len(patterns) - 1)
+    assert set(optim.layer_decay(build(), 1).values()) == {1}
+    optim.AdamW(build().parameters(), lr_scale=factors)
+
+
+def test_layer_decay_of_the_last_stage_of_one_block_each():
+    model = minivit.Swin(**{**SWIN, "depths": (1, 1)}, window_size=2, allow_odd_depths=True)
+    factors = optim.layer_decay(model, 0.5)
+    assert factors["layers.1.downsample.reduction.weight"] == factors["layers.1.blocks.0.mlp.fc1.weight"] == 0.5
+    assert factors["layers.0.blocks.0.mlp.fc1.weight"] == 0.25 and factors["patch_embed.proj.weight"] == 0.125
+
+
+def test_matching():
+    names = minivit.ViT(**VIT).parameters()
+    assert optim.matching(names, []) == set()
+    assert optim.matching(names, ["*"]) == set(names)
+    assert optim.matching(names, ["head.*", "*.qkv.bias"]) == {
+        *("head.weight", "head.bias"),
+        *(f"blocks.{block}.attn.qkv.bias" for block in range(3)),
+    }
+    low = optim.matching(names, ["blocks.[0-1].*"])
+    assert low == {name for name in names if name.startswith(("blocks.0.", "blocks.1."))}
+
+
+@pytest.mark.parametrize(
+    "pattern, near",
+    [
+        ("block.0.*", "'blocks.0.*'"),
+        ("patch_embd.*", "'patch_embed.*'"),
+        ("Head.weight", "'head.weight'"),
+        ("zzz", "begin with blocks, cls_token, head"),
+        ("", "begin with blocks"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(pattern, near):
+    with pytest.raises(ValueError, match=f"no parameter matches {pattern!r}".replace("*", ".")) as error:
+        optim.matching(minivit.ViT(**VIT).parameters(), ["head.*", pattern])
+    assert near in str(error.value)
 
 
 def test_clip_grad_norm():
@@ -341,6 +484,12 @@ ERRORS = {
     "decay": (lambda: optim.SGD(params(), 1, weight_decay=-0.5), ["weight_decay=-0.5", "not be negative"]),
     "betas": (lambda: optim.AdamW(params(), betas=(0.9, 1.0)), ["betas=(0.9, 1.0)", "[0, 1)"]),
     "no_decay": (lambda: optim.AdamW(params(), no_decay=["x"]), ["'x'", "no_decay"]),
+    "scale of nothing": (lambda: optim.SGD(params(), 1, lr_scale={"x": 1.0}), ["'x'", "lr_scale"]),
+    "negative scale": (lambda: optim.AdamW(params(), lr_scale={"a.bias": -0.1}), ["a.bias", "-0.1"]),
+    "no scale": (lambda: optim.AdamW(params(), lr_scale={"a.bias": math.nan}), ["a.bias", "nan"]),
+    "rate": (lambda: optim.layer_decay(minivit.ViT(**VIT), 1.1), ["rate=1.1", "(0, 1]"]),
+    "no rate": (lambda: optim.layer_decay(minivit.ViT(**VIT), 0.0), ["rate=0.0", "(0, 1]"]),
+    "no blocks": (lambda: optim.layer_decay(nn.Sequential(nn.Linear(2, 3)), 0.5), ["Sequential", "no blocks"]),
     "dtypes": (lambda: optim.AdamW(MIXED), ["float32", "float64"]),
     "momentum": (lambda: optim.SGD(params(), 1, momentum=1.0), ["momentum=1.0", "[0, 1)"]),
     "nesterov": (lambda: optim.SGD(params(), 1, nesterov=True), ["nesterov", "momentum"]),

@@ -41,6 +41,8 @@ OPTIONS: dict[str, Any] = {
     "gelu": ("tanh", "logits"),
     "mask_value": (-math.inf, "leak"),
     "mask_padding": (True, "padding"),
+    "covered": ("stay", "windows"),
+    "pad_first": (False, "windows"),
     "allow_odd_depths": (True, "odd"),
     "dtype": ("float32", "dtype"),
     "seed": (1, "weights"),
@@ -102,6 +104,18 @@ def test_every_option_has_an_effect(kind: Any, option: str) -> None:
         model.load_state_dict(state)
     if where in ("logits", "leak"):
         assert np.abs(plain.predict(x) - other.predict(x)).max() > 1e-6
+    elif where == "windows":  # of 4, on maps of 10 and 5 and, for a small image, 3 and 2
+        plain, other = (kind(**{**build, "window_size": 4, "img_size": 20, **more}) for more in ({}, {option: value}))
+        rng = np.random.default_rng(0)
+        state = {name: value + rng.standard_normal(value.shape) for name, value in plain.state_dict().items()}
+        for model in (plain, other):
+            model.load_state_dict(state)
+        found = [[model.predict(images(size=(side, side))) for side in (16, 20, 6)] for model in (plain, other)]
+        assert [bool(np.abs(a - b).max() > 1e-6) for a, b in zip(*found)] == [
+            False,
+            option == "pad_first",
+            option == "covered",
+        ]
     elif where == "padding":
         assert np.array_equal(plain.predict(x), other.predict(x))
         odd = images(size=(18, 18))

@@ -199,22 +199,30 @@ PAIRS = [
     for layout in LAYOUTS
     for which, (kind, _) in MODELS.items()
     if layout.model == kind.__name__
+    and (layout.source != "huggingface" or ("deit" in layout.prefixes[0]) == ("distilled" in which))
 ]
+
+
+def arrays_of(layout, which):
+    """A model's arrays, and what this source keeps beside them and is known by."""
+    kind, arguments = MODELS[which]
+    arrays = kind(**arguments, seed=1).state_dict()
+    if (layout.source, layout.model) == ("wzmiaomiao", "Swin"):
+        arrays["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((4, 4), np.int64)
+    return arrays
 
 
 @pytest.mark.parametrize(("layout", "which"), PAIRS)
 def test_out_and_in_again_is_the_identity(layout, which):
-    kind, arguments = MODELS[which]
     if not layout.rules:
         return  # its names are ours
-    arrays = kind(**arguments, seed=1).state_dict()
-    heads = arguments["num_heads"]
+    arrays, heads = arrays_of(layout, which), MODELS[which][1]["num_heads"]
     theirs, unknown = translate(layout.rules, arrays, lambda name: heads, out=True)
     if (layout.source, which) in CANNOT:
         assert unknown
         return
     assert unknown == []
-    assert layout.recognises(theirs)
+    assert layout.bare(theirs) is not None
     ours, unknown = translate(layout.rules, theirs, lambda name: heads)
     assert unknown == [] and ours.keys() == arrays.keys()
     assert all(same_bits(np.ascontiguousarray(ours[name]), arrays[name]) for name in arrays)
@@ -222,9 +230,8 @@ def test_out_and_in_again_is_the_identity(layout, which):
 
 @pytest.mark.parametrize(("layout", "which"), PAIRS)
 def test_a_layout_is_recognised_as_itself_and_nothing_else(layout, which):
-    kind, arguments = MODELS[which]
-    arrays = kind(**arguments).state_dict()
-    heads = arguments["num_heads"]
+    arrays, heads = arrays_of(layout, which), MODELS[which][1]["num_heads"]
     theirs = translate(layout.rules, arrays, lambda name: heads, out=True)[0] if layout.rules else arrays
-    first = next(each for each in LAYOUTS if each.recognises(theirs))
-    assert first is layout
+    first = next(each for each in LAYOUTS if each.bare(theirs) is not None)
+    # WZMIAOMIAO's ViT cannot be told from timm's, and needs not be
+    assert first is layout or (first.source, layout.source, layout.model) == ("timm", "wzmiaomiao", "ViT")

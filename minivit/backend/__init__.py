@@ -13,9 +13,10 @@ Only files in this folder may import CuPy; everything above asks here and is the
 """
 
 from minivit.backend.devices import array_module, gpu_available, kernels, to_device, to_numpy
-from minivit.backend.random import as_generator, copy_generator, keep_mask, split_generator
+from minivit.backend.random import UNSET, as_generator, copy_generator, keep_mask, split_generator
 
 __all__ = [
+    "UNSET",
     "array_module",
     "as_generator",
     "copy_generator",

@@ -14,8 +14,24 @@ from minivit.backend.devices import array_module
 from minivit.protocol import Array, refuse
 
 
+class _Unset:
+    """The class of `UNSET`."""
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+# a seed for layers whose weights are about to be loaded: nothing is drawn, and their memory is not even touched
+UNSET = _Unset()
+
+
 def as_generator(seed: Any) -> Any:
-    """A NumPy generator from a seed, a tuple of integers, None (fresh entropy) or a generator (returned as it is)."""
+    """A NumPy generator from a seed, a tuple of integers, None (fresh entropy) or a generator (returned as it is).
+
+    `UNSET` is returned as it is, too.
+    """
+    if seed is UNSET:
+        return seed
     refuse(isinstance(seed, int) and seed < 0, f"seed={seed} must not be negative")
     return np.random.default_rng(seed)
 

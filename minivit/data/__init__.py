@@ -1,5 +1,5 @@
 """Data: reading IDX files and MNIST, batches that are pure functions of a seed, and augmentation.
-Read idx.py first, then download.py, batches.py, mnist.py, warp.py, augment.py and mix.py.
+Read idx.py first, then download.py, batches.py, mnist.py, warp.py, augment.py, mix.py and images.py.
 """
 
 from minivit.data.augment import affine, chain, crop, erase, flip, shift
@@ -15,15 +15,20 @@ from minivit.data.batches import (
     num_batches,
 )
 from minivit.data.idx import DataError, read_idx, read_labelled, write_idx
+from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess, read_image
 from minivit.data.mix import cutmix, mixup
 from minivit.data.mnist import Mnist, default_cache_dir, load_mnist
 
 __all__ = [
+    "FILTERS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "MNIST_MEAN",
     "MNIST_STD",
     "Augment",
     "DataError",
     "Mnist",
+    "Preprocess",
     "affine",
     "batch_indices",
     "batches",
@@ -40,6 +45,7 @@ __all__ = [
     "normalise",
     "num_batches",
     "read_idx",
+    "read_image",
     "read_labelled",
     "shift",
     "write_idx",

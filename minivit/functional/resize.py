@@ -16,22 +16,27 @@ from minivit.protocol import Array, Back, once, refuse
 _CUBIC_ANTIALIASED, _CUBIC_PLAIN = -0.5, -0.75
 
 
-def resize_matrix(source: int, target: int, mode: str = "bicubic", antialias: bool = True) -> Array:
+def resize_matrix(
+    source: int, target: int, mode: str = "bicubic", antialias: bool = True, align_corners: bool = False
+) -> Array:
     """The matrix (target, source), float64, that resamples a line of `source` points to `target` points.
 
     Args:
         mode: "bicubic" or "bilinear".
         antialias: when shrinking, widen the kernel to the new spacing, so that every source point counts.
+        align_corners: lay the first and the last points upon each other, instead of the ends of the pixels around
+            them; without antialiasing only.
 
-    Pixel centres are aligned as in torch.nn.functional.interpolate(align_corners=False); beyond the ends, the plain
-    kernel repeats the last point, the antialiased one drops the missing points and rescales, as PyTorch does.
+    Both are what torch.nn.functional.interpolate does under these names; beyond the ends, the plain kernel repeats the
+    last point, the antialiased one drops the missing points and rescales, as PyTorch does.
     """
     refuse(mode not in ("bicubic", "bilinear"), f"resize: mode={mode!r}: choose 'bicubic' or 'bilinear'")
     refuse(source < 1 or target < 1, f"resize: cannot resample {source} points to {target}: both must be positive")
+    refuse(align_corners and antialias, "resize: align_corners=True needs antialias=False")
     ratio = source / target
     width = max(ratio, 1.0) if antialias else 1.0  # of the kernel, in source points
     reach = 2 if mode == "bicubic" else 1
-    centre = (np.arange(target) + 0.5) * ratio - 0.5  # (target,)
+    centre = np.linspace(0, source - 1, target) if align_corners else (np.arange(target) + 0.5) * ratio - 0.5
     span = int(np.ceil(reach * width)) + 1
     points = np.floor(centre)[:, None].astype(np.int64) + np.arange(-span, span + 1)  # (target, 2 span + 1)
     distance = (points - centre[:, None]) / width
@@ -54,25 +59,26 @@ def _cubic(x: Array, a: float) -> Array:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def resize_grid(x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> tuple[Array, Back]:
-    """A grid of vectors x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
-    return _resample(x, size, (0, 1), "ij,jkd,lk->ild", mode, antialias)
-
-
-def resize_images(x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> tuple[Array, Back]:
-    """Images x (B, C, h, w) resampled to (B, C, h', w'). Returns y, and vjp(dy) -> dx."""
-    return _resample(x, size, (2, 3), "ij,bcjk,lk->bcil", mode, antialias)
-
-
-def _resample(
-    x: Array, size: tuple[int, int], axes: tuple[int, int], forward: str, mode: str, antialias: bool
+def resize_grid(
+    x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True, align_corners: bool = False
 ) -> tuple[Array, Back]:
-    """A_h x A_w^T as an einsum; the transposed matrices take the gradient back."""
+    """A grid of vectors x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
+    rows, columns = (resize_matrix(x.shape[axis], size[axis], mode, antialias, align_corners) for axis in (0, 1))
+    return _resample(x, rows, columns, "ij,jkd,lk->ild")
+
+
+def resize_images(
+    x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True, align_corners: bool = False
+) -> tuple[Array, Back]:
+    """Images x (B, C, h, w) resampled to (B, C, h', w'). Returns y, and vjp(dy) -> dx."""
+    rows, columns = (resize_matrix(x.shape[2 + axis], size[axis], mode, antialias, align_corners) for axis in (0, 1))
+    return _resample(x, rows, columns, "ij,bcjk,lk->bcil")
+
+
+def _resample(x: Array, rows: Array, columns: Array, forward: str) -> tuple[Array, Back]:
+    """A_h x A_w^T as an einsum, A_h (h', h) and A_w (w', w); the transposed matrices take the gradient back."""
     xp = array_module(x)
-    rows, columns = (
-        xp.asarray(resize_matrix(x.shape[axis], length, mode, antialias).astype(x.dtype))
-        for axis, length in zip(axes, size)
-    )  # (h', h), (w', w)
+    rows, columns = (xp.asarray(matrix.astype(x.dtype)) for matrix in (rows, columns))
     operands, result = forward.split("->")
     left, middle, right = operands.split(",")
 

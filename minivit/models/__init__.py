@@ -4,9 +4,9 @@ Read in this order: `model.py` (what every model is), `positions.py`, `tokens.py
 `swin.py`, `configs.py`; then `minivit/optim.py`, which makes them learn.
 """
 
-from minivit.models.configs import create_model, list_models
+from minivit.models.configs import MODELS, create_model, list_models
 from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2
 from minivit.models.vit import ViT
 
-__all__ = ["Model", "Swin", "SwinV2", "ViT", "create_model", "list_models"]
+__all__ = ["MODELS", "Model", "Swin", "SwinV2", "ViT", "create_model", "list_models"]

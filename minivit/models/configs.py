@@ -14,12 +14,14 @@ from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2
 from minivit.models.vit import ViT
 
+MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}  # by the name that a file gives
+
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-_GAP = {"class_token": False, "global_pool": "avg"}
+_GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_heads": 16}
 
 
 def _vit(size: dict[str, Any], patch: int, image: int, **more: Any) -> tuple[type[Model], dict[str, Any]]:

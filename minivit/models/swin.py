@@ -84,6 +84,9 @@ class Swin(Model):
         gelu: "none" (exact) or "tanh".
         mask_value: -100 as published, or -inf: what forbidden scores get added.
         mask_padding: keep padded places from being looked at; the published models do not.
+        covered: what a window does that covers the map, "shrink", "shrink_both", "stay" or "shift"; see
+            `nn.ShiftedWindows`. Projects differ, and it shows on images whose maps windows do not divide.
+        pad_first: pad maps before they are rolled; timm pads after.
         allow_odd_depths: see `depths`.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
@@ -115,6 +118,8 @@ class Swin(Model):
         gelu: str = "none",
         mask_value: float = -100.0,
         mask_padding: bool = False,
+        covered: str = "shrink",
+        pad_first: bool = True,
         allow_odd_depths: bool = False,
         dtype: Any = "float32",
         seed: Any = 0,
@@ -193,10 +198,13 @@ class Swin(Model):
 
     def _block(self, stage: int, place: int, grid: tuple[int, int], dim: int, drop_path: float, rng: Any) -> Block:
         c = self.config
-        wh, ww = (min(side, length) for side, length in zip(pair(c["window_size"]), grid))
+        wh, ww = pair(c["window_size"])
+        if c["covered"] in ("shrink", "shrink_both"):
+            wh, ww = min(wh, grid[0]), min(ww, grid[1])
         shift = (wh // 2, ww // 2) if place % 2 else (0, 0)
         attention = self._attention(stage, dim, (wh, ww), rng)
-        windows = ShiftedWindows(attention, (wh, ww), shift, mask_padding=c["mask_padding"])
+        options = {name: c[name] for name in ("mask_padding", "covered", "pad_first")}
+        windows = ShiftedWindows(attention, (wh, ww), shift, **options)
         hidden = int(dim * c["mlp_ratio"])
         mlp = Mlp(dim, hidden, gelu=c["gelu"], drop=c["proj_drop_rate"], dtype=c["dtype"], seed=rng)
         # a norm behind its branch starts at 0, so that every block starts as the identity (Swin v2's code)
@@ -277,6 +285,8 @@ class SwinV2(Swin):
         gelu: str = "none",
         mask_value: float = -100.0,
         mask_padding: bool = False,
+        covered: str = "shrink",
+        pad_first: bool = True,
         allow_odd_depths: bool = False,
         dtype: Any = "float32",
         seed: Any = 0,

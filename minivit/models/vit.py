@@ -30,7 +30,9 @@ class ViT(Model):
         num_classes: K; 0 gives the pooled features (B, D).
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the encoder's size.
         class_token: put a learned token in front; `global_pool="token"` needs it.
-        global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches, then `fc_norm`.
+        global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches.
+        fc_norm: the last norm stands behind the pooling, under this name, and not before it, as `norm`; None is True
+            for "avg" and False for "token".
         pos_embed: "learned_1d" | "none" | "learned_2d" | "sincos_1d" | "sincos_2d" | "relative".
         representation_size: width of the fc + tanh before the classifier, None for a single linear layer.
         patch_norm: LayerNorm after the patch embedding (key `patch_embed.norm`).
@@ -61,6 +63,7 @@ class ViT(Model):
         qkv_bias: bool = True,
         class_token: bool = True,
         global_pool: str = "token",
+        fc_norm: bool | None = None,
         pos_embed: str = "learned_1d",
         representation_size: int | None = None,
         patch_norm: bool = False,
@@ -100,10 +103,10 @@ class ViT(Model):
             rng,
         )
         self.blocks = [self._block(index, grid, len(prefix), rng) for index in range(depth)]
-        # with an average, the norm moves behind the pooling, as in timm
-        self.norm = LayerNorm(embed_dim, norm_eps, dtype=dtype) if global_pool == "token" else None
+        self.config["fc_norm"] = behind = global_pool == "avg" if fc_norm is None else bool(fc_norm)
+        self.norm = None if behind else LayerNorm(embed_dim, norm_eps, dtype=dtype)
         self.pool = Pool(global_pool, len(prefix))
-        self.fc_norm = LayerNorm(embed_dim, norm_eps, dtype=dtype) if global_pool == "avg" else None
+        self.fc_norm = LayerNorm(embed_dim, norm_eps, dtype=dtype) if behind else None
         self.pre_logits = PreLogits(embed_dim, representation_size, dtype, rng) if representation_size else None
         self.head_drop = Dropout(drop_rate)
         self.head: Layer | None = None

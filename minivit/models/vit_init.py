@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import log
 from typing import Any
 
+from minivit.backend import UNSET
 from minivit.nn import Layer, init
 from minivit.protocol import refuse
 
@@ -23,7 +24,7 @@ def initialise(model: Layer, scheme: str, rng: Any) -> None:
     outputs start at 1/K.
     """
     refuse(scheme not in SCHEMES, f"weight_init={scheme!r}: choose one of {', '.join(map(repr, SCHEMES))}")
-    if scheme == "timm":
+    if scheme == "timm" or rng is UNSET:
         return
     for name, param in model.parameters().items():
         shape, dtype = param.shape, param.data.dtype

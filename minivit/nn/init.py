@@ -1,6 +1,7 @@
 """Where weights start: the few distributions that ViT and Swin are initialised from.
 
-Drawn in float64 on the host and cast, so that a seed means the same weights in every dtype and on every device.
+Drawn in float64 on the host and cast, so that a seed means the same weights in every dtype and on every device. With
+`UNSET` in the place of a generator, nothing is drawn: arrays are as they come, for weights that are about to be loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minivit.backend import UNSET
 from minivit.protocol import Array, refuse
 
 
@@ -28,6 +30,8 @@ def trunc_normal(rng: Any, shape: tuple[int, ...], std: float, dtype: Any) -> Ar
 
     PyTorch's trunc_normal_ cuts at +-2 absolute, which at std 0.02 cuts nothing.
     """
+    if rng is UNSET:
+        return np.empty(shape, dtype)
     draws = rng.standard_normal(shape)
     while (far := np.abs(draws) > 2).any():
         draws[far] = rng.standard_normal(int(far.sum()))
@@ -36,13 +40,12 @@ def trunc_normal(rng: Any, shape: tuple[int, ...], std: float, dtype: Any) -> Ar
 
 def normal(rng: Any, shape: tuple[int, ...], std: float, dtype: Any) -> Array:
     """Normal draws of standard deviation `std`."""
-    return (rng.standard_normal(shape) * std).astype(dtype)
+    return np.empty(shape, dtype) if rng is UNSET else (rng.standard_normal(shape) * std).astype(dtype)
 
 
 def xavier_uniform(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Uniform in +-sqrt(6 / (fan_in + fan_out)) for a weight (out, in) (Glorot and Bengio 2010)."""
-    bound = (6 / (shape[0] + prod(shape[1:]))) ** 0.5
-    return rng.uniform(-bound, bound, shape).astype(dtype)
+    return _uniform(rng, shape, (6 / (shape[0] + prod(shape[1:]))) ** 0.5, dtype)
 
 
 def lecun_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -55,8 +58,11 @@ def lecun_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
 
 def conv_uniform(rng: Any, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Array:
     """Uniform in +-1/sqrt(fan_in): PyTorch's default for a convolution and its bias."""
-    bound = fan_in**-0.5
-    return rng.uniform(-bound, bound, shape).astype(dtype)
+    return _uniform(rng, shape, fan_in**-0.5, dtype)
+
+
+def _uniform(rng: Any, shape: tuple[int, ...], bound: float, dtype: Any) -> Array:
+    return np.empty(shape, dtype) if rng is UNSET else rng.uniform(-bound, bound, shape).astype(dtype)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Array:

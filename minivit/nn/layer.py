@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from minivit.backend import array_module
-from minivit.protocol import Array, Back, once, refuse
+from minivit.protocol import Array, Back, compose, refuse
 
 
 class Param:
@@ -224,18 +224,7 @@ class Chain(Layer):
                 yield name, stage
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        backs: list[Back] = []
-        for stage in self.stages():
-            x, back_stage = stage(x, rng)
-            backs.append(back_stage)
-
-        @once
-        def back(dy: Array) -> Array:
-            while backs:  # a stage's back is spent, and so frees its activations, before the next one runs
-                dy = backs.pop()(dy)
-            return dy
-
-        return x, back
+        return compose(x, *(partial(stage, rng=rng) for stage in self.stages()))
 
 
 def _is_array(value: Any) -> bool:

@@ -9,6 +9,7 @@ Hd heads, d = D/Hd head size. Next: `mlp.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from math import log
 from typing import Any
 
@@ -19,7 +20,7 @@ from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.layer import Layer, Param
 from minivit.nn.position_bias import ContinuousPositionBias
-from minivit.protocol import Array, Back, once, refuse
+from minivit.protocol import Array, Back, compose, once, refuse
 
 
 class WindowAttention(Attention):
@@ -192,6 +193,9 @@ class CosineWindowAttention(WindowAttention):
         return parts, back
 
 
+COVERED = ("shrink", "shrink_both", "stay", "shift")
+
+
 class ShiftedWindows(Layer):
     """A map (B, H, W, D) -> the same shape: `attention` within each window, the windows shifted by `shift_size`.
 
@@ -205,6 +209,11 @@ class ShiftedWindows(Layer):
         shift_size: (sh, sw), each less than the window; half a window in every second block, else 0.
         mask_padding: keep padded places from being looked at. The published models let them be (they are zeros, but
             projections give them values), so this is off.
+        covered: what happens where a window covers the map; the projects differ. "shrink" (as above, timm): on that
+            axis the window shrinks and does not shift. "shrink_both" (Microsoft, transformers): both axes take the
+            shorter side of the map, without a shift. "stay" (torchvision): the window stays, over padding, and does
+            not shift. "shift" (WZMIAOMIAO): it stays and shifts all the same.
+        pad_first: pad, then roll. False is timm's order, whose mask then cuts beside the seam where there is padding.
 
     Source: Liu et al. 2021, section 3.2. Derivation and pictures: docs/derivations/windows.md.
     """
@@ -212,10 +221,20 @@ class ShiftedWindows(Layer):
     queries = None  # every token asks
 
     def __init__(
-        self, attention: Layer, window_size: int | Size, shift_size: int | Size = 0, *, mask_padding: bool = False
+        self,
+        attention: Layer,
+        window_size: int | Size,
+        shift_size: int | Size = 0,
+        *,
+        mask_padding: bool = False,
+        covered: str = "shrink",
+        pad_first: bool = True,
     ) -> None:
         self.attention = attention
         self.window_size, self.shift_size, self.mask_padding = pair(window_size), pair(shift_size), mask_padding
+        self.covered, self.pad_first = covered, pad_first
+        refuse(covered not in COVERED, f"covered={covered!r}: choose one of {', '.join(map(repr, COVERED))}")
+        refuse(mask_padding and not pad_first, "mask_padding=True needs pad_first=True: only then padding has a place")
         for shift, window in zip(self.shift_size, self.window_size):
             refuse(
                 not 0 <= shift < window,
@@ -227,9 +246,12 @@ class ShiftedWindows(Layer):
 
     def plan(self, height: int, width: int) -> tuple[Size, Size, Size]:
         """The window, the shift, and the padded size that a map of H x W gets."""
+        sides, shifts = self.window_size, self.shift_size
+        if self.covered == "shrink_both" and (height <= sides[0] or width <= sides[1]):
+            least = min(height, width)
+            sides, shifts = (min(sides[0], least), min(sides[1], least)), (0, 0)
         (wh, sh, ph), (ww, sw, pw) = (
-            _fit(length, window, shift)
-            for length, window, shift in zip((height, width), self.window_size, self.shift_size)
+            _fit(length, side, shift, self.covered) for length, side, shift in zip((height, width), sides, shifts)
         )
         return (wh, ww), (sh, sw), (ph, pw)
 
@@ -238,20 +260,18 @@ class ShiftedWindows(Layer):
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None
         mask = None if mask is None else array_module(x).asarray(mask)
-        padded, back_pad = F.pad(x, size)
-        shifted, back_roll = F.roll(padded, (-shift[0], -shift[1]))
-        windows, back_partition = F.window_partition(shifted, window)  # (B nW, Mh, Mw, D)
-        seen, back_attention = self.attention(windows, rng, mask=mask)
-        joined, back_reverse = F.window_reverse(seen, window, *size)  # (B, H, W, D), padded
-        unshifted, back_unroll = F.roll(joined, shift)
-        y, back_crop = F.crop(unshifted, real)
-
-        @once
-        def back(dy: Array) -> Array:
-            dseen = back_reverse(back_unroll(back_crop(dy)))
-            return back_pad(back_roll(back_partition(back_attention(dseen))))
-
-        return y, back
+        moves = [partial(F.pad, size=size), partial(F.roll, shift=(-shift[0], -shift[1]))]
+        undo = [partial(F.roll, shift=shift), partial(F.crop, size=real)]
+        if not self.pad_first:
+            moves, undo = moves[::-1], undo[::-1]
+        return compose(
+            x,
+            *moves,
+            partial(F.window_partition, window_size=window),  # (B nW, Mh, Mw, D)
+            partial(self.attention, rng=rng, mask=mask),
+            partial(F.window_reverse, window_size=window, height=size[0], width=size[1]),  # (B, H', W', D)
+            *undo,
+        )
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for a map (B, H, W, D), padding included."""
@@ -261,8 +281,9 @@ class ShiftedWindows(Layer):
         return self.attention.macs((count, *window, dim))
 
 
-def _fit(length: int, window: int, shift: int) -> tuple[int, int, int]:
-    """(window, shift, padded length) on one axis; a map no longer than the window is one window."""
-    if length <= window:
+def _fit(length: int, window: int, shift: int, covered: str) -> tuple[int, int, int]:
+    """(window, shift, padded length) on one axis."""
+    if length <= window and covered == "shrink":
         return length, 0, length
-    return window, shift, -(-length // window) * window
+    stays = length <= window and covered != "shift"
+    return window, 0 if stays else shift, -(-length // window) * window

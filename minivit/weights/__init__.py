@@ -1,11 +1,13 @@
 """Weights from elsewhere: files of timm, Hugging Face, torchvision, Microsoft and Google, read without any of them.
 
-Read in this order: `rules.py` and `layouts.py` (who calls what how), `profiles.py`, `architecture.py`, `fit.py`; then
-how a file of PyTorch's is read without running anything in it: `source.py`, `plain.py`, `tensors.py`, `unpickler.py`,
-`zip_entries.py`, `torch_file.py`; then `read.py` and `pretrained.py`, where all of it comes together.
+Read in this order: `rules.py` and `layouts/` (who calls what how), `profiles.py`, `config_json.py`, `architecture.py`,
+`fit.py`; then how a file of PyTorch's is read without running anything in it: `source.py`, `plain.py`, `tensors.py`,
+`unpickler.py`, `zip_entries.py`, `torch_file.py`; then `read.py`, `recognise.py`, `hub.py`, `pretrained.py` and
+`export.py`, where all of it comes together; `preprocessing.py` and `labels.py` are for images.
 """
 
-from minivit.weights.pretrained import export, from_pretrained, load
+from minivit.weights.export import export
+from minivit.weights.pretrained import from_pretrained, load
 from minivit.weights.profiles import PROFILES
 from minivit.weights.torch_file import read_torch_file
 

@@ -94,7 +94,8 @@ def check_keys(keys: Any) -> None:
     for key in keys:
         if not is_key(key):
             raise Unreadable(
-                f"has {shown(key)} as a key of a dict or in a set, where only text and common numbers may stand"
+                f"has {shown(key)} as a key of a dict or in a set, where only text and common numbers may "
+                "stand: save the state dict alone"
             )
 
 

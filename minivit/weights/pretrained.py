@@ -1,103 +1,51 @@
-"""Published weights in and out: a file of any known source becomes a model, and a model a file of any known source.
+"""Published weights in: a file of any known source, or a published name, becomes a model.
 
-The source is recognised by its names; `layouts.py` has the names, `profiles.py` what else differs.
+`layouts/` has the names, `profiles.py` what else differs between projects. Next: `export.py`, the way out.
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from minivit.backend import to_numpy
-from minivit.checkpoint import MODELS, CheckpointError, save_arrays
-from minivit.models import Model
-from minivit.nn.layer import Layer
-from minivit.protocol import Array
-from minivit.weights import architecture
-from minivit.weights.fit import fit
-from minivit.weights.layouts import LAYOUTS, Layout
+import numpy as np
+
+from minivit.backend import UNSET
+from minivit.checkpoint import CheckpointError
+from minivit.functional import pair
+from minivit.models import MODELS, Model, configs
+from minivit.protocol import Array, refuse
+from minivit.weights import architecture, hub
+from minivit.weights.fit import HEADS, choose_classes, fit
 from minivit.weights.profiles import PROFILES
-from minivit.weights.read import Weights, read_weights
-from minivit.weights.rules import translate
+from minivit.weights.read import read_weights
+from minivit.weights.recognise import Recognised, identify, of_nobody, recognise
+from minivit.weights.source import shown
 
 StrPath = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """A file's arrays under our names.
-
-    Attributes:
-        weights: as they were read.
-        layout: the source's; None for a file of ours.
-        arrays: under our names.
-        buffers: shapes of what is not learned, under our names as far as they have any.
-        unknown: names that the source's table does not hold.
-    """
-
-    weights: Weights
-    layout: Layout | None
-    arrays: dict[str, Array]
-    buffers: dict[str, tuple[int, ...]]
-    unknown: list[str]
-
-
-def recognise(path: StrPath) -> Recognised:
-    """Read a file, find its source by its names, and translate them into ours.
-
-    Raises:
-        CheckpointError: if the file cannot be read, or no known source uses these names.
-    """
-    weights = read_weights(path)
-    if weights.content.get("model") in MODELS:
-        return Recognised(weights, None, weights.arrays, {}, [])
-    for layout in LAYOUTS:
-        if layout.recognises(weights.arrays) or any(
-            layout.recognises(_cut(weights.arrays, p)) for p in layout.prefixes
-        ):
-            return _translated(weights, layout)
-    names = ", ".join(map(repr, sorted(weights.arrays)[:3]))
-    sources = ", ".join(sorted({layout.source for layout in LAYOUTS}))
-    raise CheckpointError(
-        f"{weights.path} has {len(weights.arrays)} arrays such as {names}, which are no ViT or Swin of a known source "
-        f"({sources}): rename them to timm's names, see docs/index.md"
-    )
-
-
-def _translated(weights: Weights, layout: Layout) -> Recognised:
-    prefix = max(layout.prefixes, key=lambda p: sum(name.startswith(p) for name in weights.arrays) if p else 0.5)
-    named = _cut(weights.arrays, prefix)
-    ignored = [name for name in named if any(re.fullmatch(pattern, name) for pattern in layout.ignored)]
-    kept = {name: array for name, array in named.items() if name not in ignored}
-    if layout.rules:
-        arrays, unknown = translate(layout.rules, kept, lambda name: 0)
-    else:
-        arrays, unknown = kept, []
-    return Recognised(weights, layout, arrays, {name: named[name].shape for name in ignored}, unknown)
-
-
-def _cut(arrays: dict[str, Array], prefix: str) -> dict[str, Array]:
-    """The names without the prefix; those that lack it (a classifier beside the body) stay as they are."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
 def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
     """Read a file's parameters into a model, cast to its dtype; returns the model.
 
     Args:
-        model: any model of minivit's.
-        path: a file that minivit wrote, or one of timm, Hugging Face, torchvision, Microsoft or Google.
+        model: any model or layer of minivit's.
+        path: a file that minivit wrote, or one of timm, Hugging Face, torchvision, Microsoft, Google or WZMIAOMIAO.
         strict: names that are missing or too many are an error; with False they are left alone.
 
     Raises:
         CheckpointError: if the file is unreadable or does not fit; nothing is then changed.
     """
-    found = recognise(path)
-    _fill(model, found, found.arrays, strict)
+    found = identify(read_weights(path))
+    if found.weights.arrays.keys() == model.parameters().keys():  # whoever wrote it, these are the model's own names
+        found = replace(found, arrays=found.weights.arrays, unknown=[])
+    _check(model, found, found.arrays, strict)
+    model.load_state_dict(found.arrays, strict)
     return model
 
 
@@ -107,7 +55,8 @@ def from_pretrained(
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
-    dtype: Any = "float32",
+    classes: Sequence[int] | None = None,
+    dtype: Any = None,
     profile: str | None = None,
     report: Callable[[str], None] = print,
     **overrides: Any,
@@ -115,87 +64,209 @@ def from_pretrained(
     """The model that a file holds: its class and size are read off the names and shapes, and config.json beside it.
 
     Args:
-        path: a file or a folder that holds one; see `load`.
-        num_classes: another number of classes starts its head anew; 0 leaves the head out; None is the file's.
+        path: a file, a folder that holds one, or a published name, which is downloaded once: "vit_tiny_patch16_224",
+            one of `list_models()`, or "google/vit-base-patch16-224", a repository of the Hugging Face hub.
+        num_classes: another number of classes starts its head at 0; 0 leaves the head out; None is the file's.
         img_size: another size resamples the table of positions.
         in_chans: other channels: 1 sums the kernels of red, green and blue.
-        dtype: "float32" or "float64".
+        classes: keep these rows of the head, such as ImageNet's 1,000 among its 21,841 classes.
+        dtype: "float32" or "float64"; None is float64 for a file of float64, else float32.
         profile: how the source computes, one of `PROFILES`; None is that of the source that was recognised.
         report: gets a line for each array that was changed to fit.
         overrides: other arguments of the class, such as window_size or drop_path_rate.
 
     Raises:
-        CheckpointError: if the file is unreadable, of no known source, or makes no model.
+        CheckpointError: if the file is unreadable, of no known source, or makes no model; if a download fails.
         ValueError: for an unknown profile or argument.
     """
-    found = recognise(path)
-    kind, arguments, chosen = _plan(found, profile)
+    refuse(profile not in (None, *PROFILES), f"profile={profile!r}: choose one of {', '.join(map(repr, PROFILES))}")
+    named = isinstance(path, str) and not os.path.exists(path)
+    found = recognise(hub.fetch(str(path), report=report) if named else path)
     asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-    arguments |= {name: value for name, value in asked.items() if value is not None} | overrides
-    build: Any = kind
-    model: Model = build(**arguments, dtype=dtype)
-    arrays, said = fit(found.arrays, model, PROFILES[chosen].resize)
-    if num_classes == 0:
-        arrays = {name: array for name, array in arrays.items() if not name.startswith(("head.", "head_dist."))}
+    asked = {name: value for name, value in asked.items() if value is not None} | overrides
+    plan = plan_of(found, profile, img_size)
+    _refuse_unknown(plan.kind, asked)
+    wide = any(array.dtype == np.float64 for array in found.arrays.values())
+    try:
+        arguments = {**plan.arguments, **asked, **_trained_windows(plan, asked)}
+        arrays = found.arrays if classes is None else choose_classes(found.arrays, classes)
+        if classes is not None and num_classes is None:
+            arguments["num_classes"] = len(classes)
+        model = plan.kind(**arguments, dtype=dtype or ("float64" if wide else "float32"), seed=UNSET)
+        arrays, said = fit(arrays, model, plan.arguments, PROFILES[plan.profile])
+    except _NO_MODEL as error:
+        memory = "it needs more memory than there is: check where it came from"
+        why = memory if isinstance(error, MemoryError) else error
+        raise CheckpointError(f"{found.path}, a {found.model} of {found.source}: {why}") from None
+    if model.num_classes == 0:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
+    _check(model, found, arrays, strict=True)
     for line in said:
         report(f"minivit: {line}")
-    _fill(model, found, arrays, strict=True)
+    found.weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
+    found.arrays.clear()
+    lent = Counter(id(_owner(array)) for array in arrays.values())
+    for name, param in model.parameters().items():
+        array = arrays.pop(name)
+        param.swap(_adopted(array, param.data.dtype, alone=lent[id(_owner(array))] == 1))
+        del array
     return model
 
 
-def _plan(found: Recognised, profile: str | None) -> tuple[type[Model], dict[str, Any], str]:
-    """The class, its arguments, and the profile's name."""
-    if found.layout is None:
-        content = found.weights.content
-        config = {name: value for name, value in content["config"].items() if name != "dtype"}
-        return MODELS[content["model"]], config, profile or "timm"
-    chosen = profile or found.layout.source
-    if chosen not in PROFILES:
-        raise ValueError(f"profile={profile!r}: choose one of {', '.join(map(repr, PROFILES))}")
-    model, config = found.layout.model, found.weights.config
-    shapes = {name: tuple(array.shape) for name, array in found.arrays.items()}
-    try:
-        arguments = architecture.arguments(model, shapes, config, found.buffers)
-    except (KeyError, IndexError, TypeError, ZeroDivisionError, ValueError) as error:
-        raise CheckpointError(
-            f"{found.weights.path} looks like a {model} of {found.layout.source}, but lacks what makes one: {error}"
-        ) from None
-    settings = PROFILES[chosen].vit if model == "ViT" else PROFILES[chosen].swin
-    told = {"norm_eps": config["layer_norm_eps"]} if "layer_norm_eps" in config else {}
-    return MODELS[model], {**arguments, **settings, **told}, chosen
+# what a file can bring about whose names are right and whose shapes or settings make no sense
+_NO_MODEL = (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, OverflowError, AttributeError, MemoryError)
 
 
-def _fill(model: Any, found: Recognised, arrays: dict[str, Array], strict: bool) -> None:
-    path, source = found.weights.path, found.layout.source if found.layout else "minivit"
-    try:
-        if strict and found.unknown:
-            raise ValueError(f"{len(found.unknown)} names are none of {source}'s, first {found.unknown[0]!r}")
-        model.load_state_dict(arrays, strict)
-    except ValueError as error:
-        hint = f" (it is a {found.layout.model} of {source})" if found.layout else ""
-        raise CheckpointError(f"{path} does not fit this {type(model).__name__}{hint}: {error}") from None
+def _owner(array: Array) -> Array:
+    """The array whose memory this one is, or is a part of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
-def export(model: Layer, path: StrPath, layout: str = "timm") -> None:
-    """Write a model's parameters as another project names them.
+def _adopted(array: Array, dtype: Any, alone: bool) -> Array:
+    """The array itself where it can serve as a parameter, else a copy: large models are in memory once.
 
     Args:
-        model: a ViT, Swin or SwinV2.
-        path: a .safetensors file, or .npz for layout "google".
-        layout: "timm" (the names are ours), "huggingface", "torchvision", "microsoft" or "google".
+        alone: nothing else reads its memory.
+    """
+    whole = alone and array.size == _owner(array).size and array.flags.aligned
+    if whole and array.dtype == dtype and array.flags.c_contiguous and _owner(array).flags.owndata:
+        _owner(array).flags.writeable = True
+        array.flags.writeable = True
+        return array
+    return np.array(array, dtype, order="C")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model that a file makes: its class, its arguments as they were stored, and how its source computes."""
+
+    kind: Any
+    arguments: dict[str, Any]
+    profile: str
+
+
+def plan_of(found: Recognised, profile: str | None = None, image: Any = None) -> Plan:
+    """Which model a file makes.
+
+    Args:
+        profile: None is that of the source.
+        image: the size that was asked for, which decides where nothing else tells a grid that is not square.
 
     Raises:
-        ValueError: if that project has no such model.
+        CheckpointError: if the arrays make no model.
     """
-    kind = type(model).__name__
-    table = next((each for each in LAYOUTS if (each.source, each.model) == (layout, kind)), None)
-    if table is None:
-        known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind}))
-        raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
-    arrays = {name: to_numpy(param.data) for name, param in model.parameters().items()}
-    if table.rules:
-        heads = getattr(model, "config", {}).get("num_heads", 0)
-        arrays, unknown = translate(table.rules, arrays, lambda name: heads, out=True)
-        if unknown:
-            raise ValueError(f"{layout} has no name for {unknown[0]!r} ({len(unknown)} such): export it as 'timm'")
-    save_arrays(Path(path), arrays, {})
+    kind = MODELS[found.model]
+    try:
+        if found.layout is None:
+            config = found.weights.content["config"]
+            return Plan(kind, {name: config[name] for name in config if name != "dtype"}, profile or "timm")
+        chosen = profile or found.source
+        told = architecture.arguments(found.model, found.arrays, found.weights.config, found.buffers, image)
+        return Plan(kind, {**PROFILES[chosen].settings(found.model), **told}, chosen)
+    except _NO_MODEL as error:
+        raise CheckpointError(
+            f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: {error}"
+        ) from None
+
+
+def _refuse_unknown(kind: Any, asked: dict[str, Any]) -> None:
+    known = list(inspect.signature(kind).parameters)
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
+
+
+def _trained_windows(plan: Plan, asked: dict[str, Any]) -> dict[str, Any]:
+    """Swin v2 in other windows: its MLP has to know those that it was trained in."""
+    told = "pretrained_window_sizes" in asked or not {"window_size", "img_size"} & {*asked}
+    if plan.kind is not MODELS["SwinV2"] or told:
+        return {}
+    before, after = _windows(plan, {}), _windows(plan, asked)
+    stored = plan.arguments.get("pretrained_window_sizes") or (0,) * len(before)
+    windows = (each if any(pair(each)) or a == b else a for each, a, b in zip(stored, before, after))
+    return {"pretrained_window_sizes": tuple(windows)}
+
+
+def _windows(plan: Plan, asked: dict[str, Any]) -> list[tuple[int, int]]:
+    """The window of each stage: a stage whose map is smaller shrinks it."""
+    defaults = {name: each.default for name, each in inspect.signature(plan.kind).parameters.items()}
+    config = {**defaults, **plan.arguments, **asked}
+    window, patch, image = (pair(config[name]) for name in ("window_size", "patch_size", "img_size"))
+    found = []
+    for stage in range(len(config["depths"])):
+        rows, columns = (-(-side // (length * 2**stage)) for side, length in zip(image, patch))
+        shrinks = config["covered"] in ("shrink", "shrink_both")
+        found.append((min(window[0], rows), min(window[1], columns)) if shrinks else window)
+    return found
+
+
+def _check(model: Any, found: Recognised, arrays: dict[str, Array], strict: bool) -> None:
+    """Refuse arrays that do not fit, with the likely cause, before anything is changed."""
+    params = model.parameters()
+    missing = [name for name in params if name not in arrays] if strict else []
+    unexpected = found.unknown + [name for name in arrays if name not in params] if strict else []
+    common = [name for name in params if name in arrays]
+    misshapen = [name for name in common if tuple(arrays[name].shape) != params[name].shape]
+    odd = [name for name in common if arrays[name].dtype.kind not in "fiu"]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} of {len(params)} parameters are missing, first {shown(missing[0])}")
+    if unexpected:
+        faults.append(f"{len(unexpected)} names are not the model's, first {shown(unexpected[0])}")
+    if misshapen:
+        name, more = misshapen[0], f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""
+        faults.append(f"{shown(name)}{more}: expected shape {params[name].shape}, the file has {arrays[name].shape}")
+    if odd:
+        faults.append(f"{shown(odd[0])} holds {arrays[odd[0]].dtype}, expected numbers")
+    if faults:
+        cause = _cause(model, found)
+        raise CheckpointError(f"{found.path} does not fit this {type(model).__name__}: {'; '.join(faults)}{cause}")
+
+
+def _cause(model: Any, found: Recognised) -> str:
+    """What the file is, where that is known, and by which arguments of the class it differs from the model."""
+    if found.layout is None and found.weights.content.get("model") not in MODELS:
+        return "" if found.weights.content else f"; its names are {of_nobody()}"
+    try:
+        plan = plan_of(found)
+    except CheckpointError:
+        return f" (it is a {found.model} of {found.source})"
+    said = f". This is a {found.source} checkpoint of a {plan.kind.__name__}{_name(plan)}"
+    if plan.kind is not type(model):
+        return f"{said}: load it with from_pretrained, or build that class"
+    config = model.config
+    differs = [
+        f"{name}={plan.arguments[name]!r} in the file, {config[name]!r} in the model"
+        for name in _SHAPES
+        if name in plan.arguments and name in config and not _same(plan.arguments[name], config[name])
+    ]
+    return f"{said}; {', '.join(differs)}" if differs else said
+
+
+# arguments that show in a model's arrays, those of the encoder first
+_SHAPES = (
+    *("embed_dim", "depth", "depths", "num_heads", "mlp_ratio", "qkv_bias", "patch_size", "in_chans", "num_classes"),
+    *("img_size", "window_size", "class_token", "distilled", "global_pool", "fc_norm", "pos_embed", "ape"),
+    *("representation_size", "patch_norm"),
+)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return (tuple(one) if isinstance(one, list) else one) == (tuple(other) if isinstance(other, list) else other)
+
+
+def _name(plan: Plan) -> str:
+    """The published name of this size, if it has one."""
+    for name, config in configs.published():
+        shared = [key for key in _SIZE if key in config and key in plan.arguments]
+        fits = "embed_dim" in shared and all(_same(config[key], plan.arguments[key]) for key in shared)
+        if fits and ("depths" in config) == ("depths" in plan.arguments):
+            return f" ({name})"
+    return ""
+
+
+_SIZE = ("embed_dim", "depth", "depths", "patch_size", "window_size")

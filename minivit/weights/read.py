@@ -16,6 +16,7 @@ import numpy as np
 
 from minivit.checkpoint import CheckpointError, load_arrays
 from minivit.protocol import Array
+from minivit.weights.source import DAMAGED, REFUSED, shown
 from minivit.weights.torch_file import read_torch_file
 
 # where programs put the weights of a model among other things, the best copy first
@@ -75,10 +76,12 @@ def _one(file: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def _start(file: Path) -> bytes:
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
-    with open(file, "rb") as stream:
-        return stream.read(16)
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(16)
+    except OSError as error:
+        missing = "no such file" if not os.path.exists(file) else f"cannot be read ({error.strerror})"
+        raise CheckpointError(f"{file}: {missing}, check the path") from None
 
 
 def _is_npz(file: Path) -> bool:
@@ -95,15 +98,20 @@ def _npz(file: Path) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     try:
         with zipfile.ZipFile(file) as archive:
+            if archive.comment or any(entry.comment or b"PK" in entry.extra for entry in archive.infolist()):
+                raise ValueError("it has comments, and NumPy writes none")  # a wrong length hides entries in one
             for entry in archive.infolist():
                 if entry.file_size > _MOST_SQUEEZED * max(entry.compress_size, 1):
-                    raise CheckpointError(f"{file}: the entry {entry.filename!r} unpacks to {entry.file_size} bytes")
+                    raise CheckpointError(
+                        f"{file}: the entry {shown(entry.filename)} unpacks to {entry.file_size} bytes: {REFUSED}"
+                    )
                 with archive.open(entry) as stream:
                     arrays[entry.filename.removesuffix(".npy")] = _npy(file, entry, stream)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile and NumPy raise at least seven types for damaged files
-        raise CheckpointError(f"{file} is not a complete .npz file ({error}): fetch it again") from None
+        said = shown(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines and all of a header
+        raise CheckpointError(f"{file} is not a complete .npz file ({said}): fetch it again") from None
     return arrays
 
 
@@ -113,8 +121,13 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
     shape, fortran, dtype = header(stream)
     count = int(np.prod(shape, dtype=object))
     if dtype.hasobject or count * dtype.itemsize != entry.file_size - stream.tell():
-        raise CheckpointError(f"{file}: the entry {entry.filename!r} claims {shape} of {dtype}, which it does not hold")
-    array = np.frombuffer(stream.read(), dtype).reshape(shape, order="F" if fortran else "C")
+        raise CheckpointError(
+            f"{file}: the entry {entry.filename!r} claims {shape} of {dtype}, which it does not hold: {DAMAGED}"
+        )
+    array = np.empty(shape, dtype, order="F" if fortran else "C")
+    flat = array.reshape(-1, order="A").view(np.uint8)
+    if stream.readinto(flat) != flat.nbytes or stream.read(1):  # to the end, where the checksum is compared
+        raise CheckpointError(f"{file}: the entry {entry.filename!r} ends too soon")
     if dtype == np.dtype("V2"):  # bfloat16, which NumPy does not know: the upper half of a float32
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array
@@ -125,29 +138,39 @@ def _shards(index: Path) -> dict[str, Array]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(places.values()))
-        plain = all(isinstance(name, str) and Path(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        plain = all(isinstance(name, str) and _is_plain(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} is no index of shards ({error}): fetch it again") from None
     if not plain:
-        raise CheckpointError(f"{index} names files outside its folder: it was refused")
+        raise CheckpointError(f"{index} names files outside its folder: {REFUSED}")
     arrays: dict[str, Array] = {}
     for name in names:
         arrays |= _one(index.parent / name)[0]
     missing = [name for name in places if name not in arrays]
     if missing:
-        raise CheckpointError(f"{index} names {len(missing)} arrays that its shards lack, first {missing[0]!r}")
+        raise CheckpointError(
+            f"{index} names {len(missing)} arrays that its shards lack, first {shown(missing[0])}: {DAMAGED}"
+        )
     return arrays
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is the name of a file in the same folder, and no longer than any system allows."""
+    return name not in ("", ".", "..") and Path(name).name == name and name.isprintable() and len(name) < 256
 
 
 def _named(file: Path, content: Any) -> dict[str, Array]:
     """The dict of arrays within what a program saved."""
     for _ in range(3):
-        if isinstance(content, dict) and any(isinstance(value, np.ndarray) for value in content.values()):
-            return {str(name): value for name, value in content.items() if isinstance(value, np.ndarray)}
-        inner = [content[key] for key in _WITHIN if isinstance(content, dict) and isinstance(content.get(key), dict)]
-        if not inner:
+        if not isinstance(content, dict):
             break
-        content = inner[0]
+        inner = [content[key] for key in _WITHIN if isinstance(content.get(key), dict)]
+        if inner:
+            content = inner[0]
+        elif any(isinstance(value, np.ndarray) for value in content.values()):
+            return {str(name): value for name, value in content.items() if isinstance(value, np.ndarray)}
+        else:
+            break
     kind = f"a dict of {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, dict) else f"{content!r:.60}"
     raise CheckpointError(f"{file} holds no named arrays but {kind}: expected a state dict, or one under 'model'")
 
@@ -156,6 +179,6 @@ def _config_beside(file: Path) -> dict[str, Any]:
     """config.json in the same folder, as Hugging Face and timm's hub write it."""
     try:
         config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, BinaryIO
 
 DAMAGED = "it is damaged, fetch it again"
+REFUSED = "it was refused: fetch it again, from a source that you trust"
 MAX_NAME = 256  # characters of a module or class; the longest that torch writes has 42
 
 

@@ -47,7 +47,7 @@ STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "",  # bytes, whose dtype each tensor says itself
 }
-MAX_EXPANDED = 1 << 28  # bytes of an array that repeats its storage: 256 MiB, if someone copies it
+MAX_EXPANDED = 1 << 20  # bytes of an array that repeats its storage: masks do, weights do not, and some will copy it
 
 
 class Storage:
@@ -168,7 +168,7 @@ def _size(dims: Any = ()) -> tuple[int, ...]:
 
 
 def _device(kind: Any, index: Any = None) -> str:
-    check(type(kind) is str and (index is None or type(index) is int), "names a device that makes no sense")
+    check(type(kind) is str and (index is None or type(index) is int), f"names a device that makes no sense: {DAMAGED}")
     return kind if index is None else f"{kind}:{index}"
 
 

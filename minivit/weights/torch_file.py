@@ -16,7 +16,7 @@ import numpy as np
 
 from minivit.checkpoint import CheckpointError
 from minivit.weights.plain import Named, NumpyArray, NumpyType
-from minivit.weights.source import DAMAGED, Source, Unreadable, check, shown
+from minivit.weights.source import DAMAGED, REFUSED, Source, Unreadable, check, shown
 from minivit.weights.tensors import Storage, Tensor, storage_class, to_numbers
 from minivit.weights.unpickler import Unpickler
 from minivit.weights.zip_entries import Entry, find_entries
@@ -33,7 +33,7 @@ _OTHERS = [
     (b"<", "it is a web page: the download went wrong, check the address and fetch it again"),
     (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file that it stands for with `git lfs pull`"),
     (b"\x1f\x8b", "it is compressed with gzip: decompress it first"),
-    (b"\x89HDF", "it is an HDF5 file, as Keras writes them"),
+    (b"\x89HDF", "it is an HDF5 file, as Keras writes them: fetch the weights in PyTorch's format or as safetensors"),
 ]
 
 
@@ -89,7 +89,10 @@ def _read(file: BufferedReader, size: int) -> Any:
 def _read_zip(file: BufferedReader, size: int) -> Any:
     entries = find_entries(file, size)
     roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
-    check(len(roots) == 1, f"is a zip archive with {len(roots)} entries `*/data.pkl`, and a PyTorch file has one")
+    check(
+        len(roots) == 1,
+        f"is a zip archive with {len(roots)} entries `*/data.pkl`, and a PyTorch file has one: {DAMAGED}",
+    )
     (root,) = roots
     if f"{root}/constants.pkl" in entries:
         raise Unreadable("is a TorchScript program: save the weights alone, torch.save(module.state_dict(), path)")
@@ -162,13 +165,16 @@ def _place(source: Source, storage: Storage) -> Entry:
 
 
 def _nothing_outside(identity: Any) -> Any:
-    raise Unreadable("asks for an object outside its pickle: it was refused, and nothing in it was run")
+    raise Unreadable(f"asks for an object outside its pickle, and nothing in it was run: {REFUSED}")
 
 
 def _named_storage(identity: Any, storages: dict[str, Storage]) -> Storage:
     """The storage that a tuple ("storage", class, key, device, number of items[, None]) names."""
     fits = type(identity) is tuple and (len(identity) == 5 or (len(identity) == 6 and identity[5] is None))
-    check(fits and type(identity[0]) is str and identity[0] == "storage", f"names {shown(identity)} as a storage")
+    check(
+        fits and type(identity[0]) is str and identity[0] == "storage",
+        f"names {shown(identity)} as a storage: {DAMAGED}",
+    )
     _, cls, key, _, count = identity[:5]
     dtype = storage_class(cls)
     fits = dtype is not None and type(key) is str and type(count) is int and count >= 0
@@ -224,7 +230,7 @@ class _Finish:
             result, levels, inside = self._visit(part, depth + 1)
             results.append(result)
             height, items = max(height, levels + 1), items + inside
-        check(items <= MAX_ITEMS, f"would hold more than {MAX_ITEMS} items if each were written out: it was refused")
+        check(items <= MAX_ITEMS, f"would hold more than {MAX_ITEMS} items if each were written out: {REFUSED}")
         if isinstance(value, dict):
             finished: Any = dict(zip(value, results))
         elif isinstance(value, (list, tuple)):
@@ -258,4 +264,4 @@ def _parts(value: Any) -> Any:
 
 
 def _check_depth(depth: int) -> None:
-    check(depth <= MAX_DEPTH, f"holds lists or dicts within each other, more than {MAX_DEPTH} deep: it was refused")
+    check(depth <= MAX_DEPTH, f"holds lists or dicts within each other, more than {MAX_DEPTH} deep: {REFUSED}")

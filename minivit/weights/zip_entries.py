@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO, NamedTuple
 
-from minivit.weights.source import DAMAGED, Source, Unreadable, check, shown
+from minivit.weights.source import DAMAGED, REFUSED, Source, Unreadable, check, shown
 
 MAX_ENTRIES = 100_000  # PyTorch writes one for each storage; the largest published ViT has 1,500
 MAX_PATH = 512  # bytes of an entry's name; PyTorch's are the file's name and `/data/123`
@@ -93,7 +93,7 @@ def _header(directory: Source, end: int) -> tuple[int, str, int, int, int]:
     directory.take(comment)
     if _FULL in (packed, nbytes, offset):
         nbytes, packed, offset = _sizes64(extra, nbytes, packed, offset)
-    check(not flags & 0x2041, f"has an encrypted entry, {shown(name)}: PyTorch writes none")
+    check(not flags & 0x2041, f"has an encrypted entry, {shown(name)}: PyTorch writes none, save it without a password")
     if method:
         raise Unreadable(
             f"has a compressed entry, {shown(name)}, and PyTorch stores them as they are: it was unpacked and packed "
@@ -125,7 +125,7 @@ def _checked(raw: bytes) -> str:
         raise Unreadable(f"has an entry whose name is no text: {DAMAGED}") from None
     parts = name.removesuffix("/").split("/")
     good = name.isprintable() and not any(part in ("", ".", "..") for part in parts)
-    check(good and "\\" not in name and parts[0][1:] != ":", f"has an entry named {shown(name)}: it was refused")
+    check(good and "\\" not in name and parts[0][1:] != ":", f"has an entry named {shown(name)}: {REFUSED}")
     return name
 
 

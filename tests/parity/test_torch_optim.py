@@ -37,10 +37,17 @@ def groups(theirs: dict[str, Any], decay: float, plain: Any) -> list[dict[str, A
     ]
 
 
+def scaled_groups(theirs: dict[str, Any], decay: float, scales: dict[str, float]) -> list[dict[str, Any]]:
+    """A group for each parameter; `scale` is no option of torch's, it is read by `set_lr`."""
+    return [
+        {"params": [param], "weight_decay": decay, "scale": scales.get(name, 1.0)} for name, param in theirs.items()
+    ]
+
+
 def set_lr(ours: optim.Optimiser, theirs: Any, lr: float) -> None:
     ours.lr = lr
     for group in theirs.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
 
 
 def follow(ours: dict[str, Param], opt: optim.Optimiser, theirs: dict[str, Any], reference: Any) -> None:
@@ -79,6 +86,21 @@ def test_sgd(momentum: float, nesterov: bool, decay: float, plain: tuple[str, ..
     ours, theirs = twins()
     opt = optim.SGD(ours, 0.05, momentum, decay, nesterov, plain)
     reference = torch.optim.SGD(groups(theirs, decay, plain), 0.05, momentum, nesterov=nesterov)
+    follow(ours, opt, theirs, reference)
+
+
+SCALES = {"a.weight": 0.1, "a.bias": 0.5, "b.bias": 3.0, "frozen.weight": 0.2}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_learning_rate_for_each_group(kind: str) -> None:
+    ours, theirs = twins()
+    if kind == "adamw":
+        opt: optim.Optimiser = optim.AdamW(ours, 0.05, 0.3, lr_scale=SCALES)
+        reference = torch.optim.AdamW(scaled_groups(theirs, 0.3, SCALES), 0.05)
+    else:
+        opt = optim.SGD(ours, 0.05, 0.9, 0.3, True, lr_scale=SCALES)
+        reference = torch.optim.SGD(scaled_groups(theirs, 0.3, SCALES), 0.05, 0.9, nesterov=True)
     follow(ours, opt, theirs, reference)
 
 

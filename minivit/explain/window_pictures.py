@@ -1,20 +1,19 @@
-"""The pictures of `explain.py`: what Swin's windows do to a map, drawn by matplotlib from the same arrays.
+"""The pictures of `windows.py`: what Swin's windows do to a map, drawn by matplotlib from the same arrays.
 
 Each `draw_...` fills a figure or a part of one; `write_pictures` puts them together for
-`examples/explain_swin.py`. They stand in docs/derivations/windows.md and position_bias.md.
+`examples/explain_swin.py`. They stand in docs/derivations/windows.md and position_bias.md. Next: `attention.py`.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minivit import functional as F
-from minivit.explain import (
+from minivit.explain.drawing import BLUE, EMPTY, INK, QUIET, RED, YELLOW, Strip, caption, mix, panels, rgb, write_strips
+from minivit.explain.windows import (
     PAD,
     Layout,
     by,
@@ -30,49 +29,43 @@ from minivit.explain import (
 from minivit.protocol import Array, refuse
 
 Size = tuple[int, int]
-Draw = Callable[[Any], None]
 
-# Okabe and Ito 2008, the colours that colour-blind readers can tell apart: here mixed with white, so that black text
-# can be read on them. Labels that can meet in one window (1 2, 3 6, 4 5 7 8) lie far apart.
+# Okabe and Ito's colours mixed with white, so that black text can be read on them. Labels that can meet in one window
+# (1 2, 3 6, 4 5 7 8) lie far apart.
 _REGIONS = ("#D3D3D3", "#8CCBEF", "#F0C15A", "#F6EE8E", "#59C2A0", "#E2A9C8", "#4A97CC", "#E8945A", "#9A9A9A")
-_BLUE, _YELLOW, _RED = "#0072B2", "#F0E442", "#D55E00"
-_INK, _QUIET, _EMPTY = "#222222", "#666666", "#F1F1F1"
-_WIDE = 9.0  # inches of every picture
 _BUSY = 1500  # cells, from which on they are drawn as one image: thousands of paths make a slow file
 
 
 def draw_moves(figure: Any, at: Layout) -> None:
     """Three maps: numbered and cut as a shifted block wants it, after the roll, and the labels."""
     on_map, labels = regions(at)
-    left, middle, right = _panels(figure, 3)
+    left, middle, right = panels(figure, 3)
     (sh, sw), (mh, mw) = at.shift, at.window
     _cells(left, _words(positions(at)), _colours(on_map, positions(at)))
     _lines(left, at.size, range(sh or mh, at.size[0], mh), range(sw or mw, at.size[1], mw))
     moved = f"the plain grid, moved {sh} down and {sw} right" if any(at.shift) else "the plain grid"
-    _caption(left, "On the map", f"The windows that this block wants: {moved}.")
+    caption(left, "On the map", f"The windows that this block wants: {moved}.")
     rolled = positions_after_roll(at)
     for axes, words in ((middle, _words(rolled)), (right, _words(labels))):
         _cells(axes, words, _colours(labels, rolled))
         _grid(axes, at.size, at.window)
         _seam(axes, at, at.size)
     seam = "Plain windows again. Beyond the dashed seam lies what came from the other end of the map."
-    _caption(middle, "Rolled", seam if any(at.shift) else "No shift: nothing moves.")
-    _caption(right, "Labels", "In one window, equal labels were neighbours on the map: they may look at each other.")
+    caption(middle, "Rolled", seam if any(at.shift) else "No shift: nothing moves.")
+    caption(right, "Labels", "In one window, equal labels were neighbours on the map: they may look at each other.")
 
 
 def draw_padding(figure: Any, at: Layout) -> None:
     """Padding before the roll, and after it: there the borders of the labels do not lie on the seam."""
     labels, numbers = regions(at)[1], positions(at)[: at.real[0], : at.real[1]]
     late = F.pad(F.roll(numbers + 1, (-at.shift[0], -at.shift[1]), (0, 1))[0], at.size, (0, 1))[0] - 1
-    before, after = _panels(figure, 2)
+    before, after = panels(figure, 2)
     for axes, rolled, size in ((before, positions_after_roll(at), at.size), (after, late, at.real)):
         _cells(axes, _words(rolled), _colours(labels, rolled))
         _grid(axes, at.size, at.window)
         _seam(axes, at, size)
-    _caption(
-        before, "Padded, then rolled", "The seam lies where labels change: colours part what was not side by side."
-    )
-    _caption(
+    caption(before, "Padded, then rolled", "The seam lies where labels change: colours part what was not side by side.")
+    caption(
         after,
         "Rolled, then padded",
         "The same labels, but the seam lies elsewhere: colours do not tell who was side by side.",
@@ -83,59 +76,59 @@ def draw_masks(figure: Any, at: Layout, mask_padding: bool = False) -> None:
     """One square for each kind of window: who looks (rows) at whom (columns), in the colours of the labels."""
     masks, labels = window_masks(at, mask_padding), in_windows(regions(at)[1], at)
     shown = kinds(masks)
-    for axes, numbers in zip(_panels(figure, len(shown), 4), shown):
-        own = _rgb(_REGIONS)[labels[numbers[0]]]  # (N, 3): a place's colour
+    for axes, numbers in zip(panels(figure, len(shown), 4), shown):
+        own = rgb(_REGIONS)[labels[numbers[0]]]  # (N, 3): a place's colour
         edge = max(1, len(own) // 16)  # a strip at the left and the top tells whose row and column it is
         low, high = 2 * edge, len(own) + 2 * edge
         picture = np.ones((high, high, 3), dtype=np.float64)
         picture[low:, low:] = np.where(masks[numbers[0]][:, :, None], own[:, None], 1.0)
         picture[low:, :edge], picture[:edge, low:] = own[:, None], own[None]
         _cells(axes, None, picture, line=0.3)
-        axes.plot([low, high, high, low, low], [low, low, high, high, low], color=_INK, linewidth=1.2)
+        axes.plot([low, high, high, low, low], [low, low, high, high, low], color=INK, linewidth=1.2)
         title, _, apart = mask_title(masks, numbers).partition(": ")
-        _caption(axes, title[0].upper() + title[1:], f"{apart.split()[0]} of {masks[0].size} pairs barred")
+        caption(axes, title[0].upper() + title[1:], f"{apart.split()[0]} of {masks[0].size} pairs barred")
 
 
 def draw_index(figure: Any, window: Size) -> None:
     """The relative position index as a matrix, and how many pairs share each row of the table."""
     index = F.relative_position_index(window)
-    left, right = _panels(figure, 2)
-    _cells(left, _words(index), _mix(_YELLOW, _BLUE, index / max(1, index.max())))
+    left, right = panels(figure, 2)
+    _cells(left, _words(index), mix(YELLOW, BLUE, index / max(1, index.max())))
     steps = range(window[1], len(index), window[1])
     _lines(left, index.shape, steps, steps)
-    _caption(
+    caption(
         left,
         "Row of the table for each pair",
         "Down: the query. Across: the key. Pairs with one number share one bias.",
     )
     count = np.bincount(index.reshape(-1)).reshape(2 * window[0] - 1, 2 * window[1] - 1)
-    _cells(right, _words(count), _mix(_YELLOW, _BLUE, count / count.max()))
+    _cells(right, _words(count), mix(YELLOW, BLUE, count / count.max()))
     for side, across in ((window[0], False), (window[1], True)):
         for offset in range(1 - side, side, max(1, (2 * side - 1) // 9)):
             x, y = (offset + side - 0.5, -0.35) if across else (-0.35, offset + side - 0.5)
-            right.text(x, y, f"{offset:+d}".replace("+0", "0"), ha="center", va="center", fontsize=9, color=_QUIET)
+            right.text(x, y, f"{offset:+d}".replace("+0", "0"), ha="center", va="center", fontsize=9, color=QUIET)
     right.set(xlim=(-0.7, count.shape[1] + 0.1), ylim=(count.shape[0] + 0.1, -0.7))
     text = (
         "Down: dy, across: dx, query less key. It is also the gradient of the table when dLoss/dscore is 1 everywhere."
     )
-    _caption(right, "Pairs that share an offset", text)
+    caption(right, "Pairs that share an offset", text)
 
 
 def draw_reach(figure: Any, at: Layout, blocks: int, place: Size | None = None) -> None:
     """After how many blocks each input place has a gradient, with shifted windows and without."""
     row, column = place or (at.real[0] // 2, at.real[1] // 2)
-    shades = _mix(_BLUE, "#E3F0F8", np.linspace(0, 1, max(blocks, 2)))
-    colours = np.concatenate([_rgb([_EMPTY]), shades])
-    shifted, steady = _panels(figure, 2)
+    shades = mix(BLUE, "#E3F0F8", np.linspace(0, 1, max(blocks, 2)))
+    colours = np.concatenate([rgb([EMPTY]), shades])
+    shifted, steady = panels(figure, 2)
     for axes, which in ((shifted, at), (steady, at._replace(shift=(0, 0)))):
         field = receptive_field(which, blocks, place)
         _cells(axes, _words(field, zero="·"), colours[field])
-        _grid(axes, at.real, at.window, _QUIET, 1.0)
+        _grid(axes, at.real, at.window, QUIET, 1.0)
         box = ([column, column + 1, column + 1, column, column], [row, row, row + 1, row + 1, row])
-        axes.plot(*box, color=_RED, linewidth=2.5, solid_joinstyle="miter")
+        axes.plot(*box, color=RED, linewidth=2.5, solid_joinstyle="miter")
     text = "Blocks until the output at the framed place depends on the input here."
-    _caption(shifted, f"Every second block shifted by {by(at.shift)}", text)
-    _caption(steady, "No block shifted", f"Up to {blocks} blocks: nothing ever enters the window from outside (dots).")
+    caption(shifted, f"Every second block shifted by {by(at.shift)}", text)
+    caption(steady, "No block shifted", f"Up to {blocks} blocks: nothing ever enters the window from outside (dots).")
 
 
 PARTS = ("swin_roll", "swin_padding", "swin_mask", "swin_reach", "swin_index")
@@ -168,40 +161,16 @@ def write_pictures(
         part is not None and part not in strips,
         f"part {part} is not among {', '.join(strips)}" + ", as nothing is both padded and rolled" * (part in PARTS),
     )
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        return []
     chosen = [strips[part]] if part else list(strips.values())
-    heights = [height for _, height, _ in chosen]
-    Path(out).mkdir(parents=True, exist_ok=True)
     files = [Path(out) / name for name in ([f"{part}.svg"] if part else ["explain_swin.png", "explain_swin.svg"])]
-    with rc_context(
-        {
-            "svg.fonttype": "none",  # words stay words
-            "svg.hashsalt": "minivit",  # the same call writes the same file
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-        }
-    ):
-        figure = Figure(figsize=(_WIDE, sum(heights)), facecolor="white")
-        for strip, (heading, height, draw) in zip(
-            figure.subfigures(len(chosen), 1, height_ratios=heights, squeeze=False).flat, chosen
-        ):
-            strip.text(0.1 / _WIDE, 1 - 0.12 / height, heading, va="top", fontsize=14, color=_INK)
-            draw(strip)
-        for file in files:
-            facts = {"Date": None, "Creator": None} if file.suffix == ".svg" else {"Software": None}
-            figure.savefig(file, dpi=120, metadata=facts)
-    return files
+    return write_strips(files, chosen)
 
 
-def _strips(at: Layout, blocks: int, mask_padding: bool, place: Size | None) -> dict[str, tuple[str, float, Draw]]:
+def _strips(at: Layout, blocks: int, mask_padding: bool, place: Size | None) -> dict[str, Strip]:
     """The parts that this layout has: heading, height in inches, and what draws it."""
     tall = min(1.5, at.size[0] / at.size[1])
     rows = -(-len(kinds(window_masks(at, mask_padding))) // 4)
-    strips: dict[str, tuple[str, float, Draw]] = {
+    strips: dict[str, Strip] = {
         "swin_roll": ("Where each place goes", 2.8 * tall + 1.5, lambda f: draw_moves(f, at)),
         "swin_padding": ("Why padding comes before the roll", 4.2 * tall + 1.3, lambda f: draw_padding(f, at)),
         "swin_mask": (
@@ -217,26 +186,7 @@ def _strips(at: Layout, blocks: int, mask_padding: bool, place: Size | None) -> 
     return strips
 
 
-# --- panels, cells, lines, words ------------------------------------------------------------------------------------
-
-
-def _panels(figure: Any, count: int, columns: int | None = None) -> list[Any]:
-    """`count` axes in rows of `columns`, with room for a heading above, and a title and a caption around each."""
-    columns = columns or count
-    rows = -(-count // columns)
-    high = figure.bbox.height / figure.dpi_scale_trans.transform((0, 1))[1]  # inches
-    wide = (_WIDE - 0.2 - 0.35 * (columns - 1)) / columns
-    deep = (high - 0.45) / rows
-    axes = []
-    for number in range(count):
-        row, column = divmod(number, columns)
-        below = high - 0.45 - (row + 1) * deep + 0.65
-        one = figure.add_axes(
-            ((0.1 + column * (wide + 0.35)) / _WIDE, below / high, wide / _WIDE, (deep - 0.95) / high)
-        )
-        one.set_anchor("NW")
-        axes.append(one)
-    return axes
+# --- cells, lines, words --------------------------------------------------------------------------------------------
 
 
 def _cells(axes: Any, words: list[list[str]] | None, colours: Array, line: float = 0.8) -> None:
@@ -268,12 +218,12 @@ def _cells(axes: Any, words: list[list[str]] | None, colours: Array, line: float
     for y, row in enumerate(words):
         for x, word in enumerate(row):
             dark = colours[y, x] @ (0.299, 0.587, 0.114) < 0.5
-            colour = "white" if dark else _QUIET if word in ("pad", "·") else _INK
+            colour = "white" if dark else QUIET if word in ("pad", "·") else INK
             axes.text(x + 0.5, y + 0.5, word, ha="center", va="center_baseline", fontsize=size, color=colour)
 
 
 def _lines(
-    axes: Any, size: Any, rows: Any, columns: Any, colour: str = _INK, dash: Any = "solid", width: float = 2.0
+    axes: Any, size: Any, rows: Any, columns: Any, colour: str = INK, dash: Any = "solid", width: float = 2.0
 ) -> None:
     for y in rows:
         axes.plot([0, size[1]], [y, y], color=colour, linestyle=dash, linewidth=width)
@@ -281,7 +231,7 @@ def _lines(
         axes.plot([x, x], [0, size[0]], color=colour, linestyle=dash, linewidth=width)
 
 
-def _grid(axes: Any, size: Size, window: Size, colour: str = _INK, width: float = 2.0) -> None:
+def _grid(axes: Any, size: Size, window: Size, colour: str = INK, width: float = 2.0) -> None:
     """The borders between the plain windows of a map of `size`."""
     _lines(axes, size, range(window[0], size[0], window[0]), range(window[1], size[1], window[1]), colour, width=width)
 
@@ -289,15 +239,7 @@ def _grid(axes: Any, size: Size, window: Size, colour: str = _INK, width: float 
 def _seam(axes: Any, at: Layout, size: Size) -> None:
     """Where the two ends of a map of `size` meet after the roll."""
     rows, columns = ([size[axis] - at.shift[axis]] if at.shift[axis] else [] for axis in (0, 1))
-    _lines(axes, at.size, rows, columns, _RED, (0, (2.5, 1.2)), 2.5)
-
-
-def _caption(axes: Any, title: str, text: str) -> None:
-    """A title above and, wrapped to the panel's width, a sentence below."""
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=5)
-    letters = int(axes.get_position().width * _WIDE / 0.082)
-    text = "\n".join(textwrap.wrap(text, letters))
-    axes.text(0, -0.02, text, transform=axes.transAxes, va="top", fontsize=9.5, linespacing=1.3, color=_INK)
+    _lines(axes, at.size, rows, columns, RED, (0, (2.5, 1.2)), 2.5)
 
 
 def _words(grid: Array, zero: str = "0") -> list[list[str]]:
@@ -309,13 +251,4 @@ def _words(grid: Array, zero: str = "0") -> list[list[str]]:
 
 def _colours(labels: Array, rolled: Array) -> Array:
     """(H', W', 3): each label's colour, next to white where the map is padded."""
-    return np.where((rolled == PAD)[:, :, None], _rgb([_EMPTY]), _rgb(_REGIONS)[labels])
-
-
-def _rgb(colours: Any) -> Array:
-    return np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours])
-
-
-def _mix(one: str, other: str, share: Array) -> Array:
-    start, end = _rgb((one, other))
-    return start + (end - start) * share[..., None]
+    return np.where((rolled == PAD)[:, :, None], rgb([EMPTY]), rgb(_REGIONS)[labels])

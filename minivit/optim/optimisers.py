@@ -1,42 +1,49 @@
-"""From gradients to better weights: SGD, AdamW, clipping, the learning rate's course, decay rules, averaged weights.
+"""The optimisers: SGD and AdamW, as PyTorch computes them, and what both share.
 
-The step of training is four lines:
-
-    opt.zero_grad()
-    loss = step.loss_and_grad(images, labels, rng)
-    optim.clip_grad_norm(model.parameters(), 1.0)
-    opt.step()
-
-Gradients add up until they are cleared, so accumulating over several small batches needs nothing special: call
-`loss_and_grad` n times with `dloss=1/n` before one `step`. Next: `minivit/parallel.py`.
+A parameter that is not given to an optimiser is frozen. Next: `groups.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import cos, pi, prod
 from typing import Any
 
 from minivit.backend import array_module, kernels
 from minivit.backend.threads import in_threads, usable_cores
-from minivit.nn.layer import Layer, Param
+from minivit.nn.layer import Param
 from minivit.protocol import Array, refuse
 
 Params = dict[str, Param]
 
 
 class Optimiser:
-    """What SGD and AdamW share: the parameters, `lr` (may be set each step), and a state that can be saved."""
+    """What SGD and AdamW share: the parameters, `lr` (may be set each step), and a state that can be saved.
 
-    def __init__(self, params: Params, lr: float, weight_decay: float, no_decay: Collection[str]) -> None:
+    `no_decay` and `lr_scale` are settings, no state: build the optimiser with the same ones before a state is loaded.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        weight_decay: float,
+        no_decay: Collection[str],
+        lr_scale: Mapping[str, float] | None = None,
+    ) -> None:
         refuse(not params, "the optimiser got no parameters")
         fine = lr >= 0 and weight_decay >= 0  # also False for NaN
         refuse(not fine, f"lr={lr} and weight_decay={weight_decay} must not be negative")
-        unknown = [name for name in no_decay if name not in params]
-        refuse(bool(unknown), f"no_decay names {unknown[:1]}, which is not among the {len(params)} parameters")
+        scales = dict(lr_scale or {})
+        for argument, names in (("no_decay", no_decay), ("lr_scale", scales)):
+            unknown = [name for name in names if name not in params]
+            refuse(bool(unknown), f"{argument} names {unknown[:1]}, which is not among the {len(params)} parameters")
+        for name, factor in scales.items():
+            refuse(
+                not 0 <= factor < float("inf"), f"lr_scale of {name!r} is {factor}: it must be 0 or more, and finite"
+            )
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
-        self.no_decay = frozenset(no_decay)
+        self.no_decay, self.lr_scale = frozenset(no_decay), scales
         self.steps = 0
 
     def zero_grad(self) -> None:
@@ -44,8 +51,15 @@ class Optimiser:
         for param in self.params.values():
             param.grad = None
 
+    def step(self) -> None:
+        """One step for every parameter that has a gradient; the others stay as they are."""
+        raise TypeError(f"{type(self).__name__} must define step(self)")
+
     def _decay_of(self, name: str) -> float:
         return 0.0 if name in self.no_decay else self.weight_decay
+
+    def _lr_of(self, name: str) -> float:
+        return self.lr * self.lr_scale.get(name, 1.0)
 
     def _moments(self) -> dict[str, Array]:
         """The arrays that the optimiser remembers, by name."""
@@ -61,12 +75,16 @@ class Optimiser:
         Raises:
             ValueError: naming the first moment that is missing or of another shape.
         """
-        _fill("optimiser", self._moments(), state)
+        restore("optimiser", self._moments(), state)
         self.steps, self.lr = int(state["steps"]), float(state.get("lr", self.lr))
 
 
-def _fill(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None:
-    """Copy saved arrays into live ones, after all have been found to fit."""
+def restore(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None:
+    """Copy saved arrays into live ones, after all have been found to fit.
+
+    Raises:
+        ValueError: naming the owner and the first array that is missing or of another shape; nothing is then changed.
+    """
     for name, array in arrays.items():
         found = tuple(state[name].shape) if name in state else None
         refuse(found != array.shape, f"{owner} state {name}: expected shape {array.shape}, found {found}")
@@ -86,8 +104,9 @@ class SGD(Optimiser):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         no_decay: Collection[str] = (),
+        lr_scale: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, no_decay)
+        super().__init__(params, lr, weight_decay, no_decay, lr_scale)
         refuse(not 0 <= momentum < 1, f"momentum={momentum} must lie in [0, 1)")
         refuse(nesterov and momentum == 0, "nesterov=True needs a momentum above 0")
         self.momentum, self.nesterov = momentum, nesterov
@@ -107,7 +126,7 @@ class SGD(Optimiser):
                 velocity *= self.momentum
                 velocity += change
                 change = change + self.momentum * velocity if self.nesterov else velocity
-            param.data = param.data - self.lr * change
+            param.data = param.data - self._lr_of(name) * change
 
     def _moments(self) -> dict[str, Array]:
         return {f"velocity.{name}": array for name, array in self.velocity.items()}
@@ -127,6 +146,7 @@ class AdamW(Optimiser):
         betas: decay rates of the mean and of the mean square of the gradient.
         eps: added to the root of the mean square.
         no_decay: names of parameters that do not shrink, usually `optim.no_decay(model)`.
+        lr_scale: a factor of `lr` by name, 1 where there is none, such as `optim.layer_decay(model, 0.75)`.
         threads: how many share the work; the usable cores by default.
     """
 
@@ -139,8 +159,9 @@ class AdamW(Optimiser):
         eps: float = 1e-8,
         no_decay: Collection[str] = (),
         threads: int | None = None,
+        lr_scale: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(params, lr, weight_decay, no_decay)
+        super().__init__(params, lr, weight_decay, no_decay, lr_scale)
         fine = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         refuse(not fine, f"betas={betas} must be two numbers in [0, 1)")
         refuse(eps < 0, f"eps={eps} must not be negative")
@@ -173,16 +194,17 @@ class AdamW(Optimiser):
             start, stop = stop, stop + param.size
             if param.grad is None:
                 continue
-            flat_data, flat_grad = param.data.reshape(-1), param.grad.reshape(-1)
+            flat_data, flat_grad, lr = param.data.reshape(-1), param.grad.reshape(-1), self._lr_of(name)
             for low in range(0, param.size, limit):
                 high = min(low + limit, param.size)
                 part = (flat_data[low:high], flat_grad[low:high], self._decay_of(name))
                 last = pieces[-1] if pieces else None
-                if last and last.stop == start + low and start + high - last.start <= limit:
+                fits = last and last.stop == start + low and start + high - last.start <= limit
+                if last and fits and last.lr == lr:
                     last.stop = start + high
                     last.parts.append(part)
                 else:
-                    pieces.append(_Piece(start + low, start + high, [part]))
+                    pieces.append(_Piece(start + low, start + high, lr, [part]))
         return pieces
 
     def _update(self, piece: _Piece) -> None:
@@ -197,7 +219,7 @@ class AdamW(Optimiser):
             xp.concatenate(grad) if len(grad) > 1 else grad[0],
             self.first[place],
             self.second[place],
-            lr=self.lr,
+            lr=piece.lr,
             decay=decays,
             betas=self.betas,
             eps=self.eps,
@@ -217,89 +239,9 @@ _WORTH_THREADS = 3  # pieces; fewer are done before a second thread has started
 
 @dataclass
 class _Piece:
-    """A stretch of the flat moments, and its parts: flat views of data and gradient, and the decay of each."""
+    """A stretch of the flat moments with one learning rate; its parts: flat views of data and gradient, and a decay."""
 
     start: int
     stop: int
+    lr: float
     parts: list[tuple[Array, Array, float]]
-
-
-def clip_grad_norm(params: Params, max_norm: float) -> float:
-    """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
-
-    A norm that is not finite is returned and nothing is scaled, so that the caller can skip the step.
-    """
-    refuse(max_norm <= 0, f"max_norm={max_norm} must be positive")
-    grads = [param.grad for param in params.values() if param.grad is not None]
-    lines = [grad.reshape(-1) for grad in grads]
-    norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
-    if max_norm < norm < float("inf"):
-        for grad in grads:
-            grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_
-    return norm
-
-
-def warmup_cosine(step: int, total: int, *, peak: float, warmup: int = 0, final: float = 0.0) -> float:
-    """The learning rate at a step in [0, total): rising linearly to `peak`, then half a cosine down to `final`.
-
-    Step 0 has peak/warmup, not 0, so that no step is wasted. Source: Loshchilov and Hutter 2017 (SGDR).
-    """
-    refuse(step < 0, f"step={step} must not be negative")
-    refuse(total < 1 or warmup < 0 or warmup > total, f"warmup={warmup} must lie between 0 and total={total}")
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return final + (peak - final) * 0.5 * (1 + cos(pi * progress))
-
-
-# Parameters that weight decay would hurt: they are not weights of a product but places, offsets and gains.
-_UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
-
-
-def no_decay(model: Layer) -> set[str]:
-    """The names that take no weight decay: biases, norms, and position, class-token and relative-bias tables."""
-    return {
-        name
-        for name, param in model.parameters().items()
-        if len(param.shape) <= 1 or any(word in name for word in _UNDECAYED)
-    }
-
-
-class ModelEma:
-    """Averaged weights: average <- decay * average + (1 - decay) * weights, after each step (Polyak and Juditsky 1992).
-
-    The average of the first steps is plain (decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow), so that the
-    random start is soon forgotten.
-    """
-
-    def __init__(self, model: Layer, decay: float = 0.999) -> None:
-        refuse(not 0 <= decay < 1, f"decay={decay} must lie in [0, 1)")
-        self.model, self.decay, self.steps = model, decay, 0
-        self.average = model.state_dict()
-
-    def update(self) -> None:
-        """Take the model's present weights into the average."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        self.steps += 1
-        for name, param in self.model.parameters().items():
-            average = self.average[name]
-            average *= decay
-            average += (1 - decay) * param.data
-
-    def swap(self) -> None:
-        """Exchange the model's weights and the average; call it again to swap back."""
-        current = self.model.state_dict()
-        self.model.load_state_dict(self.average)
-        self.average = current
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, **{name: array.copy() for name, array in self.average.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        _fill("average", self.average, state)
-        self.steps = int(state["steps"])
-
-
-def parameter_count(params: Params) -> int:
-    """How many numbers are learned."""
-    return sum(prod(param.shape) for param in params.values())

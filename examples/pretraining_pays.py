@@ -1,0 +1,133 @@
+"""Does pretraining pay? A model that has learned to tell how digits are turned, against the same model from nothing.
+
+    python examples/pretraining_pays.py                 # about half an hour of one core; prints the table
+    python examples/pretraining_pays.py --seeds 0       # one row of it
+
+The first model sees 60,000 digits without their labels and learns by which quarter turn each was rotated (Gidaris et
+al. 2018, "Unsupervised Representation Learning by Predicting Image Rotations"). Then both learn to read from the same
+1,000 labelled digits. docs/pretraining.md has the results and what they mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from train_mnist_vit import QUICK
+
+import minivit
+from minivit import data, program, training
+from minivit.finetuning import Recipe, fine_tune
+from minivit.tasks import Part, Task, mnist_task
+
+TURNS = ("upright", "a quarter", "half", "three quarters")
+
+PRETRAINING = Recipe(epochs=20, batch_size=128, lr=4e-3, layer_decay=1.0, label_smoothing=0.0, keep="last")
+# No image is held out to choose an epoch or a rate by: that would be 1,001 labels. Both sides keep the last epoch.
+SIDES = {
+    "from nothing": Recipe(layer_decay=1.0, keep="last"),
+    "pretrained": Recipe(keep="last"),
+}
+
+
+def turn(images: Any, labels: Any, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Each image (C, H, W) turned by a random number of quarters, which becomes its label."""
+    quarters = rng.integers(4, size=len(images))
+    return np.stack([np.rot90(image, k, axes=(1, 2)) for image, k in zip(images, quarters)]), quarters
+
+
+def rotation_task(mnist: data.Mnist) -> Task:
+    """The training images of MNIST, without their labels: which way is up?"""
+    images = mnist.train_images
+    nothing = np.zeros(len(images), np.int64)  # in place of the labels, so that they cannot leak
+    watch, quarters = turn(mnist.train_images[:1000, None], nothing, np.random.default_rng(0))
+    return Task(
+        source=mnist.source,
+        classes=TURNS,
+        learn=Part(images, nothing),
+        held_out=Part(watch[:, 0], quarters),  # seen in training, in other turns: it only shows that learning goes on
+        test=None,
+        preprocess=data.Preprocess(images.shape[1:], mean=(data.MNIST_MEAN,), std=(data.MNIST_STD,)),
+        prepare=data.normalise,
+        batches=partial(data.batches, images, nothing, augment=data.chain(data.shift, mix=turn)),
+        fingerprint=training.fingerprint(images),
+    )
+
+
+def pretrained(mnist: data.Mnist, args: argparse.Namespace) -> Path:
+    """The file with the weights of a model that tells turns, for all seeds; one that is there already is used."""
+    out = args.out / "pretraining"
+    file = out / "model.safetensors"
+    if not file.exists():
+        print("\nlearning to tell turns", flush=True)
+        model = minivit.ViT(**{**QUICK, "num_classes": len(TURNS)}, seed=0)
+        recipe = replace(PRETRAINING, epochs=args.pretraining_epochs)
+        fine_tune(model, rotation_task(mnist), recipe, out, seed=0, threads=args.threads)
+        minivit.save(model, file)
+    return file
+
+
+def test_accuracy(mnist: data.Mnist, side: str, epochs: int, seed: int, args: argparse.Namespace) -> float:
+    """Of a model that has learned from the labelled images; a result that is there already is used."""
+    out = args.out / f"{side.replace(' ', '-')}-{epochs}-{seed}"
+    result = out / "test_accuracy.txt"
+    if not result.exists():
+        if side == "pretrained":
+            model = minivit.from_pretrained(pretrained(mnist, args), num_classes=10, report=lambda line: None)
+        else:
+            model = minivit.ViT(**QUICK, seed=seed)
+        recipe = replace(SIDES[side], epochs=epochs)
+        task = mnist_task(mnist, args.labelled, seed)
+        outcome = fine_tune(model, task, recipe, out, seed=seed, threads=args.threads, quiet=True)
+        result.write_text(f"{outcome.test}")
+        print(f"seed {seed}, {epochs} epochs, {side}: {outcome.test:.2%} after {outcome.seconds:.0f} s", flush=True)
+    return float(result.read_text())
+
+
+def table(scores: dict[tuple[str, int], list[float]], seeds: list[int]) -> str:
+    """Markdown: a row for each side and length, a column for each seed, mean and standard deviation."""
+    lines = [f"| epochs | start | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | spread |"]
+    lines.append("|---" * (len(seeds) + 4) + "|")
+    for (side, epochs), row in scores.items():
+        spread = f"{100 * np.std(row, ddof=1):.2f}" if len(row) > 1 else ""
+        cells = [str(epochs), side, *(f"{score:.2%}" for score in row), f"{np.mean(row):.2%}", spread]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Both sides, every length, every seed."""
+    mnist = data.load_mnist(args.data or os.environ.get("MINIVIT_MNIST"))
+    print(f"data: {mnist.source}")
+    scores = {
+        (side, epochs): [test_accuracy(mnist, side, epochs, seed, args) for seed in args.seeds]
+        for epochs in args.epochs
+        for side in SIDES
+    }
+    text = table(scores, args.seeds)
+    (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\ntest accuracy over {len(mnist.test_labels):,} images, {args.labelled:,} labelled ones to learn from\n")
+    print(text)
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
+    parser.add_argument("--out", type=Path, default=Path("runs/pretraining_pays"), help="folder for runs and table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of images, weights, order")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 160, 640], help="over the labelled images")
+    parser.add_argument("--pretraining-epochs", type=int, default=PRETRAINING.epochs, help="over all images")
+    parser.add_argument("--labelled", type=int, default=1000, help="images with labels, the same number of each digit")
+    parser.add_argument("--threads", type=int, default=1, help="1 by default: the model is small")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    program.run(main, arguments())

@@ -1,0 +1,241 @@
+"""Fine-tuning: a model that has learned one thing learns another, from few images, and without forgetting the first.
+
+A `Recipe` says how; `fine_tune` does it, and leaves a run that can be resumed. Next: the programs in `examples/`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minivit import data, optim, parallel, training
+from minivit.backend import to_device, to_numpy
+from minivit.loop import Batches, Course, learn
+from minivit.models import Model
+from minivit.nn.layer import Chain, Layer, Param
+from minivit.protocol import Array, Back, refuse
+from minivit.tasks import Part, Task
+
+AT_ONCE = 256  # images in memory in an evaluation: 150 MB of 224 x 224 pixels
+
+# The peak learning rate times the model's width. 2e-3 is right for the digits' model of width 64, and the rate falls
+# as the width grows (Yang et al. 2022, "Tensor Programs V"): 1.7e-4 for ViT-B and 1.3e-4 for ViT-L, where MAE's recipe
+# has 1.0e-4 and 2.0e-4 for batches of 50.
+LR_TIMES_WIDTH = 0.128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is fine-tuned: the recipe of BEiT and MAE, in numbers for a few thousand images.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: images in a step; small, because a thousand images have to give enough steps.
+        lr: the peak, for what stands above the last block; None is `usual_lr(model)`.
+        layer_decay: the factor of the rate from one layer to the one below, so that what sees edges and strokes, and
+            is of use for any image, moves least; see `optim.layer_decay`. 0.75 is MAE's; 1 for a fresh model.
+        weight_decay: as in a training from nothing.
+        warmup: the share of the steps in which lr rises: the new head is random at first, and what it sends down would
+            spoil what is known.
+        label_smoothing: as in a training from nothing: few images are soon known by heart, and then nothing else
+            bounds the logits.
+        keep: "best" keeps the epoch with the best held-out accuracy, "last" the last one.
+    """
+
+    epochs: int = 40
+    batch_size: int = 50
+    lr: float | None = None
+    layer_decay: float = 0.75
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    label_smoothing: float = 0.1
+    keep: str = "best"
+
+
+class Best:
+    """A copy of the weights after the best epoch so far: a part of a run, kept in its checkpoint.
+
+    Of two epochs that are level, the later one counts: its learning rate was lower, so its weights are more settled.
+    """
+
+    def __init__(self, model: Model, keep: str) -> None:
+        refuse(keep not in ("best", "last"), f"keep={keep!r}: choose 'best' or 'last'")
+        self.model, self.keep = model, keep
+        self.score, self.epoch = -1.0, 0
+        self.weights = model.state_dict()
+
+    def offer(self, score: float, epoch: int) -> None:
+        """Keep the model's present weights if they are at least as good, or if the last ones are asked for."""
+        if score >= self.score or self.keep == "last":
+            self.score, self.epoch, self.weights = score, epoch, self.model.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, **self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.score, self.epoch = state["score"], state["epoch"]
+        self.weights = {name: state[name] for name in self.weights}
+
+
+class PartlyFrozen(Chain):
+    """A model whose lowest stages are frozen: they run as in inference, keep nothing, and get no gradient.
+
+    So a step with a frozen body costs a third of a whole one. `back` stops at the lowest stage that learns, and returns
+    the gradient of what that stage has read.
+    """
+
+    def __init__(self, model: Model, frozen: Collection[str]) -> None:
+        self.model = model
+        learning = {id(param) for name, param in model.parameters().items() if name not in frozen}
+        stages = [stage for _, stage in model.leaves()]
+        learns = [any(id(param) in learning for param in stage.parameters().values()) for stage in stages]
+        refuse(not any(learns), "everything is frozen, so there is nothing to learn: freeze less")
+        self.frozen_stages = learns.index(True)
+
+    def stages(self) -> list[Layer]:
+        """The stages from the lowest that learns."""
+        return [stage for _, stage in self.model.leaves()][self.frozen_stages :]
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        for _, stage in list(self.model.leaves())[: self.frozen_stages]:
+            x, _ = stage(x)
+        return super().forward(x, rng)
+
+    def predict(self, x: Array, batch_size: int | None = None) -> Array:
+        """The model's logits."""
+        return self.model.predict(x, batch_size)
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
+        return self.model._walk(prefix)
+
+
+class Outcome(NamedTuple):
+    """What came of it: the epoch whose weights the model now has, and their accuracies (None without test images)."""
+
+    epoch: int
+    held_out: float
+    test: float | None
+    seconds: float
+
+
+def fine_tune(
+    model: Model,
+    task: Task,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    frozen: Collection[str] = (),
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    quiet: bool = False,
+) -> Outcome:
+    """Train a model on a task, in place.
+
+    Args:
+        model: with as many classes as the task.
+        task: the images.
+        recipe: how.
+        out: the folder of the run: checkpoint.safetensors, metrics.csv.
+        frozen: names of parameters that stay as they are, to the bit.
+        seed: of order and noise.
+        threads: see `DataParallel`.
+        device: "cpu" or "gpu".
+        resume: go on from the checkpoint in `out`.
+        quiet: print nothing.
+    """
+    refuse(
+        model.num_classes != len(task.classes),
+        f"the model has {model.num_classes} classes and the task {len(task.classes)}: build it with "
+        f"num_classes={len(task.classes)}",
+    )
+    refuse(recipe.epochs < 1, f"epochs={recipe.epochs}: choose at least 1")
+    lr = usual_lr(model) if recipe.lr is None else recipe.lr
+    count = data.num_batches(len(task.learn.labels), recipe.batch_size)
+    learner = PartlyFrozen(model, frozen)
+    to_device(model, device)
+    step = parallel.DataParallel(learner, 1 if device == "gpu" else threads, loss=training.CountingLoss())
+    opt = optimiser(model, replace(recipe, lr=lr), frozen, threads)
+    best = Best(model, recipe.keep)
+    settings = {
+        **asdict(recipe),
+        "lr": lr,
+        "frozen": sorted(frozen),
+        "seed": seed,
+        "data": task.fingerprint,
+        "weights": training.fingerprint(*(to_numpy(array) for array in best.weights.values())),
+    }
+    run = training.Run(
+        out, settings, {"model": model, "optimiser": opt, "best": best}, resume=resume, every=60, quiet=quiet
+    )
+
+    def accuracy(part: Part) -> float:
+        def prepare(images: Array) -> Array:
+            return to_device(task.prepare(images), device)
+
+        return training.accuracy(step.predict, *part, prepare, batch_size=AT_ONCE)[0]
+
+    def batches(epoch: int, position: int) -> Batches:
+        return task.batches(recipe.batch_size, seed=seed, epoch=epoch, start=position)
+
+    def evaluate() -> float:
+        score = accuracy(task.held_out)
+        best.offer(score, run.epoch + 1)
+        return score
+
+    start = time.perf_counter()
+    course = Course(recipe.epochs, count, lr, recipe.warmup * recipe.epochs, recipe.label_smoothing, seed, device)
+    learn(run, step, opt, batches, evaluate, course)
+    model.load_state_dict(best.weights)
+    test = None if task.test is None else accuracy(task.test)
+    return Outcome(best.epoch, best.score, test, time.perf_counter() - start)
+
+
+def optimiser(model: Model, recipe: Recipe, frozen: Collection[str], threads: int | None = None) -> optim.AdamW:
+    """AdamW over what is not frozen, each layer with its own learning rate."""
+    trained = {name: param for name, param in model.parameters().items() if name not in frozen}
+    factors = optim.layer_decay(model, recipe.layer_decay)
+    return optim.AdamW(
+        trained,
+        usual_lr(model) if recipe.lr is None else recipe.lr,
+        weight_decay=recipe.weight_decay,
+        no_decay=optim.no_decay(model) & trained.keys(),
+        lr_scale={name: factor for name, factor in factors.items() if name in trained},
+        threads=threads,
+    )
+
+
+def head_names(model: Model) -> set[str]:
+    """The names of the classifier's parameters; both classifiers' of a distilled model."""
+    return {name for name in model.parameters() if name.startswith(("head.", "head_dist."))}
+
+
+def usual_lr(model: Model) -> float:
+    """The peak learning rate that suits a model of this width, for batches of about 50; see `LR_TIMES_WIDTH`."""
+    params = model.parameters()
+    return LR_TIMES_WIDTH / max(params[name].shape[1] for name in head_names(model) if len(params[name].shape) == 2)
+
+
+def overview(model: Model, recipe: Recipe, frozen: Collection[str]) -> str:
+    """A table of what is trained: groups of parameters, how many, and the factor of their learning rate."""
+    factors = optim.layer_decay(model, recipe.layer_decay)
+    groups: dict[str, list[str]] = {}
+    for name in model.parameters():
+        match = re.match(r"(layers\.\d+\.)?(blocks\.\d+|\w+)", name)
+        groups.setdefault(match[0] if match else name, []).append(name)
+    params = model.parameters()
+    rows = [("stage", "parameters", "trained", "lr factor")]
+    for group, names in groups.items():
+        count = [sum(params[name].size for name in names if name not in left) for left in ((), frozen)]
+        factor = f"{factors[names[0]]:.3g}" if count[1] else "frozen"
+        rows.append((group, f"{count[0]:,}", f"{count[1]:,}", factor))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )

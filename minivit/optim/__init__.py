@@ -1,0 +1,32 @@
+"""From gradients to better weights: SGD, AdamW, groups of parameters, clipping, the learning rate's course, averages.
+
+The step of training is four lines:
+
+    opt.zero_grad()
+    loss = step.loss_and_grad(images, labels, rng)
+    optim.clip_grad_norm(model.parameters(), 1.0)
+    opt.step()
+
+Gradients add up until they are cleared, so accumulating over several small batches needs nothing special: call
+`loss_and_grad` n times with `dloss=1/n` before one `step`. Read in this order: `optimisers.py`, `groups.py` (which
+parameters take no decay, a smaller step, or none), `schedule.py`, `average.py`; then `minivit/parallel.py`.
+"""
+
+from minivit.optim.average import ModelEma
+from minivit.optim.groups import layer_decay, matching, no_decay, parameter_count
+from minivit.optim.optimisers import SGD, AdamW, Optimiser, Params
+from minivit.optim.schedule import clip_grad_norm, warmup_cosine
+
+__all__ = [
+    "SGD",
+    "AdamW",
+    "ModelEma",
+    "Optimiser",
+    "Params",
+    "clip_grad_norm",
+    "layer_decay",
+    "matching",
+    "no_decay",
+    "parameter_count",
+    "warmup_cosine",
+]

@@ -1,0 +1,47 @@
+"""Averaged weights, which are steadier than those of any one step.
+
+Next: `minivit/parallel.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit.nn.layer import Layer
+from minivit.optim.optimisers import restore
+from minivit.protocol import refuse
+
+
+class ModelEma:
+    """Averaged weights: average <- decay * average + (1 - decay) * weights, after each step (Polyak and Juditsky 1992).
+
+    The average of the first steps is plain (decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow), so that the
+    random start is soon forgotten.
+    """
+
+    def __init__(self, model: Layer, decay: float = 0.999) -> None:
+        refuse(not 0 <= decay < 1, f"decay={decay} must lie in [0, 1)")
+        self.model, self.decay, self.steps = model, decay, 0
+        self.average = model.state_dict()
+
+    def update(self) -> None:
+        """Take the model's present weights into the average."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        for name, param in self.model.parameters().items():
+            average = self.average[name]
+            average *= decay
+            average += (1 - decay) * param.data
+
+    def swap(self) -> None:
+        """Exchange the model's weights and the average; call it again to swap back."""
+        current = self.model.state_dict()
+        self.model.load_state_dict(self.average)
+        self.average = current
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, **{name: array.copy() for name, array in self.average.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        restore("average", self.average, state)
+        self.steps = int(state["steps"])

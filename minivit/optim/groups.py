@@ -1,0 +1,97 @@
+"""Groups of parameters by name: which take no weight decay, which move more slowly, and which a pattern names.
+
+Groups are sets and dictionaries of names, which the optimisers take as `no_decay` and `lr_scale`. Next: `schedule.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Collection, Iterable
+from math import prod
+
+from minivit.nn import Block, Recompute
+from minivit.nn.layer import Chain, Layer
+from minivit.optim.optimisers import Params
+from minivit.protocol import refuse
+
+# Parameters that weight decay would hurt: they are not weights of a product but places, offsets and gains.
+_UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
+
+
+def no_decay(model: Layer) -> set[str]:
+    """The names that take no weight decay: biases, norms, and position, class-token and relative-bias tables."""
+    return {
+        name
+        for name, param in model.parameters().items()
+        if len(param.shape) <= 1 or any(word in name for word in _UNDECAYED)
+    }
+
+
+def layer_decay(model: Chain, rate: float) -> dict[str, float]:
+    """Layer-wise learning rates: each parameter's factor is rate ** (number of layers above it).
+
+    The layers are, from the top: all that follows the last block (norm and head, factor 1), each block, and all that
+    precedes the first (patches, tokens, positions). Swin's blocks count through all stages; the merging that opens a
+    stage belongs to the stage's first block. So a model of n blocks has factors from 1 down to rate ** (n + 1).
+
+    Args:
+        model: a ViT, a Swin, or another chain with blocks.
+        rate: in (0, 1]; 0.65 to 0.75 is usual for fine-tuning, 1 gives every layer the same.
+
+    Returns:
+        name -> factor, for `AdamW(..., lr_scale=...)`.
+
+    Raises:
+        ValueError: a rate out of range, or a model without blocks.
+
+    Source: Clark et al. 2020 (ELECTRA, section 3.1), and Bao et al. 2021 (BEiT) for images, whose code counts the
+    layers of a ViT in this way.
+    """
+    refuse(not 0 < rate <= 1, f"rate={rate} must lie in (0, 1]")
+    stages = [stage for _, stage in model.leaves()]
+    blocks = sum(_is_block(stage) for stage in stages)
+    refuse(not blocks, f"{type(model).__name__} has no blocks to count, so it has no layer-wise learning rates")
+    factors: dict[int, float] = {}
+    above = 0  # blocks passed on the way down from the head
+    for stage in reversed(stages):
+        above += _is_block(stage)
+        bottom = above == blocks and not _is_block(stage)
+        factors |= {id(param): rate ** (above + bottom) for param in stage.parameters().values()}
+    return {name: factors[id(param)] for name, param in model.parameters().items() if id(param) in factors}
+
+
+def _is_block(stage: Layer) -> bool:
+    return isinstance(stage.layer if isinstance(stage, Recompute) else stage, Block)
+
+
+def matching(params: Collection[str], patterns: Iterable[str]) -> set[str]:
+    """The names that match at least one pattern, as file names match on a command line.
+
+    Args:
+        params: names, such as `model.parameters()`.
+        patterns: `*` is any text, also with dots; `?` one character; `[0-5]` one of these: `blocks.[0-5].*`.
+
+    Raises:
+        ValueError: a pattern that matches nothing; the message lists what is near.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        names = {name for name in params if fnmatch.fnmatchcase(name, pattern)}
+        refuse(not names, f"no parameter matches {pattern!r}: {_near(params, pattern)}")
+        found |= names
+    return found
+
+
+def _near(params: Collection[str], pattern: str) -> str:
+    """Names and groups (`blocks.0.*`) that look like a pattern."""
+    groups = {name[: place + 1] + "*" for name in params for place, letter in enumerate(name) if letter == "."}
+    near = difflib.get_close_matches(pattern, [*sorted(groups), *params], n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"the names begin with {', '.join(sorted({name.split('.')[0] for name in params}))}"
+
+
+def parameter_count(params: Params) -> int:
+    """How many numbers are learned."""
+    return sum(prod(param.shape) for param in params.values())

@@ -1,0 +1,39 @@
+"""What happens around a step: gradients clipped before it, and the learning rate's course from step to step.
+
+Next: `average.py`.
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+from minivit.optim.optimisers import Params
+from minivit.protocol import refuse
+
+
+def clip_grad_norm(params: Params, max_norm: float) -> float:
+    """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
+
+    A norm that is not finite is returned and nothing is scaled, so that the caller can skip the step.
+    """
+    refuse(max_norm <= 0, f"max_norm={max_norm} must be positive")
+    grads = [param.grad for param in params.values() if param.grad is not None]
+    lines = [grad.reshape(-1) for grad in grads]
+    norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
+    if max_norm < norm < float("inf"):
+        for grad in grads:
+            grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_
+    return norm
+
+
+def warmup_cosine(step: int, total: int, *, peak: float, warmup: int = 0, final: float = 0.0) -> float:
+    """The learning rate at a step in [0, total): rising linearly to `peak`, then half a cosine down to `final`.
+
+    Step 0 has peak/warmup, not 0, so that no step is wasted. Source: Loshchilov and Hutter 2017 (SGDR).
+    """
+    refuse(step < 0, f"step={step} must not be negative")
+    refuse(total < 1 or warmup < 0 or warmup > total, f"warmup={warmup} must lie between 0 and total={total}")
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return final + (peak - final) * 0.5 * (1 + cos(pi * progress))
