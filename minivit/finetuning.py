@@ -22,9 +22,9 @@ from minivit.tasks import Part, Task
 
 AT_ONCE = 256  # images in memory in an evaluation: 150 MB of 224 x 224 pixels
 
-# The peak learning rate times the model's width. 2e-3 is right for the digits' model of width 64, and the rate falls
-# as the width grows (Yang et al. 2022, "Tensor Programs V"): 1.7e-4 for ViT-B and 1.3e-4 for ViT-L, where MAE's recipe
-# has 1.0e-4 and 2.0e-4 for batches of 50.
+# The peak learning rate times the model's width: 2e-3, the rate of the digits' models, at width 64. The best rate falls
+# as the width grows (Yang et al. 2022, "Tensor Programs V"), here to 1.7e-4 for ViT-B and 1.3e-4 for ViT-L, where MAE's
+# recipe has 1.0e-4 and 2.0e-4 for batches of 50.
 LR_TIMES_WIDTH = 0.128
 
 
@@ -37,7 +37,7 @@ class Recipe:
         batch_size: images in a step; small, because a thousand images have to give enough steps.
         lr: the peak, for what stands above the last block; None is `usual_lr(model)`.
         layer_decay: the factor of the rate from one layer to the one below, so that what sees edges and strokes, and
-            is of use for any image, moves least; see `optim.layer_decay`. 0.75 is MAE's; 1 for a fresh model.
+            is of use for any image, moves least; see `optim.layer_decay`. 0.75 is MAE's for ViT-L; 1 for a fresh model.
         weight_decay: as in a training from nothing.
         warmup: the share of the steps in which lr rises: the new head is random at first, and what it sends down would
             spoil what is known.

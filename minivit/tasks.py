@@ -107,10 +107,6 @@ def folder_task(
     if limit is not None:
         pictures = pictures.take(balanced(pictures.labels, limit, seed))
 
-    def augment(x: Array, y: Array, rng: Any) -> tuple[Array, Array]:
-        # as 4 of the 32 pixels of CIFAR's images (He et al. 2015); what comes in from outside is 0, the mean colour
-        return data.crop(data.flip(x, rng), rng, padding=max(x.shape[2:]) // 8), y
-
     return Task(
         f"{total:,} pictures in {pictures.folder}",
         pictures.classes,
@@ -119,9 +115,17 @@ def folder_task(
         None,
         preprocess,
         partial(read_images, preprocess=preprocess),
-        partial(pictures.batches, preprocess, augment=augment),
+        partial(pictures.batches, preprocess, augment=data.chain(data.flip, move)),
         training.fingerprint(pictures.names, pictures.labels),
     )
+
+
+def move(images: Array, rng: Any) -> Array:
+    """Images (B, C, H, W) moved by up to an eighth of their size, as CIFAR's by 4 of 32 pixels (He et al. 2015).
+
+    What comes in from outside is 0, which is the mean colour of normalised images.
+    """
+    return data.crop(images, rng, padding=max(images.shape[2:]) // 8)
 
 
 def balanced(labels: Array, count: int, seed: int) -> Array:

@@ -216,9 +216,12 @@ def _windows(x: Any, kind: Any = nn.WindowAttention, made: Any = None, **options
     return kind(x.shape[-1], 2, made or x.shape[1:3], dtype=x.dtype, seed=1, **options)
 
 
-def _shifted(x: Any, shift: tuple[int, int], hide: bool = False, **options: Any) -> nn.ShiftedWindows:
-    attention = nn.WindowAttention(x.shape[-1], 2, (2, 2), dtype=x.dtype, seed=1, **options)
-    return nn.ShiftedWindows(attention, (2, 2), shift, mask_padding=hide)
+def _shifted(
+    x: Any, shift: tuple[int, int], hide: bool = False, side: int = 2, covered: str = "shrink", **options: Any
+) -> nn.ShiftedWindows:
+    pad_first = options.pop("pad_first", True)
+    attention = nn.WindowAttention(x.shape[-1], 2, (side, side), dtype=x.dtype, seed=1, **options)
+    return nn.ShiftedWindows(attention, side, shift, mask_padding=hide, covered=covered, pad_first=pad_first)
 
 
 _TOKENS: dict[str, Any] = {"D": 4}
@@ -263,6 +266,10 @@ LAYERS = [
          fixed=_MAP, noise=True, empty="B"),
     Case("ShiftedWindows_padding_masked", "BabD", lambda x: _shifted(x, (0, 1), hide=True, mask_value=-np.inf),
          layer=True, fixed=_MAP, empty="B"),
+    Case("ShiftedWindows_padded_after", "BabD", lambda x: _shifted(x, (1, 1), side=3, pad_first=False), layer=True,
+         fixed=_MAP, empty="B"),
+    Case("ShiftedWindows_covered_shift", "BabD", lambda x: _shifted(x, (2, 2), side=4, covered="shift"), layer=True,
+         fixed=_MAP, empty="B"),
     Case("PatchMerging", "BabD", lambda x: nn.PatchMerging(x.shape[-1], dtype=x.dtype, seed=1), layer=True,
          fixed={"D": 2}, empty="B"),
     Case("PatchMerging_post_norm", "BabD",
@@ -333,6 +340,9 @@ MODELS = [
     _swin("Swin_absolute_positions", ape=True, img_size=(6, 8), patch_norm=False, qkv_bias=False),
     _swin("Swin_strict_masks", mask_value=-np.inf, mask_padding=True, gelu="tanh"),
     _swin("Swin_odd_depth_features", depths=(1, 2), allow_odd_depths=True, num_classes=0),
+    _swin("Swin_padded_after", pad_first=False, img_size=10, window_size=3),
+    _swin("Swin_covered_stay", covered="stay", window_size=3),
+    _swin_v2("SwinV2_covered_shift", covered="shift", window_size=3),
     _swin_v2("SwinV2"),
     _swin_v2("SwinV2_noise", noise=True, **_NOISE),
     _swin_v2("SwinV2_pretrained_windows", pretrained_window_sizes=(3, 2), mask_padding=True),

@@ -16,6 +16,7 @@ from test_examples import ROOT, digits, run
 import minivit
 from minivit import data, nn, optim, parallel, training
 from minivit.checkpoint import load_arrays
+from minivit.data.folder import split_folder
 from minivit.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
 from minivit.tasks import Part, Task, balanced, folder_task, mnist_task
 
@@ -157,6 +158,33 @@ def test_layers_move_at_their_own_rate(tmp_path):
             assert moved[0.1][name] == pytest.approx(factor * moved[1.0][name], rel=0.05), name
 
 
+def test_the_step_is_clipped_smoothed_and_decays_weights_alone(tmp_path):
+    """One step of the run against the same step by hand."""
+    work = task()
+    ours, theirs = MODELS["vit"](seed=1), MODELS["vit"](seed=1)
+    frozen = {"pos_embed"}
+    recipe = Recipe(epochs=1, batch_size=18, lr=0.1, weight_decay=0.5, warmup=0.0, label_smoothing=0.3)
+    for model in (ours, theirs):
+        model.head.weight.data = 30 * model.head.weight.data  # large gradients, which clipping limits
+    fine_tune(ours, work, recipe, tmp_path, frozen=frozen, seed=7, threads=1, quiet=True)
+
+    trained = {name: param for name, param in theirs.parameters().items() if name not in frozen}
+    rates = optim.layer_decay(theirs, recipe.layer_decay)
+    plain = {name for name in trained if trained[name].data.ndim == 1 or name == "cls_token"}
+    opt = optim.AdamW(trained, 0.1, 0.5, no_decay=plain, lr_scale={name: rates[name] for name in trained}, eps=1e-8)
+    ((x, y),) = work.batches(18, seed=7, epoch=0, start=0)
+    step = parallel.DataParallel(theirs, threads=1)
+    step.loss_and_grad(x, y, label_smoothing=0.3)
+    assert optim.clip_grad_norm(trained, 1.0) > 3
+    first = {name: param.grad.copy() for name, param in trained.items()}
+    opt.step()
+    for name, param in ours.parameters().items():
+        assert np.array_equal(param.data, theirs.parameters()[name].data), name
+    # Adam's step hardly shows the gradient's size, its mean does
+    mean = load_arrays(tmp_path / "checkpoint.safetensors")[0]["optimiser/first"]
+    assert np.allclose(mean, 0.1 * np.concatenate([grad.ravel() for grad in first.values()]), rtol=1e-5, atol=1e-8)
+
+
 def test_a_run_that_stops_goes_on_bit_for_bit(tmp_path):
     def go(out, epochs_until_stop=None, resume=False):
         model = MODELS["vit"](seed=0, drop_path_rate=0.3)
@@ -281,6 +309,7 @@ def test_balanced():
     labels = np.array([0] * 50 + [1] * 10 + [2] * 20)
     chosen = balanced(labels, 30, seed=1)
     assert np.bincount(labels[chosen]).tolist() == [10, 10, 10] and len(set(chosen)) == 30
+    assert set(balanced(labels, 15, seed=1)) != set(balanced(labels, 15, seed=2)), "the seed decides which"
     assert np.array_equal(chosen, balanced(labels, 30, seed=1)) and not np.array_equal(chosen, balanced(labels, 30, 2))
     assert len(set(labels[chosen][:6])) > 1, "the order is random"
     for count, fragment in ((31, "multiple of 3"), (0, "multiple of 3"), (33, "class 1 has 10: choose at most 30")):
@@ -328,8 +357,6 @@ def pictures(tmp_path_factory):
 
 
 def test_folder_task(pictures):
-    from minivit.data.folder import split_folder
-
     preprocess = data.Preprocess((16, 20), crop=0.9, interpolation="bilinear")
     work = folder_task(*split_folder(pictures), preprocess, limit=20, seed=1)
     assert work.source == f"40 pictures in {pictures}"
@@ -341,11 +368,29 @@ def test_folder_task(pictures):
     assert np.array_equal(again[0], batches[1][0])
     plain = work.prepare(work.learn.images[:3])
     assert np.array_equal(plain[0], preprocess(work.learn.images[0]))
+    assert work.fingerprint != folder_task(*split_folder(pictures), preprocess, limit=20, seed=2).fingerprint
     assert (batches[0][0] == 0).any() and not (plain == 0).any(), "moved images have the mean colour at their edges"
 
 
+def test_pictures_are_moved_and_mirrored(pictures):
+    """The first batch, in which each picture is looked for in all places where it could be."""
+    preprocess = data.Preprocess(16)
+    work = folder_task(*split_folder(pictures), preprocess, limit=32)
+    x, _ = next(iter(work.batches(32, seed=0, epoch=0, start=0)))
+    order = data.epoch_order(32, 0, 0)
+    found = []
+    for image, path in zip(x, work.learn.images[order]):
+        padded = np.pad(preprocess(path), ((0, 0), (2, 2), (2, 2)))  # 2 = 16 // 8
+        for mirrored, source in enumerate((padded, padded[:, :, ::-1])):
+            for top, left in np.ndindex(5, 5):
+                if np.array_equal(image, source[:, top : top + 16, left : left + 16]):
+                    found.append((mirrored, top, left))
+    assert len(found) == 32 and 8 < sum(mirrored for mirrored, _, _ in found) < 24
+    for axis in (1, 2):
+        assert {place[axis] for place in found} == set(range(5))
+
+
 def test_config_is_read_back_as_the_preprocessing(pictures, tmp_path):
-    from minivit.data.folder import split_folder
     from minivit.weights.labels import labels_beside
     from minivit.weights.preprocessing import preprocessing
 
@@ -454,3 +499,43 @@ def test_the_example_refuses_in_one_line(options, fragment, digits_folder, pictu
     done = run(tmp_path, *[str(o).format(digits=digits_folder, pictures=pictures) for o in options], example=EXAMPLE)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ") and fragment in done.stderr
+
+
+# --- does pretraining pay? ---
+
+
+def test_turned_digits_carry_their_turn_and_not_their_label(digits_folder, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    import pretraining_pays
+
+    images = digits(40, 1)[0][:, None]
+    turned, quarters = pretraining_pays.turn(images, np.zeros(40, int), np.random.default_rng(0))
+    assert set(quarters) == {0, 1, 2, 3}
+    for image, made, k in zip(images, turned, quarters):
+        for _ in range(k):
+            image = image[:, :, ::-1].transpose(0, 2, 1)  # a quarter turn: mirrored, then rows and columns exchanged
+        assert np.array_equal(image, made)
+    mnist = data.load_mnist(digits_folder)
+    work = pretraining_pays.rotation_task(mnist)
+    assert not work.learn.labels.any() and len(work.learn.labels) == 1800 and work.test is None
+    x, y = next(iter(work.batches(400, seed=0, epoch=0, start=0)))
+    assert np.bincount(y, minlength=4).min() > 60 and y.max() == 3 and x.shape == (400, 1, 28, 28)
+
+
+def test_the_comparison_makes_its_table(digits_folder, tmp_path):
+    options = ["--data", digits_folder, "--seeds", 0, 3, "--epochs", 1, 2, "--labelled", 50, "--pretraining-epochs", 1]
+    script = EXAMPLE.with_name("pretraining_pays.py")
+    done = run(tmp_path, *options, example=script)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    rows = re.findall(r"^\| (\d+) \| ([a-z ]+) \| ([\d.]+)% \| ([\d.]+)% \| ([\d.]+)% \| ([\d.]+) \|$", done.stdout, re.M)
+    assert [row[:2] for row in rows] == [
+        ("1", "from nothing"), ("1", "pretrained"), ("2", "from nothing"), ("2", "pretrained"),
+    ]  # fmt: skip
+    for row in rows:
+        scores = [float(cell) for cell in row[2:4]]
+        assert float(row[4]) == pytest.approx(np.mean(scores), abs=0.006)
+        assert float(row[5]) == pytest.approx(np.std(scores, ddof=1), abs=0.01)
+    again = run(tmp_path, *options, example=script)
+    assert again.stdout.split("test accuracy over")[1] == done.stdout.split("test accuracy over")[1]
+    assert "after" not in again.stdout, "results that are there already are used"
+    assert (tmp_path / "runs/pretraining_pays/table.md").read_text().strip() in done.stdout

@@ -72,8 +72,8 @@ def shift_within_one_window(patch: Any) -> None:
     """A map that one window covers is rolled and masked all the same."""
     plain = window_attention._fit
 
-    def fit(length: int, window: int, shift: int) -> Any:
-        found = plain(length, window, shift)
+    def fit(length: int, window: int, shift: int, covered: str) -> Any:
+        found = plain(length, window, shift, covered)
         return found[0], min(shift, found[0] - 1), found[2]
 
     patch.setattr(window_attention, "_fit", fit)

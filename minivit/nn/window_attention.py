@@ -9,7 +9,6 @@ Hd heads, d = D/Hd head size. Next: `mlp.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from math import log
 from typing import Any
 
@@ -260,16 +259,16 @@ class ShiftedWindows(Layer):
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None
         mask = None if mask is None else array_module(x).asarray(mask)
-        moves = [partial(F.pad, size=size), partial(F.roll, shift=(-shift[0], -shift[1]))]
-        undo = [partial(F.roll, shift=shift), partial(F.crop, size=real)]
+        moves = [lambda a: F.pad(a, size), lambda a: F.roll(a, (-shift[0], -shift[1]))]
+        undo = [lambda a: F.roll(a, shift), lambda a: F.crop(a, real)]
         if not self.pad_first:
             moves, undo = moves[::-1], undo[::-1]
         return compose(
             x,
             *moves,
-            partial(F.window_partition, window_size=window),  # (B nW, Mh, Mw, D)
-            partial(self.attention, rng=rng, mask=mask),
-            partial(F.window_reverse, window_size=window, height=size[0], width=size[1]),  # (B, H', W', D)
+            lambda a: F.window_partition(a, window),  # (B nW, Mh, Mw, D)
+            lambda a: self.attention(a, rng, mask=mask),
+            lambda a: F.window_reverse(a, window, *size),  # (B, H', W', D)
             *undo,
         )
 

@@ -65,7 +65,8 @@ def _with_plain_positions(model: Any) -> dict[str, Array]:
         )
     refuse(config["patch_norm"], "patch_norm=True is in no other project's ViT: keep it with minivit.save")
     if config["pos_embed"] not in ("none", "learned_1d"):
-        table = to_numpy(model.embed.positions.table(model.embed.grid)[0])
+        (height, width), (down, right) = F.pair(config["img_size"]), F.pair(config["patch_size"])
+        table = to_numpy(model.embed.positions.table((height // down, width // right))[0])
         arrays = {name: array for name, array in arrays.items() if not name.startswith("pos_embed")}
         arrays["pos_embed"] = table[None]
     return arrays

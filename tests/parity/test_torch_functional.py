@@ -293,7 +293,20 @@ def test_resize_grid_to_one_column(mode: str, dtype: str) -> None:
     compare_function(lambda x: F.resize_grid(x, (3, 1), mode), theirs, [grid], rng)
 
 
-def interpolate(x: Any, size: tuple[int, int], mode: str, antialias: bool) -> Any:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("target", [(7, 3), (2, 9), (4, 5), (1, 6)])
+def test_resize_grid_with_corners_on_corners(mode: str, target: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    compare_function(
+        lambda x: F.resize_grid(x, target, mode, False, True),
+        lambda x: interpolate(x, target, mode, False, corners=True),
+        [rng.standard_normal((4, 5, 3)).astype(dtype)],
+        rng,
+    )
+
+
+def interpolate(x: Any, size: tuple[int, int], mode: str, antialias: bool, corners: bool = False) -> Any:
     images = x.permute(2, 0, 1)[None]  # (1, D, h, w)
-    resized = TF.interpolate(images, size, mode=mode, antialias=antialias, align_corners=False)
+    resized = TF.interpolate(images, size, mode=mode, antialias=antialias, align_corners=corners)
     return resized[0].permute(1, 2, 0)
