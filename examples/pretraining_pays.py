@@ -22,7 +22,8 @@ from train_mnist_vit import QUICK
 
 import minivit
 from minivit import data, program, training
-from minivit.finetuning import Recipe, fine_tune
+from minivit.finetuning import Outcome, Recipe, fine_tune
+from minivit.models import Model
 from minivit.tasks import Part, Task, mnist_task
 
 TURNS = ("upright", "a quarter", "half", "three quarters")
@@ -60,34 +61,36 @@ def rotation_task(mnist: data.Mnist) -> Task:
     )
 
 
+def run(model: Model, task: Task, recipe: Recipe, out: Path, seed: int, threads: int) -> Outcome:
+    """One training; what was begun or done in `out` is not done again, if it was the same."""
+    resume = (out / training.CHECKPOINT).exists()
+    return fine_tune(model, task, recipe, out, seed=seed, threads=threads, resume=resume, quiet=True)
+
+
 def pretrained(mnist: data.Mnist, args: argparse.Namespace) -> Path:
-    """The file with the weights of a model that tells turns, for all seeds; one that is there already is used."""
+    """The file with the weights of a model that tells turns, for all seeds."""
     out = args.out / "pretraining"
-    file = out / "model.safetensors"
-    if not file.exists():
-        print("\nlearning to tell turns", flush=True)
-        model = minivit.ViT(**{**QUICK, "num_classes": len(TURNS)}, seed=0)
-        recipe = replace(PRETRAINING, epochs=args.pretraining_epochs)
-        fine_tune(model, rotation_task(mnist), recipe, out, seed=0, threads=args.threads)
-        minivit.save(model, file)
-    return file
+    model = minivit.ViT(**{**QUICK, "num_classes": len(TURNS)}, seed=0)
+    recipe = replace(PRETRAINING, epochs=args.pretraining_epochs)
+    outcome = run(model, rotation_task(mnist), recipe, out, 0, args.threads)
+    minivit.save(model, out / "model.safetensors")
+    print(f"pretraining: {outcome.held_out:.2%} of turns told after {outcome.seconds:.0f} s", flush=True)
+    return out / "model.safetensors"
 
 
-def test_accuracy(mnist: data.Mnist, side: str, epochs: int, seed: int, args: argparse.Namespace) -> float:
-    """Of a model that has learned from the labelled images; a result that is there already is used."""
+def test_accuracy(
+    mnist: data.Mnist, weights: Path, side: str, epochs: int, seed: int, args: argparse.Namespace
+) -> float:
+    """Of a model that has learned from the labelled images."""
+    if side == "pretrained":
+        model = minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)
+    else:
+        model = minivit.ViT(**QUICK, seed=seed)
+    task = mnist_task(mnist, args.labelled, seed)
     out = args.out / f"{side.replace(' ', '-')}-{epochs}-{seed}"
-    result = out / "test_accuracy.txt"
-    if not result.exists():
-        if side == "pretrained":
-            model = minivit.from_pretrained(pretrained(mnist, args), num_classes=10, report=lambda line: None)
-        else:
-            model = minivit.ViT(**QUICK, seed=seed)
-        recipe = replace(SIDES[side], epochs=epochs)
-        task = mnist_task(mnist, args.labelled, seed)
-        outcome = fine_tune(model, task, recipe, out, seed=seed, threads=args.threads, quiet=True)
-        result.write_text(f"{outcome.test}")
-        print(f"seed {seed}, {epochs} epochs, {side}: {outcome.test:.2%} after {outcome.seconds:.0f} s", flush=True)
-    return float(result.read_text())
+    outcome = run(model, task, replace(SIDES[side], epochs=epochs), out, seed, args.threads)
+    print(f"seed {seed}, {epochs} epochs, {side}: {outcome.test:.2%} after {outcome.seconds:.0f} s", flush=True)
+    return outcome.test or 0.0
 
 
 def table(scores: dict[tuple[str, int], list[float]], seeds: list[int]) -> str:
@@ -104,9 +107,10 @@ def table(scores: dict[tuple[str, int], list[float]], seeds: list[int]) -> str:
 def main(args: argparse.Namespace) -> None:
     """Both sides, every length, every seed."""
     mnist = data.load_mnist(args.data or os.environ.get("MINIVIT_MNIST"))
-    print(f"data: {mnist.source}")
+    print(f"data: {mnist.source}", flush=True)
+    weights = pretrained(mnist, args)
     scores = {
-        (side, epochs): [test_accuracy(mnist, side, epochs, seed, args) for seed in args.seeds]
+        (side, epochs): [test_accuracy(mnist, weights, side, epochs, seed, args) for seed in args.seeds]
         for epochs in args.epochs
         for side in SIDES
     }

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, split_generator
+from minivit.backend import split_generator
 from minivit.backend.blas import limit_threads
 from minivit.backend.memory import keep_freed_memory
-from minivit.backend.threads import in_threads, usable_cores
+from minivit.backend.threads import at_most, in_threads, usable_cores
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, refuse
 
@@ -118,17 +118,6 @@ class DataParallel:
         in_threads(add, range(self.threads), self.threads)
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
-        """The logits (B, K), computed in threads like `model.predict` on parts of at most `batch_size` images."""
-        refuse(batch_size < 1, f"batch_size must be at least 1, got {batch_size}")
-        starts = range(0, len(images), batch_size)
-        if len(starts) <= 1 or self.threads == 1:
+        """The logits (B, K): `model.predict` on parts of at most `batch_size` images, with this object's threads."""
+        with at_most(self.threads):
             return self.model.predict(images, batch_size)
-        parts: list[Any] = [None] * len(starts)
-
-        def run(place: int) -> float:
-            start = starts[place]
-            parts[place] = self.model.predict(images[start : start + batch_size])
-            return 0.0
-
-        self._map(run, len(starts))
-        return array_module(parts[0]).concatenate(parts)

@@ -92,6 +92,10 @@ def _attention_dropout(q: Any, k: Any, v: Any) -> Any:
     return F.scaled_dot_product_attention(q, k, v, dropout_rate=0.4, rng=_rng())
 
 
+def _attention_in_blocks(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    return F.scaled_dot_product_attention(q, k, v, None, bias, dropout_rate=0.3, rng=_rng(), block=2)
+
+
 def _relative_bias(table: Any) -> Any:
     return F.relative_position_bias(table, F.relative_position_index((2, 3)))
 
@@ -145,6 +149,8 @@ FUNCTIONS = [
     Case("attention_masked", "BNd BMd BMd", _masked, example={"N": 3, "M": 4}, empty="B"),
     Case("attention_biased", "BHNd BHMd BHMd HNM", _biased, fixed={"B": 2}, empty="B"),
     Case("attention_dropout", "BNd BMd BMd", _attention_dropout),
+    Case("attention_in_blocks", "BNd BMd BMd NM", _attention_in_blocks, fixed={"N": 5}),
+    Case("attention_in_blocks_one_bias", "BNd BMd BMd M", _attention_in_blocks, fixed={"N": 3}),
     Case("dropout", "BND", lambda x: F.dropout(x, 0.4, _rng())),
     Case("drop_path", "BND", lambda x: F.drop_path(x, 0.4, _rng())),
     Case("embedding", "RD", _embedding, fixed={"R": 2}, empty="D"),

@@ -1,11 +1,10 @@
 """Optimisers against their formulas, written one parameter and one number at a time.
-Read test_parallel.py next, for where the gradients come from.
+Read test_optim_groups.py next, for which parameters an optimiser treats how.
 """
 
 from __future__ import annotations
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -223,25 +222,6 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(kind):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_no_decay_rules():
-    options = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 1}
-    model = minivit.ViT(**options, num_heads=2, distilled=True, patch_norm=True)
-    weights = {
-        "patch_embed.proj.weight",
-        "blocks.0.attn.qkv.weight",
-        "blocks.0.attn.proj.weight",
-        "blocks.0.mlp.fc1.weight",
-        "blocks.0.mlp.fc2.weight",
-        "head.weight",
-        "head_dist.weight",
-    }
-    assert set(model.parameters()) - optim.no_decay(model) == weights
-    for kind in ("learned_2d", "relative"):
-        model = minivit.ViT(**options, num_heads=2, pos_embed=kind, heads="linear")
-        decayed = set(model.parameters()) - optim.no_decay(model)
-        assert decayed == {name for name in weights if "dist" not in name} | {"blocks.0.attn.head_maps"}
-
-
 @pytest.mark.parametrize("kind", ["AdamW", "SGD"])
 def test_what_the_optimiser_is_not_given_is_frozen(kind):
     model = minivit.ViT(8, 4, 1, 3, 8, 2, 2, seed=1)
@@ -260,93 +240,6 @@ def test_what_the_optimiser_is_not_given_is_frozen(kind):
     assert norm < 1e3, "what is frozen counts in the norm"
     for name, param in model.parameters().items():
         assert np.array_equal(param.data, before[name]) == (name in frozen), name
-
-
-VIT_LAYERS = [
-    r"norm\.|fc_norm\.|pre_logits\.|head",
-    r"blocks\.2\.",
-    r"blocks\.1\.",
-    r"blocks\.0\.",
-    r"patch_embed|cls|dist|pos",
-]
-SWIN_LAYERS = [
-    r"norm\.|head\.",
-    r"layers\.1\.blocks\.3\.",
-    r"layers\.1\.blocks\.2\.",
-    r"layers\.1\.blocks\.1\.",
-    r"layers\.1\.(blocks\.0|downsample)\.",  # the merging belongs to the block that follows it
-    r"layers\.0\.blocks\.1\.",
-    r"layers\.0\.blocks\.0\.",
-    r"patch_embed\.|absolute_pos_embed",
-]
-VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 3, "num_heads": 2}
-SWIN = {"img_size": 16, "in_chans": 1, "num_classes": 3, "embed_dim": 4, "depths": (2, 4), "num_heads": (1, 2)}
-LAYERED = {
-    "vit": (lambda: minivit.ViT(**VIT), VIT_LAYERS),
-    "average": (lambda: minivit.ViT(**VIT, global_pool="avg"), VIT_LAYERS),
-    "distilled": (lambda: minivit.ViT(**VIT, distilled=True, patch_norm=True), VIT_LAYERS),
-    "pre_logits": (lambda: minivit.ViT(**VIT, representation_size=5), VIT_LAYERS),
-    "no head": (lambda: minivit.ViT(**{**VIT, "num_classes": 0}), VIT_LAYERS),
-    "swin": (lambda: minivit.Swin(**SWIN, window_size=2, ape=True), SWIN_LAYERS),
-    "swin v2": (lambda: minivit.SwinV2(**SWIN, window_size=2), SWIN_LAYERS),
-}
-
-
-def recomputed(model):
-    model.blocks = [nn.Recompute(block) for block in model.blocks]
-    return model
-
-
-LAYERED["recompute"] = (lambda: recomputed(minivit.ViT(**VIT)), VIT_LAYERS)
-
-
-@pytest.mark.parametrize("case", LAYERED)
-def test_layer_decay_counts_the_layers_above(case):
-    build, patterns = LAYERED[case]
-    names = list(build().parameters())
-    factors = optim.layer_decay(build(), 0.5)
-    assert list(factors) == names
-    for name in names:
-        (above,) = [place for place, pattern in enumerate(patterns) if re.match(pattern, name)]
-        assert factors[name] == 0.5**above, name
-    assert min(factors.values()) == 0.5 ** (len(patterns) - 1)
-    assert set(optim.layer_decay(build(), 1).values()) == {1}
-    optim.AdamW(build().parameters(), lr_scale=factors)
-
-
-def test_layer_decay_of_the_last_stage_of_one_block_each():
-    model = minivit.Swin(**{**SWIN, "depths": (1, 1)}, window_size=2, allow_odd_depths=True)
-    factors = optim.layer_decay(model, 0.5)
-    assert factors["layers.1.downsample.reduction.weight"] == factors["layers.1.blocks.0.mlp.fc1.weight"] == 0.5
-    assert factors["layers.0.blocks.0.mlp.fc1.weight"] == 0.25 and factors["patch_embed.proj.weight"] == 0.125
-
-
-def test_matching():
-    names = minivit.ViT(**VIT).parameters()
-    assert optim.matching(names, []) == set()
-    assert optim.matching(names, ["*"]) == set(names)
-    assert optim.matching(names, ["head.*", "*.qkv.bias"]) == {
-        *("head.weight", "head.bias"),
-        *(f"blocks.{block}.attn.qkv.bias" for block in range(3)),
-    }
-    low = optim.matching(names, ["blocks.[0-1].*"])
-    assert low == {name for name in names if name.startswith(("blocks.0.", "blocks.1."))}
-
-
-@pytest.mark.parametrize(
-    "pattern, near",
-    [
-        ("block.0.*", "'blocks.0.*'"),
-        ("patch_embd.*", "'patch_embed.*'"),
-        ("Head.weight", "'head.weight'"),
-        ("zzz", "begin with blocks, cls_token, head"),
-        ("", "begin with blocks"),
-    ],
-)
-def test_a_pattern_that_matches_nothing_is_refused(pattern, near):
-    with pytest.raises(ValueError, match=f"no parameter matches {pattern!r}".replace("*", ".")) as error:
-        optim.matching(minivit.ViT(**VIT).parameters(), ["head.*", pattern])
-    assert near in str(error.value)
 
 
 def test_clip_grad_norm():
@@ -487,9 +380,6 @@ ERRORS = {
     "scale of nothing": (lambda: optim.SGD(params(), 1, lr_scale={"x": 1.0}), ["'x'", "lr_scale"]),
     "negative scale": (lambda: optim.AdamW(params(), lr_scale={"a.bias": -0.1}), ["a.bias", "-0.1"]),
     "no scale": (lambda: optim.AdamW(params(), lr_scale={"a.bias": math.nan}), ["a.bias", "nan"]),
-    "rate": (lambda: optim.layer_decay(minivit.ViT(**VIT), 1.1), ["rate=1.1", "(0, 1]"]),
-    "no rate": (lambda: optim.layer_decay(minivit.ViT(**VIT), 0.0), ["rate=0.0", "(0, 1]"]),
-    "no blocks": (lambda: optim.layer_decay(nn.Sequential(nn.Linear(2, 3)), 0.5), ["Sequential", "no blocks"]),
     "dtypes": (lambda: optim.AdamW(MIXED), ["float32", "float64"]),
     "momentum": (lambda: optim.SGD(params(), 1, momentum=1.0), ["momentum=1.0", "[0, 1)"]),
     "nesterov": (lambda: optim.SGD(params(), 1, nesterov=True), ["nesterov", "momentum"]),
@@ -512,7 +402,3 @@ def test_bad_arguments_are_named(case):
 def test_an_optimiser_without_moments_says_so():
     with pytest.raises(TypeError, match="Optimiser must define _moments"):
         optim.Optimiser(params(), 0.1, 0.0, ()).state_dict()
-
-
-def test_parameter_count():
-    assert optim.parameter_count(params()) == 6 + 3 + 4 + 6

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from minivit.backend.special import erf
+from minivit.backend.threads import in_slabs
 from minivit.protocol import Array
 
 # --- GELU -----------------------------------------------------------------------------------------------------------
@@ -60,17 +61,13 @@ def gelu_fitted(x: Array) -> tuple[Array, Array]:
     """
     x = np.asarray(x, order="C")
     y, slope = np.empty_like(x), np.empty_like(x)
-    size = min(_CHUNK, x.size)
-    a, t, tail = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), slope.reshape(-1)
-    for start in range(0, x.size, _CHUNK):
-        part = slice(start, min(start + _CHUNK, x.size))
-        n = part.stop - part.start
-        _gelu_chunk(flat_x[part], flat_y[part], flat_slope[part], a[:n], t[:n], tail[:n])
+    in_slabs(lambda part: _gelu_chunk(flat_x[part], flat_y[part], flat_slope[part]), x.size, x.size, _CHUNK)
     return y, slope
 
 
-def _gelu_chunk(x: Array, y: Array, slope: Array, a: Array, t: Array, tail: Array) -> None:
+def _gelu_chunk(x: Array, y: Array, slope: Array) -> None:
+    a, t, tail = np.empty_like(x), np.empty_like(x), np.empty_like(x)
     np.abs(x, out=a)
     np.multiply(a, _TAIL_RATE, out=t)
     t += 1
@@ -137,8 +134,19 @@ def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -n
     outside +-30. `mask` (True = takes part) must broadcast to scores; where it is False, mask_value is added. A row in
     which nothing takes part, or all of whose scores are -inf, gets weights 0 and the factor 0.
     """
+    total = np.zeros((*scores.shape[:-1], 1), scores.dtype)
     if scores.size == 0:
-        return np.zeros((*scores.shape[:-1], 1), scores.dtype)
+        return total
+    if mask is None and scores.flags.c_contiguous:
+        rows, sums = scores.reshape(-1, scores.shape[-1]), total.reshape(-1, 1)
+        in_slabs(lambda part: _exp_rows(rows[part], sums[part]), len(rows), scores.size)
+    else:
+        _exp_rows(scores, total, mask, mask_value)
+    return total
+
+
+def _exp_rows(scores: Array, total: Array, mask: Array | None = None, mask_value: float = -np.inf) -> None:
+    """`inplace_exp` with the factors written to total (..., N, 1)."""
     real = scores.real
     if real.max() <= _SAFE_SCORE and real.min() >= -_SAFE_SCORE and _shuts_out(mask, mask_value):
         np.exp(scores, out=scores)
@@ -153,12 +161,11 @@ def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -n
             scores -= top
         np.exp(scores, out=scores)
     ones = np.ones((scores.shape[-1], 1), scores.dtype)
-    total = (scores.reshape(-1, scores.shape[-1]) @ ones).reshape(*scores.shape[:-1], 1)  # 5 times faster than sum
+    np.matmul(scores, ones, out=total)  # 5 times faster than sum
     empty = total == 0
     total[empty] = 1
     np.reciprocal(total, out=total)
     total[empty] = 0
-    return total
 
 
 def _shuts_out(mask: Array | None, value: float) -> bool:
@@ -177,25 +184,29 @@ def normalise_rows(x: Array, eps: float) -> tuple[Array, Array]:
 
     The variance is the mean square of the centred row (two passes; E[x^2] - mean^2 cancels), biased, plus eps.
     """
+    xhat, rstd = np.empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype)
+    in_slabs(lambda part: _normalise(x[part], eps, xhat[part], rstd[part]), len(x), x.size)
+    return xhat, rstd
+
+
+def _normalise(x: Array, eps: float, xhat: Array, rstd: Array) -> None:
     width = x.shape[1]
     average = np.full((width, 1), 1 / width, x.dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # such rows are taken up below
         mean = x @ average
-        xhat = x - mean
+        np.subtract(x, mean, out=xhat)
         variance = np.einsum("ij,ij->i", xhat, xhat)[:, None] / width
         hard = ~np.isfinite(variance.real) | (variance.real < 1e-6 * mean.real**2)
     rows = hard[:, 0]
     shrink = None
     if rows.any():
         xhat[rows], variance[rows], shrink = _centre_carefully(x[rows])
-    rstd = variance
-    rstd += eps
+    np.add(variance, eps, out=rstd)
     np.sqrt(rstd, out=rstd)
     np.reciprocal(rstd, out=rstd)
     xhat *= rstd
     if shrink is not None:
         rstd[rows] *= shrink
-    return xhat, rstd
 
 
 def _centre_carefully(x: Array) -> tuple[Array, Array, Array]:

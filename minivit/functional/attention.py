@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import inf, log
 from typing import Any
 
-from minivit.backend import array_module, kernels
+from minivit.backend import array_module, copy_generator, kernels
 from minivit.functional.dropout import dropout_factor
 from minivit.functional.norm import normalize
 from minivit.protocol import Array, Back, once, refuse
@@ -26,6 +26,7 @@ def scaled_dot_product_attention(
     mask_value: float = -inf,
     dropout_rate: float = 0.0,
     rng: Any = None,
+    block: int | None = None,
 ) -> tuple[Array, Back]:
     """y = softmax(scale q k^T + bias) v.
 
@@ -40,6 +41,8 @@ def scaled_dot_product_attention(
         bias: added to the scores; broadcasts to (..., N, M).
         scale: 1/sqrt(d) by default: a sum of d independent products of variance 1 has variance d, the score then 1.
         dropout_rate: probability with which a weight is dropped when `rng` is a generator.
+        block: queries that are served at a time. Weights (..., N, M) are then never in memory whole, which makes it
+            grow with N instead of N^2, and are computed again on the way back. None does so from 1,024 keys on.
 
     Returns:
         y (..., N, d), and vjp(dy) -> (dq, dk, dv, dbias).
@@ -51,6 +54,11 @@ def scaled_dot_product_attention(
         f"attention: q {q.shape}, k {k.shape}, v {v.shape}: q and k need the same last axis, k and v the same tokens",
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    block = _block_for(q, k) if block is None else block
+    if block < q.shape[-2]:
+        return _in_blocks(
+            q, k, v, mask, bias, block, rng, {"scale": scale, "mask_value": mask_value, "dropout_rate": dropout_rate}
+        )
     scaled = q if scale == 1 else q * scale  # (..., N, d)
     weights = scaled @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon to be exponentials
     if bias is not None:
@@ -81,6 +89,55 @@ def scaled_dot_product_attention(
         return dq, dk, dv, dbias
 
     return y, vjp
+
+
+_MANY_KEYS = 1024  # an image of 512 pixels in patches of 16; below, computing the weights again gains little memory
+_BLOCK_BYTES = 1 << 24  # of the weights of one block, 16 MiB: large enough to keep products fast
+
+
+def _block_for(q: Array, k: Array) -> int:
+    """How many queries to serve at a time: all of them, or as many as keep a block's weights within 16 MiB."""
+    queries, keys = q.shape[-2], k.shape[-2]
+    if keys < _MANY_KEYS:
+        return max(1, queries)
+    return max(1, _BLOCK_BYTES // max(1, q[..., :1, :1].size * keys * q.dtype.itemsize))
+
+
+def _in_blocks(
+    q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, block: int, rng: Any, options: dict[str, Any]
+) -> tuple[Array, Back]:
+    """Attention of some queries after the others; what each block keeps is dropped, and made again on the way back."""
+    xp, queries = array_module(q), q.shape[-2]
+    parts = [slice(start, min(start + block, queries)) for start in range(0, queries, block)]
+    noise = copy_generator(rng)  # the weights dropped now are dropped again on the way back
+
+    def attend(part: slice, rng: Any) -> tuple[Array, Back]:
+        return scaled_dot_product_attention(
+            q[..., part, :], k, v, _rows(mask, part), _rows(bias, part), rng=rng, block=queries, **options
+        )
+
+    y = xp.concatenate([attend(part, rng)[0] for part in parts], axis=-2)  # (..., N, d)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+        dqs, dk, dv, dbias = [], xp.zeros_like(k), xp.zeros_like(v), None if bias is None else xp.zeros_like(bias)
+        for part in parts:
+            _, back = attend(part, noise)
+            dq, dk_part, dv_part, dbias_part = back(dy[..., part, :])
+            dqs.append(dq)
+            dk += dk_part  # every query reads every key
+            dv += dv_part
+            if dbias is not None:
+                rows: Any = _rows(dbias, part)  # a view
+                rows += dbias_part
+        return xp.concatenate(dqs, axis=-2), dk, dv, dbias
+
+    return y, vjp
+
+
+def _rows(array: Array | None, part: slice) -> Array | None:
+    """The rows of a mask or bias that belong to these queries; all of it if it is the same for every query."""
+    return array if array is None or array.ndim < 2 or array.shape[-2] == 1 else array[..., part, :]
 
 
 MAX_LOGIT_SCALE = log(100)  # Liu et al. 2022, section 3.2: a temperature of at least 0.01

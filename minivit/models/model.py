@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from minivit.backend import array_module
+from minivit.backend.blas import limit_threads
+from minivit.backend.memory import keep_freed_memory
+from minivit.backend.threads import in_threads, sharing, workers
 from minivit.functional.permutations import pair
 from minivit.nn.layer import Chain, Layer
 from minivit.protocol import Array, refuse
+
+_WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, handing over costs what it gains
 
 
 class Model(Chain):
@@ -38,7 +45,9 @@ class Model(Chain):
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), for inference: no randomness, and nothing kept.
 
-        Each layer's back is dropped at once, so one layer's activations (one block's) live at a time.
+        Each layer's back is dropped at once, so one layer's activations (one block's) live at a time. All usable cores
+        work, where there is enough to do: each on images of its own, or, for a single image, on parts of each
+        operation. `OMP_NUM_THREADS` says how many.
 
         Args:
             batch_size: run so many images at a time; None runs them all at once.
@@ -53,9 +62,23 @@ class Model(Chain):
         refuse(batch_size is not None and batch_size < 1, f"batch_size must be at least 1, got {batch_size}")
         self.check_dtype(x)
         if batch_size is None or batch_size >= len(x):
-            return _run(stages, x)
-        parts = [_run(stages, x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
+            return self._shared(stages, x)
+        parts = [self._shared(stages, x[start : start + batch_size]) for start in range(0, len(x), batch_size)]
         return array_module(x).concatenate(parts)
+
+    def _shared(self, stages: list[Layer], x: Array) -> Array:
+        """The stages' output, computed by all usable cores if it is worth it."""
+        threads, xp = workers(), array_module(x)
+        if threads == 1 or xp is not np or x.ndim != 4 or not len(x) or self.macs(x.shape) < _WORTH_THREADS:
+            return _run(stages, x)
+        keep_freed_memory()
+        if len(x) < threads:
+            with sharing(threads):
+                return _run(stages, x)
+        bounds = [len(x) * place // threads for place in range(threads + 1)]
+        shards = [x[start:end] for start, end in zip(bounds, bounds[1:])]
+        with limit_threads(1):
+            return xp.concatenate(in_threads(lambda shard: _run(stages, shard), shards, threads))
 
 
 def _run(stages: list[Layer], x: Array) -> Array:

@@ -1,0 +1,70 @@
+"""Attention that serves some queries after the others: the same numbers, and memory that grows with N, not N^2.
+
+Read test_naive.py for attention against loops.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minivit import functional as F
+
+RNG = np.random.default_rng(0)
+Q, K, V = (RNG.standard_normal((2, 3, count, 4)) for count in (7, 5, 5))
+DY = RNG.standard_normal((2, 3, 7, 4))
+MASK = RNG.random((2, 1, 7, 5)) < 0.7
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 6, 7, 100])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": RNG.standard_normal((3, 7, 5))},
+        {"bias": RNG.standard_normal((2, 1, 1, 5)), "scale": 0.3},
+        {"bias": RNG.standard_normal(5)},
+        {"mask": MASK, "mask_value": -100.0},
+        {"mask": MASK[0, 0, :1]},
+    ],
+)
+def test_blocks_change_no_number(block: int, options: Any) -> None:
+    y, back = F.scaled_dot_product_attention(Q, K, V, **options)
+    in_blocks, back_blocks = F.scaled_dot_product_attention(Q, K, V, **options, block=block)
+    assert np.allclose(in_blocks, y, rtol=0, atol=1e-14)
+    for ours, theirs in zip(back_blocks(DY), back(DY)):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or (ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-13))
+
+
+def test_the_weights_that_were_dropped_are_dropped_on_the_way_back() -> None:
+    # y is linear in v, so dv follows from the weights that were used: sum(dy * y) = sum(dv * v)
+    for seed in range(5):
+        y, back = F.scaled_dot_product_attention(Q, K, V, dropout_rate=0.5, rng=np.random.default_rng(seed), block=2)
+        assert (DY * y).sum() == pytest.approx((back(DY)[2] * V).sum(), rel=1e-12)
+
+
+def test_memory_grows_with_the_tokens() -> None:
+    peaks = []
+    for tokens in (3000, 6000):
+        q, k, v = (RNG.standard_normal((1, 1, tokens, 8), dtype=np.float32) for _ in range(3))
+        tracemalloc.start()
+        y, back = F.scaled_dot_product_attention(q, k, v)
+        kept = tracemalloc.get_traced_memory()[0]
+        assert kept < 3 * y.nbytes  # no weights
+        back(np.ones_like(y))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] and peaks[1] < tokens * tokens * 4  # all weights alone, 137 MiB
+
+
+def test_few_tokens_are_served_at_once() -> None:
+    small = RNG.standard_normal((1, 1, 1023, 2), dtype=np.float32)
+    tracemalloc.start()
+    _, back = F.scaled_dot_product_attention(small, small, small)
+    assert tracemalloc.get_traced_memory()[0] > 1023 * 1023 * 4
+    tracemalloc.stop()
+    back(small)
