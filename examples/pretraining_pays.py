@@ -1,6 +1,6 @@
 """Does pretraining pay? A model that has learned to tell how digits are turned, against the same model from nothing.
 
-    python examples/pretraining_pays.py                 # about half an hour of one core; prints the table
+    python examples/pretraining_pays.py                 # half an hour of one core; prints the table
     python examples/pretraining_pays.py --seeds 0       # one row of it
 
 The first model sees 60,000 digits without their labels and learns by which quarter turn each was rotated (Gidaris et

@@ -46,6 +46,11 @@ def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -c
     return cupy.where(total == 0, cupy.zeros_like(total), 1 / cupy.where(total == 0, cupy.ones_like(total), total))
 
 
+def matmul_by_token(weights: Array, v: Array) -> Array:
+    """weights (..., H, N, M) @ v (..., H, M, d) -> (..., H, N, d)."""
+    return weights @ v
+
+
 def normalise_rows(x: Array, eps: float) -> tuple[Array, Array]:
     """Rows of x (R, D) shifted to mean 0 and scaled to variance 1: xhat (R, D) and 1/std (R, 1).
 

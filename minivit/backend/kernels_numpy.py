@@ -62,12 +62,20 @@ def gelu_fitted(x: Array) -> tuple[Array, Array]:
     x = np.asarray(x, order="C")
     y, slope = np.empty_like(x), np.empty_like(x)
     flat_x, flat_y, flat_slope = x.reshape(-1), y.reshape(-1), slope.reshape(-1)
-    in_slabs(lambda part: _gelu_chunk(flat_x[part], flat_y[part], flat_slope[part]), x.size, x.size, _CHUNK)
+    in_slabs(lambda part: _gelu_slab(flat_x[part], flat_y[part], flat_slope[part]), x.size, x.size)
     return y, slope
 
 
-def _gelu_chunk(x: Array, y: Array, slope: Array) -> None:
-    a, t, tail = np.empty_like(x), np.empty_like(x), np.empty_like(x)
+def _gelu_slab(x: Array, y: Array, slope: Array) -> None:
+    size = min(_CHUNK, x.size)
+    a, t, tail = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    for start in range(0, x.size, _CHUNK):
+        part = slice(start, min(start + _CHUNK, x.size))
+        n = part.stop - part.start
+        _gelu_chunk(x[part], y[part], slope[part], a[:n], t[:n], tail[:n])
+
+
+def _gelu_chunk(x: Array, y: Array, slope: Array, a: Array, t: Array, tail: Array) -> None:
     np.abs(x, out=a)
     np.multiply(a, _TAIL_RATE, out=t)
     t += 1
@@ -174,6 +182,18 @@ def _shuts_out(mask: Array | None, value: float) -> bool:
     With -100 their weights are at most exp(30 - 100), beside at least one of exp(-30): a share of exp(-40) = 4e-18.
     """
     return mask is None or value == -np.inf or (value <= -100 and bool(mask.any(axis=-1).all()))
+
+
+def matmul_by_token(weights: Array, v: Array) -> Array:
+    """weights (..., H, N, M) @ v (..., H, M, d) -> (..., H, N, d), in memory as (..., N, H, d).
+
+    That is the order in which the heads' outputs are laid side by side, which then copies nothing.
+    """
+    if weights.ndim < 3:
+        return weights @ v
+    *lead, heads, queries, _ = weights.shape
+    y = np.empty((*lead, queries, heads, v.shape[-1]), np.result_type(weights, v)).swapaxes(-3, -2)
+    return np.matmul(weights, v, out=y)
 
 
 # --- LayerNorm ------------------------------------------------------------------------------------------------------

@@ -82,16 +82,14 @@ def _holding(name: str, value: int) -> Iterator[None]:
         setattr(_mine, name, before)
 
 
-def in_slabs(function: Callable[[slice], Any], count: int, size: int, most: int | None = None) -> None:
+def in_slabs(function: Callable[[slice], Any], count: int, size: int) -> None:
     """function(slice) for slices that together are range(count): one for each thread that shares, if it is worth it.
 
     Args:
         count: rows, or elements.
         size: elements in all.
-        most: the longest slice.
     """
     threads = (getattr(_mine, "shares", None) or 1) if size >= WORTH_SHARING else 1
-    slabs = max(threads, -(-count // most) if most else 1)
-    slabs = min(-(-slabs // threads) * threads, count)
+    slabs = min(threads, count)
     bounds = [count * place // slabs for place in range(slabs + 1)] if slabs else []
     in_threads(function, [slice(*pair) for pair in zip(bounds, bounds[1:])], threads)

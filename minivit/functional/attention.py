@@ -59,14 +59,13 @@ def scaled_dot_product_attention(
         return _in_blocks(
             q, k, v, mask, bias, block, rng, {"scale": scale, "mask_value": mask_value, "dropout_rate": dropout_rate}
         )
-    scaled = q if scale == 1 else q * scale  # (..., N, d)
-    weights = scaled @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon to be exponentials
+    weights = (q if scale == 1 else q * scale) @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon to be exponentials
     if bias is not None:
         weights += bias
     # softmax = weights * norm; the norm multiplies the result (N x d) instead of the weights (N x M)
     norm = kernels(q).inplace_exp(weights, mask, mask_value)  # (..., N, 1)
     keep = dropout_factor(rng, dropout_rate, weights)  # (..., N, M) or None
-    y = (weights if keep is None else weights * keep) @ v  # (..., N, d)
+    y = kernels(q).matmul_by_token(weights if keep is None else weights * keep, v)  # (..., N, d)
     y *= norm
     bias_shape = None if bias is None else bias.shape
 
@@ -84,7 +83,9 @@ def scaled_dot_product_attention(
         dq = dscores @ k
         if scale != 1:
             dq *= scale
-        dk = dscores.swapaxes(-1, -2) @ scaled
+        dk = dscores.swapaxes(-1, -2) @ q
+        if scale != 1:
+            dk *= scale
         dbias = None if bias_shape is None else sum_to(dscores, bias_shape)
         return dq, dk, dv, dbias
 
