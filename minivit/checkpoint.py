@@ -139,8 +139,9 @@ def _opened(path: Path) -> tuple[BufferedReader, dict[str, str]]:
 def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str]:
     """The arrays of a file whose header was checked, and with text, that is a description, the digest of both.
 
-    Each array is read into memory of its own and hashed while the next one is read. The library's own way needs the
-    file in memory twice.
+    All are parts of one block of memory, and each is hashed while the next one is read. The library's own way needs the
+    file in memory twice. The block is a bytearray, because NumPy asks for its memory in huge pages, for which some
+    virtual machines take four times as long as for reading the file.
     """
     arrays: dict[str, Array] = {}
     digest = hashlib.sha256((text or "").encode())
@@ -148,15 +149,17 @@ def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str
         size = int.from_bytes(file.read(8), "little")
         places = json.loads(file.read(size))
         places.pop("__metadata__", None)
+        length = max((place["data_offsets"][1] for place in places.values()), default=0)
+        memory = np.frombuffer(bytearray(length), np.uint8)
         hashed = []
         for name in sorted(places):
             kind, shape, (begin, end) = (places[name][key] for key in ("dtype", "shape", "data_offsets"))
             if kind not in _DTYPES:
                 raise ValueError(f"{name!r} is of dtype {kind}, which NumPy does not know")
-            array = np.empty(shape, _DTYPES[kind])
             file.seek(8 + size + begin)
-            if file.readinto(array.reshape(-1).view(np.uint8).data) != end - begin:
+            if file.readinto(memory[begin:end].data) != end - begin:
                 raise ValueError(f"{name!r} ends too soon")
+            array = memory[begin:end].view(_DTYPES[kind]).reshape(shape)
             if kind == "BF16":  # the upper half of a float32
                 array = (array.astype(np.uint32) << 16).view(np.float32)
             arrays[name] = array

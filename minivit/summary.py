@@ -84,7 +84,8 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     first = next(iter(model.parameters().values())).data
     x = array_module(first).zeros((1, model.config["in_chans"], height, width), first.dtype)
     shape = x.shape
-    ours = {id(param.data) for param in model.parameters().values()} | {id(array) for array in model.constants()}
+    ours = {id(_owner(param.data)) for param in model.parameters().values()}
+    ours |= {id(_owner(array)) for array in model.constants()}
     rows: list[Row] = []
     backs: list[Any] = []
     for name, stage in model.leaves():

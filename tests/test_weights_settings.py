@@ -6,6 +6,7 @@ Read test_weights_fit.py first, for tables and heads of other sizes.
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,25 @@ def test_parameters_that_share_a_storage_in_the_file_do_not_in_the_model(tmp_pat
     found.norm.weight.data += 1
     assert np.array_equal(found.norm.bias.data, arrays["norm.weight"])
     assert all(param.data.flags.writeable and param.data.flags.c_contiguous for param in found.parameters().values())
+
+
+def test_a_large_model_is_in_memory_once(tmp_path: Path) -> None:
+    model = ViT(**{**VIT, "embed_dim": 256, "num_heads": 4, "depth": 4})
+    minivit.save(model, tmp_path / "own")
+    for layout in ("timm", "torchvision"):
+        export(model, tmp_path / layout, layout)
+    arrays = {name: tensor(array) for name, array in model.state_dict().items()}
+    (tmp_path / "torch").write_bytes(new_file(arrays))
+    for name in ("own", "timm", "torchvision", "torch"):
+        size = (tmp_path / name).stat().st_size
+        from_pretrained(tmp_path / name)  # first-use work
+        tracemalloc.start()
+        found = from_pretrained(tmp_path / name)
+        # NumPy's arrays for a model without weights are counted, though their memory is never touched: 1 more
+        assert tracemalloc.get_traced_memory()[0] < 1.1 * size
+        assert tracemalloc.get_traced_memory()[1] < 2.2 * size
+        tracemalloc.stop()
+        assert np.array_equal(found.head.weight.data, model.head.weight.data)
 
 
 def test_the_same_model_makes_the_same_bytes(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The error function erf(x) = 2/sqrt(pi) * integral of exp(-t^2) from 0 to x, which NumPy lacks, to about 1e-15.
 
-Two classical expansions, no table of fitted constants. Next: `kernels_numpy.py`, which builds the exact GELU on it.
+Two classical expansions, no table of fitted constants. Next: `threads.py`.
 
 Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.6 (series) and 7.1.14 (continued fraction).
 Both are analytic, so a complex argument with a tiny imaginary part (the complex-step gradient check) comes out right.

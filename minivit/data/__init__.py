@@ -1,5 +1,5 @@
 """Data: reading IDX files and MNIST, batches that are pure functions of a seed, and augmentation.
-Read idx.py first, then download.py, batches.py, mnist.py, warp.py, augment.py, mix.py and images.py.
+Read idx.py first, then download.py, batches.py, mnist.py, warp.py, augment.py, mix.py, images.py and folder.py.
 """
 
 from minivit.data.augment import affine, chain, crop, erase, flip, shift
@@ -14,6 +14,7 @@ from minivit.data.batches import (
     normalise,
     num_batches,
 )
+from minivit.data.folder import ImageFolder, image_folder, read_images, split_folder
 from minivit.data.idx import DataError, read_idx, read_labelled, write_idx
 from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess, read_image
 from minivit.data.mix import cutmix, mixup
@@ -27,6 +28,7 @@ __all__ = [
     "MNIST_STD",
     "Augment",
     "DataError",
+    "ImageFolder",
     "Mnist",
     "Preprocess",
     "affine",
@@ -40,13 +42,16 @@ __all__ = [
     "erase",
     "flip",
     "holdout",
+    "image_folder",
     "load_mnist",
     "mixup",
     "normalise",
     "num_batches",
     "read_idx",
     "read_image",
+    "read_images",
     "read_labelled",
     "shift",
+    "split_folder",
     "write_idx",
 ]

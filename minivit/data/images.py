@@ -1,7 +1,7 @@
 """Pictures from files: read, turned upright, resized, cropped and normalised into the array that a model takes.
 
 Needs Pillow (`pip install 'minivit[examples]'`), whose resampling is what the published models were tested with.
-Next: `minivit/checkpoint.py`; what each source of weights wants is said in `minivit/weights/preprocessing.py`.
+Next: `folder.py`; what each source of weights wants is said in `minivit/weights/preprocessing.py`.
 """
 
 from __future__ import annotations

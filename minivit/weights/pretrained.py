@@ -105,16 +105,43 @@ def from_pretrained(
         report(f"minivit: {line}")
     found.weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
     found.arrays.clear()
-    lent = Counter(id(_owner(array)) for array in arrays.values())
+    adoptable = _adoptable(arrays, model.dtype)
     for name, param in model.parameters().items():
         array = arrays.pop(name)
-        param.swap(_adopted(array, param.data.dtype, alone=lent[id(_owner(array))] == 1))
+        param.swap(_writeable(array) if name in adoptable else np.array(array, param.data.dtype, order="C"))
         del array
     return model
 
 
 # what a file can bring about whose names are right and whose shapes or settings make no sense
 _NO_MODEL = (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, OverflowError, AttributeError, MemoryError)
+
+
+def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
+    """The names whose arrays can serve as parameters as they are, so that a large model is in memory once.
+
+    They must be of the model's dtype, lie in one piece, share no number with another, and not keep much more memory
+    alive than they need.
+    """
+    spans = []
+    for name, array in arrays.items():
+        base = _owner(array).base
+        ours = base is None or isinstance(
+            getattr(base, "obj", None), bytearray
+        )  # no map of a file, nobody else's memory
+        if ours and array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
+            start = array.__array_interface__["data"][0]
+            spans.append((start, start + array.nbytes, name))
+    spans.sort()
+    shared = {name for one, other in zip(spans, spans[1:]) if one[1] > other[0] for name in (one[2], other[2])}
+    used: Counter[int] = Counter()
+    for _, _, name in spans:
+        used[id(_owner(arrays[name]))] += arrays[name].nbytes
+    return {
+        name
+        for _, _, name in spans
+        if name not in shared and 2 * used[id(_owner(arrays[name]))] > _owner(arrays[name]).nbytes
+    }
 
 
 def _owner(array: Array) -> Array:
@@ -124,18 +151,11 @@ def _owner(array: Array) -> Array:
     return array
 
 
-def _adopted(array: Array, dtype: Any, alone: bool) -> Array:
-    """The array itself where it can serve as a parameter, else a copy: large models are in memory once.
-
-    Args:
-        alone: nothing else reads its memory.
-    """
-    whole = alone and array.size == _owner(array).size and array.flags.aligned
-    if whole and array.dtype == dtype and array.flags.c_contiguous and _owner(array).flags.owndata:
-        _owner(array).flags.writeable = True
-        array.flags.writeable = True
-        return array
-    return np.array(array, dtype, order="C")
+def _writeable(array: Array) -> Array:
+    """The array, which is ours alone, so that it may be written to."""
+    _owner(array).flags.writeable = True
+    array.flags.writeable = True
+    return array
 
 
 @dataclass(frozen=True)
