@@ -41,7 +41,8 @@ class Side:
     """A worker process that computes one variant of one case, until `close()`."""
 
     def __init__(self, case: Case, variant: Variant, threads: int, start: Path) -> None:
-        self.variant, self.busy, self.used = variant, 0.0, 0.0
+        self.variant, self.busy, self.used, self.took = variant, 0.0, 0.0, 0.0
+        self.about: dict[str, str] = {}  # what the library says of itself
         self.process = subprocess.Popen(
             _command(variant.library, case.name, variant.name, str(threads), str(start)),
             env=environment(threads),
@@ -65,7 +66,12 @@ class Side:
         answer = self.ask("steps", steps)
         self.busy = max(self.busy, answer["busy_while_waiting"])
         self.used += answer["used"]
+        self.took += answer["took"]
         return answer["seconds"]
+
+    def cores(self) -> float:
+        """How many cores' worth of time this side used in its turns."""
+        return self.used / self.took
 
     def close(self) -> None:
         assert self.process.stdin
@@ -77,6 +83,7 @@ def environment(threads: int) -> dict[str, str]:
     """The environment of a worker: this checkout first, and every thread pool held to the same size."""
     path = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    pools += ("NPROC",)  # XLA's, which heeds none of the others, nor intra_op_parallelism_threads
     return {**os.environ, "PYTHONPATH": path, **dict.fromkeys(pools, str(threads))}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Comparison:
         self.differences: dict[Variant, float] = {}
         self.about: dict[str, dict[str, str]] = {}
         self.busy, self.others = 0.0, None
+        self.notes: list[str] = []  # printed below the table
         make_start(case, options.threads, self.start)
 
     def run(self) -> list[results.Row]:
@@ -53,7 +55,7 @@ class Comparison:
     def open(self, variant: Variant) -> Side:
         """A side that has been checked and warmed up."""
         side = self.stack.enter_context(closing(Side(self.case, variant, self.options.threads, self.start)))
-        self.about[variant.library] = side.ask("build")
+        self.about[variant.library] = side.about = side.ask("build")
         path = self.folder / "outcome.npz"
         side.ask("outcome", str(path))
         with np.load(path) as file:
@@ -106,20 +108,19 @@ class Comparison:
     def row(self, side: Side, seconds: np.ndarray, remark: str = "") -> results.Row:
         return results.row(self.case.name, f"{side.variant}{remark}", seconds, self.differences[side.variant])
 
-    def add_memory(self, rows: list[results.Row]) -> None:
-        """Peaks, each from a fresh process; a ratio is to PyTorch's leaner eager variant.
+    def add_memory(self, rows: list[results.Row], rivals: Sequence[tuple[Variant, ...]] = (EAGER,)) -> None:
+        """Peaks, each from a fresh process: of each rival's leanest variant and of minivit's; ratios are to the first.
 
-        A compiled model is left out: what the compiler itself holds would count against PyTorch.
+        PyTorch's compiled model is left out: what the compiler itself holds would count against PyTorch.
         """
-        peaks = {str(variant): self.peak(variant) for variant in (*EAGER, *self.minivit)}
-        eager = [peak for peak in (peaks[str(variant)] for variant in EAGER) if peak]
-        best = rows[0]
-        best["peak_bytes"] = min(eager, default=None)
+        groups = [*rivals, *((variant,) for variant in self.minivit)]
+        for row, group in zip(rows, groups, strict=True):
+            row["peaks_bytes"] = {str(variant): self.peak(variant) for variant in group}
+            row["peak_bytes"] = min(filter(None, row["peaks_bytes"].values()), default=None)
+        best = rows[0]["peak_bytes"]
         for row in rows[1:]:
-            row["peak_bytes"] = peaks[row["side"]]
-            if row["peak_bytes"] and best["peak_bytes"]:
-                row["peak_ratio"] = row["peak_bytes"] / best["peak_bytes"]
-        best["peaks_bytes"] = peaks
+            if row["peak_bytes"] and best:
+                row["peak_ratio"] = row["peak_bytes"] / best
 
     def peak(self, variant: Variant) -> int | None:
         with closing(Side(self.case, variant, self.options.threads, self.start)) as side:
@@ -134,9 +135,9 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
     return max(float(np.abs(a - theirs[name]).max() / np.abs(theirs[name]).max()) for name, a in ours.items())
 
 
-def compare(case: Case, options: argparse.Namespace) -> tuple[list[results.Row], Comparison]:
+def compare(case: Case, options: argparse.Namespace, kind: type[Comparison]) -> tuple[list[results.Row], Comparison]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        comparison = Comparison(case, options, Path(folder), stack)
+        comparison = kind(case, options, Path(folder), stack)
         return comparison.run(), comparison
 
 
@@ -165,8 +166,9 @@ def quiet(done: list[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of a comparison; pass what was parsed through `finish`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="may be given several times")
     parser.add_argument("--infer", action="store_true", help="the inference cases instead of flagship and small")
     parser.add_argument("--threads", type=int, default=2)
@@ -176,7 +178,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
     parser.add_argument("--json", type=Path, help="write everything to this file too")
-    options = parser.parse_args()
+    return parser
+
+
+def finish(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with what follows from others filled in."""
     if options.quick:
         options.rounds, options.steps = 5, 3
     if options.case is None:
@@ -185,20 +191,26 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    options = parse()
+def report(options: argparse.Namespace, kind: type[Comparison]) -> None:
+    """Compare all chosen cases and print, and write, what was found."""
     machine, rows, done = results.machine(), [], []
     for name in options.case:
-        found, comparison = compare(CASES[name], options)
+        found, comparison = compare(CASES[name], options, kind)
         rows += found
         done.append(comparison)
     about = done[-1].about
-    print(header(machine, about, options), results.table(rows), quiet(done), sep="\n\n")
+    notes = [note for comparison in done for note in comparison.notes]
+    parts = [header(machine, about, options), results.table(rows), "\n".join(notes), quiet(done)]
+    print(*filter(None, parts), sep="\n\n")
     if options.json:
-        settings = {"threads": options.threads, "rounds": options.rounds, "steps": options.steps}
+        settings = {name: getattr(options, name) for name in ("threads", "rounds", "steps")}
         quietness = {c.case.name: {"busy_while_waiting": c.busy, "other_programs_cores": c.others} for c in done}
-        facts = {"machine": machine, "libraries": about, **settings, "quietness": quietness, "rows": rows}
-        options.json.write_text(json.dumps(facts, indent=1))
+        facts = {"machine": machine, "libraries": about, **settings, "quietness": quietness, "notes": notes}
+        options.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))
+
+
+def main() -> None:
+    report(finish(parser(__doc__).parse_args()), Comparison)
 
 
 if __name__ == "__main__":

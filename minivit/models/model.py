@@ -69,7 +69,7 @@ class Model(Chain):
     def _shared(self, stages: list[Layer], x: Array) -> Array:
         """The stages' output, computed by all usable cores if it is worth it."""
         threads, xp = workers(), array_module(x)
-        if threads == 1 or xp is not np or x.ndim != 4 or not len(x) or self.macs(x.shape) < _WORTH_THREADS:
+        if threads == 1 or xp is not np or x.ndim != 4 or not x.size or self.macs(x.shape) < _WORTH_THREADS:
             return _run(stages, x)
         keep_freed_memory()
         if len(x) < threads:
