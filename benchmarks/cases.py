@@ -109,12 +109,17 @@ class Start:
     weights: dict[str, np.ndarray] = field(default_factory=dict)  # empty: each side draws its own (only to warm up)
 
 
-def write_start(path: Path, weights: dict[str, np.ndarray], no_decay: Collection[str], case: Case) -> None:
-    """Draw the case's batch and save it with the weights and the names of those that take no weight decay."""
+def draw_batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Images (B, C, H, W) in float32 and labels (B,), always the same ones."""
     rng = np.random.default_rng(0)
     side, channels = case.model["img_size"], case.model["in_chans"]
     images = rng.standard_normal((case.batch, channels, side, side), dtype=np.float32)
-    labels = rng.integers(0, case.model["num_classes"], case.batch)
+    return images, rng.integers(0, case.model["num_classes"], case.batch)
+
+
+def write_start(path: Path, weights: dict[str, np.ndarray], no_decay: Collection[str], case: Case) -> None:
+    """Draw the case's batch and save it with the weights and the names of those that take no weight decay."""
+    images, labels = draw_batch(case)
     named = {f"weight:{name}": array for name, array in weights.items()}
     np.savez(path, images=images, labels=labels, no_decay=np.array(sorted(no_decay)), **named)
 

@@ -5,6 +5,7 @@ Elsewhere the mark cannot be set back, so what was reached before counts as the 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from pathlib import Path
@@ -17,12 +18,17 @@ class Meter:
     """Bytes above the level at which the meter was made."""
 
     def __init__(self) -> None:
-        gc.collect()
         self.exact = self.restart()
         self.floor = _status("VmRSS") if self.exact else _high_water()
 
     def restart(self) -> bool:
-        """Forget the peaks until now; False where the system cannot."""
+        """Forget the peaks until now; False where the system cannot.
+
+        What has been freed goes back to the system, or what comes next would live in it and seem to take nothing.
+        """
+        gc.collect()
+        if sys.platform == "linux":
+            getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # the GNU C library's; others have none
         try:
             CLEAR.write_text("5")
         except OSError:

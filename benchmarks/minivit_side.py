@@ -28,7 +28,8 @@ class MinivitSide:
         self.images, self.labels = start.images, start.labels
         self.parallel = DataParallel(self.model, threads=threads, loss=F.softmax_cross_entropy)
         params = self.model.parameters()
-        self.optimiser = AdamW(params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, no_decay=start.no_decay)
+        settings = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "no_decay": start.no_decay}
+        self.optimiser = AdamW(params, **settings, threads=threads)
 
     def describe(self) -> dict[str, str]:
         blas = next((pool for pool in threadpool_info() if pool["user_api"] == "blas"), None)

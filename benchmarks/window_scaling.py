@@ -10,19 +10,14 @@ Every size and both kinds have their turn in each round, so that a slow minute m
 from __future__ import annotations
 
 import argparse
-import math
-import re
-import textwrap
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import results
-from turns import machine_seconds
+import scaling
+from scaling import Growth
 
 from minivit import functional as F
 from minivit import nn
@@ -37,7 +32,6 @@ LAYER, TRAINED, PROPER = (
     "The whole layer, forward and backward",
     "Attention proper, forward",
 )
-ENOUGH = 0.03  # seconds: what is faster is repeated within its turn
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FIGURE = DOCS / "why_swin_is_linear.md", DOCS / "images" / "window_scaling.svg"
@@ -57,9 +51,6 @@ class Task:
     macs: int
     gib: float
     run: Callable[[], object]
-
-
-Times = dict[tuple[str, str, int], np.ndarray]  # (measure, kind, size) -> seconds of each round
 
 
 def tasks() -> Iterator[Task]:
@@ -90,146 +81,62 @@ def _there_and_back(layer: nn.Layer, x: np.ndarray, dy: np.ndarray) -> np.ndarra
     return layer(x)[1](dy)
 
 
-def measure(work: list[Task], rounds: int) -> tuple[Times, float | None]:
-    """The times, and how many cores' worth of time other programs took meanwhile."""
-    repeats = [math.ceil(ENOUGH / max(_seconds(task.run, 1), 1e-6)) for task in work]  # not timed: the first is slow
-    begin, ours, machine = time.perf_counter(), time.process_time(), machine_seconds()
-    rows = [[_seconds(task.run, count) for task, count in zip(work, repeats)] for _ in range(rounds)]
-    columns = np.array(rows).T
-    times = {(task.measure, task.kind, task.size): column for task, column in zip(work, columns)}
-    now = machine_seconds()
-    if machine is None or now is None:
-        return times, None
-    others = now - machine - (time.process_time() - ours)
-    return times, max(0.0, others / (time.perf_counter() - begin))
-
-
-def _seconds(run: Callable[[], object], repeats: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - begin) / repeats
-
-
 # --- what the times say ---------------------------------------------------------------------------------------------
 
 
-class Growth:
-    """One line of the figure: a measure of one kind, at all sizes that were timed."""
+class Line(Growth):
+    """One line of the figure: a measure of one kind, against the area of the images, at all sizes that were timed."""
 
-    def __init__(self, measure: str, kind: str, work: list[Task], times: Times) -> None:
-        self.kind = kind
-        own = [task for task in work if (task.measure, task.kind) == (measure, kind)]
-        self.sizes = [task.size for task in own]
-        self.macs = np.array([task.macs for task in own], float)
-        self.rounds = np.array([times[measure, kind, size] for size in self.sizes])  # seconds (sizes, rounds)
-        self.low, self.median, self.high = np.percentile(self.rounds * 1e3, (25, 50, 75), axis=1)  # ms
+    def __init__(self, measure: str, kind: str, work: list[Task], seconds: np.ndarray) -> None:
+        places = [place for place, task in enumerate(work) if (task.measure, task.kind) == (measure, kind)]
+        self.sizes = [work[place].size for place in places]
+        macs = [work[place].macs for place in places]
+        super().__init__([size * size for size in self.sizes], macs, seconds[:, places])
 
-    def exponent(self) -> tuple[float, float, float]:
-        """The power of the area with which time grows, and the quartiles of the same fit to each round alone."""
-        low, high = np.percentile([self._fit(seconds) for seconds in self.rounds.T], (25, 75))
-        return self._fit(self.median), low, high
-
-    def exponent_of_macs(self) -> float:
-        return self._fit(self.macs)
-
-    def as_macs_grow(self) -> np.ndarray:
-        """Milliseconds if every multiply-add took the same time, which is chosen to fit the medians."""
-        return self.macs * np.exp(np.log(self.median / self.macs).mean())
-
-    def cells(self, size: int) -> str:
-        """Four cells of the table: time, its ratio to the smallest size's, multiply-adds, their ratio."""
-        if size not in self.sizes:
-            return "too much memory | | |"
-        place = self.sizes.index(size)
-        low, median, high = (_digits(row[place]) for row in (self.low, self.median, self.high))
-        ratios = [f"{row[place] / row[0]:.1f}" for row in (self.median, self.macs)]
-        return f"{median} ({low} to {high}) | {ratios[0]} | {self.macs[place] / 1e6:,.0f} | {ratios[1]}"
-
-    def _fit(self, values: np.ndarray) -> float:
-        """The slope of least squares in logarithms, against the area."""
-        if len(self.sizes) < 2:
-            return float("nan")
-        return float(np.polyfit(2 * np.log(self.sizes), np.log(values), 1)[0])
+    def cells_of(self, size: int) -> str:
+        return self.cells(self.sizes.index(size)) if size in self.sizes else "too much memory | | |"
 
 
-def _digits(ms: float) -> str:
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+Lines = dict[tuple[str, str], Line]
 
 
-Growths = dict[tuple[str, str], Growth]
-
-
-def text(growths: Growths, sizes: list[int], facts: str) -> str:
+def text(lines: Lines, sizes: list[int], facts: str) -> str:
     """All that was measured, in Markdown."""
     parts = [facts]
     for name in (LAYER, TRAINED, PROPER):
-        window, whole = growths[name, "window"], growths[name, "global"]
-        rows = [f"| {size} | {size // PATCH} | {window.cells(size)} | {whole.cells(size)} |" for size in sizes]
+        window, whole = lines[name, "window"], lines[name, "global"]
+        rows = [f"| {size} | {size // PATCH} | {window.cells_of(size)} | {whole.cells_of(size)} |" for size in sizes]
         columns = " | ".join(f"{kind} ms (quartiles) | ratio | 10⁶ MACs | ratio" for kind in KINDS)
         parts += [f"**{name}**", "\n".join([f"| image | map | {columns} |", "|---" * 10 + "|", *rows])]
     rows = ["| exponent of the area | window | its MACs | global | its MACs |", "|---" * 5 + "|"]
     for name in (LAYER, TRAINED, PROPER):
-        cells = []
-        for kind in KINDS:
-            growth = growths[name, kind]
-            cells.append("{:.2f} ({:.2f} to {:.2f})".format(*growth.exponent()) + f" | {growth.exponent_of_macs():.2f}")
+        cells = [lines[name, kind].exponents() for kind in KINDS]
         rows.append(f"| {name[0].lower() + name[1:]} | {' | '.join(cells)} |")
     return "\n\n".join([*parts, "**How fast it grows**", "\n".join(rows)])
 
 
-def facts(rounds: int, threads: int, others: float | None) -> str:
-    """What the numbers were measured on, in one paragraph."""
-    machine = results.machine()
-    busy = "" if others is None else f" Other programs used {others:.2f} cores meanwhile."
-    return textwrap.fill(
-        f"{machine['processor']}, threads: {threads}, NumPy {np.__version__}, {date.today()}. Medians and quartiles of "
-        f"{rounds} rounds; one image, float32, sides in pixels and in places, ratios to the first row.{busy}",
-        width=120,
-    )
-
-
-def draw(growths: Growths, path: Path) -> None:
+def draw(lines: Lines, path: Path) -> None:
     """Time against area, both logarithmic: a power is a straight line, and its exponent is the slope."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "minivit", "svg.fonttype": "none", "font.size": 9})
-    from matplotlib import pyplot
-
+    pyplot = scaling.plotting()
     figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 4.0), sharey=True, layout="constrained")
     for panel, name in zip(panels, (LAYER, PROPER)):
-        lines = []
+        drawn = []
         for kind in reversed(KINDS):  # the legend in the order of the lines
-            growth, (colour, marker) = growths[name, kind], STYLES[kind]
-            areas = np.square(growth.sizes)
-            spread = np.stack((growth.median - growth.low, growth.high - growth.median))
-            label = f"{kind}, measured: area to the {growth.exponent()[0]:.2f}"
-            lines.append(panel.errorbar(areas, growth.median, spread, color=colour, marker=marker, ms=5, label=label))
-            label = f"{kind}, as its multiply-adds: to the {growth.exponent_of_macs():.2f}"
-            lines += panel.plot(areas, growth.as_macs_grow(), color=colour, lw=0.9, ls="--", label=label)
+            line, (colour, marker) = lines[name, kind], STYLES[kind]
+            label, look = f"{kind}, measured: area to the {line.exponent()[0]:.2f}", {"color": colour, "marker": marker}
+            drawn.append(panel.errorbar(line.amounts, line.median, line.spread(), ms=5, label=label, **look))
+            label = f"{kind}, as its multiply-adds: to the {line.exponent_of_macs():.2f}"
+            drawn += panel.plot(line.amounts, line.as_macs_grow(), color=colour, lw=0.9, ls="--", label=label)
         panel.set(xscale="log", yscale="log", title=name, xlabel="area of the image (pixels)")
         panel.set_xticks(np.square(SIZES), [f"{size}²" if size in (112, 168, 224, 336, 448) else "" for size in SIZES])
         panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.grid(True, color="#dddddd", lw=0.6)
-        panel.legend(handles=lines, loc="upper left", frameon=False, fontsize=8)
+        panel.legend(handles=drawn, loc="upper left", frameon=False, fontsize=8)
     low, high = panels[0].get_ylim()
     panels[0].set_ylim(low, high * 6)  # room for the legend
     panels[0].set_ylabel("time (milliseconds)")
-    figure.savefig(path, metadata={"Date": None})
-    # the drawing library leaves spaces at the ends of lines
-    path.write_text(re.sub(r"[ \t]+$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE), encoding="utf-8")
-
-
-def write(markdown: str) -> None:
-    """Replace what stands between the markers of the page."""
-    begin, end = MARKERS
-    before, found, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"{PAGE} has no lines {begin} and {end} between which to write")
-    PAGE.write_text(f"{before}{begin}\n\n{markdown}\n\n{end}{after}", encoding="utf-8")
+    scaling.save_figure(figure, path)
 
 
 def main() -> None:
@@ -247,15 +154,19 @@ def main() -> None:
         if task not in work:
             print(f"left out, its scores take {task.gib:.1f} GiB: {task.kind}, {task.size} pixels, {task.measure}")
     with limit_threads(options.threads):
-        times, others = measure(work, options.rounds)
-    growths = {(name, kind): Growth(name, kind, work, times) for name in (LAYER, TRAINED, PROPER) for kind in KINDS}
-    markdown = text(growths, list(SIZES), facts(options.rounds, options.threads, others))
+        seconds, others = scaling.in_rounds([task.run for task in work], options.rounds)
+    lines = {(name, kind): Line(name, kind, work, seconds) for name in (LAYER, TRAINED, PROPER) for kind in KINDS}
+    how = (
+        f"Medians and quartiles of {options.rounds} rounds; one image, float32, sides in pixels and in places, "
+        "ratios to the first row."
+    )
+    markdown = text(lines, list(SIZES), scaling.facts(str(options.threads), how, others))
     print(markdown)
     if options.write:
-        write(markdown)
+        scaling.write_between(PAGE, MARKERS, markdown)
     figure = options.figure or (FIGURE if options.write else None)
     if figure:
-        draw(growths, figure)
+        draw(lines, figure)
 
 
 if __name__ == "__main__":

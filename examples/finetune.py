@@ -7,7 +7,7 @@
     python examples/classify_image.py rex.jpg --weights runs/finetune/model.safetensors
 
 `--weights` takes a file of any known source (docs/published_weights.md); without it the model starts from nothing. The
-defaults and their reasons stand in `Recipe` in minivit/finetuning.py, the options in docs/finetuning.md.
+defaults and their reasons stand in `Recipe` in minivit/training/finetuning.py, the options in docs/finetuning.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pathlib import Path
 from train_mnist_vit import QUICK
 
 import minivit
-from minivit import data, optim, program, report
+from minivit import data, optim
 from minivit.data.folder import split_folder
-from minivit.finetuning import Recipe, fine_tune, head_names, overview, usual_lr
 from minivit.models import Model
-from minivit.tasks import Task, folder_task, mnist_task
+from minivit.training import program, report
+from minivit.training.finetuning import Recipe, fine_tune, head_names, overview, usual_lr
+from minivit.training.tasks import Task, folder_task, mnist_task
 from minivit.weights.preprocessing import preprocessing
 
 

@@ -21,10 +21,11 @@ import numpy as np
 from train_mnist_vit import QUICK
 
 import minivit
-from minivit import data, program, training
-from minivit.finetuning import Outcome, Recipe, fine_tune
+from minivit import data, training
 from minivit.models import Model
-from minivit.tasks import Part, Task, mnist_task
+from minivit.training import program
+from minivit.training.finetuning import Outcome, Recipe, fine_tune
+from minivit.training.tasks import Part, Task, mnist_task
 
 TURNS = ("upright", "a quarter", "half", "three quarters")
 

@@ -3,12 +3,12 @@
     python examples/train_mnist_swin.py                    # finds MNIST, trains for less than ten minutes
 
 Ctrl-C stops after the current step; `--resume` goes on from there. The model and its recipes stand here; what happens
-with them, from the data to the model card, is one page: `train` in minivit/mnist_run.py. What its windows, shifts and
-masks look like is shown by explain_swin.py.
+with them, from the data to the model card, is one page: `train` in minivit/training/mnist.py. What its windows, shifts
+and masks look like is shown by explain_swin.py.
 """
 
 import minivit
-from minivit.mnist_run import Recipe, main
+from minivit.training.mnist import Recipe, main
 
 # 28x28 pixels -> a map of 7x7 patches, padded to 8x8: four windows of 4x4, plain in the first block, shifted by 2 in
 # the second -> the odd map merged to 4x4, which one window covers

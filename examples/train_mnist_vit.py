@@ -4,11 +4,11 @@
     python examples/train_mnist_vit.py --preset accurate   # up to an hour, 99.3 % and more
 
 Ctrl-C stops after the current step; `--resume` goes on from there. The model and its recipes stand here; what happens
-with them, from the data to the model card, is one page: `train` in minivit/mnist_run.py.
+with them, from the data to the model card, is one page: `train` in minivit/training/mnist.py.
 """
 
 import minivit
-from minivit.mnist_run import Recipe, main
+from minivit.training.mnist import Recipe, main
 
 DIGITS = {"img_size": 28, "in_chans": 1, "num_classes": 10}
 

@@ -1,6 +1,6 @@
 """Files: arrays saved as safetensors with a hash of their content, written so that a crash leaves the old file whole.
 
-No pickle anywhere: a file holds numbers and text, and reading one runs nothing. Next: `minivit/training.py`, and for
+No pickle anywhere: a file holds numbers and text, and reading one runs nothing. Next: `minivit/training/`, and for
 `load` and files of other projects `minivit/weights/`.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedReader
@@ -140,8 +141,7 @@ def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str
     """The arrays of a file whose header was checked, and with text, that is a description, the digest of both.
 
     All are parts of one block of memory, and each is hashed while the next one is read. The library's own way needs the
-    file in memory twice. The block is a bytearray, because NumPy asks for its memory in huge pages, for which some
-    virtual machines take four times as long as for reading the file.
+    file in memory twice.
     """
     arrays: dict[str, Array] = {}
     digest = hashlib.sha256((text or "").encode())
@@ -150,7 +150,7 @@ def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str
         places = json.loads(file.read(size))
         places.pop("__metadata__", None)
         length = max((place["data_offsets"][1] for place in places.values()), default=0)
-        memory = np.frombuffer(bytearray(length), np.uint8)
+        memory = fresh_memory(length)
         hashed = []
         for name in sorted(places):
             kind, shape, (begin, end) = (places[name][key] for key in ("dtype", "shape", "data_offsets"))
@@ -168,6 +168,15 @@ def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str
         for future in hashed:
             future.result()
     return arrays, digest.hexdigest()
+
+
+def fresh_memory(length: int) -> Array:
+    """So many bytes as an array, whose pages the system hands out one by one as they are written to.
+
+    np.empty would ask for huge pages, for which some virtual machines take four times as long as for reading the file.
+    """
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # not Windows
+    return np.frombuffer(mmap.mmap(-1, max(1, length), **private), np.uint8)[:length]
 
 
 def _digest(arrays: dict[str, Array], text: str) -> str:

@@ -14,8 +14,9 @@ from test_examples import ROOT
 import minivit
 from minivit import data, nn, optim, parallel, training
 from minivit.checkpoint import load_arrays
-from minivit.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
-from minivit.tasks import Part, Task
+from minivit.training import finetuning
+from minivit.training.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
+from minivit.training.tasks import Part, Task
 
 EXAMPLE = ROOT / "examples" / "finetune.py"
 VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 3, "num_heads": 2}
@@ -246,7 +247,7 @@ def test_the_kept_epoch_is_what_the_model_has_in_the_end(tmp_path, monkeypatch):
         seen.append(model.state_dict())
         return next(scores), None
 
-    monkeypatch.setattr(training, "accuracy", accuracy)
+    monkeypatch.setattr(finetuning, "accuracy", accuracy)
     model = MODELS["vit"](seed=0)
     outcome = fine_tune(model, task(), QUICK, tmp_path, threads=1, quiet=True)
     assert (outcome.epoch, outcome.held_out, outcome.test) == (2, 0.8, 0.1)

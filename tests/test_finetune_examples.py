@@ -16,7 +16,7 @@ import minivit
 from minivit import data
 from minivit.checkpoint import load_arrays
 from minivit.data.folder import split_folder
-from minivit.tasks import balanced, folder_task, mnist_task
+from minivit.training.tasks import balanced, folder_task, mnist_task
 from minivit.weights.labels import labels_beside
 from minivit.weights.preprocessing import preprocessing
 

@@ -334,3 +334,24 @@ def test_usable_cores_where_the_system_has_no_affinity(monkeypatch):
     assert usable_cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+@pytest.mark.parametrize("images, shards", [(1, 2), (2, 2), (96, 2), (97, 4), (192, 4), (193, 6), (1000, 22)])
+def test_large_batches_are_cut_into_more_shards_than_threads(images, shards):
+    assert DataParallel(vit(), threads=2)._shards_for(images) == shards
+    assert DataParallel(vit(), threads=2, shards=3)._shards_for(images) == 3
+
+
+def test_replicas_are_added_when_a_larger_batch_comes():
+    model, (x, y) = vit(), batch()
+    step = DataParallel(model, threads=2)
+    assert len(step.replicas) == 2
+    many = np.concatenate([x] * (1 + 200 // len(x))), np.concatenate([y] * (1 + 200 // len(y)))
+    loss = step.loss_and_grad(*many)
+    assert len(step.replicas) > 2
+    grads = {name: param.grad for name, param in model.parameters().items()}
+    for param in model.parameters().values():
+        param.grad = None
+    assert step.loss_and_grad(x, y) == pytest.approx(loss, rel=1e-4)
+    for name, param in model.parameters().items():
+        assert np.allclose(param.grad, grads[name], rtol=1e-3, atol=1e-6)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import report
-from minivit.training import METRICS
+from minivit.training import METRICS, report
 
 PICTURES = ["confusion_matrix.png", "curves.png", "mistakes.png"]
 

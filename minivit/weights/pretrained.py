@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -126,9 +127,7 @@ def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
     spans = []
     for name, array in arrays.items():
         base = _owner(array).base
-        ours = base is None or isinstance(
-            getattr(base, "obj", None), bytearray
-        )  # no map of a file, nobody else's memory
+        ours = base is None or isinstance(getattr(base, "obj", None), mmap.mmap)  # see `fresh_memory`
         if ours and array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
             start = array.__array_interface__["data"][0]
             spans.append((start, start + array.nbytes, name))

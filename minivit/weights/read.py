@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.checkpoint import CheckpointError, load_arrays
+from minivit.checkpoint import CheckpointError, fresh_memory, load_arrays
 from minivit.protocol import Array
 from minivit.weights.source import DAMAGED, REFUSED, shown
 from minivit.weights.torch_file import read_torch_file
@@ -124,10 +124,10 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
         raise CheckpointError(
             f"{file}: the entry {entry.filename!r} claims {shape} of {dtype}, which it does not hold: {DAMAGED}"
         )
-    memory = bytearray(count * dtype.itemsize)  # for why no np.empty, see `load_arrays`
-    if stream.readinto(memory) != len(memory) or stream.read(1):  # to the end, where the checksum is compared
+    memory = fresh_memory(count * dtype.itemsize)
+    if stream.readinto(memory.data) != len(memory) or stream.read(1):  # to the end, where the checksum is compared
         raise ValueError(f"the entry {shown(entry.filename)} ends too soon")
-    array = np.frombuffer(memory, dtype).reshape(shape, order="F" if fortran else "C")
+    array = memory.view(dtype).reshape(shape, order="F" if fortran else "C")
     if dtype == np.dtype("V2"):  # bfloat16, which NumPy does not know: the upper half of a float32
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array

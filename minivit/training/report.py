@@ -1,7 +1,7 @@
 """What a run leaves behind: learning curves, the confusion matrix, the mistakes, and a card that says how it was made.
 
 Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written. Next:
-`mnist_run.py`, where all of it comes together.
+`program.py`.
 """
 
 from __future__ import annotations

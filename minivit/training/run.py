@@ -1,7 +1,7 @@
 """A training run that survives: its place in the data, its metrics, and a checkpoint from which it goes on bit for bit.
 
 Batches and noise are pure functions of (seed, epoch, position), so the position is all that a checkpoint must remember
-of them. Next: `report.py`, the pictures that a run leaves behind.
+of them. Next: `loop.py`, what is done in each step.
 """
 
 from __future__ import annotations

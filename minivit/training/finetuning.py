@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minivit import data, optim, parallel, training
+from minivit import data, optim, parallel
 from minivit.backend import to_device, to_numpy
-from minivit.loop import Batches, Course, learn
 from minivit.models import Model
 from minivit.nn.layer import Chain, Layer, Param
 from minivit.protocol import Array, Back, refuse
-from minivit.tasks import Part, Task
+from minivit.training.loop import Batches, Course, learn
+from minivit.training.run import CountingLoss, Run, accuracy, fingerprint
+from minivit.training.tasks import Part, Task
 
 AT_ONCE = 256  # images in memory in an evaluation: 150 MB of 224 x 224 pixels
 
@@ -159,7 +160,7 @@ def fine_tune(
     count = data.num_batches(len(task.learn.labels), recipe.batch_size)
     learner = PartlyFrozen(model, frozen)
     to_device(model, device)
-    step = parallel.DataParallel(learner, 1 if device == "gpu" else threads, loss=training.CountingLoss())
+    step = parallel.DataParallel(learner, 1 if device == "gpu" else threads, loss=CountingLoss())
     opt = optimiser(model, replace(recipe, lr=lr), frozen, threads)
     best = Best(model, recipe.keep)
     settings = {
@@ -168,23 +169,21 @@ def fine_tune(
         "frozen": sorted(frozen),
         "seed": seed,
         "data": task.fingerprint,
-        "weights": training.fingerprint(*(to_numpy(array) for array in best.weights.values())),
+        "weights": fingerprint(*(to_numpy(array) for array in best.weights.values())),
     }
-    run = training.Run(
-        out, settings, {"model": model, "optimiser": opt, "best": best}, resume=resume, every=60, quiet=quiet
-    )
+    run = Run(out, settings, {"model": model, "optimiser": opt, "best": best}, resume=resume, every=60, quiet=quiet)
 
-    def accuracy(part: Part) -> float:
+    def score_of(part: Part) -> float:
         def prepare(images: Array) -> Array:
             return to_device(task.prepare(images), device)
 
-        return training.accuracy(step.predict, *part, prepare, batch_size=AT_ONCE)[0]
+        return accuracy(step.predict, *part, prepare, batch_size=AT_ONCE)[0]
 
     def batches(epoch: int, position: int) -> Batches:
         return task.batches(recipe.batch_size, seed=seed, epoch=epoch, start=position)
 
     def evaluate() -> float:
-        score = accuracy(task.held_out)
+        score = score_of(task.held_out)
         best.offer(score, run.epoch + 1)
         return score
 
@@ -192,7 +191,7 @@ def fine_tune(
     course = Course(recipe.epochs, count, lr, recipe.warmup * recipe.epochs, recipe.label_smoothing, seed, device)
     learn(run, step, opt, batches, evaluate, course)
     model.load_state_dict(best.weights)
-    test = None if task.test is None else accuracy(task.test)
+    test = None if task.test is None else score_of(task.test)
     return Outcome(best.epoch, best.score, test, time.perf_counter() - start)
 
 

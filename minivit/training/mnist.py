@@ -1,7 +1,7 @@
 """A whole run on MNIST: the data, the model, the step, the evaluation. The examples choose a model and a recipe.
 
 This is the page to read for how a run is put together; the steps themselves are one page below it, in `loop.py`.
-Next: `finetuning.py`.
+Next: `tasks.py`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minivit import data, optim, parallel, program, report, training
+from minivit import data, optim, parallel
 from minivit.backend import to_device
 from minivit.checkpoint import save
-from minivit.loop import Batches, Course, learn
 from minivit.models import Model
 from minivit.protocol import Array
+from minivit.training import program, report
+from minivit.training.loop import Batches, Course, learn
+from minivit.training.run import CountingLoss, Run, accuracy, fingerprint
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
     opt = optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay, no_decay=optim.no_decay(model))
     average = optim.ModelEma(model, recipe.ema)
     threads = 1 if args.device == "gpu" else args.threads
-    step = parallel.DataParallel(model, threads, loss=training.CountingLoss())
-    settings = {**asdict(recipe), "seed": args.seed, "data": training.fingerprint(images, labels)}
-    run = training.Run(args.out, settings, {"model": model, "optimiser": opt, "average": average}, resume=args.resume)
+    step = parallel.DataParallel(model, threads, loss=CountingLoss())
+    settings = {**asdict(recipe), "seed": args.seed, "data": fingerprint(images, labels)}
+    run = Run(args.out, settings, {"model": model, "optimiser": opt, "average": average}, resume=args.resume)
 
     def prepare(batch: Array) -> Array:
         return to_device(data.normalise(batch[:, None]), args.device)
@@ -78,7 +80,7 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
 
     def evaluate() -> float:
         average.swap()
-        held_out, _ = training.accuracy(step.predict, mnist.train_images[watch], mnist.train_labels[watch], prepare)
+        held_out, _ = accuracy(step.predict, mnist.train_images[watch], mnist.train_labels[watch], prepare)
         average.swap()
         return held_out
 
@@ -90,7 +92,7 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
 
     # 4. Evaluation: the averaged weights, on images that nothing above has seen, once.
     average.swap()
-    score, logits = training.accuracy(step.predict, mnist.test_images, mnist.test_labels, prepare)
+    score, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, prepare)
     seconds = time.perf_counter() - start
     save(model, run.out / "model.safetensors")
     drawn = report.write_report(run.out, run.history, mnist.test_images, mnist.test_labels, logits)

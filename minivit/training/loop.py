@@ -1,6 +1,6 @@
 """The loop of training, written once for every run: the four-line step, what stands before it, and what comes after.
 
-What is trained, and on what, is said by `mnist_run.py` and `finetuning.py`. Next: `program.py`.
+What is trained, and on what, is said by `mnist.py` and `finetuning.py`. Next: `report.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from minivit import optim, training
+from minivit import optim
 from minivit.backend import to_device
 from minivit.parallel import DataParallel
 from minivit.protocol import Array
+from minivit.training.run import Run, noise_generator
 
 Batches: TypeAlias = Iterable[tuple[Array, Array]]
 
@@ -40,7 +41,7 @@ class Course:
 
 
 def learn(
-    run: training.Run,
+    run: Run,
     step: DataParallel,
     opt: optim.Optimiser,
     batches: Callable[[int, int], Batches],
@@ -52,7 +53,7 @@ def learn(
 
     Args:
         run: notes each step and each epoch, and keeps checkpoints.
-        step: the model; its loss is a `training.CountingLoss`.
+        step: the model; its loss is a `CountingLoss`.
         opt: the optimiser; parameters that it does not have stay as they are.
         batches: (epoch, position) -> the epoch's batches (x, y) from that position on.
         evaluate: () -> the held-out accuracy; called after each epoch.
@@ -65,7 +66,7 @@ def learn(
     for epoch in run.epochs(course.epochs):
         for x, y in run.steps(batches(epoch, run.position), course.batches):
             opt.lr = optim.warmup_cosine(run.step, steps, peak=course.lr, warmup=warmup)
-            rng = training.noise_generator(course.seed, run.step)
+            rng = noise_generator(course.seed, run.step)
 
             opt.zero_grad()
             value = step.loss_and_grad(to_device(x, course.device), y, rng, label_smoothing=course.label_smoothing)

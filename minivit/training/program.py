@@ -1,6 +1,6 @@
 """What the programs that train have in common: their options, and errors as one line.
 
-Next: `mnist_run.py`.
+Next: `mnist.py`, where all of it comes together.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit import data, training
+from minivit import data
 from minivit import functional as F
 from minivit.data.folder import ImageFolder, read_images
-from minivit.loop import Batches
 from minivit.protocol import Array, refuse
+from minivit.training.loop import Batches
+from minivit.training.run import fingerprint
 
 
 class Part(NamedTuple):
@@ -68,7 +69,7 @@ class Task:
 
 
 def mnist_task(mnist: data.Mnist, limit: int | None = None, seed: int = 0, held_out: int = 1000) -> Task:
-    """MNIST with small moves of the digits, as `mnist_run` trains on it.
+    """MNIST with small moves of the digits, as `mnist.py` trains on it.
 
     Args:
         mnist: from `data.load_mnist`.
@@ -88,7 +89,7 @@ def mnist_task(mnist: data.Mnist, limit: int | None = None, seed: int = 0, held_
         data.Preprocess(mnist.train_images.shape[1:], mean=(data.MNIST_MEAN,), std=(data.MNIST_STD,), squash=True),
         data.normalise,
         partial(data.batches, images, labels, augment=data.chain(data.shift)),
-        training.fingerprint(images, labels),
+        fingerprint(images, labels),
     )
 
 
@@ -116,7 +117,7 @@ def folder_task(
         preprocess,
         partial(read_images, preprocess=preprocess),
         partial(pictures.batches, preprocess, augment=data.chain(data.flip, move)),
-        training.fingerprint(pictures.names, pictures.labels),
+        fingerprint(pictures.names, pictures.labels),
     )
 
 
