@@ -128,6 +128,8 @@ def text(work: list[Axis], growths: dict[str, Growth], facts: str) -> str:
 def draw(work: list[Axis], growths: dict[str, Growth], path: Path) -> None:
     """Time against each amount, both logarithmic: a power is a straight line, and its exponent is the slope."""
     pyplot = scaling.plotting()
+    from matplotlib import ticker
+
     figure, panels = pyplot.subplots(2, 2, figsize=(8.4, 6.4), layout="constrained")
     for panel, axis in zip(panels.flat, work):
         growth, amounts = growths[axis.name], axis.amounts
@@ -140,8 +142,9 @@ def draw(work: list[Axis], growths: dict[str, Growth], path: Path) -> None:
         panel.set_xticks(amounts, [str(amount) for amount in amounts])
         low, high = panel.get_ylim()
         panel.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
-        panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
+        panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.grid(True, color="#dddddd", lw=0.6)
         panel.legend(handles=lines, loc="upper left", frameon=False, fontsize=8)
     for panel in panels[:, 0]:

@@ -212,16 +212,23 @@ def step_times(side: MinivitSide, steps: int, clip: bool) -> np.ndarray:
     return np.array(times)
 
 
+def _side(case: Case, variant: str, threads: int) -> MinivitSide:
+    """One thread has the whole batch as its one shard; several cut it as minivit does."""
+    side = prepare(case, variant, threads)
+    side.parallel.shards = 1 if threads == 1 else None
+    return side
+
+
 def take(case: Case, variant: str, threads: int, steps: int, clip: bool) -> dict[str, Any]:
     """The profile of one case: its rows, and what the step takes with and without the timing."""
     profile = Profile()
     with holding(threads):
-        bare = prepare(case, variant, threads)
+        bare = _side(case, variant, threads)
         step_times(bare, WARM_UP, clip)
         untimed = step_times(bare, steps, clip)
         del bare
         with patched(profile):
-            side = prepare(case, variant, threads)
+            side = _side(case, variant, threads)
             with recording(side, profile.note):
                 step(side, clip)
             step_times(side, WARM_UP, clip)
@@ -241,7 +248,7 @@ def take(case: Case, variant: str, threads: int, steps: int, clip: bool) -> dict
         "blas_threads": blas,
         "untimed_ms": 1e3 * float(np.median(untimed)),
         "timed_ms": 1e3 * float(np.median(timed)),
-        "rows": rows(profile, products, float(timed.sum()), steps),
+        "rows": rows(profile, products, float(timed.sum()) * copies, steps),
     }
 
 
@@ -313,7 +320,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", default="flagship", choices=sorted(CASES))
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1, help="and shards of the batch; rows are summed over threads")
+    parser.add_argument("--threads", type=int, default=1, help="one has one shard; rows are summed over more")
     parser.add_argument("--clip", action="store_true", help="clip the gradient's norm too, as minivit's training does")
     parser.add_argument("--every-token", action="store_true", help="a ViT that computes what its head does not read")
     parser.add_argument("--json", type=Path, help="write everything to this file too")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import results
-from turns import machine_seconds
+from turns import QUIET, machine_seconds
 
 ENOUGH = 0.03  # seconds: what is faster is repeated within its turn
 
@@ -98,6 +98,8 @@ def _digits(ms: float) -> str:
 def facts(threads: str, how: str, others: float | None) -> str:
     """What the numbers were measured on and how, in one paragraph."""
     busy = "" if others is None else f" Other programs used {others:.2f} cores meanwhile."
+    if others is not None and others > QUIET:
+        busy += " THE MACHINE WAS NOT QUIET, so measure again before you quote these numbers."
     machine = results.machine()["processor"]
     text = f"{machine}, threads: {threads}, NumPy {np.__version__}, {date.today()}. {how}{busy}"
     return textwrap.fill(text, width=120)

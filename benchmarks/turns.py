@@ -20,6 +20,7 @@ from cases import Case
 
 HERE = Path(__file__).resolve().parent
 PAUSE = 0.25  # seconds; libgomp spins for a few milliseconds, OpenBLAS for about 30, LLVM's and Intel's OpenMP for 200
+QUIET = 0.1  # cores' worth of other programs' work that does not spoil a measurement
 
 
 class SideFailed(RuntimeError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -21,12 +22,13 @@ from typing import Any
 import numpy as np
 import results
 from cases import CASES, Case
-from turns import PAUSE, Side, SideFailed, Variant, make_start, take_turns
+from turns import PAUSE, QUIET, Side, SideFailed, Variant, make_start, take_turns
 
 AGREEMENT = 1e-3  # the largest difference within a gradient, relative to that gradient's largest element
 LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
 TRIAL_ROUNDS = 5
-QUIET = 0.1  # cores' worth of other programs' work that does not spoil a measurement
+# variables that make a library use other instructions than it would choose for this processor
+CHANGED_BY = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")
 EAGER = (Variant("PyTorch", "sdpa"), Variant("PyTorch", "plain"))
 
 
@@ -146,6 +148,7 @@ def header(machine: dict[str, Any], about: dict[str, dict[str, str]], options: a
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, load before: {load}",
         f"Python {machine['python']}, float32, {options.threads} threads on each side",
+        *(f"{name}={os.environ[name]} is set" for name in CHANGED_BY if name in os.environ),
         *(f"{library}: {facts['library']} with {facts['blas']} {facts['detail']}" for library, facts in about.items()),
         f"{options.rounds} rounds of {options.steps} steps in turn, each after {PAUSE} s of pause and one untimed step",
     ]

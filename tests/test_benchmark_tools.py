@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,6 +273,11 @@ def test_a_profile_has_every_operation_once_and_adds_up(kind, threads):
     assert sum(entry["total_ms"] for entry in rows.values()) == pytest.approx(threads * taken["timed_ms"])
     if threads == 1:
         assert all(entry["total_ms"] >= 0 for entry in rows.values())
+
+
+def test_one_thread_has_one_shard():
+    taken = profile_step.take(replace(TINY["ViT", "train"], batch=100), "every token", threads=1, steps=1, clip=False)
+    assert {entry["operation"]: entry["calls"] for entry in taken["rows"]}["softmax_cross_entropy"] == 1
 
 
 def test_clipping_is_part_of_the_step_only_when_asked_for(monkeypatch):
