@@ -37,20 +37,19 @@ def swin(w: Weights, x: Array, model: dict[str, Any]) -> Array:
 
     Maps must have even sides where they merge, and sides that the window divides or covers: nothing is padded.
     """
-    table = model["window_size"]
     x = layer_norm(w, "patch_embed.norm", embed(w, x, model["patch_size"]).transpose(0, 2, 3, 1))  # (B, H, W, D)
     for stage, (depth, heads) in enumerate(zip(model["depths"], model["num_heads"], strict=True)):
         if stage:
             x = merge(w, f"layers.{stage}.downsample", x)
         side = x.shape[1]
-        window = min(side, table)
+        window = min(side, model["window_size"])
         assert side % window == 0, f"windows of {window} do not divide a map of {side}"
         for place in range(depth):
             block = f"layers.{stage}.blocks.{place}"
             # a window that covers the map shows everyone everyone already
             shift = window // 2 if place % 2 and side > window else 0
             y = layer_norm(w, f"{block}.norm1", x)
-            x = x + shifted_attention(w, f"{block}.attn", y, heads, table, window, shift)
+            x = x + shifted_attention(w, f"{block}.attn", y, heads, window, shift)
             x = x + mlp(w, f"{block}.mlp", layer_norm(w, f"{block}.norm2", x))
     return linear(w, "head.fc", layer_norm(w, "norm", x).mean(axis=(1, 2)))
 
@@ -94,11 +93,13 @@ def attention(w: Weights, name: str, x: Array, heads: int, bias: Array | None = 
     return linear(w, f"{name}.proj", jnp.swapaxes(seen, -3, -2).reshape(x.shape))
 
 
-def shifted_attention(w: Weights, name: str, x: Array, heads: int, table: int, window: int, shift: int) -> Array:
+def shifted_attention(w: Weights, name: str, x: Array, heads: int, window: int, shift: int) -> Array:
     """Attention within the windows of a map (B, H, W, D), which is rolled before and back afterwards."""
     tokens = window * window
-    rows = w[f"{name}.relative_position_bias_table"][offsets(window, table)]  # (N N, Hd)
-    bias = rows.T.reshape(heads, tokens, tokens)
+    table = w[f"{name}.relative_position_bias_table"]
+    # JAX clips an index that is out of range and says nothing
+    assert len(table) == (2 * window - 1) ** 2, f"a table of {len(table)} rows does not belong to windows of {window}"
+    bias = table[offsets(window)].T.reshape(heads, tokens, tokens)
     if shift:
         bias = bias + seam(x.shape[1], window, shift)  # (nW, Hd, N, N)
         x = jnp.roll(x, (-shift, -shift), (1, 2))
@@ -132,11 +133,11 @@ def join(windows: Array, shape: tuple[int, ...], window: int) -> Array:
     return squares.swapaxes(2, 3).reshape(shape)
 
 
-def offsets(window: int, table: int) -> np.ndarray:
+def offsets(window: int) -> np.ndarray:
     """(N N,) the row of the table for each query and key, by how far they stand apart."""
     places = np.stack(np.meshgrid(np.arange(window), np.arange(window), indexing="ij")).reshape(2, -1)
-    apart = places[:, :, None] - places[:, None, :] + table - 1  # (2, N, N), both at least 0
-    return (apart[0] * (2 * table - 1) + apart[1]).ravel()
+    down, right = places[:, :, None] - places[:, None, :] + window - 1  # each (N, N), at least 0
+    return np.ravel(down * (2 * window - 1) + right)
 
 
 def seam(side: int, window: int, shift: int) -> np.ndarray:

@@ -75,9 +75,10 @@ class Side:
         return self.used / self.took
 
     def close(self) -> None:
-        assert self.process.stdin
+        assert self.process.stdin and self.process.stdout
         self.process.stdin.close()  # the end of its input ends the worker
         self.process.wait()
+        self.process.stdout.close()
 
 
 def environment(threads: int) -> dict[str, str]:

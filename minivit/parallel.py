@@ -20,7 +20,7 @@ from minivit.protocol import Array, refuse
 Loss = Callable[..., Any]
 
 
-_MOST_IMAGES = 48  # of one shard: on MNIST's models half the memory at 2 % of the time; see docs/performance.md
+_MOST_IMAGES = 50  # of one shard: on MNIST's models half the memory at 2 % of the time; see docs/performance.md
 
 
 class DataParallel:
@@ -33,7 +33,7 @@ class DataParallel:
         model: the model; its `.data` is shared, its `.grad` receives the sums.
         threads: how many threads work; the usable cores by default.
         shards: into how many parts a batch is cut; None is one for each thread, and two or more where these would
-            have more than 48 images. More shards hold less memory at a time and cost some speed: 7 microseconds for
+            have more than 50 images. More shards hold less memory at a time and cost some speed: 7 microseconds for
             each short NumPy call while another thread works.
         loss: `loss(logits, labels, **options) -> loss, back`, a mean over its shard.
     """
@@ -101,7 +101,7 @@ class DataParallel:
             return in_threads(run, range(count), self.threads)
 
     def _shards_for(self, batch: int) -> int:
-        """As many as were asked for; else one for each thread, or so many that none has more than 48 images."""
+        """As many as were asked for; else one for each thread, or so many that none has more than 50 images."""
         return self.shards or self.threads * max(1, -(-batch // (self.threads * _MOST_IMAGES)))
 
     def _make_replicas(self, count: int) -> None:

@@ -90,17 +90,20 @@ def test_steps_move_the_weights_alike_and_in_place(name: str, variant: str, monk
         monkeypatch.setattr(module, "WEIGHT_DECAY", 0.5)
     monkeypatch.setattr(jax_side, "_compiled", {})
     case = TINY[name]
-    # float32 gradients of a key's bias are rounding, which AdamW blows up to whole steps, so the rest is compared
     begin = start(case)
     ours, theirs = jax_side.JaxSide(case, begin, 1, variant), MinivitSide(case, begin, 1, "every token")
     before = ours.state
     for _ in range(5):
         assert ours.step() == pytest.approx(theirs.step(), rel=2e-3)
     assert all(array.is_deleted() for array in jax.tree.leaves(before)), "the state was copied, not overwritten"
-    for key, param in theirs.model.parameters().items():
-        if not key.endswith("qkv.bias"):
-            found = np.asarray(ours.state["weights"][key])
-            assert difference(found - begin.weights[key], param.data - begin.weights[key]) < 2e-2, key
+    # a gradient that is 0 but for rounding, such as a key's bias's, becomes a whole step in AdamW: those are left out,
+    # and of the others each has a wide bar for its worst element, and all together a narrow one
+    apart = [
+        difference(np.asarray(ours.state["weights"][key]) - begin.weights[key], param.data - begin.weights[key])
+        for key, param in theirs.model.parameters().items()
+        if not key.endswith("qkv.bias")
+    ]
+    assert max(apart) < 2e-2 and np.median(apart) < 1e-4
 
 
 @needs_jax
@@ -154,7 +157,6 @@ def test_more_cores_than_threads_are_refused(used: str, fine: bool) -> None:
 @needs_jax
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not list threads")
 def test_the_worker_holds_xla_to_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     case, path = CASES["small"], tmp_path / "start.npz"
     make_start(case, 1, path)
     for told, fine in ((3, True), (2, False)):

@@ -336,7 +336,7 @@ def test_usable_cores_where_the_system_has_no_affinity(monkeypatch):
     assert usable_cores() == 1
 
 
-@pytest.mark.parametrize("images, shards", [(1, 2), (2, 2), (96, 2), (97, 4), (192, 4), (193, 6), (1000, 22)])
+@pytest.mark.parametrize("images, shards", [(1, 2), (2, 2), (100, 2), (101, 4), (200, 4), (201, 6), (1000, 20)])
 def test_large_batches_are_cut_into_more_shards_than_threads(images, shards):
     assert DataParallel(vit(), threads=2)._shards_for(images) == shards
     assert DataParallel(vit(), threads=2, shards=3)._shards_for(images) == 3
