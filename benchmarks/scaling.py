@@ -37,6 +37,8 @@ def in_rounds(runs: Sequence[Callable[[], object]], rounds: int) -> tuple[np.nda
 
 
 def _seconds(run: Callable[[], object], repeats: int) -> float:
+    """Seconds of one run, the mean of so many, after one that is not timed: what ran before left other memory behind."""
+    run()
     begin = time.perf_counter()
     for _ in range(repeats):
         run()
