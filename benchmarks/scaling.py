@@ -37,7 +37,7 @@ def in_rounds(runs: Sequence[Callable[[], object]], rounds: int) -> tuple[np.nda
 
 
 def _seconds(run: Callable[[], object], repeats: int) -> float:
-    """Seconds of one run, the mean of so many, after one that is not timed: what ran before left other memory behind."""
+    """Seconds of one run, the mean of so many, after one untimed: what ran before left other memory."""
     run()
     begin = time.perf_counter()
     for _ in range(repeats):
