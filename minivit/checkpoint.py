@@ -160,14 +160,19 @@ def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str
             if file.readinto(memory[begin:end].data) != end - begin:
                 raise ValueError(f"{name!r} ends too soon")
             array = memory[begin:end].view(_DTYPES[kind]).reshape(shape)
-            if kind == "BF16":  # the upper half of a float32
-                array = (array.astype(np.uint32) << 16).view(np.float32)
+            if kind == "BF16":
+                array = widened(array)
             arrays[name] = array
             if text is not None:
                 hashed.append(beside.submit(_add, digest, name, array))
         for future in hashed:
             future.result()
     return arrays, digest.hexdigest()
+
+
+def widened(halves: Array) -> Array:
+    """bfloat16, which NumPy does not know, as float32, exactly: uint16 of any shape, the upper halves."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
 def fresh_memory(length: int) -> Array:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import array_module
+from minivit.backend import array_module, owner
 from minivit.nn.layer import Layer, Param
-from minivit.protocol import Array, once
+from minivit.protocol import once
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     first = next(iter(model.parameters().values())).data
     x = array_module(first).zeros((1, model.config["in_chans"], height, width), first.dtype)
     shape = x.shape
-    ours = {id(_owner(param.data)) for param in model.parameters().values()}
-    ours |= {id(_owner(array)) for array in model.constants()}
+    ours = {id(owner(param.data)) for param in model.parameters().values()}
+    ours |= {id(owner(array)) for array in model.constants()}
     rows: list[Row] = []
     backs: list[Any] = []
     for name, stage in model.leaves():
@@ -114,9 +114,9 @@ def _collect(thing: Any, ignored: set[int], seen: dict[int, int], visited: set[i
         return
     visited.add(id(thing))
     if isinstance(thing, np.ndarray) or array_module(thing) is not np:
-        owner = _owner(thing)
-        if id(owner) not in ignored:
-            seen[id(owner)] = owner.nbytes
+        whole = owner(thing)
+        if id(whole) not in ignored:
+            seen[id(whole)] = whole.nbytes
     elif isinstance(thing, once):
         for part in thing.kept:
             _collect(part, ignored, seen, visited)
@@ -126,12 +126,6 @@ def _collect(thing: Any, ignored: set[int], seen: dict[int, int], visited: set[i
     elif getattr(thing, "__closure__", None):
         for cell in thing.__closure__:
             _collect(cell.cell_contents, ignored, seen, visited)
-
-
-def _owner(array: Array) -> Array:
-    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
-        array = array.base
-    return array
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ Only files in this folder may import CuPy; everything above asks here and is the
 - `memory.py`         keeping freed memory for the next step
 """
 
-from minivit.backend.devices import array_module, gpu_available, kernels, to_device, to_numpy
+from minivit.backend.devices import array_module, gpu_available, kernels, owner, to_device, to_numpy
 from minivit.backend.random import UNSET, as_generator, copy_generator, keep_mask, split_generator
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "gpu_available",
     "keep_mask",
     "kernels",
+    "owner",
     "split_generator",
     "to_device",
     "to_numpy",

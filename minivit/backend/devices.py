@@ -26,6 +26,13 @@ def array_module(x: Any) -> Any:
     return np
 
 
+def owner(array: Array) -> Array:
+    """The array whose memory this one is, or is a part of."""
+    while isinstance(getattr(array, "base", None), type(array)):
+        array = array.base
+    return array
+
+
 def kernels(x: Any) -> ModuleType:
     """The fused kernels for the library of `x`: the same names and signatures for NumPy and CuPy."""
     if array_module(x) is np:

@@ -169,7 +169,8 @@ def _exp_rows(scores: Array, total: Array, mask: Array | None = None, mask_value
             scores -= top
         np.exp(scores, out=scores)
     ones = np.ones((scores.shape[-1], 1), scores.dtype)
-    np.matmul(scores, ones, out=total)  # 5 times faster than sum
+    # one product for all rows, 5 times faster than sum
+    np.matmul(scores.reshape(-1, scores.shape[-1]), ones, out=total.reshape(-1, 1))
     empty = total == 0
     total[empty] = 1
     np.reciprocal(total, out=total)

@@ -23,9 +23,9 @@ _TRIM = 1 << 30  # of freed memory at the end of the heap, kept before any is gi
 def keep_freed_memory() -> bool:
     """Let this process reuse freed arrays instead of returning them to the system; True if the C library can.
 
-    Holds for the whole process and is asked for once, by `minivit.parallel`. At most 1 GiB is kept, and
-    `release_freed_memory` gives it back. MINIVIT_KEEP_MEMORY=0 in the environment forbids it. Does nothing where the
-    C library is not glibc (macOS, Windows, musl).
+    Holds for the whole process and is asked for once, by `minivit.parallel` or a large `predict`. At most 1 GiB is
+    kept, and `release_freed_memory` gives it back. MINIVIT_KEEP_MEMORY=0 in the environment forbids it. Does nothing
+    where the C library is not glibc (macOS, Windows, musl).
     """
     library = _glibc()
     if library is None or os.environ.get("MINIVIT_KEEP_MEMORY") == "0":

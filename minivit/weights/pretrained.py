@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import UNSET
+from minivit.backend import UNSET, owner
 from minivit.checkpoint import CheckpointError
 from minivit.functional import pair
 from minivit.models import MODELS, Model, configs
@@ -126,7 +126,7 @@ def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
     """
     spans = []
     for name, array in arrays.items():
-        base = _owner(array).base
+        base = owner(array).base
         ours = base is None or isinstance(getattr(base, "obj", None), mmap.mmap)  # see `fresh_memory`
         if ours and array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
             start = array.__array_interface__["data"][0]
@@ -135,24 +135,17 @@ def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
     shared = {name for one, other in zip(spans, spans[1:]) if one[1] > other[0] for name in (one[2], other[2])}
     used: Counter[int] = Counter()
     for _, _, name in spans:
-        used[id(_owner(arrays[name]))] += arrays[name].nbytes
+        used[id(owner(arrays[name]))] += arrays[name].nbytes
     return {
         name
         for _, _, name in spans
-        if name not in shared and 2 * used[id(_owner(arrays[name]))] > _owner(arrays[name]).nbytes
+        if name not in shared and 2 * used[id(owner(arrays[name]))] > owner(arrays[name]).nbytes
     }
-
-
-def _owner(array: Array) -> Array:
-    """The array whose memory this one is, or is a part of."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
 
 
 def _writeable(array: Array) -> Array:
     """The array, which is ours alone, so that it may be written to."""
-    _owner(array).flags.writeable = True
+    owner(array).flags.writeable = True
     array.flags.writeable = True
     return array
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.checkpoint import CheckpointError, fresh_memory, load_arrays
+from minivit.checkpoint import CheckpointError, fresh_memory, load_arrays, widened
 from minivit.protocol import Array
 from minivit.weights.source import DAMAGED, REFUSED, shown
 from minivit.weights.torch_file import read_torch_file
@@ -128,9 +128,7 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
     if stream.readinto(memory.data) != len(memory) or stream.read(1):  # to the end, where the checksum is compared
         raise ValueError(f"the entry {shown(entry.filename)} ends too soon")
     array = memory.view(dtype).reshape(shape, order="F" if fortran else "C")
-    if dtype == np.dtype("V2"):  # bfloat16, which NumPy does not know: the upper half of a float32
-        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return array
+    return widened(array.view(np.uint16)) if dtype == np.dtype("V2") else array  # V2: JAX's bfloat16
 
 
 def _shards(index: Path) -> dict[str, Array]:
