@@ -3,9 +3,9 @@
 The layers know nothing of it. A model is run stage by stage, and what its parts would compute is computed again from
 their own parameters, so a model that is looked at stays as it was.
 
-Read in this order: `windows.py`, `drawing.py` and `window_pictures.py` (Swin's windows, as arrays, text and pictures),
-then `attention.py`, `gradcam.py` and `attention_pictures.py` (what a model looked at; docs/classify_an_image.md). The
-two files of pictures need matplotlib and are imported by their own names.
+Read in this order: `windows.py`, `drawing.py`, `figures.py` and `window_pictures.py` (Swin's windows, as arrays, text
+and pictures), then `attention.py`, `gradcam.py` and `attention_pictures.py` (what a model looked at;
+docs/classify_an_image.md). The files of pictures need matplotlib and are imported by their own names.
 """
 
 from minivit.explain.attention import (

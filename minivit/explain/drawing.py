@@ -1,7 +1,7 @@
 """What all pictures here share: colours, panels with a title and a caption, and a figure of strips written to files.
 
 Figures are matplotlib's `Figure` objects, made without pyplot, so nothing global is touched and no window opens. Next:
-`window_pictures.py`, then `attention_pictures.py`.
+`figures.py`.
 """
 
 from __future__ import annotations

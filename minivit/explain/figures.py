@@ -1,0 +1,101 @@
+"""Plain charts in one style: lines, bars and maps whose axes are named, readable in print and for colour-blind readers.
+
+`new` makes a figure, `show` puts it where its reader is: into a notebook or page, or into a file beside the run. Next:
+`window_pictures.py`, whose pictures have a layout of their own. Needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from minivit.explain.drawing import BLUE, INK, QUIET, RED
+from minivit.protocol import refuse
+
+# Okabe and Ito 2008, without yellow, which is too faint for lines on white; LINES tell them apart without colour
+COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+HEAT = "cividis"  # the same to readers with and without red-green blindness, and monotone in grey
+SIGNED = "RdBu_r"  # for values around 0
+FOLDER = Path("runs") / "pictures"
+
+STYLE = {
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.facecolor": "white",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 10,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # words stay words
+    "svg.hashsalt": "minivit",  # the same call writes the same file
+}
+
+
+def new(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2, **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes in the house style: one Axes, or an array (rows, columns) of them.
+
+    Lines take their colour, dash and mark in turn, so that each can be told from the others in grey as well.
+
+    Args:
+        width, height: inches of the whole figure.
+        options: of matplotlib's `Figure.subplots`, such as sharey=True.
+    """
+    from cycler import cycler
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    turns = cycler(color=COLOURS) + cycler(linestyle=LINES) + cycler(marker=MARKS)
+    with rc_context({**STYLE, "axes.prop_cycle": turns, "lines.markersize": 4}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+
+
+def show(figure: Any, name: str, alt: str) -> None:
+    """In a notebook or page the figure appears, with `alt` for those who cannot see it; a script writes it to a file.
+
+    Args:
+        name: of the file without its ending; it stands in runs/pictures/, and its path is printed.
+        alt: what there is to see, in a sentence or two.
+
+    Raises:
+        ValueError: if alt is empty.
+    """
+    from matplotlib import rc_context
+
+    refuse(not alt.strip(), f"figure {name!r} has no alternative text: say in a sentence what there is to see")
+    with rc_context(STYLE):
+        if _in_notebook():
+            from IPython.display import HTML, display
+
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=150, metadata={"Software": None})
+            data = base64.b64encode(picture.getvalue()).decode()
+            width = int(figure.get_figwidth() * 90)  # CSS pixels: sharp on screens of twice the density
+            display(
+                HTML(
+                    f'<img class="figure" style="max-width: 100%; width: {width}px" '
+                    f'alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
+                )
+            )
+        else:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            path = FOLDER / f"{name}.png"
+            figure.savefig(path, dpi=150, metadata={"Software": None})
+            print(f"[picture] {path}: {alt}")
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this: only then is IPython's kernel application there."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
