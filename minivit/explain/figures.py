@@ -24,7 +24,7 @@ HEAT = "cividis"  # the same to readers with and without red-green blindness, an
 SIGNED = "RdBu_r"  # for values around 0
 FOLDER = Path("runs") / "pictures"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": QUIET,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
