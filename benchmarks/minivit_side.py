@@ -12,17 +12,20 @@ from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
 from threadpoolctl import threadpool_info
 
 from minivit import functional as F
-from minivit import models
+from minivit import models, nn
 from minivit.optim import AdamW, no_decay
 from minivit.parallel import DataParallel
 
 
 class MinivitSide:
-    """One model, its optimiser and its batch; `variant` is one of the architecture's."""
+    """One model, its optimiser and its batch; `variant` is one of the architecture's, or "recompute"."""
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         self.task, self.threads = case.task, threads
-        self.model = _model(case, **case.architecture.variants[variant])
+        self.model = _model(case, **case.architecture.variants.get(variant, {}))
+        if variant == "recompute":  # not the last block: its backward pass comes next, so it would gain nothing
+            *others, last = self.model.blocks
+            self.model.blocks = [*(nn.Recompute(block) for block in others), last]
         if start.weights:
             self.model.load_state_dict(start.weights)
         self.images, self.labels = start.images, start.labels

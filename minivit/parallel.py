@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from minivit import functional as F
-from minivit.backend import split_generator
+from minivit.backend import array_module, split_generator
 from minivit.backend.blas import limit_threads
 from minivit.backend.memory import keep_freed_memory
 from minivit.backend.threads import at_most, in_threads, usable_cores
+from minivit.nn.kept import Kept
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, refuse
 
 Loss = Callable[..., Any]
 
 
-_MOST_IMAGES = 50  # of one shard: on MNIST's models half the memory at 2 % of the time; see docs/performance.md
+# multiply-adds of a shard's forward pass, below which its fixed cost shows: cutting the flagship's 2.1e9 into 4 shards
+# instead of 2 costs 5 % of the time, into 6 costs 13 %, and the small model's 2.3e8 into 4 costs 25 %
+_WORTH_A_SHARD = 500_000_000
 
 
 class DataParallel:
@@ -32,9 +37,9 @@ class DataParallel:
     Args:
         model: the model; its `.data` is shared, its `.grad` receives the sums.
         threads: how many threads work; the usable cores by default.
-        shards: into how many parts a batch is cut; None is one for each thread, and two or more where these would
-            have more than 50 images. More shards hold less memory at a time and cost some speed: 7 microseconds for
-            each short NumPy call while another thread works.
+        shards: into how many parts a batch is cut; None is one for each thread, and more where that saves memory and
+            each keeps enough to do. Fewer activations live at a time then, but every shard has gradients of its own,
+            and some fixed cost.
         loss: `loss(logits, labels, **options) -> loss, back`, a mean over its shard.
     """
 
@@ -51,6 +56,7 @@ class DataParallel:
         refuse(shards is not None and shards < 1, f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
+        self._image_bytes: dict[tuple[int, ...], int] = {}  # activations of one image, by its shape
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
 
@@ -72,7 +78,7 @@ class DataParallel:
         batch = len(images)
         refuse(batch == 0, "the batch is empty, so its mean loss is undefined: skip empty batches")
         refuse(len(labels) != batch, f"{batch} images but {len(labels)} labels")
-        count = min(self._shards_for(batch), batch)
+        count = min(self._shards_for(images), batch)
         bounds = [batch * place // count for place in range(count + 1)]
         generators = split_generator(rng, count)
         self._prepare_replicas(count)
@@ -100,9 +106,22 @@ class DataParallel:
         with limit_threads(1):
             return in_threads(run, range(count), self.threads)
 
-    def _shards_for(self, batch: int) -> int:
-        """As many as were asked for; else one for each thread, or so many that none has more than 50 images."""
-        return self.shards or self.threads * max(1, -(-batch // (self.threads * _MOST_IMAGES)))
+    def _shards_for(self, images: Array) -> int:
+        """As many as were asked for; else one for each thread, or a multiple of that which needs least memory.
+
+        With n shards, t threads hold t/n of the batch's activations, and n sets of gradients: the sum is least at
+        n = sqrt(t * activations / gradients).
+        """
+        shape = images.shape[1:]
+        if self.shards or array_module(images) is not np or images.ndim != 4:
+            return self.shards or self.threads
+        if shape not in self._image_bytes:  # one image is looked at, once
+            _, back = self.model(images[:1])
+            self._image_bytes[shape] = Kept(param.data for param in self._params).add(back)
+        batch, gradients = len(images), sum(param.data.nbytes for param in self._params)
+        leanest = (self.threads * batch * self._image_bytes[shape] / gradients) ** 0.5
+        busy = self.model.macs(images.shape) / _WORTH_A_SHARD
+        return self.threads * max(1, int(min(leanest, busy) / self.threads))
 
     def _make_replicas(self, count: int) -> None:
         self.replicas = [self.model.replica() for _ in range(count)]

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from minivit.backend import array_module, owner
-from minivit.nn.layer import Layer, Param
-from minivit.protocol import once
+from minivit.backend import array_module
+from minivit.nn.kept import Kept
 
 
 @dataclass(frozen=True)
@@ -84,48 +81,20 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     first = next(iter(model.parameters().values())).data
     x = array_module(first).zeros((1, model.config["in_chans"], height, width), first.dtype)
     shape = x.shape
-    ours = {id(owner(param.data)) for param in model.parameters().values()}
-    ours |= {id(owner(array)) for array in model.constants()}
+    kept = Kept([*(param.data for param in model.parameters().values()), *model.constants()])
     rows: list[Row] = []
-    backs: list[Any] = []
+    backs: list[Any] = []  # all alive, so that a shared buffer counts once
     for name, stage in model.leaves():
         macs = stage.macs(x.shape)
         x, back = stage(x)
-        kept = kept_bytes([*backs, back], ours) - kept_bytes(backs, ours)  # a shared buffer counts once
         backs.append(back)
         count = sum(param.size for param in stage.parameters().values())
         # a product y = x W^T costs as much again for dx and for dW
-        rows.append(Row(name, type(stage).__name__, x.shape, count, macs, 2 * macs, kept))
+        rows.append(Row(name, type(stage).__name__, x.shape, count, macs, 2 * macs, kept.add(back)))
     table = Summary(rows, model.macs(shape))
     if not quiet:
         print(table)
     return table
-
-
-def kept_bytes(back: Any, ignored: set[int]) -> int:
-    """Bytes of the arrays that a backward pass holds, each buffer once; `ignored` are ids of arrays to leave out."""
-    seen: dict[int, int] = {}
-    _collect(back, ignored, seen, set())
-    return sum(seen.values())
-
-
-def _collect(thing: Any, ignored: set[int], seen: dict[int, int], visited: set[int]) -> None:
-    if id(thing) in visited or isinstance(thing, (Layer, Param)):
-        return
-    visited.add(id(thing))
-    if isinstance(thing, np.ndarray) or array_module(thing) is not np:
-        whole = owner(thing)
-        if id(whole) not in ignored:
-            seen[id(whole)] = whole.nbytes
-    elif isinstance(thing, once):
-        for part in thing.kept:
-            _collect(part, ignored, seen, visited)
-    elif isinstance(thing, (list, tuple)):
-        for part in thing:
-            _collect(part, ignored, seen, visited)
-    elif getattr(thing, "__closure__", None):
-        for cell in thing.__closure__:
-            _collect(cell.cell_contents, ignored, seen, visited)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

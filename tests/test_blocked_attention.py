@@ -61,10 +61,12 @@ def test_memory_grows_with_the_tokens() -> None:
     assert peaks[1] < 1.5 * peaks[0] and peaks[1] < tokens * tokens * 4  # all weights alone, 137 MiB
 
 
-def test_few_tokens_are_served_at_once() -> None:
-    small = RNG.standard_normal((1, 1, 1023, 2), dtype=np.float32)
+@pytest.mark.parametrize("keys", [256, 257])
+def test_weights_are_kept_where_they_are_no_larger_than_q_k_v_and_y(keys: int) -> None:
+    q, k, v = (RNG.standard_normal((1, 8, count, 64), dtype=np.float32) for count in (256, keys, keys))
     tracemalloc.start()
-    _, back = F.scaled_dot_product_attention(small, small, small)
-    assert tracemalloc.get_traced_memory()[0] > 1023 * 1023 * 4
+    y, back = F.scaled_dot_product_attention(q, k, v)
+    kept = tracemalloc.get_traced_memory()[0] - y.nbytes
     tracemalloc.stop()
-    back(small)
+    assert kept > 8 * 256 * keys * 4 if keys == 256 else kept < y.nbytes / 4
+    back(q)

@@ -208,3 +208,31 @@ def test_row_sums_and_float32_softmax_equal_plain_float64() -> None:
         expected = plain * (dy - (plain * dy).sum(axis=1, keepdims=True))
         assert np.abs(vjp(dy) - expected).max() <= 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(kernels_numpy.sum_rows(x), x.sum(axis=0), rtol=1e-4, atol=1e-4)
+
+
+# --- the room of gradients ------------------------------------------------------------------------------------------
+
+
+def test_the_gradients_of_parts_are_parts_and_stacking_them_copies_nothing() -> None:
+    qkv = np.random.default_rng(0).standard_normal((2, 5, 24))
+    (q, k, v), back = F.split_qkv(qkv, 2)  # each (2, 2, 5, 4)
+    rooms: list[Any] = kernels_numpy.room_like(q, k, v)
+    for room, like in zip(rooms, (3 * q, 5 * k, 7 * v)):
+        room[...] = like
+    dqkv = back(*rooms)
+    assert dqkv.base is rooms[0].base
+    assert np.array_equal(dqkv, qkv * np.repeat([3, 5, 7], 8))
+    (q, k, v), back = F.split_qkv(qkv, 2)
+    copied = back(q.copy(), k.copy(), v.copy())
+    assert np.array_equal(copied, qkv) and not np.shares_memory(copied, qkv)
+
+
+def test_there_is_no_room_for_parts_that_overlap_or_stand_alone() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 5, 24))
+    whole = x.reshape(2, 5, 6, 4).swapaxes(1, 2)
+    for parts in ((whole, whole, whole), (whole[:, :3], whole[:, 2:5]), (whole.copy(), whole.copy()), (x, x)):
+        assert kernels_numpy.room_like(*parts) == [None] * len(parts)
+    y, back = F.scaled_dot_product_attention(whole, whole, whole)
+    alone, back_alone = F.scaled_dot_product_attention(whole.copy(), whole.copy(), whole.copy())
+    for ours, theirs in zip(back(y)[:3], back_alone(y)[:3]):
+        assert np.allclose(ours, theirs, rtol=0, atol=1e-14)

@@ -15,7 +15,7 @@ import threadpoolctl
 
 import minivit
 from minivit import functional as F
-from minivit import nn
+from minivit import nn, parallel
 from minivit.backend.threads import usable_cores
 from minivit.parallel import DataParallel
 
@@ -336,16 +336,28 @@ def test_usable_cores_where_the_system_has_no_affinity(monkeypatch):
     assert usable_cores() == 1
 
 
-@pytest.mark.parametrize("images, shards", [(1, 2), (2, 2), (100, 2), (101, 4), (200, 4), (201, 6), (1000, 20)])
-def test_large_batches_are_cut_into_more_shards_than_threads(images, shards):
-    assert DataParallel(vit(), threads=2)._shards_for(images) == shards
-    assert DataParallel(vit(), threads=2, shards=3)._shards_for(images) == 3
+# the flagship, the smallest of the benchmarks, and one whose gradients weigh more than its activations
+FLAGSHIP = {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4}
+SMALL = {"patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
+HEAVY = {"patch_size": 14, "embed_dim": 512, "depth": 2, "num_heads": 4}
 
 
-def test_replicas_are_added_when_a_larger_batch_comes():
+@pytest.mark.parametrize(
+    "size, images, shards",
+    [(FLAGSHIP, 128, 4), (FLAGSHIP, 1, 2), (FLAGSHIP, 256, 8), (SMALL, 100, 2), (SMALL, 1000, 4), (HEAVY, 200, 2)],
+)
+def test_a_batch_is_cut_further_where_that_saves_memory_and_leaves_enough_to_do(size, images, shards):
+    model = minivit.ViT(img_size=28, in_chans=1, num_classes=10, **size)
+    x = np.zeros((images, 1, 28, 28), np.float32)
+    assert DataParallel(model, threads=2)._shards_for(x) == shards
+    assert DataParallel(model, threads=2, shards=3)._shards_for(x) == 3
+
+
+def test_replicas_are_added_when_a_larger_batch_comes(monkeypatch):
     model, (x, y) = vit(), batch()
     step = DataParallel(model, threads=2)
     assert len(step.replicas) == 2
+    monkeypatch.setattr(parallel, "_WORTH_A_SHARD", 1)
     many = np.concatenate([x] * (1 + 200 // len(x))), np.concatenate([y] * (1 + 200 // len(y)))
     loss = step.loss_and_grad(*many)
     assert len(step.replicas) > 2

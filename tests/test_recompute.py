@@ -9,8 +9,9 @@ import pytest
 
 import minivit
 from minivit import nn
+from minivit.nn.kept import Kept
 from minivit.parallel import DataParallel
-from minivit.summary import kept_bytes, summary
+from minivit.summary import summary
 
 
 def vit(wrap=False, dtype="float32", **options):
@@ -63,12 +64,12 @@ def test_only_the_input_is_kept():
     for inner in (nn.Mlp(8, 32, drop=0.5, seed=0), nn.Attention(8, 2, attn_drop=0.5, seed=0), nn.LayerNorm(8)):
         x = np.ones((3, 4, 8), np.float32)
         _, back = nn.Recompute(inner)(x, np.random.default_rng(0))
-        assert kept_bytes(back, set()) == x.nbytes
+        assert Kept(()).add(back) == x.nbytes
 
 
 def test_a_wrapped_model_keeps_less():
     x = images(32)
-    kept = [kept_bytes(vit(wrap, **NOISE)(x, np.random.default_rng(0))[1], set()) for wrap in (False, True)]
+    kept = [Kept(()).add(vit(wrap, **NOISE)(x, np.random.default_rng(0))[1]) for wrap in (False, True)]
     assert kept[1] < kept[0] / 3
 
 

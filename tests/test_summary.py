@@ -9,7 +9,8 @@ import pytest
 
 import minivit
 from minivit import nn, optim
-from minivit.summary import kept_bytes, summary
+from minivit.nn.kept import Kept
+from minivit.summary import summary
 
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 2, "num_heads": 2}
 
@@ -18,8 +19,8 @@ def vit(**options):
     return minivit.ViT(**{**SIZES, **options})
 
 
-def ids(layer):
-    return {id(param.data) for param in layer.parameters().values()}
+def own(layer):
+    return [*(param.data for param in layer.parameters().values()), *layer.constants()]
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,8 @@ def test_a_linear_layer_keeps_its_input_and_nothing_else(batch, dtype):
     layer = nn.Linear(5, 3, dtype=dtype, seed=0)
     x = np.ones((batch, 4, 5), dtype)
     _, back = layer(x)
-    assert kept_bytes(back, ids(layer)) == batch * 4 * 5 * x.itemsize
-    assert kept_bytes(back, set()) == batch * 4 * 5 * x.itemsize + (3 * 5 + 3) * x.itemsize  # and the parameters
+    assert Kept(own(layer)).add(back) == batch * 4 * 5 * x.itemsize
+    assert Kept(()).add(back) == batch * 4 * 5 * x.itemsize + (3 * 5 + 3) * x.itemsize  # and the parameters
 
 
 def test_kept_bytes_grow_linearly_with_the_batch():
@@ -84,7 +85,7 @@ def test_kept_bytes_grow_linearly_with_the_batch():
     kept = []
     for batch in (1, 2, 3, 4):
         _, back = model(np.ones((batch, 1, 8, 8), np.float32), np.random.default_rng(0))
-        kept.append(kept_bytes(back, ids(model)))
+        kept.append(Kept(own(model)).add(back))
     assert len(set(np.diff(kept))) == 1
     assert kept[0] > 0
 
@@ -93,16 +94,16 @@ def test_the_table_measures_what_a_run_keeps():
     model = vit()
     _, back = model(np.zeros((1, 1, 8, 8), np.float32))
     # stages that share a buffer count it each, so the rows' sum may be larger, but not by much
-    whole, rows = kept_bytes(back, ids(model)), summary(model, quiet=True).kept_bytes
+    whole, rows = Kept(own(model)).add(back), summary(model, quiet=True).kept_bytes
     assert whole <= rows <= 1.5 * whole
 
 
 def test_a_spent_back_keeps_nothing():
     model = vit()
     y, back = model(np.zeros((1, 1, 8, 8), np.float32))
-    assert kept_bytes(back, ids(model)) > 0
+    assert Kept(own(model)).add(back) > 0
     back(y)
-    assert kept_bytes(back, ids(model)) == 0 and back.spent
+    assert Kept(own(model)).add(back) == 0 and back.spent
 
 
 def test_a_view_counts_its_whole_buffer_once():
@@ -112,8 +113,8 @@ def test_a_view_counts_its_whole_buffer_once():
     def back():
         return parts, x
 
-    assert kept_bytes(back, set()) == x.nbytes
-    assert kept_bytes(back, {id(x)}) == 0
+    assert Kept(()).add(back) == x.nbytes
+    assert Kept([x]).add(back) == 0
 
 
 def test_printing(capsys):

@@ -1,10 +1,11 @@
-"""Work shared among threads: who may work for whom, operations cut into slabs, and predictions by all cores.
+"""Work shared among threads: who may work for whom, and predictions by all cores.
 Read test_parallel.py next, for training in shards.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import minivit
 from minivit import parallel
 from minivit.backend import kernels_numpy as kernels
 from minivit.backend import threads
-from minivit.backend.threads import at_most, in_slabs, in_threads, sharing, workers
+from minivit.backend.threads import at_most, in_threads, workers
 from minivit.models import model as model_module
 
 
@@ -37,7 +38,7 @@ def test_a_worker_has_no_workers_of_its_own() -> None:
 
 
 def test_what_holds_in_one_thread_does_not_in_another() -> None:
-    with at_most(5), sharing(5):
+    with at_most(5):
         found: list[int] = []
         other = threading.Thread(target=lambda: found.append(workers()))
         other.start()
@@ -45,49 +46,52 @@ def test_what_holds_in_one_thread_does_not_in_another() -> None:
         assert found == [threads.usable_cores()]
 
 
-@pytest.mark.parametrize("shares", [1, 2, 3])
-@pytest.mark.parametrize("count", [0, 1, 2, 7, 100])
-def test_slabs_cover_everything_once(shares: int, count: int) -> None:
-    seen: list[range] = []
-    with sharing(shares):
-        in_slabs(lambda part: seen.append(range(part.start, part.stop)), count, threads.WORTH_SHARING)
-    assert sorted(n for slab in seen for n in slab) == list(range(count))
-    assert all(seen) and len(seen) == min(shares, count)
-    assert not seen or max(map(len, seen)) - min(map(len, seen)) <= 1  # each thread has as much to do
-
-
-def test_little_work_is_not_shared() -> None:
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_caller_works_too_and_each_item_is_done_once(count: int) -> None:
+    begun = threading.Barrier(2, timeout=10)  # passes only if two threads work at once
     names: set[int] = set()
-    with sharing(2):
-        in_slabs(lambda part: names.add(threading.get_ident()), 100, threads.WORTH_SHARING - 1)
-    assert names == {threading.get_ident()}
+
+    def work(item: int) -> int:
+        names.add(threading.get_ident())
+        if item < 2:
+            begun.wait()
+        return 10 * item
+
+    assert in_threads(work, range(count), 2) == [10 * item for item in range(count)]
+    assert threading.get_ident() in names and len(names) == 2
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_kernels_compute_the_same_in_slabs(dtype: str) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((700, 301)).astype(dtype)
-    x[3] *= 1e18  # a row that needs care
-    scores = 10 * rng.standard_normal((2, 3, 101, 203)).astype(dtype)
-    alone = kernels.gelu(x), kernels.normalise_rows(x, 1e-6), _exp(scores)
-    with sharing(2):
-        shared = kernels.gelu(x), kernels.normalise_rows(x, 1e-6), _exp(scores)
-    limit = 1e-6 if dtype == "float32" else 1e-14  # products sum in another order for other sizes
-    for ours, theirs in zip(alone, shared):
-        for one, other in zip(ours, theirs):
-            assert np.allclose(one, other, rtol=limit, atol=limit)
+def test_an_error_stops_what_has_not_begun_and_is_raised_after_the_rest() -> None:
+    begun, done = threading.Barrier(2, timeout=10), []
+
+    def work(item: int) -> None:
+        if item < 2:
+            begun.wait()
+        if item == 0:
+            raise KeyError("first")
+        time.sleep(0.05)
+        done.append(item)
+
+    with pytest.raises(KeyError, match="first"):
+        in_threads(work, range(1000), 2)
+    assert 1 in done and len(done) < 900
+    assert in_threads(lambda item: item, [1, 2], 2) == [1, 2] and workers() == threads.usable_cores()
 
 
-def _exp(scores: Any) -> Any:
-    weights = scores.copy()
-    return weights, kernels.inplace_exp(weights)
+def test_gelu_in_place_is_gelu() -> None:
+    for dtype in ("float32", "float64"):
+        x = np.random.default_rng(0).standard_normal((700, 801)).astype(dtype)  # more than one piece
+        expected = kernels.gelu(x)[0]
+        same = x.copy()
+        assert kernels.inplace_gelu(same) is same and np.array_equal(same, expected)
+        strided = np.array(x.T)
+        assert np.array_equal(kernels.inplace_gelu(strided.T), expected) and np.array_equal(strided.T, expected)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 def test_predictions_by_several_threads_are_the_same(batch: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_module, "_WORTH_THREADS", 0)
-    monkeypatch.setattr(threads, "WORTH_SHARING", 0)
     model: Any = minivit.ViT(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7)
     if kind == "swin":
         model = minivit.Swin(img_size=32, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=7)
@@ -98,7 +102,7 @@ def test_predictions_by_several_threads_are_the_same(batch: int, kind: str, monk
         with at_most(count):
             assert np.allclose(model.predict(x), expected, rtol=1e-5, atol=1e-6)
             assert np.allclose(model.predict(x, batch_size=2), expected, rtol=1e-5, atol=1e-6)
-            assert np.allclose(model.features(x), features, rtol=1e-5, atol=1e-6)
+            assert np.allclose(model.features(x), features, rtol=1e-5, atol=5e-6)  # as large as 3
             assert np.array_equal(model.predict(x), model.predict(x))  # from run to run
         step = parallel.DataParallel(model, threads=count)
         assert np.allclose(step.predict(x, 2), expected, rtol=1e-5, atol=1e-6)

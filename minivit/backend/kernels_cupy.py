@@ -22,6 +22,12 @@ def gelu(x: Array) -> tuple[Array, Array]:
     return x * phi, phi + x * cupy.exp(-0.5 * x * x) * _NORMAL_DENSITY_AT_0
 
 
+def inplace_gelu(x: Array) -> Array:
+    """Overwrites x by GELU(x), without the slope."""
+    x *= 0.5 * (1 + erf(x * _SQRT_HALF))
+    return x
+
+
 def gelu_tanh(x: Array) -> tuple[Array, Array]:
     """The tanh approximation of GELU and its slope."""
     root = (2 / cupy.pi) ** 0.5
@@ -49,6 +55,16 @@ def inplace_exp(scores: Array, mask: Array | None = None, mask_value: float = -c
 def matmul_by_token(weights: Array, v: Array) -> Array:
     """weights (..., H, N, M) @ v (..., H, M, d) -> (..., H, N, d)."""
     return weights @ v
+
+
+def room_like(*arrays: Array) -> list[Array | None]:
+    """No room: on a GPU stacking costs little."""
+    return [None] * len(arrays)
+
+
+def stack_parts(parts: list[Array]) -> Array:
+    """cupy.stack(parts, axis=-3) for parts (..., N, H, d)."""
+    return cupy.stack(parts, axis=-3)
 
 
 def normalise_rows(x: Array, eps: float) -> tuple[Array, Array]:

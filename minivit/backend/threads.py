@@ -1,7 +1,8 @@
 """Work shared among threads: NumPy lets go of Python's lock inside its loops and products, so threads run in parallel.
 
-Whole shards of a batch go to threads where that is possible (`minivit/parallel.py`); `sharing` is for the rest, where
-single large operations are cut. Next: `kernels_numpy.py`.
+Whole shards of a batch go to threads (`minivit/parallel.py`). Single operations are not cut: a thread that comes back
+from a loop of NumPy's waits for the lock, and below some 50 microseconds that costs more than the second core gains.
+Next: `kernels_numpy.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 _mine = threading.local()  # what holds in this thread: whether it is a worker, and how many may work for it
-WORTH_SHARING = 1 << 16  # elements: below, handing over to another thread (50 microseconds) costs more than it gains
 
 
 def usable_cores() -> int:
@@ -27,28 +27,41 @@ def usable_cores() -> int:
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
-    """[function(item) for item in items], by several threads at once; an error is raised after all have ended.
+    """[function(item) for item in items], by several threads at once, of which the caller's is one.
 
-    What already runs in such a thread goes on in it alone: the others are busy with the like.
+    Each takes the next item when it is done with one. An error is raised after all have ended, because they share what
+    the caller owns. What already runs in such a thread goes on in it alone: the others are busy with the like.
     """
     if threads == 1 or len(items) <= 1 or getattr(_mine, "is_worker", False):
         return [function(item) for item in items]
-    futures = [_pool(os.getpid(), threads).submit(function, item) for item in items]
-    try:
-        return [future.result() for future in futures]
-    finally:
-        for future in futures:  # after an error the others still use what they share with the caller: wait for them
-            future.exception()
+    results: list[Any] = [None] * len(items)
+    errors: dict[int, BaseException] = {}
+    places = iter(range(len(items)))
+
+    def work() -> None:
+        with _holding("is_worker", True):
+            for place in places:
+                try:
+                    results[place] = function(items[place])
+                except BaseException as error:  # also a KeyboardInterrupt, which reaches the caller's thread
+                    errors[place] = error
+                    for _ in places:  # what has not begun need not
+                        pass
+
+    others = min(threads, len(items)) - 1
+    futures = [_pool(os.getpid(), threads).submit(work) for _ in range(others)]
+    work()
+    for future in futures:
+        future.result()
+    if errors:
+        raise errors[min(errors)]
+    return results
 
 
 @lru_cache(maxsize=4)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Idle threads cost nothing, so they are kept; a forked process has none of its parent's and starts its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="minivit", initializer=_mark)
-
-
-def _mark() -> None:
-    _mine.is_worker = True
+    return ThreadPoolExecutor(threads, thread_name_prefix="minivit")
 
 
 def workers() -> int:
@@ -66,13 +79,6 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def sharing(threads: int) -> Iterator[None]:
-    """A context in which this thread's kernels cut large operations and share them among so many threads."""
-    with _holding("shares", threads):
-        yield
-
-
-@contextmanager
 def _holding(name: str, value: int) -> Iterator[None]:
     before = getattr(_mine, name, None)
     setattr(_mine, name, value)
@@ -80,16 +86,3 @@ def _holding(name: str, value: int) -> Iterator[None]:
         yield
     finally:
         setattr(_mine, name, before)
-
-
-def in_slabs(function: Callable[[slice], Any], count: int, size: int) -> None:
-    """function(slice) for slices that together are range(count): one for each thread that shares, if it is worth it.
-
-    Args:
-        count: rows, or elements.
-        size: elements in all.
-    """
-    threads = (getattr(_mine, "shares", None) or 1) if size >= WORTH_SHARING else 1
-    slabs = min(threads, count)
-    bounds = [count * place // slabs for place in range(slabs + 1)] if slabs else []
-    in_threads(function, [slice(*pair) for pair in zip(bounds, bounds[1:])], threads)

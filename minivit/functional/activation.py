@@ -32,6 +32,14 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
     return y, vjp
 
 
+def inplace_gelu(x: Array, approximate: str = "none") -> Array:
+    """Overwrites x by `gelu(x)` and returns it: the value without a way back, for inference."""
+    if approximate == "none":
+        return kernels(x).inplace_gelu(x)
+    x[...] = gelu(x, approximate)[0]
+    return x
+
+
 def relu(x: Array) -> tuple[Array, Back]:
     """y = max(x, 0); the slope at 0 is taken as 0. Returns y, and vjp(dy) -> dx."""
     positive = x.real > 0

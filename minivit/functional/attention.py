@@ -41,8 +41,9 @@ def scaled_dot_product_attention(
         bias: added to the scores; broadcasts to (..., N, M).
         scale: 1/sqrt(d) by default: a sum of d independent products of variance 1 has variance d, the score then 1.
         dropout_rate: probability with which a weight is dropped when `rng` is a generator.
-        block: queries that are served at a time. Weights (..., N, M) are then never in memory whole, which makes it
-            grow with N instead of N^2, and are computed again on the way back. None does so from 1,024 keys on.
+        block: queries that are served at a time. Their weights (n, M) are then not kept but computed again on the way
+            back, so that memory grows with N instead of N M. None does so where all weights would take more memory
+            than q, k, v and y together, M > 4d.
 
     Returns:
         y (..., N, d), and vjp(dy) -> (dq, dk, dv, dbias).
@@ -54,86 +55,107 @@ def scaled_dot_product_attention(
         f"attention: q {q.shape}, k {k.shape}, v {v.shape}: q and k need the same last axis, k and v the same tokens",
     )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    options = {"scale": scale, "mask_value": mask_value, "dropout_rate": dropout_rate}
     block = _block_for(q, k) if block is None else block
-    if block < q.shape[-2]:
-        return _in_blocks(
-            q, k, v, mask, bias, block, rng, {"scale": scale, "mask_value": mask_value, "dropout_rate": dropout_rate}
-        )
+    if block is None:
+        return _attend(q, k, v, mask, bias, rng, **options)
+    return _in_blocks(q, k, v, mask, bias, rng, block, options)
+
+
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    bias: Array | None,
+    rng: Any,
+    y: Array | None = None,
+    *,
+    scale: float,
+    mask_value: float,
+    dropout_rate: float,
+) -> tuple[Array, Back]:
+    """The attention of these queries, whose weights are kept for the way back; y if only that is asked for."""
     weights = (q if scale == 1 else q * scale) @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon to be exponentials
     if bias is not None:
         weights += bias
     # softmax = weights * norm; the norm multiplies the result (N x d) instead of the weights (N x M)
     norm = kernels(q).inplace_exp(weights, mask, mask_value)  # (..., N, 1)
     keep = dropout_factor(rng, dropout_rate, weights)  # (..., N, M) or None
-    y = kernels(q).matmul_by_token(weights if keep is None else weights * keep, v)  # (..., N, d)
-    y *= norm
+    if y is None:
+        y = kernels(q).matmul_by_token(weights if keep is None else weights * keep, v)  # (..., N, d)
+        y *= norm
     bias_shape = None if bias is None else bias.shape
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+        xp, (room_q, room_k, room_v) = array_module(dy), kernels(dy).room_like(q, k, v)
         dsum = dy * norm  # in the forward pass: y = norm * ((weights * keep) @ v)
-        dv = (weights if keep is None else weights * keep).swapaxes(-1, -2) @ dsum  # (..., M, d)
+        dv = xp.matmul((weights if keep is None else weights * keep).swapaxes(-1, -2), dsum, out=room_v)  # (..., M, d)
+        dsum *= scale  # what follows is linear in it, and dq and dk want this factor
         dscores = dsum @ v.swapaxes(-1, -2)  # (..., N, M)
         if keep is not None:
             dscores *= keep
         # softmax: dscores = softmax * (dsoftmax - sum_m softmax dsoftmax), and that sum is the dot product of dy and y
-        dscores -= array_module(dy).einsum("...nd,...nd->...n", dsum, y)[..., None]
+        dscores -= xp.einsum("...nd,...nd->...n", dsum, y)[..., None]
         dscores *= weights
-        # in the forward pass: scores = (scale q) k^T + bias
-        dq = dscores @ k
-        if scale != 1:
-            dq *= scale
-        dk = dscores.swapaxes(-1, -2) @ q
-        if scale != 1:
-            dk *= scale
-        dbias = None if bias_shape is None else sum_to(dscores, bias_shape)
+        # in the forward pass: scores = scale q k^T + bias, and dscores has the factor already
+        dq = xp.matmul(dscores, k, out=room_q)  # (..., N, d)
+        dk = xp.matmul(dscores.swapaxes(-1, -2), q, out=room_k)  # (..., M, d)
+        dbias = None if bias_shape is None else sum_to(dscores, bias_shape) / scale
         return dq, dk, dv, dbias
 
     return y, vjp
 
 
-_MANY_KEYS = 1024  # an image of 512 pixels in patches of 16; below, computing the weights again gains little memory
+_FEW_KEYS = 4  # times the head size: so many weights take as much memory as q, k, v and y together
 _BLOCK_BYTES = 1 << 24  # of the weights of one block, 16 MiB: large enough to keep products fast
 
 
-def _block_for(q: Array, k: Array) -> int:
-    """How many queries to serve at a time: all of them, or as many as keep a block's weights within 16 MiB."""
-    queries, keys = q.shape[-2], k.shape[-2]
-    if keys < _MANY_KEYS:
-        return max(1, queries)
+def _block_for(q: Array, k: Array) -> int | None:
+    """How many queries to serve at a time, so that their weights stay within 16 MiB; None: keep the weights of all.
+
+    Computing them again takes a quarter more time than attention does without, a few percent of a training step.
+    """
+    keys, size = k.shape[-2:]
+    if keys <= _FEW_KEYS * size:
+        return None
     return max(1, _BLOCK_BYTES // max(1, q[..., :1, :1].size * keys * q.dtype.itemsize))
 
 
 def _in_blocks(
-    q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, block: int, rng: Any, options: dict[str, Any]
+    q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, rng: Any, block: int, options: dict[str, Any]
 ) -> tuple[Array, Back]:
     """Attention of some queries after the others; what each block keeps is dropped, and made again on the way back."""
     xp, queries = array_module(q), q.shape[-2]
-    parts = [slice(start, min(start + block, queries)) for start in range(0, queries, block)]
+    parts = [slice(start, min(start + block, queries)) for start in range(0, max(1, queries), block)]
     noise = copy_generator(rng)  # the weights dropped now are dropped again on the way back
 
-    def attend(part: slice, rng: Any) -> tuple[Array, Back]:
-        return scaled_dot_product_attention(
-            q[..., part, :], k, v, _rows(mask, part), _rows(bias, part), rng=rng, block=queries, **options
-        )
+    def attend(part: slice, rng: Any, y: Array | None = None) -> tuple[Array, Back]:
+        return _attend(q[..., part, :], k, v, _rows(mask, part), _rows(bias, part), rng, y, **options)
 
-    y = xp.concatenate([attend(part, rng)[0] for part in parts], axis=-2)  # (..., N, d)
+    y = _joined([attend(part, rng)[0] for part in parts])  # (..., N, d)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
-        dqs, dk, dv, dbias = [], xp.zeros_like(k), xp.zeros_like(v), None if bias is None else xp.zeros_like(bias)
+        dqs, dk, dv, dbias = [], None, None, None if bias is None else xp.zeros_like(bias)
         for part in parts:
-            _, back = attend(part, noise)
+            _, back = attend(part, noise, y[..., part, :])
             dq, dk_part, dv_part, dbias_part = back(dy[..., part, :])
             dqs.append(dq)
-            dk += dk_part  # every query reads every key
-            dv += dv_part
+            # every query reads every key, so their parts add up
+            dk, dv = (dk_part, dv_part) if dk is None else (dk + dk_part, dv + dv_part)
             if dbias is not None:
                 rows: Any = _rows(dbias, part)  # a view
                 rows += dbias_part
-        return xp.concatenate(dqs, axis=-2), dk, dv, dbias
+        return _joined(dqs), dk, dv, dbias
 
     return y, vjp
+
+
+def _joined(blocks: list[Array]) -> Array:
+    """Blocks of queries one after the other; a single one as it is."""
+    return blocks[0] if len(blocks) == 1 else array_module(blocks[0]).concatenate(blocks, axis=-2)
 
 
 def _rows(array: Array | None, part: slice) -> Array | None:

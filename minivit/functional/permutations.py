@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import array_module
+from minivit.backend import kernels
 from minivit.protocol import Array, Back, once, refuse
 
 Move = Callable[[Array], Array]
@@ -70,7 +70,7 @@ def split_qkv(qkv: Array, heads: int) -> tuple[tuple[Array, Array, Array], Back]
     @once
     def vjp(dq: Array, dk: Array, dv: Array) -> Array:
         by_token = [part.swapaxes(-3, -2) for part in (dq, dk, dv)]  # each (..., N, H, d)
-        return array_module(dq).stack(by_token, axis=-3).reshape(*lead, tokens, channels)  # one copy, not two
+        return kernels(dq).stack_parts(by_token).reshape(*lead, tokens, channels)
 
     return (parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]), vjp
 

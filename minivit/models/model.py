@@ -12,7 +12,7 @@ import numpy as np
 from minivit.backend import array_module
 from minivit.backend.blas import limit_threads
 from minivit.backend.memory import keep_freed_memory
-from minivit.backend.threads import in_threads, sharing, workers
+from minivit.backend.threads import in_threads, workers
 from minivit.functional.permutations import pair
 from minivit.nn.layer import Chain, Layer
 from minivit.protocol import Array, refuse
@@ -45,9 +45,9 @@ class Model(Chain):
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), for inference: no randomness, and nothing kept.
 
-        Each layer's back is dropped at once, so one layer's activations (one block's) live at a time. All usable cores
-        work, where there is enough to do: each on images of its own, or, for a single image, on parts of each
-        operation. `OMP_NUM_THREADS` says how many.
+        Layers run through `infer`, so what a block needs in between lives for some of its tokens at a time. All usable
+        cores work, where there is enough to do: each on images of its own, or, for a single image, on parts of each
+        matrix product. `OMP_NUM_THREADS` says how many.
 
         Args:
             batch_size: run so many images at a time; None runs them all at once.
@@ -72,9 +72,8 @@ class Model(Chain):
         if threads == 1 or xp is not np or x.ndim != 4 or not x.size or self.macs(x.shape) < _WORTH_THREADS:
             return _run(stages, x)
         keep_freed_memory()
-        if len(x) < threads:
-            with sharing(threads):
-                return _run(stages, x)
+        if len(x) < threads:  # the products use all cores by themselves
+            return _run(stages, x)
         bounds = [len(x) * place // threads for place in range(threads + 1)]
         shards = [x[start:end] for start, end in zip(bounds, bounds[1:])]
         with limit_threads(1):
@@ -83,7 +82,7 @@ class Model(Chain):
 
 def _run(stages: list[Layer], x: Array) -> Array:
     for stage in stages:
-        x = _run(stage.stages(), x) if isinstance(stage, Chain) else stage(x)[0]
+        x = stage.infer(x)
     return x
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.nn.attention import Attention
 from minivit.nn.basic import LayerNorm
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Layer, by_tokens
 from minivit.nn.mlp import Mlp
 from minivit.nn.window_attention import ShiftedWindows
 from minivit.protocol import Array, Back, once
@@ -73,6 +73,14 @@ class Block(Layer):
             return back_first(back_last(back_path(dy)))
 
         return y, back
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        seen = self._infer_branch(self.norm1, self.attn, x)  # (B, n, D)
+        middle = x[:, : seen.shape[1]] + seen
+        return by_tokens(lambda rows: rows + self._infer_branch(self.norm2, self.mlp, rows), middle)
+
+    def _infer_branch(self, norm: Layer, layer: Layer, x: Array) -> Array:
+        return norm.infer(layer.infer(x)) if self.post_norm else layer.infer(norm.infer(x))
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for tokens (B, N, D) or a map (B, H, W, D)."""

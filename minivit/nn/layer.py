@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,14 @@ class Layer:
         """y and back; `context` is for layers that need more than x, such as the mask of a window attention."""
         self.check_dtype(x)
         return self.forward(x, rng, **context)
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        """y alone, as `predict` wants it: no randomness, and nothing kept.
+
+        The same numbers as the forward pass; a layer has its own `infer` where it can then do with less memory, or let
+        several threads share its work.
+        """
+        return self(x, **context)[0]
 
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
@@ -225,6 +234,29 @@ class Chain(Layer):
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         return compose(x, *(partial(stage, rng=rng) for stage in self.stages()))
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        for stage in self.stages():
+            x = stage.infer(x)
+        return x
+
+
+_MOST_TOKENS = 2048  # in one part of `by_tokens`: large enough that its products lose no speed
+
+
+def by_tokens(function: Callable[[Array], Array], x: Array) -> Array:
+    """function(x) of one that treats each token by itself, (..., D) -> (..., E), for some tokens after the others.
+
+    What it needs in between, such as an MLP's wide activations, then never exists for all tokens at once.
+    """
+    *lead, channels = x.shape
+    rows = x.reshape(prod(lead), channels)  # (R, D)
+    if len(rows) <= _MOST_TOKENS:
+        y = function(rows)
+    else:
+        starts = range(0, len(rows), _MOST_TOKENS)
+        y = array_module(x).concatenate([function(rows[start : start + _MOST_TOKENS]) for start in starts])  # (R, E)
+    return y.reshape(*lead, y.shape[-1])
 
 
 def _is_array(value: Any) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 from minivit import functional as F
 from minivit.backend import as_generator
+from minivit.functional.activation import inplace_gelu
 from minivit.nn.basic import Linear
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Layer, by_tokens
 from minivit.protocol import Array, Back, once
 
 
@@ -52,6 +53,9 @@ class Mlp(Layer):
             return back_fc1(back_gelu(back_drop1(back_fc2(back_drop2(dy)))))
 
         return y, back
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        return by_tokens(lambda rows: self.fc2.infer(inplace_gelu(self.fc1.infer(rows), self.gelu)), x)
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for tokens (..., D)."""

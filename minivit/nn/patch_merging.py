@@ -10,7 +10,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.backend import as_generator
 from minivit.nn.basic import LayerNorm, Linear
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Layer, by_tokens
 from minivit.protocol import Array, Back, once
 
 
@@ -43,6 +43,10 @@ class PatchMerging(Layer):
             return back_merge(back_first(back_last(dy)))
 
         return y, back
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        first, last = (self.reduction, self.norm) if self.post_norm else (self.norm, self.reduction)
+        return by_tokens(lambda rows: last.infer(first.infer(rows)), F.patch_merging(x)[0])
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for a map (B, H, W, D)."""

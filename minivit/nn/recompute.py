@@ -1,7 +1,7 @@
 """Time for memory: a wrapped layer keeps only its input, and runs its forward pass again when the gradient comes.
 
 Random numbers are replayed from a copy of the generator, so gradients are the same to the last bit.
-Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Next: `minivit/models/model.py`.
+Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Next: `kept.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Recompute(Layer):
             return back_layer(dy)
 
         return y, back
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        return self.layer.infer(x, **context)
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds of one forward pass; the backward pass adds one more."""

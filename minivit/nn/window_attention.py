@@ -8,7 +8,7 @@ Hd heads, d = D/Hd head size. Next: `mlp.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log
 from typing import Any
 
@@ -255,6 +255,15 @@ class ShiftedWindows(Layer):
         return (wh, ww), (sh, sw), (ph, pw)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return compose(x, *self._journey(x, lambda windows, mask: self.attention(windows, rng, mask=mask)))
+
+    def infer(self, x: Array, **context: Any) -> Array:
+        for step in self._journey(x, lambda windows, mask: (self.attention.infer(windows, mask=mask), None)):
+            x, _ = step(x)
+        return x
+
+    def _journey(self, x: Array, attend: Callable[[Array, Array | None], Any]) -> list[Callable[[Array], Any]]:
+        """What happens to the map, step by step, with `attend(windows, mask)` in the middle."""
         real = (x.shape[1], x.shape[2])
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None
@@ -263,14 +272,13 @@ class ShiftedWindows(Layer):
         undo = [lambda a: F.roll(a, shift), lambda a: F.crop(a, real)]
         if not self.pad_first:
             moves, undo = moves[::-1], undo[::-1]
-        return compose(
-            x,
+        return [
             *moves,
             lambda a: F.window_partition(a, window),  # (B nW, Mh, Mw, D)
-            lambda a: self.attention(a, rng, mask=mask),
+            lambda a: attend(a, mask),
             lambda a: F.window_reverse(a, window, *size),  # (B, H', W', D)
             *undo,
-        )
+        ]
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for a map (B, H, W, D), padding included."""
