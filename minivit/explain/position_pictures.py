@@ -34,7 +34,7 @@ def draw_position_similarity(similarity: Array, *, width: float = 6.0) -> tuple[
     )
     gh, gw = maps.shape[:2]
     rows, columns = _spread(gh), _spread(gw)
-    wall = np.full((len(rows) * (gh + 1) - 1, len(columns) * (gw + 1) - 1), np.nan)  # a white line between maps
+    wall = np.full((len(rows) * (gh + 1) - 1, len(columns) * (gw + 1) - 1), np.nan, float)  # white lines between maps
     for (down, y), (across, x) in ((a, b) for a in enumerate(rows) for b in enumerate(columns)):
         wall[down * (gh + 1) :, across * (gw + 1) :][:gh, :gw] = maps[y, x]
     figure, axes = figures.new(width=width, height=width * 0.85 * wall.shape[0] / wall.shape[1] + 0.6)

@@ -63,7 +63,7 @@ def _draw_parameters(axes: Any, norms: dict[str, float]) -> None:
         axes.plot(at, values[at], mark, color=colour, linestyle="none", label=label)
     if (values == 0).any():
         zero = np.flatnonzero(values == 0)
-        axes.plot(zero, np.full(len(zero), floor), "x", color=QUIET, linestyle="none", label="exactly 0")
+        axes.plot(zero, [floor] * len(zero), "x", color=QUIET, linestyle="none", label="exactly 0")
     groups = [_group(name) for name in norms]
     names = [name if place == 0 or name != groups[place - 1] else "" for place, name in enumerate(groups)]
     for place in [place for place, name in enumerate(names) if name and place]:

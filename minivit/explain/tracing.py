@@ -13,12 +13,12 @@ from math import hypot
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, owner, to_numpy
+from minivit.backend import array_module, to_numpy
 from minivit.explain.formulas import formula
+from minivit.explain.kept import Kept
 from minivit.explain.watched import Place, Run, watched
 from minivit.nn import Chain, Layer
 from minivit.protocol import Array, Back, once
-from minivit.summary import kept_bytes
 
 _WIDEST = 120  # characters of a table
 _FORWARD = ("part", "layer", "in", "out", "|y|", "kept KiB", "formula")
@@ -134,10 +134,9 @@ def trace(
     """
     recorder = _Recorder()
     replica = model.replica()
-    ignored = {id(owner(array)) for array in _arrays(replica)}
     logits, back = watched(replica, recorder)(x, rng)
     value, back_loss = _record_loss(recorder, loss, logits, labels)
-    recorder.count_kept(ignored)
+    recorder.count_kept(_arrays(replica))
     dx = back(back_loss())
     recorder.measure_parameters()
     gradients = {name: param.grad for name, param in replica.parameters().items() if param.grad is not None}
@@ -220,17 +219,12 @@ class _Recorder:
         finally:
             self.frames.pop()
 
-    def count_kept(self, ignored: set[int]) -> None:
+    def count_kept(self, ignored: list[Array]) -> None:
         """Each block of memory to the first part that holds it. Parts stand in `backs` before what they are part of."""
-        alive: list[Any] = []
-        total = 0
-        own: dict[int, int] = {}
-        for row, reference in self.backs:
-            back = reference()
-            if back is not None:
-                alive.append(back)
-                before, total = total, kept_bytes(alive, ignored)
-                own[id(row)] = total - before
+        kept, own = Kept(ignored), dict[int, int]()
+        alive = [(row, reference()) for row, reference in self.backs]
+        for row, back in alive:
+            own[id(row)] = own.get(id(row), 0) + (0 if back is None else kept.add(back))
         for row in self.top.parts:
             _add_up(row, own)
 
