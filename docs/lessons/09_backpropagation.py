@@ -1,0 +1,511 @@
+# %% [markdown]
+# # 9. Backpropagation through the whole network
+#
+# A network learns from the gradient: how the loss changes with each of its numbers. This page follows the gradient of
+# one image from the loss back to a single pixel, every step by hand. You will be able to read `y, back = layer(x)`
+# anywhere in this library, and to check that a gradient is right.
+#
+# **Words used here.** The *loss* is one number that says how wrong an answer is; training makes it small. The
+# *parameters* are the numbers that a network learns. The *gradient* of the loss with respect to an array has the shape
+# of that array, and says for each of its numbers: how much does the loss grow if this one grows a little? We write
+# `dname` for dLoss/dname. [Page 6](06_vit_in_numbers.py) introduces the network.
+
+# %%
+import os
+import time
+
+import numpy as np
+
+import minivit
+from minivit import data, explain
+from minivit import functional as F
+from minivit.explain import figures, trace_pictures
+from minivit.protocol import compose, once
+from minivit.summary import kept_bytes
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+
+# %% [markdown]
+# ## One number: the slope
+#
+# Take $y = x^2$. If $x$ grows by a little, $y$ grows by $2x$ times as much. Now let $y$ be used further on, until some
+# loss comes out, and let somebody tell us $dy$, how the loss changes with $y$. Then we know how it changes with $x$:
+#
+# $$
+# dx = dy \cdot 2x
+# $$
+#
+# Forward needs $x$ and gives $y$. Backward needs $dy$ and gives $dx$, but it needs the $x$ of the forward pass too.
+# So let the forward pass hand out two things: its result, and a function that remembers $x$.
+
+
+# %%
+def square(x):
+    y = x * x
+
+    def back(dy):
+        return dy * 2 * x  # x is remembered from the forward pass
+
+    return y, back
+
+
+y, back = square(3.0)
+print("y =", y)
+print("dx =", back(1.0), "for dy = 1")
+
+# %% [markdown]
+# A function that remembers names from where it was made is a *closure*. That is all that is needed: no list of what was
+# computed, no state in the layer. Two calls have two closures, and neither disturbs the other:
+
+# %%
+y3, back3 = square(3.0)
+y5, back5 = square(5.0)
+assert (back3(1.0), back5(1.0)) == (6.0, 10.0)
+print("dx at 3:", back3(1.0), "and at 5:", back5(1.0))
+
+# %% [markdown]
+# ## The chain rule: closures one after the other
+#
+# Now three functions in a row, $y = \exp(\sin(x^2))$. The chain rule says: multiply the slopes. With closures: call the
+# backs, the last one first, and give each the result of the one before.
+
+
+# %%
+def sine(x):
+    def back(dy):
+        return dy * np.cos(x)
+
+    return np.sin(x), back
+
+
+def exponential(x):
+    y = np.exp(x)
+
+    def back(dy):
+        return dy * y  # the slope of exp is exp itself, so this one remembers its result
+
+    return y, back
+
+
+x = 1.3
+a, back_square = square(x)
+b, back_sine = sine(a)
+y, back_exponential = exponential(b)
+
+dy = 1.0
+db = back_exponential(dy)
+da = back_sine(db)
+dx = back_square(da)
+print(f"forward:  x = {x} -> a = {a:.4f} -> b = {b:.4f} -> y = {y:.4f}")
+print(f"backward: dy = {dy} -> db = {db:.4f} -> da = {da:.4f} -> dx = {dx:.4f}")
+
+h = 1e-6
+difference = (np.exp(np.sin((x + h) ** 2)) - np.exp(np.sin((x - h) ** 2))) / (2 * h)
+print(f"from two values of y near by: {difference:.4f}")
+assert abs(dx - difference) < 1e-8
+
+# %% [markdown]
+# `compose` in [minivit/protocol.py](../../minivit/protocol.py) does just this, for any number of steps. It collects the
+# backs in a list and, on the way back, takes them from its end:
+
+# %%
+y, back = compose(x, square, sine, exponential)
+assert back(1.0) == dx
+print("compose gives the same dx:", f"{dx:.4f}")
+
+# %% [markdown]
+# ## Many numbers
+#
+# In a network $x$ and $y$ are arrays. A linear map $y = x W^\top$ has a slope for each pair of an input and an output:
+# $W$ itself. An input changes the loss through every output, so its gradient is a sum over the outputs,
+# $dx = dy\, W$. The weights get a gradient as well, $dW = dy^\top x$ ([derivation](../derivations/linear.md)).
+
+# %%
+values, weight = np.array([[1.0, -2.0, 0.5]]), np.array([[2.0, 0.0, 1.0], [-1.0, 3.0, 0.0]])  # (1, 3), (2, 3)
+y, vjp = F.linear(values, weight)  # (1, 2)
+dy = np.array([[1.0, 10.0]])
+dvalues, dweight, _ = vjp(dy)
+print("y =", y, " dx =", dvalues, "= 1 * first row of W + 10 * second row")
+assert np.array_equal(dvalues, 1 * weight[:1] + 10 * weight[1:])
+assert np.array_equal(dweight, dy.T @ values)
+
+# %% [markdown]
+# A *layer* holds such parameters. Its `back` returns `dx`, and adds the parameters' gradients where they belong, to the
+# `.grad` of each. So this is how every line of the library reads:
+#
+# ```
+# y, back = layer(x)    # forward: the result, and the way back
+# dx = back(dy)         # backward: the gradient comes in as dy and goes on as dx
+# ```
+#
+# ## One digit, one network
+#
+# The network is a small ViT: 4 x 4 patches of 7 x 7 pixels, 16 numbers for each token, two blocks. Its weights are
+# random; what the page shows holds for any. We compute in float64, so that rounding stays out of sight.
+
+# %%
+mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), download=False, quiet=True)
+place = int(np.flatnonzero(mnist.train_labels == 4)[0])  # the first 4
+image = data.normalise(mnist.train_images[place : place + 1]).astype(np.float64)  # (1, 1, 28, 28)
+label = mnist.train_labels[place : place + 1]  # (1,)
+
+model = minivit.ViT(28, 7, 1, 10, embed_dim=16, depth=2, num_heads=2, dtype="float64", seed=0)
+params = model.parameters()
+print(f"image {image.shape}, label {label}, {sum(param.size for param in params.values()):,} parameters")
+
+# %% [markdown]
+# Forward, stage by stage. Each call gives a result and a way back:
+
+# %%
+tokens, back_embed = model.embed(image)  # (1, 17, 16): the class token and 16 patches
+after0, back_block0 = model.blocks[0](tokens)  # (1, 17, 16)
+after1, back_block1 = model.blocks[1](after0)  # (1, 1, 16): of the last block the head reads the class token alone
+normed, back_norm = model.norm(after1)  # (1, 1, 16)
+pooled, back_pool = model.pool(normed)  # (1, 16)
+logits, back_head = model.head(pooled)  # (1, 10)
+loss, back_loss = F.softmax_cross_entropy(logits, label)
+print(f"logits {np.round(logits[0], 3)}")
+print(f"loss {loss:.4f}; all ten classes alike would be log 10 = {np.log(10):.4f}")
+
+# %% [markdown]
+# ## The way back, step by step
+#
+# **The loss.** Its `back` starts with dLoss/dLoss = 1. What comes out is short: the probabilities, less 1 at the right
+# class ([derivation](../derivations/cross_entropy.md)). The right logit should grow (its gradient is negative: the loss
+# falls), all others should shrink.
+
+# %%
+dlogits = back_loss()  # (1, 10)
+probabilities, _ = F.softmax(logits)
+assert np.allclose(dlogits, probabilities - np.eye(10)[label])
+print("dlogits", np.round(dlogits[0], 3))
+
+# %% [markdown]
+# **The head**, a linear map. We know it: $dx = dy\,W$. Its weights got their gradient in the same call.
+
+# %%
+dpooled = back_head(dlogits)  # (1, 16)
+assert np.allclose(dpooled, dlogits @ params["head.weight"].data)
+assert np.allclose(params["head.weight"].grad, dlogits.T @ pooled)
+print("dpooled", np.round(dpooled[0, :4], 4), "...")
+
+# %% [markdown]
+# **Pooling** picked the class token, so its gradient goes to the class token. Then the **last norm**, which scales: its
+# input was small, so a change of it counted much, and the gradient grows.
+
+# %%
+dnormed = back_pool(dpooled)  # (1, 1, 16)
+dafter1 = back_norm(dnormed)  # (1, 1, 16)
+print(f"the norm's input has a standard deviation of {after1.std():.3f}")
+print(f"|dnormed| = {np.linalg.norm(dnormed):.4f} -> |dafter1| = {np.linalg.norm(dafter1):.4f}")
+assert np.linalg.norm(dafter1) > np.linalg.norm(dnormed)
+
+# %% [markdown]
+# **The last block.** Up to here the gradient touched the class token alone. Inside the block attention read from the
+# patches, so now they get theirs. We follow one patch, in row 1 and column 2 of the grid: token number 1 + 4 + 2 = 7
+# (the class token is number 0).
+
+# %%
+dafter0 = back_block1(dafter1)  # (1, 17, 16)
+dtokens = back_block0(dafter0)  # (1, 17, 16)
+n = 1 + 4 * 1 + 2
+steps = {"after the last block": dafter1, "before it": dafter0, "before the first": dtokens}
+for name, gradient in steps.items():
+    patch_norm = np.linalg.norm(gradient[0, n]) if gradient.shape[1] > 1 else 0.0
+    print(f"{name:21s} |d class token| = {np.linalg.norm(gradient[0, 0]):.4f}   |d patch| = {patch_norm:.6f}")
+assert np.linalg.norm(dafter0[0, n]) > 0
+
+# %% [markdown]
+# The patch's gradient is small next to the class token's: it comes through attention, which in a new network spreads
+# evenly over all tokens. The class token's gradient hardly changes. It has a way of its own past both blocks: the
+# residual connections, $y = x + f(x)$, whose gradient is $dx = dy + \ldots$
+#
+# **The embedding.** In front of the blocks token 7 was the sum of its embedded patch and its position. A sum hands its
+# gradient to both. So the position got exactly this gradient, and the patch got it too. Each of its pixels reached all
+# 16 numbers of the token, each with one weight of the kernel; the last step is a sum of 16 products:
+
+# %%
+dimage = back_embed(dtokens)  # (1, 1, 28, 28)
+assert np.array_equal(params["pos_embed"].grad[0, n], dtokens[0, n])
+
+i, j = 3, 2  # a pixel within the patch
+row, column = 7 * 1 + i, 7 * 2 + j  # the same in the image
+kernel = params["patch_embed.proj.weight"].data[:, 0, i, j]  # (16,): from this pixel to the token's numbers
+dpixel = (dtokens[0, n] * kernel).sum()
+print(f"pixel ({row}, {column}): dpixel = {dpixel:.10f}, in the gradient of the image {dimage[0, 0, row, column]:.10f}")
+assert np.isclose(dpixel, dimage[0, 0, row, column], rtol=1e-12)
+
+figure, axes = figures.new(1, 2, width=8, height=3.8)
+largest = np.abs(dimage).max()
+axes[0].imshow(image[0, 0], cmap="gray")
+picture = axes[1].imshow(dimage[0, 0], cmap=figures.SIGNED, vmin=-largest, vmax=largest)
+figure.colorbar(picture, ax=axes[1], label="dpixel", shrink=0.8)
+for each, title in zip(axes, ("the image", "the gradient of the loss, pixel by pixel")):
+    each.set_xticks(np.arange(0, 29, 7) - 0.5, np.arange(0, 29, 7))
+    each.set_yticks(np.arange(0, 29, 7) - 0.5, np.arange(0, 29, 7))
+    each.grid(color="tab:gray", linewidth=0.7, linestyle="-")
+    each.plot(column, row, "s", color="none", markeredgecolor="tab:orange", markersize=9, markeredgewidth=2)
+    each.set(xlabel="column", ylabel="row")
+    each.set_title(title, loc="left")
+figures.show(
+    figure,
+    "09_pixel",
+    alt="Left: a handwritten 4 under a grid of 4 by 4 patches, our pixel framed. Right: the gradient of each pixel, "
+    "the same one framed: one pattern in all patches, strong where the patch is empty, weak where there is ink.",
+)
+
+# %% [markdown]
+# The same pattern stands in each patch, for all share one kernel. It is stronger where the patch is empty. Such a token
+# hardly varies, and the norm at the entry of a block divides by its standard deviation: the smaller that is, the larger
+# the gradient.
+
+# %%
+spread = tokens[0, 1:].std(axis=1)  # (16,), of each patch's token
+sizes = np.linalg.norm(dtokens[0, 1:], axis=1)  # (16,), of its gradient
+ink = mnist.train_images[place].reshape(4, 7, 4, 7).max(axis=(1, 3)).reshape(16) > 0
+print(
+    f"{(~ink).sum()} empty patches: standard deviation {spread[~ink].mean():.2f}, |gradient| {sizes[~ink].mean():.4f}"
+)
+print(f"{ink.sum()} with ink:       standard deviation {spread[ink].mean():.2f}, |gradient| {sizes[ink].mean():.4f}")
+agreement = np.corrcoef(np.log(spread), np.log(sizes))[0, 1]
+print(f"correlation of their logarithms: {agreement:.3f} (-1 would be exactly one divided by the other)")
+assert agreement < -0.9
+
+# %% [markdown]
+# That is the whole path, from the loss to a pixel. The model's own `back` walks it in one call, and is nothing more:
+
+
+# %%
+def step():
+    """Loss, gradient of the image, and of all parameters, by the model's own back."""
+    for param in params.values():
+        param.grad = None
+    logits, back = model(image)
+    loss, back_loss = F.softmax_cross_entropy(logits, label)
+    dimage = back(back_loss())
+    return loss, dimage, {name: param.grad.copy() for name, param in params.items()}
+
+
+by_hand = {name: param.grad.copy() for name, param in params.items()}
+own_loss, own_dimage, own = step()
+assert own_loss == loss and np.array_equal(own_dimage, dimage)
+assert all(np.array_equal(own[name], by_hand[name]) for name in own)
+print(f"by hand and by the model: the same loss, image gradient and {len(own)} parameter gradients, bit for bit")
+
+# %% [markdown]
+# ## Inside a block
+#
+# A block is a small network of its own, so its `back` is made of its parts' backs. Where a value was used twice, by the
+# residual connection and by the branch, its two gradients are added:
+
+# %%
+block = model.blocks[1]
+normed1, back_norm1 = block.norm1(after0)  # (1, 17, 16)
+attended, back_attn = block.attn(normed1)  # (1, 1, 16)
+middle = after0[:, :1] + attended  # used twice: below, and in the sum after it
+normed2, back_norm2 = block.norm2(middle)
+thought, back_mlp = block.mlp(normed2)
+assert np.allclose(middle + thought, after1)
+
+dmiddle = dafter1 + back_norm2(back_mlp(dafter1))  # past the MLP, and through it
+through_attention = back_norm1(back_attn(dmiddle))  # (1, 17, 16)
+dx = through_attention.copy()
+dx[:, :1] += dmiddle  # past the attention
+assert np.allclose(dx, dafter0, rtol=1e-12)
+print(
+    f"class token: |past| = {np.linalg.norm(dmiddle):.4f}, |through attention| = "
+    f"{np.linalg.norm(through_attention[0, 0]):.4f}"
+)
+print(f"our patch:   |past| = 0, |through attention| = {np.linalg.norm(through_attention[0, n]):.6f}")
+
+# %% [markdown]
+# ## Every part, every gradient
+#
+# `explain.trace` runs such a step and notes for each part what came in and out, both ways
+# ([how it works](../trace.md)). `|dy|` is the size of the gradient that came to a part's back, `|dx|` of what it handed
+# on. Sizes are Euclidean norms: the root of the sum of squares.
+
+# %%
+trace = explain.trace(model, image, label)
+print(trace.table(depth=2))
+assert np.isclose(trace["head"].norm_dy, np.linalg.norm(dlogits)) and np.array_equal(trace.dx, dimage)
+assert np.isclose(trace["blocks.1"].norm_dx, np.linalg.norm(dafter0))
+
+# %% [markdown]
+# The same as a chart. Above, from stage to stage; below, each parameter's own gradient. In the first block some
+# gradients are small, those of its norms; none has vanished and none has exploded. That is what the residual
+# connections are for.
+
+# %%
+figure, _ = trace_pictures.draw_gradient_flow(trace)
+figures.show(
+    figure,
+    "09_flow",
+    alt="Two charts with logarithmic axes. Above: the gradient grows at the last norm and then keeps its size through "
+    "both blocks down to the embedding. Below: the gradients of single parameters, within about three powers of ten.",
+)
+flow = [trace[name].norm_dy for name in ("embed", "blocks.0", "blocks.1")]
+assert max(flow) / min(flow) < 10
+assert all(np.isfinite(gradient).all() and gradient.any() for gradient in trace.gradients.values())
+
+# %% [markdown]
+# ## What is kept, and when it goes
+#
+# Each `back` remembers what it needs. Between the two passes the network's memory is in these closures and nowhere
+# else. On the way back each is dropped once it has run, so memory falls step by step. We run 32 images, stage by stage,
+# and count what the backs hold that wait in the list:
+
+# %%
+batch = data.normalise(mnist.train_images[:32]).astype(np.float64)  # (32, 1, 28, 28)
+labels = mnist.train_labels[:32]
+own_arrays = {id(param.data) for param in params.values()}  # parameters are there anyway, and not counted
+
+x, backs, names, kept = batch, [], ["start"], [0]
+for name, stage in [*model.leaves(), ("loss", lambda logits: F.softmax_cross_entropy(logits, labels))]:
+    x, back = stage(x)
+    backs.append(back)
+    names.append(name)
+    kept.append(kept_bytes(backs, own_arrays))
+gradient = 1.0
+while backs:
+    gradient = backs.pop()(gradient)
+    names.append("back of " + names[len(backs) + 1])
+    kept.append(kept_bytes(backs, own_arrays))
+
+half = len(kept) // 2
+assert (
+    kept[-1] == 0 and kept[: half + 1] == sorted(kept[: half + 1]) and kept[half:] == sorted(kept[half:], reverse=True)
+)
+print(f"most is held at the turn: {max(kept) / 1024:,.0f} KiB for 32 images; at the end {kept[-1]}")
+
+figure, axes = figures.new(width=8, height=3.6)
+axes.bar(range(len(kept)), np.array(kept) / 1024, color=[figures.COLOURS[0]] * (half + 1) + [figures.COLOURS[1]] * half)
+axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+axes.set(ylabel="held by the backs, KiB")
+axes.set_title("Memory rises while the model runs forward, and falls on the way back", loc="left")
+figures.show(
+    figure,
+    "09_memory",
+    alt="Bars that rise in steps from stage to stage of the forward pass, most at the blocks, and fall in the same "
+    "steps on the way back, to nothing.",
+)
+
+# %% [markdown]
+# What has been dropped cannot be used again. So a `back` runs once, and a second call is refused with words rather than
+# answered with a wrong gradient:
+
+# %%
+y, back = model(image)
+dlogits = F.softmax_cross_entropy(y, label)[1]()
+back(dlogits)
+try:
+    back(dlogits)
+    raise AssertionError("a second run must be refused")
+except RuntimeError as error:
+    print(error)
+
+# %% [markdown]
+# In your own code the decorator `once` makes any back behave like this. It forgets the function when it is called:
+
+# %%
+y, back = 9.0, once(lambda dy: 6.0 * dy)
+assert back(1.0) == 6.0 and back.spent and back.kept == []
+
+# %% [markdown]
+# ## Is it right? Change the pixel and look
+#
+# The gradient claims: if this pixel grows by $h$, the loss grows by $h$ times `dpixel`. Anyone can try. We compute the
+# loss twice, with the pixel a little brighter and a little darker, and compare:
+
+
+# %%
+def loss_with(change):
+    changed = image.copy()
+    changed[0, 0, row, column] += change
+    return F.softmax_cross_entropy(model(changed)[0], label)[0]
+
+
+sizes = 10.0 ** np.arange(-1, -11 if SHORT else -13, -1)
+errors = []
+for h in sizes:
+    slope = (loss_with(h) - loss_with(-h)) / (2 * h)
+    errors.append(abs(slope - dpixel) / abs(dpixel))
+    print(f"h = {h:.0e}: slope {slope:+.10e}, relative error {errors[-1]:.0e}")
+print(f"the back says  {dpixel:+.10e}")
+assert min(errors) < 1e-6 and errors[-1] > min(errors) * 10
+
+# %% [markdown]
+# They agree to many digits, but not at any $h$. A large $h$ sees the curve bend; a small one subtracts two numbers that
+# are nearly equal, and what is left of them is rounding. The back has neither trouble.
+
+# %%
+figure, axes = figures.new(width=7, height=3.2)
+axes.plot(sizes, errors)
+axes.set(xscale="log", yscale="log", xlabel="h, the change of the pixel", ylabel="relative error")
+axes.set_title("How far the slope from two losses is from the gradient", loc="left")
+figures.show(
+    figure,
+    "09_differences",
+    alt="A curve like a V on logarithmic axes: the error falls as h shrinks, down to a least near the middle, and then "
+    "rises again from rounding.",
+)
+
+# %% [markdown]
+# Nor does the back need two losses for every number. One forward and one backward pass give all gradients together; by
+# differences each of them takes two forward passes of its own:
+
+# %%
+numbers = image.size + sum(param.size for param in params.values())
+start = time.perf_counter()
+step()
+one_step = time.perf_counter() - start
+start = time.perf_counter()
+loss_with(1e-3)
+one_forward = time.perf_counter() - start
+print(f"all {numbers:,} gradients by backpropagation: {1e3 * one_step:.1f} ms")
+print(f"by differences: {2 * numbers:,} forward passes, about {2 * numbers * one_forward:.0f} s here")
+assert 2 * numbers > 10_000
+
+# %% [markdown]
+# ## The proof for all of them
+#
+# The library checks itself in this way, only better ([how](../gradcheck.md)). `check_vjp` moves all pixels and all
+# parameters together along a random direction and compares the slope with what the gradients say. `check_complex_step`
+# finds each single slope without any subtraction, by a trick with complex numbers, to the last digits. Both give the
+# error and raise where it is too large:
+
+# %%
+two, two_labels = batch[:2], labels[:2]
+
+
+def network_and_loss(images):
+    return compose(images, model, lambda logits: F.softmax_cross_entropy(logits, two_labels))
+
+
+error = minivit.check_vjp(network_and_loss, two)
+print(f"network and loss, along a random direction of the images: {error:.0e}")
+assert error < 1e-6
+error = minivit.check_vjp(model, two)
+print(f"the network, images and all parameters:                   {error:.0e}")
+assert error < 1e-6
+error = minivit.check_complex_step(block, np.random.default_rng(0).standard_normal((2, 3, 16)))
+print(f"a block, every element of its input and its parameters:   {error:.0e}")
+assert error < 1e-12
+
+# %% [markdown]
+# ## What you have seen
+#
+# - `y, back = layer(x)`: the result, and a closure that remembers what the way back needs.
+# - The chain rule is to call the backs in opposite order. A value that was used twice gets two gradients, added.
+# - From the loss the gradient reached the class token, through attention a patch, through the kernel a pixel.
+# - Memory rises forward and falls backward; a back runs once.
+# - Differences agree with the back to many digits, and cost two forward passes for each number.
+#
+# ## Try it
+#
+# 1. Follow another path: from the loss to one number of `blocks.0.mlp.fc1.weight`. Check it by differences.
+# 2. Let `square` use its `x` twice: write $x^4$ as `square(square(x))` and as $x^2 \cdot x^2$, with backs by hand. Both
+#    must give $4x^3$.
+# 3. Give `trace` a network with `depth=12`. How much does the gradient change from the last block to the first?
+#
+# Next: [10. Break it](10_break_it.py)
