@@ -6,7 +6,7 @@ their own parameters; or a copy of it runs whose parts report. A model that is l
 
 Read in this order: `windows.py`, `drawing.py`, `figures.py` and `window_pictures.py` (Swin's windows, as arrays, text
 and pictures), then `attention.py`, `gradcam.py` and `attention_pictures.py` (what a model looked at;
-docs/classify_an_image.md), then `watched.py`, `formulas.py`, `kept.py`, `tracing.py`, `trace_pictures.py` and
+docs/classify_an_image.md), then `watched.py`, `formulas.py`, `tracing.py`, `trace_pictures.py` and
 `debugging.py` (a step of training, part by part; docs/trace.md), then `similarity.py` and `position_pictures.py`. The
 files of pictures need matplotlib and are imported by their own names.
 """

@@ -29,13 +29,10 @@ STYLE: dict[Any, Any] = {
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
     "figure.facecolor": "white",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 10,
-    "legend.frameon": False,
     "svg.fonttype": "none",  # words stay words
     "svg.hashsalt": "minivit",  # the same call writes the same file
 }
@@ -73,6 +70,12 @@ def show(figure: Any, name: str, alt: str) -> None:
     from matplotlib import rc_context
 
     refuse(not alt.strip(), f"figure {name!r} has no alternative text: say in a sentence what there is to see")
+    for axes in figure.axes:  # what matplotlib decides when it is written, whatever the style was
+        if title := axes.get_title():
+            axes.set_title("")
+            axes.set_title(title, loc="left", fontsize=11)
+        if legend := axes.get_legend():
+            legend.set_frame_on(False)
     with rc_context(STYLE):
         if _in_notebook():
             from IPython.display import HTML, display

@@ -1,7 +1,7 @@
 """What each kind of layer computes, in one line of plain text, for tables and messages.
 
 They stand here and not in the layers, which know nothing of being looked at. In a composite's line the names are those
-of its parts. Next: `kept.py`.
+of its parts. Next: `tracing.py`.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from typing import Any
 from minivit import functional as F
 from minivit.backend import array_module, to_numpy
 from minivit.explain.formulas import formula
-from minivit.explain.kept import Kept
 from minivit.explain.watched import Place, Run, watched
 from minivit.nn import Chain, Layer
+from minivit.nn.kept import Kept
 from minivit.protocol import Array, Back, once
 
 _WIDEST = 120  # characters of a table

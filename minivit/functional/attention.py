@@ -191,7 +191,7 @@ def cosine_attention(
     Source: Liu et al. 2022 (Swin v2), equation 2. Derivation: docs/derivations/cosine_attention.md.
     """
     xp = array_module(q)
-    free = logit_scale.real <= MAX_LOGIT_SCALE
+    free = ~(logit_scale.real > MAX_LOGIT_SCALE)  # also where it is NaN, which must not be hidden
     scale = xp.exp(xp.where(free, logit_scale, xp.asarray(MAX_LOGIT_SCALE, logit_scale.dtype)))  # (H, 1, 1)
     q_hat, back_q = normalize(q)
     k_hat, back_k = normalize(k)
