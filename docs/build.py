@@ -17,13 +17,13 @@ DOCS = Path(__file__).resolve().parent
 BUILD = DOCS / "_build"
 
 
-def sphinx(language: str, target: Path, *, fresh: bool) -> None:
+def sphinx(language: str, target: Path) -> None:
     print(f"== {language}: {target.relative_to(DOCS.parent)}", flush=True)
     options = ["--fail-on-warning", "--keep-going", "-q", "-D", f"language={language}"]
-    options += ["--fresh-env", "--write-all"] if fresh else []
     doctrees = BUILD / "doctrees" / language
     command = [sys.executable, "-m", "sphinx", *options, "-d", str(doctrees), str(DOCS), str(target)]
     subprocess.run(command, check=True)
+    shutil.rmtree(target.parent / "jupyter_execute", ignore_errors=True)  # MyST-NB's copies of what it has run
 
 
 def forget_old_runs() -> None:
@@ -40,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="lessons in their short form: seconds instead of minutes")
     parser.add_argument("--no-run", action="store_true", help="show lessons without their output")
-    parser.add_argument("--fresh", action="store_true", help="build every page again")
+    parser.add_argument("--fresh", action="store_true", help="build every page again; lessons that have run stay")
     parser.add_argument("--draft", action="store_true", help="accept that Chinese pages are older than English ones")
     options = parser.parse_args()
     if options.short:
@@ -48,11 +48,14 @@ def main() -> int:
     if options.no_run:
         os.environ["MINIVIT_DOCS_RUN"] = "off"
     forget_old_runs()
+    if options.fresh:
+        for folder in ("html", "doctrees"):
+            shutil.rmtree(BUILD / folder, ignore_errors=True)
     try:
         if not options.draft:
             subprocess.run([sys.executable, str(DOCS / "translate.py"), "--check"], check=True)
-        sphinx("en", BUILD / "html", fresh=options.fresh)
-        sphinx("zh_CN", BUILD / "html" / "zh", fresh=options.fresh)
+        sphinx("en", BUILD / "html")
+        sphinx("zh_CN", BUILD / "html" / "zh")
     except subprocess.CalledProcessError as error:
         print("the site was not built: see above", file=sys.stderr)
         return error.returncode or 1

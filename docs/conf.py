@@ -27,6 +27,7 @@ extensions = [
     "site_lessons",
     "site_math",
     "site_sources",
+    "site_search",
     "site_pages",
     "site_docstrings",
     "sphinx.ext.autodoc",
@@ -73,13 +74,15 @@ figure_language_filename = "{root}{ext}"
 html_theme = "furo"
 html_title = f"minivit {release}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_math_renderer = "mathml"
 html_copy_source = False
 smartquotes = False  # "(..., N, d)" is a shape, with three dots
 html_show_copyright = False
-html_use_index = True
+html_use_index = False
+html_domain_indices = False
 html_sidebars = {
     "**": [
         "sidebar/brand.html",

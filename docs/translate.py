@@ -115,15 +115,16 @@ def _as_seen(text: str) -> str:
 
 def sections(text: str) -> dict[str, str]:
     """Heading -> the text under it; what stands in front of the first `##` has the heading ''."""
-    outside_code = re.split(r"^(?=## )", text, flags=re.MULTILINE)
     found = {}
-    for part in outside_code:
+    for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):
         heading, _, body = part.partition("\n") if part.startswith("## ") else ("", "", part)
         found[heading.removeprefix("## ")] = body
     return found
 
 
 def stamp(text: str) -> str:
+    """Changes with the words of a section; not with its line breaks, nor with the line that links the languages."""
+    text = "\n".join(line for line in text.splitlines() if "README.zh-CN.md" not in line)
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:12]
 
 

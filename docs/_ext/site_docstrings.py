@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from textwrap import dedent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 FIELDS = {"Args": "Parameters", "Attributes": "Attributes", "Returns": "Returns", "Raises": "Raises"}
 HEAD = re.compile(rf"({'|'.join(FIELDS)})( [^:]*)?:\s*$")  # "Args beyond those of `Swin`:" too

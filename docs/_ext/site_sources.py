@@ -1,6 +1,6 @@
 """Source files as pages: where a page links to ../minivit/protocol.py, the site shows that file, with its colours.
 
-On GitHub the same link opens the file itself. Next: `site_pages.py`.
+On GitHub the same link opens the file itself. Next: `site_search.py`.
 """
 
 from __future__ import annotations
