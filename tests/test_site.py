@@ -49,6 +49,7 @@ class Page:
         links: addresses that a reader can follow.
         others: addresses of the same page in another language.
         sidebar: links of the navigation.
+        formulas, signs: how many there are, and the characters in them.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Page:
     anchors: set[str] = field(default_factory=set)
     images: list[dict[str, str | None]] = field(default_factory=list)
     formulas: int = 0
+    signs: set[str] = field(default_factory=set)
     text: str = ""
     language: str | None = None
 
@@ -102,6 +104,8 @@ class Reader(HTMLParser):
             self.sidebar = 0
 
     def handle_data(self, data: str) -> None:
+        if "math" in self.open:
+            self.page.signs |= set(data)
         if not UNREAD & set(self.open):
             self.page.text += data
 
@@ -163,6 +167,19 @@ def test_every_formula_is_drawn() -> None:
                 faults.append(f"{name} shows {page.formulas} formulas, its source has {displayed} displayed ones")
     assert not faults, named(faults)
     assert sum(page.formulas for page in pages().values()) > 500  # the derivations alone have more
+
+
+@built
+def test_the_font_of_formulas_has_every_sign() -> None:
+    """Formulas then look the same everywhere, whatever fonts the reader has."""
+    style = (DOCS / "_static" / "site.css").read_text(encoding="utf-8")
+    ranges = re.findall(r"U\+([0-9A-F]+)(?:-([0-9A-F]+))?", style)
+    held = {chr(code) for first, last in ranges for code in range(int(first, 16), int(last or first, 16) + 1)}
+    # spaces, and operators that MathML writes but nobody sees
+    unseen = set("\u2061\u2062\u2063\u2064\u200b\n")
+    missing = {name: sorted(page.signs - held - unseen) for name, page in pages().items()}
+    faults = [f"{name}: {signs}" for name, signs in missing.items() if signs]
+    assert not faults, named(faults)
 
 
 @built

@@ -30,9 +30,9 @@ def read(text: str) -> nbformat.NotebookNode:
 
 
 def fingerprint() -> str:
-    """Changes with the library's code and with the mode of the lessons: outputs of another fingerprint are stale."""
+    """Changes with the code that lessons import and with their mode: outputs of another fingerprint are stale."""
     digest = hashlib.sha256(os.environ.get("MINIVIT_LESSONS", "").encode())
-    for file in sorted((ROOT / "minivit").rglob("*.py")):
+    for file in sorted([*(ROOT / "minivit").rglob("*.py"), *(ROOT / "examples").glob("*.py")]):
         digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
