@@ -71,6 +71,8 @@ def update(templates: Path, page: str) -> None:
     path = MESSAGES / f"{page}.po"
     catalogue = read_catalogue(path)
     catalogue.update(read_catalogue(templates / f"{page}.pot"), no_fuzzy_matching=False)
+    for message in catalogue:  # Babel takes every % and { for a format of strings; ours are prose
+        message.flags -= {"python-format", "python-brace-format"}
     catalogue.fuzzy = False
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
