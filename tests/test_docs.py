@@ -20,12 +20,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minivit"
 INDEX = ROOT / "docs" / "index.md"
-PAGES = sorted((ROOT / "docs").rglob("*.md")) + [page for page in [ROOT / "README.md"] if page.exists()]
+DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
+PAGES = DOCS + [page for page in [ROOT / "README.md", ROOT / "README.zh-CN.md"] if page.exists()]
+LESSONS = sorted((ROOT / "docs" / "lessons").glob("[0-9]*.py"))  # prose in comments; their code has tests of its own
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE = 350  # lines: a file that can be read in one sitting
 LONGEST_LINE = 120  # characters
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+pages_and_lessons = pytest.mark.parametrize("page", PAGES + LESSONS, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------------
@@ -66,7 +69,11 @@ def fenced_blocks(page: Path) -> list[Block]:
 
 def prose(page: Path) -> str:
     """The page without its code, in which brackets are no links."""
-    text = re.sub(r"^\s*(`{3,}).*?^\s*\1\s*$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        cells = re.findall(r"^# %% \[markdown\]\n((?:#.*\n)*)", text, flags=re.MULTILINE)
+        text = re.sub(r"^# ?", "", "\n".join(cells), flags=re.MULTILINE)
+    text = re.sub(r"^\s*(`{3,}).*?^\s*\1\s*$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)
 
 
@@ -125,18 +132,18 @@ def test_a_failing_block_is_reported_with_page_and_line(tmp_path: Path) -> None:
 # --- the links lead somewhere ---------------------------------------------------------------------------------------
 
 
-@pages
+@pages_and_lessons
 def test_links_resolve(page: Path) -> None:
     for _, target in links(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), f"{page.relative_to(ROOT)}: the link to {target} leads nowhere"
         assert file.is_relative_to(ROOT), f"{page.relative_to(ROOT)}: the link to {target} leaves the repository"
-        if anchor and file.suffix == ".md":
+        if anchor and (file.suffix == ".md" or file in LESSONS):
             assert anchor in anchors(file), f"{page.relative_to(ROOT)}: {file.name} has no heading for #{anchor}"
 
 
-@pages
+@pages_and_lessons
 def test_named_functions_exist(page: Path) -> None:
     """A link such as [`linear` in ...](../minivit/functional/linear.py) names something that the file defines."""
     for text, target in links(page):
@@ -148,9 +155,10 @@ def test_named_functions_exist(page: Path) -> None:
             assert named[1] in defined, f"{page.relative_to(ROOT)}: {target} defines no {named[1]}"
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_lines_are_short(page: Path) -> None:
-    long = [n for n, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1) if len(line) > LONGEST_LINE]
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+    long = [n for n, line in lines if len(line) > LONGEST_LINE and not line.startswith("|")]  # rows cannot be broken
     assert not long, f"{page.relative_to(ROOT)}: lines of more than {LONGEST_LINE} characters: {long}"
 
 
