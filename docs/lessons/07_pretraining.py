@@ -214,7 +214,8 @@ for name, model in (
     patient[name] = accuracy(model, tests, answers)
     print(f"{4 * epochs} epochs, {name:13s} {patient[name]:.1%}")
 if not SHORT:
-    assert patient["from nothing"] > scores["from nothing"][0] + 0.1  # patience is worth a lot, too
+    assert patient["from nothing"] > scores["pretrained"][0] + 0.03  # patience is worth a lot, too
+    assert patient["pretrained"] > patient["from nothing"] - 0.05
 
 # %% [markdown]
 # ## What the frozen features know
@@ -277,9 +278,8 @@ figures.show(
 # %% [markdown]
 # Read it with care.
 #
-# - Pretraining gained most when all weights could go on learning. The frozen features of this small model are of little
-#   more use for reading than random ones: to know which way up a digit is does not mean to have its name in a
-#   straight line.
+# - The frozen features know something of reading, more than random ones. Most of the gain comes when all weights can go
+#   on learning: to know which way up a digit is does not mean to have its name ready.
 # - Patience does a good part of the work: after four times as many epochs the model from nothing has passed the shorter
 #   fine-tuning. In the table above the gap closes with time, too.
 # - The pretraining cost more time than all of the fine-tuning.
@@ -297,7 +297,7 @@ folder.cleanup()
 # - A task such as "which way is up?" needs no labels, and teaches something about the images.
 # - Weights travel through a file: `minivit.save`, then `minivit.from_pretrained` with another `num_classes`.
 # - With few labels and the same number of epochs the pretrained model is ahead.
-# - A linear probe shows what frozen features know; here it was little.
+# - A linear probe shows what frozen features know: more than random ones, less than all weights can learn.
 #
 # ## Try it
 #
