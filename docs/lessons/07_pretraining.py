@@ -282,7 +282,7 @@ figures.show(
 #   on learning: to know which way up a digit is does not mean to have its name ready.
 # - Patience does a good part of the work: after four times as many epochs the model from nothing has passed the shorter
 #   fine-tuning. In the table above the gap closes with time, too.
-# - The pretraining cost more time than all of the fine-tuning.
+# - The pretraining looked at 60,000 images, the fine-tuning of 40 epochs at 8,000. That time counts, too.
 # - So it pays when the weights are used again, or when somebody else has paid: [published
 #   weights](../published_weights.md) come from millions of images, and [fine-tuning](../finetuning.md) starts from
 #   them.

@@ -7,8 +7,9 @@
 #
 # Words from earlier pages are used here: a *token* is a vector of channels that stands for a piece of the image, and
 # *attention* lets each token collect from others, in proportion to a *score* for each pair
-# ([derivation](../derivations/attention.md)). A *block* is attention followed by a small MLP, both added to the
-# stream of tokens.
+# ([derivation](../derivations/attention.md)). An *MLP* is two linear maps with a bend between them, for each token
+# alone. A *block* is attention followed by an MLP, both added to the stream of tokens. A *LayerNorm* brings each
+# token's channels to mean 0 and spread 1 ([derivation](../derivations/layer_norm.md)).
 
 # %%
 import os
@@ -393,8 +394,9 @@ by_hand = (row[:, None] - row + 1) * 3 + (column[:, None] - column + 1)  # (dy +
 assert (by_hand == index).all()
 
 # %% [markdown]
-# The diagonal is the offset (0, 0), each token to itself, row 4 of the table. "One to the left" is the same row
-# wherever it happens: 3 for the pairs (0, 1) and (2, 3). What is learned at one place holds at all places of a window.
+# The diagonal is the offset (0, 0), each token to itself, row 4 of the table. Whoever looks at its right neighbour
+# reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at all places of a
+# window.
 #
 # So a row of the table is used by many pairs, and its gradient is the sum over them. Without any network around, send
 # a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$:
@@ -410,7 +412,7 @@ assert (counts == np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])).all()
 
 # %% [markdown]
 # This is also why the missing mask hurts. In the top right window after the roll, 16 stands one to the right of 23, so
-# the pair reads the row of the table that means "my neighbour". On the map they are seven columns apart.
+# the pair reads the row of the table that means "my right neighbour". On the map 16 is seven columns further left.
 #
 # ## Why blocks come in pairs
 #

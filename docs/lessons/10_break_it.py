@@ -7,8 +7,10 @@
 # useful thing to know when a network of your own does not learn.
 #
 # A *gradient check* compares what a backward pass returns with what one finds by moving the inputs a little
-# ([how](../gradcheck.md)). A *block* is attention and an MLP, each behind a LayerNorm and added to the stream of
-# tokens; that addition, $x + f(x)$, is the *residual*.
+# ([how](../gradcheck.md)). A *block* is [attention](../derivations/attention.md) and an MLP (two linear maps with a
+# bend, [GELU](../derivations/gelu.md), between them), each behind a [LayerNorm](../derivations/layer_norm.md), which
+# brings a token's channels to mean 0 and spread 1. Both are added to the stream of tokens; that addition, $x + f(x)$,
+# is the *residual*.
 
 # %%
 import inspect
@@ -26,7 +28,9 @@ from minivit.explain import figures
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 
 # the switches are an example program of their own, beside the package: examples/break_it.py
-sys.path.insert(0, str(Path(minivit.__file__).resolve().parents[1] / "examples"))
+EXAMPLES = Path(minivit.__file__).resolve().parents[1] / "examples"
+assert EXAMPLES.is_dir(), "this page needs the repository: clone it, and install it with pip install -e ."
+sys.path.insert(0, str(EXAMPLES))
 import break_it  # noqa: E402
 
 # %% [markdown]
@@ -250,8 +254,8 @@ assert np.mean(off[0] != off[1]) == 0 and np.mean(on[0] != on[1]) > 0.02
 #
 # Do mask and shift matter for digits? We looked, and found nothing: a small Swin (width 24, 2 + 2 blocks, windows of 4)
 # that learned 4,000 digits for four epochs named 87.9 % and 87.7 % of the test images with seeds 0 and 1. Without the
-# mask it was 89.2 % and 87.9 %, without the shift 87.5 % and 86.9 %. The rim of a digit is empty, and in the second
-# stage one window covers all of it.
+# mask it was 89.2 % and 87.9 %, without the shift 87.5 % and 86.9 %. The likely reason: the rim of a digit is empty,
+# and in the second stage one window covers all of it.
 #
 # So here is a task in which they matter, made for the purpose. Each image has a bright and a dark dot in one row. In
 # class 1 they are neighbours, on both sides of a border between two windows. In class 0 they lie at the two ends of the
