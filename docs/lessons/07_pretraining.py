@@ -1,0 +1,309 @@
+# %% [markdown]
+# # 7. Pretraining
+#
+# A Vision Transformer that has seen few images is a poor reader of images. This page shows why, and what helps: to let
+# it learn something from many images *without labels* first. Afterwards you can pretrain a model, save it, hand its
+# weights to a model for another task, and say honestly how much that has gained.
+#
+# *Training from nothing* means from random first weights. *Pretraining* is a training for another task, whose weights
+# then serve as first weights. Going on from there is called *fine-tuning*.
+
+# %%
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import minivit
+from minivit import data, nn, optim
+from minivit import functional as F
+from minivit.explain import figures
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+
+# %% [markdown]
+# ## A ViT does not know that neighbours matter
+#
+# A convolutional network looks at small neighbourhoods of pixels, and at all places in the same way. Both are built in:
+# it knows something about images before it has seen one. Such built-in knowledge is called a *prior*.
+#
+# A ViT has next to none. It gets a set of patches and a vector of position for each, random at first. Nothing says
+# that patch 5 lies beside patch 6. One can prove it by shuffling: put the patches of the image into any other order,
+# and shuffle the vectors of position in the same way. The answer is the same.
+
+# %%
+SHAPE = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0,
+         "class_token": False, "global_pool": "avg", "weight_init": "jax"}  # fmt: skip
+mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
+images = data.normalise(mnist.test_images[:20, None])  # (B, 1, 28, 28)
+
+model = minivit.ViT(**SHAPE, num_classes=0, seed=0)  # without a classifier: the mean of all tokens, (B, 48)
+order = np.random.default_rng(0).permutation(16)  # of the 16 patches
+rows, _ = F.patchify(images, 7)  # (B, 16, 49)
+puzzle, _ = F.unpatchify(rows[:, order], 7, (4, 4))  # (B, 1, 28, 28): patches in another order
+
+other = minivit.ViT(**SHAPE, num_classes=0, seed=0)
+positions = other.parameters()["pos_embed"]  # (1, 16, 48)
+positions.data = positions.data[:, order]
+
+before, after = model.predict(images), other.predict(puzzle)
+print(f"features of the images and of the puzzles differ by {np.abs(before - after).max():.0e}")
+assert np.abs(before - after).max() < 1e-4
+
+# %%
+figure, axes = figures.new(2, 6, width=8, height=2.9)
+for column in range(6):
+    axes[0, column].imshow(images[column, 0], cmap="Greys")
+    axes[1, column].imshow(puzzle[column, 0], cmap="Greys")
+for panel in axes.flat:
+    panel.set(xticks=[], yticks=[])
+axes[0, 0].set_ylabel("image")
+axes[1, 0].set_ylabel("puzzle")
+figures.show(
+    figure,
+    "07_puzzle",
+    alt="Six digits, and below each the same digit with its 16 patches in another order, so that nobody could read it.",
+)
+
+# %% [markdown]
+# For you the lower row is a riddle. For a new ViT, with its random positions, it is as easy or hard as the upper one.
+# What you know about strokes that go on from one patch to the next, it has to learn from examples. Many examples: the
+# first ViT was behind convolutional networks after learning from ImageNet's 1.3 million images, and ahead of them after
+# pretraining with 300 million (Dosovitskiy et al. 2021, section 4.3).
+#
+# ## Does it pay? Measured with all of MNIST
+#
+# The page [Does pretraining pay?](../pretraining.md) puts it to the test with the program
+# `examples/pretraining_pays.py`: one small ViT, 1,000 labelled digits, and on one side a pretraining on 60,000 digits
+# without their labels. Test accuracy, mean of three seeds:
+#
+# | epochs | from nothing | pretrained |
+# |---|---|---|
+# | 40 | 86.42 % | 96.35 % |
+# | 160 | 95.57 % | 97.06 % |
+# | 640 | 97.10 % | 97.47 % |
+#
+# With the same number of epochs pretraining wins, by much in a short training and by little in a long one. Here is
+# the same experiment, small enough to watch.
+#
+# ## A task without labels: which way is up?
+#
+# Nobody has to label images to give a model something to learn from them. Turn each by a random number of quarters, and
+# ask by how many (Gidaris et al. 2018). To tell which way up a digit is, one has to know something of digits.
+
+# %%
+TURNS = ("upright", "a quarter", "half", "three quarters")
+
+
+def turn(images, labels, rng):
+    """Each image (C, H, W) turned by a random number of quarters, which becomes its label; the old one is not used."""
+    quarters = rng.integers(4, size=len(images))
+    return np.stack([np.rot90(image, k, axes=(1, 2)) for image, k in zip(images, quarters)]), quarters
+
+
+count = 600 if SHORT else 4000
+unlabelled = mnist.train_images[:count]  # (n, 28, 28) uint8
+turned, quarters = turn(mnist.test_images[:1000, None], None, np.random.default_rng(1))
+print(f"{count} images of {mnist.source}, without their labels")
+
+# %%
+figure, axes = figures.new(1, 6, width=8, height=1.7)
+for panel, image, quarter in zip(axes, turned, quarters):
+    panel.imshow(image[0], cmap="Greys")
+    panel.set(title=TURNS[quarter], xticks=[], yticks=[])
+figures.show(figure, "07_turns", alt="Six digits, each turned by the number of quarters that stands above it.")
+
+# %% [markdown]
+# Training is the usual loop: a batch, the loss, the gradient, a step of AdamW. `data.batches` moves each image by up to
+# 2 pixels and turns it, anew in every epoch.
+
+
+# %%
+def learn(model, images, labels, epochs, augment, batch=50, seed=0, lr=4e-3):
+    """Train a model in place; returns the loss of each step."""
+    opt = optim.AdamW(model.parameters(), lr, no_decay=optim.no_decay(model))
+    total, losses = epochs * (len(images) // batch), []
+    for epoch in range(epochs):
+        for x, y in data.batches(images, labels, batch, seed=seed, epoch=epoch, augment=augment):
+            opt.lr = optim.warmup_cosine(len(losses), total, peak=lr, warmup=total // 10)
+            opt.zero_grad()
+            logits, back = model(x)  # x (B, 1, 28, 28), logits (B, classes)
+            loss, back_loss = F.softmax_cross_entropy(logits, y, label_smoothing=0.1)
+            back(back_loss())
+            optim.clip_grad_norm(model.parameters(), 1.0)
+            opt.step()
+            losses.append(float(loss))
+    return losses
+
+
+def accuracy(model, images, labels):
+    return float((model.predict(data.normalise(images)).argmax(axis=1) == labels).mean())
+
+
+teacher = minivit.ViT(**SHAPE, num_classes=4, seed=0)
+nothing = np.zeros(len(unlabelled), int)  # in the place of the labels, so that they cannot leak in
+losses = learn(teacher, unlabelled, nothing, 2 if SHORT else 15, data.chain(data.shift, mix=turn))
+told = accuracy(teacher, turned, quarters)
+print(f"turns told: {told:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
+assert told > (0.27 if SHORT else 0.55)
+
+# %% [markdown]
+# It will never reach 100 %: a 0, a 1 or an 8 looks much the same upside down, and a 6 turned by half is a 9. That is no
+# matter. The classifier for turns is thrown away; what counts is what the blocks have learned.
+#
+# ## Save it, and take it over
+#
+# `minivit.save` writes the weights to a file, with the model's arguments. `from_pretrained` builds a model from it.
+# With `num_classes=10` it gets a fresh classifier for ten classes; everything else is taken over, to the bit.
+
+# %%
+folder = tempfile.TemporaryDirectory()
+weights = Path(folder.name) / "turns.safetensors"
+minivit.save(teacher, weights)
+student = minivit.from_pretrained(weights, num_classes=10)
+
+old, new = teacher.state_dict(), student.state_dict()
+kept = [name for name in new if old[name].shape == new[name].shape and (old[name] == new[name]).all()]
+print("new:", [name for name in new if name not in kept])
+assert set(new) - set(kept) <= {"head.weight", "head.bias"} and new["head.weight"].shape == (10, 48)
+
+# %% [markdown]
+# ## Few labels
+#
+# Now both learn to read from 200 labelled digits, 20 of each, for the same number of epochs: a model from nothing, and
+# one that goes on from the turns. A seed decides which 200 images are labelled, their order, and the first weights.
+
+
+# %%
+def few(each, seed):
+    """Indices of `each` training images of every class."""
+    order = np.random.default_rng(seed).permutation(len(unlabelled))
+    return np.concatenate([order[mnist.train_labels[order] == k][:each] for k in range(10)])
+
+
+tests, answers = mnist.test_images[:1000, None], mnist.test_labels[:1000]
+seeds, epochs = ((0,), 4) if SHORT else ((0, 1), 40)
+scores = {"from nothing": [], "pretrained": []}
+for seed in seeds:
+    chosen = few(20, seed)
+    fresh = minivit.ViT(**SHAPE, num_classes=10, seed=seed)
+    taken = minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)
+    for name, model in (("from nothing", fresh), ("pretrained", taken)):
+        labelled = mnist.train_images[chosen], mnist.train_labels[chosen]
+        learn(model, *labelled, epochs, data.chain(data.shift), batch=20, seed=seed)
+        scores[name].append(accuracy(model, tests, answers))
+        print(f"seed {seed}, {name:13s} {scores[name][-1]:.1%} of 1,000 test images")
+
+gains = np.subtract(scores["pretrained"], scores["from nothing"])
+print(f"gain of pretraining: {', '.join(f'{100 * gain:+.1f}' for gain in gains)} points")
+if not SHORT:
+    assert gains.min() > 0.05  # 15 points and more were seen with three seeds
+
+# %% [markdown]
+# Is it only that the model from nothing needs more time? Give both four times as many epochs, with the first seed:
+
+# %%
+patient = {}
+for name, model in (
+    ("from nothing", minivit.ViT(**SHAPE, num_classes=10, seed=0)),
+    ("pretrained", minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)),
+):
+    chosen = few(20, 0)
+    learn(model, mnist.train_images[chosen], mnist.train_labels[chosen], 4 * epochs, data.chain(data.shift), batch=20)
+    patient[name] = accuracy(model, tests, answers)
+    print(f"{4 * epochs} epochs, {name:13s} {patient[name]:.1%}")
+if not SHORT:
+    assert patient["from nothing"] > scores["pretrained"][0] + 0.03  # patience is worth a lot, too
+    assert patient["pretrained"] > patient["from nothing"] - 0.05
+
+# %% [markdown]
+# ## What the frozen features know
+#
+# How much of this was there already, before the 200 labels? Freeze the model, take the *features* (the vector that its
+# classifier would read), and train nothing but a linear classifier on them. This is a *linear probe*. The same probe on
+# a model with random weights shows what a linear classifier makes of arbitrary features.
+
+
+# %%
+def probe(model, chosen):
+    """Test accuracy of a linear classifier on a frozen model's features, each brought to mean 0 and spread 1."""
+    known = model.features(data.normalise(mnist.train_images[chosen, None]))  # (200, 48)
+    asked = model.features(data.normalise(tests))  # (1000, 48)
+    mean, spread = known.mean(axis=0), known.std(axis=0)
+    known, asked = (known - mean) / spread, (asked - mean) / spread
+    head = nn.Linear(known.shape[1], 10, seed=0)
+    opt = optim.AdamW(head.parameters(), 1e-2, weight_decay=0.1)
+    for _ in range(200):
+        opt.zero_grad()
+        logits, back = head(known)
+        _, back_loss = F.softmax_cross_entropy(logits, mnist.train_labels[chosen])
+        back(back_loss())
+        opt.step()
+    return float((head(asked)[0].argmax(axis=1) == answers).mean())
+
+
+random = minivit.ViT(**SHAPE, num_classes=4, seed=5)
+probes = {
+    "random": [probe(random, few(20, s)) for s in seeds],
+    "pretrained": [probe(teacher, few(20, s)) for s in seeds],
+}
+for name, row in probes.items():
+    print(f"linear probe, {name:11s} {', '.join(f'{score:.1%}' for score in row)}")
+assert min(min(row) for row in probes.values()) > 0.15  # guessing: 10 %
+
+# %%
+bars = {
+    "random weights,\nonly a linear probe": probes["random"],
+    "pretrained,\nonly a linear probe": probes["pretrained"],
+    "all weights,\nfrom nothing": scores["from nothing"],
+    "all weights,\npretrained": scores["pretrained"],
+}
+figure, axes = figures.new(width=7.5, height=3.4)
+for place, (name, row) in enumerate(bars.items()):
+    axes.bar(place, 100 * np.mean(row), width=0.6, color="#9CCBE8" if "pretrained" in name else "#C9C9C9")
+    axes.plot(np.full(len(row), place), 100 * np.array(row), "o", color="#222222", markersize=5)
+    axes.text(place + 0.34, 100 * np.mean(row), f"{100 * np.mean(row):.0f} %", va="center")
+axes.set_xticks(range(4), bars)
+axes.axhline(10, color="#666666", linewidth=1, linestyle=":", marker="")
+axes.text(0.5, 11, "guessing", ha="center", fontsize=9, color="#444444")
+axes.set(ylabel="test accuracy, %", ylim=(0, 100), title="200 labelled digits")
+figures.show(
+    figure,
+    "07_few_labels",
+    alt="Bars of test accuracy with 200 labels, a dot for each seed: linear probes on random and pretrained features, "
+    "then all weights trained from nothing and from pretrained weights, which is the highest.",
+)
+
+# %% [markdown]
+# Read it with care.
+#
+# - The frozen features know something of reading, more than random ones. Most of the gain comes when all weights can go
+#   on learning: to know which way up a digit is does not mean to have its name ready.
+# - Patience does a good part of the work: after four times as many epochs the model from nothing has passed the shorter
+#   fine-tuning. In the table above the gap closes with time, too.
+# - The pretraining looked at 60,000 images, the fine-tuning of 40 epochs at 8,000. That time counts, too.
+# - So it pays when the weights are used again, or when somebody else has paid: [published
+#   weights](../published_weights.md) come from millions of images, and [fine-tuning](../finetuning.md) starts from
+#   them.
+
+# %%
+folder.cleanup()
+
+# %% [markdown]
+# ## What you have seen
+#
+# - A new ViT cannot tell an image from a puzzle of its patches: it has to learn that neighbours matter.
+# - A task such as "which way is up?" needs no labels, and teaches something about the images.
+# - Weights travel through a file: `minivit.save`, then `minivit.from_pretrained` with another `num_classes`.
+# - With few labels and the same number of epochs the pretrained model is ahead.
+# - A linear probe shows what frozen features know: more than random ones, less than all weights can learn.
+#
+# ## Try it
+#
+# 1. Pretrain for 5 epochs instead of 15. How many more turns are told with more epochs, and what is it worth?
+# 2. Use 5 labels of each digit, then 100. Where does pretraining help most?
+# 3. Freeze the two lowest blocks while fine-tuning: give AdamW only the parameters whose names do not begin with
+#    `blocks.0.` or `blocks.1.`.
+#
+# Next: [8. Swin](08_swin.py), a transformer that knows about neighbours from the start.

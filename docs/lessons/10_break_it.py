@@ -1,0 +1,416 @@
+# %% [markdown]
+# # 10. Break it
+#
+# What is the scale in attention good for, what the residual, the norm, the mask? The best way to know is to take them
+# away. This page switches off one part at a time, trains what is left, and looks at three things: the loss, the size of
+# the gradients, and the gradient check. Afterwards you can tell a wrong model from a wrong gradient, which is the most
+# useful thing to know when a network of your own does not learn.
+#
+# A *gradient check* compares what a backward pass returns with what one finds by moving the inputs a little
+# ([how](../gradcheck.md)). A *block* is [attention](../derivations/attention.md) and an MLP (two linear maps with a
+# bend, [GELU](../derivations/gelu.md), between them), each behind a [LayerNorm](../derivations/layer_norm.md), which
+# brings a token's channels to mean 0 and spread 1. Both are added to the stream of tokens; that addition, $x + f(x)$,
+# is the *residual*.
+
+# %%
+import inspect
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import minivit
+from minivit import data, nn
+from minivit import functional as F
+from minivit.explain import figures
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+
+# the switches are an example program of their own, beside the package: examples/break_it.py
+EXAMPLES = Path(minivit.__file__).resolve().parents[1] / "examples"
+assert EXAMPLES.is_dir(), "this page needs the repository: clone it, and install it with pip install -e ."
+sys.path.insert(0, str(EXAMPLES))
+import break_it  # noqa: E402
+
+# %% [markdown]
+# ## The switches
+#
+# The whole model is a small ViT: 16 patches of 7 x 7 pixels, six blocks of width 32, the mean of all tokens read by a
+# linear classifier. Every switch changes one line of it. Here is one of them, a subclass of the library's attention.
+# Its forward pass says `scale=1.0`, where the library would divide the scores by the square root of the head's size:
+
+# %%
+print(inspect.getsource(break_it.NoScale))
+for name, switch in break_it.SWITCHES.items():
+    print(f"{name:19s} {switch.says}")
+
+# %% [markdown]
+# You can also run them from the command line, `python examples/break_it.py --switch no_residual`, and read the whole
+# [program](../../examples/break_it.py).
+#
+# ## A wrong model has a right gradient
+#
+# First, the gradient check alone, on a small copy of each model with numbers in double precision. Three switches are
+# mistakes in a backward pass. All others change the function that is computed, and their backward pass belongs to that
+# changed function. Which ones will the check find?
+
+# %%
+verdicts = {name: break_it.check(name) for name in break_it.SWITCHES}
+for name, verdict in verdicts.items():
+    print(f"{name:19s} {'passes' if verdict == 'passes' else 'FAILS'}")
+
+wrong_gradients = ["softmax_over_batch", "gain_outside", "residual_forgotten"]
+assert [name for name in verdicts if verdicts[name] != "passes"] == wrong_gradients
+
+# %% [markdown]
+# A model without residuals passes, and so does a Swin without its mask. The check asks "is this the derivative of that
+# function?" and not "is this a good function?". So a passing check is no reason to believe that a model is built right.
+# But it divides the search in two: if it passes, stop looking at the backward passes.
+#
+# ## Training each of them
+#
+# Now all of them learn the same images, with the same first weights, in the same order, for the same short time. It is
+# short on purpose: the whole model is far from its best, and differences at the beginning show clearly. Swin's
+# switches have a task of their own, which we shall come to.
+
+# %%
+mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
+count, epochs = (600, 2) if SHORT else (4000, 4)
+digits = break_it.digits(mnist, count)
+dots = break_it.dots()
+print(f"{count} images of {mnist.source}, {epochs} epochs")
+print(break_it.HEAD)
+
+outcomes = {}
+for name, switch in break_it.SWITCHES.items():
+    outcomes[name] = break_it.learn(name, dots, 4) if switch.swin else break_it.learn(name, digits, epochs)
+    print(break_it.row(name, outcomes[name], verdicts[name]))
+
+# %% [markdown]
+# How much of a difference is chance? The whole model again, with other first weights and another order of the images:
+
+# %%
+again = [outcomes["whole"]] + [
+    break_it.learn("whole", digits, epochs, seed=seed) for seed in ((1,) if SHORT else (1, 2))
+]
+scores = [outcome.accuracy for outcome in again]
+print("the whole model with different seeds:", ", ".join(f"{score:.1%}" for score in scores))
+print(
+    f"so a difference of {100 * (max(scores) - min(scores)):.1f} points between two rows, or a little more, is chance"
+)
+
+# %% [markdown]
+# ## The losses
+#
+# Each line is a mean over neighbouring steps, so that it can be followed. The thick grey line is the whole model, and
+# the dotted one the loss of pure guessing, $\log 10$ = 2.30. What is worse than 3 is cut off: without norms the loss
+# may jump far higher.
+
+# %%
+groups = {
+    "residual and norm": ["no_residual", "post_norm", "no_norm"],
+    "other wrong models": ["no_scale", "no_position", "wrong_eps", "tanh_gelu"],
+    "wrong gradients": wrong_gradients,
+}
+
+
+def smooth(losses, width=5 if SHORT else 25):
+    """The mean of `width` steps around each."""
+    return np.convolve(losses, np.ones(width) / width, mode="valid")
+
+
+figure, axes = figures.new(1, 3, width=10, height=4.0, sharey=True)
+for panel, (title, names) in zip(axes, groups.items()):
+    panel.axhline(np.log(10), color="#666666", linewidth=1, linestyle=":", marker="")
+    panel.plot(smooth(outcomes["whole"].losses), color="#999999", linestyle="-", linewidth=4, marker="", label="whole")
+    for name in names:
+        panel.plot(smooth(outcomes[name].losses), marker="", label=name)
+    panel.set(title=title, xlabel="step", ylim=(0, 3))
+    panel.legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+axes[0].set_ylabel("training loss")
+figures.show(
+    figure,
+    "10_losses",
+    alt="Training loss against steps in three panels beside the whole model's: without residual, norm or with "
+    "post-norm learning hardly begins; scale, position, eps and GELU change little; of the wrong gradients only the "
+    "forgotten residual shows.",
+)
+
+# %% [markdown]
+# ## What each part was good for
+#
+# **No residual.** The loss stays at guessing. Look at the gradients: next to nothing arrives at the first block.
+# Without $x + f(x)$ the gradient has to pass through all branches of six blocks, and each makes it smaller. With it,
+# there is a way past them: $dx = dy + \dots$, so the gradient of the output reaches the first block undiminished.
+
+# %%
+whole, none = outcomes["whole"], outcomes["no_residual"]
+print(f"gradient of the first block: {whole.first:.1e} in the whole model, {none.first:.1e} without residuals")
+print(f"gradient of the last block:  {whole.last:.1e} in the whole model, {none.last:.1e} without residuals")
+assert none.first < whole.first / 100
+assert none.losses[-1] > 2.0 and min(smooth(none.losses)) > 2.2  # guessing to the end
+
+# %% [markdown]
+# **No norm, and post-norm.** Without norms the activations grow from block to block, the gradients with them, and
+# training jumps about or gets stuck; how badly depends on the seed. Post-norm is how the first transformers were built
+# (Vaswani et al. 2017): the norm stands on the stream itself, and the free way past the branches is gone, because every
+# gradient passes through every norm. Such models need small steps at the beginning ("warmup") and are late here. ViT
+# and Swin put the norm into the branch.
+
+# %%
+for name in ("whole", "no_norm", "post_norm"):
+    losses = outcomes[name].losses
+    print(f"{name:9s} loss at the end {np.mean(losses[-20:]):.2f}, at worst {max(losses):.1f}")
+if not SHORT:
+    assert outcomes["whole"].accuracy > 0.6 > 0.3 > outcomes["no_residual"].accuracy
+    assert outcomes["post_norm"].accuracy < outcomes["whole"].accuracy - 0.1
+
+# %% [markdown]
+# **No scale.** It makes no difference that could be told from chance here, and one should say so. The heads of this
+# model have d = 16 channels, so the scores are 4 times too large. For large heads it is another matter. A sum of d
+# products of numbers with variance 1 has variance d. Large scores make softmax choose one token and ignore the rest,
+# and then hardly any gradient gets through to the scores:
+
+# %%
+rng = np.random.default_rng(0)
+print("  d   largest weight   gradient that reaches the scores (with scale -> without)")
+for d in (16, 64, 256, 1024):
+    scores = [rng.standard_normal((200, d)) @ rng.standard_normal((d, 16)) * scale for scale in (d**-0.5, 1.0)]
+    weights, backs = zip(*(F.softmax(score) for score in scores))  # (200, 16) each
+    dy = rng.standard_normal((200, 16))
+    sizes = [np.abs(back(dy)).mean() for back in backs]
+    print(f"{d:5d}  {weights[0].max(axis=1).mean():.2f} -> {weights[1].max(axis=1).mean():.2f}   "
+          f"{sizes[0]:.3f} -> {sizes[1]:.4f}")  # fmt: skip
+assert sizes[1] < sizes[0] / 3  # d = 1024: most of the gradient is lost
+
+# %% [markdown]
+# **No position.** Without positions a ViT sees a bag of patches: put them in any other order, and the answer is the
+# same. Digits can be told to a good degree by their strokes alone, so in this short time not much is lost, about as
+# much as other seeds make. The blindness itself is exact:
+
+
+# %%
+def shuffled(images):
+    """The 16 patches of each image in another, fixed order."""
+    rows, back = F.patchify(images, 7)  # (B, 16, 49)
+    return F.unpatchify(rows[:, np.random.default_rng(1).permutation(16)], 7, (4, 4))[0]
+
+
+for name in ("whole", "no_position"):
+    model = break_it.build(name)
+    model.head.weight.data = np.random.default_rng(2).standard_normal(model.head.weight.shape)  # it starts at 0
+    difference = np.abs(model.predict(digits.test[:50]) - model.predict(shuffled(digits.test[:50]))).max()
+    print(f"{name:12s} logits differ by up to {difference:.1e} when the patches are shuffled")
+    assert (difference < 1e-3) == (name == "no_position")
+
+# %% [markdown]
+# **A wrong eps.** LayerNorm divides by $\sqrt{\text{variance} + \varepsilon}$. ViT's $\varepsilon$ is 1e-6, and even
+# 1e-3 makes no visible difference above. That is no proof that it does not matter: it matters for rows of small
+# numbers, and only there. Published weights loaded under another $\varepsilon$ can be wrong in a few tokens only.
+
+# %%
+row = rng.standard_normal(64)
+row -= row.mean()
+print("spread of the row   eps 1e-5 instead of 1e-6   eps 1e-3 instead of 1e-6")
+for spread in (1.0, 0.1, 0.01, 0.001):
+    x = (row / row.std() * spread)[None]
+    exact, _ = F.layer_norm(x, None, None, 1e-6)
+    change = [np.abs(F.layer_norm(x, None, None, eps)[0] - exact).max() for eps in (1e-5, 1e-3)]
+    print(f"{spread:17} {change[0]:26.5f} {change[1]:26.5f}")
+    if spread == 1.0:
+        assert change[0] < 1e-4
+    if spread == 0.01:
+        assert change[0] > 0.1
+
+# %% [markdown]
+# **tanh for GELU.** The approximation by tanh is at most 0.0005 away from GELU. Nothing can be seen in training. Two
+# programs that disagree in it will never agree to many digits, though, and that is how one finds out.
+
+# %%
+x = np.linspace(-6, 6, 2001)
+apart = np.abs(F.gelu(x)[0] - F.gelu(x, "tanh")[0]).max()
+print(f"largest difference between both GELUs: {apart:.5f}")
+assert 4e-4 < apart < 5e-4
+
+# %% [markdown]
+# **Dropout left on.** Dropout sets random numbers to zero while a model learns. In the test it must be off. In this
+# library randomness is an argument, so it cannot stay on by itself; in many others it is a mode that one forgets to
+# switch. The rows `dropout` and `dropout_at_test` are the same training. The accuracy of the second is lower, not by
+# much, and that is the trap: it looks like an ordinary result. What gives it away is to ask the same question twice.
+
+# %%
+model = break_it.build("dropout")
+model.head.weight.data = np.random.default_rng(2).standard_normal(model.head.weight.shape)
+off = [model.predict(digits.test[:200]).argmax(axis=1) for _ in range(2)]
+on = [model(digits.test[:200], np.random.default_rng(seed))[0].argmax(axis=1) for seed in (0, 1)]
+print(
+    f"answers that change when asked again: off {np.mean(off[0] != off[1]):.0%}, left on {np.mean(on[0] != on[1]):.0%}"
+)
+assert np.mean(off[0] != off[1]) == 0 and np.mean(on[0] != on[1]) > 0.02
+
+# %% [markdown]
+# ## No mask, no shift: a task that needs both
+#
+# Do mask and shift matter for digits? We looked, and found nothing: a small Swin (width 24, 2 + 2 blocks, windows of 4)
+# that learned 4,000 digits for four epochs named 87.9 % and 87.7 % of the test images with seeds 0 and 1. Without the
+# mask it was 89.2 % and 87.9 %, without the shift 87.5 % and 86.9 %. The likely reason: the rim of a digit is empty,
+# and in the second stage one window covers all of it.
+#
+# So here is a task in which they matter, made for the purpose. Each image has a bright and a dark dot in one row. In
+# class 1 they are neighbours, on both sides of a border between two windows. In class 0 they lie at the two ends of the
+# image. In both classes each window holds one dot, in its first or last column.
+
+# %%
+figure, axes = figures.new(1, 4, width=9, height=2.7)
+chosen = [np.flatnonzero(dots.labels == label)[place] for label in (1, 0) for place in (0, 1)]
+for panel, place in zip(axes, chosen):
+    panel.imshow(dots.learn[place, 0], cmap="Greys_r", vmin=-2, vmax=2)
+    panel.axvline(3.5, color="#D55E00", linestyle="--", marker="")
+    panel.axhline(3.5, color="#D55E00", linestyle="--", marker="")
+    title = "neighbours" if dots.labels[place] else "the two ends"
+    panel.set(title=f"class {dots.labels[place]}: {title}", xticks=range(8), yticks=range(8), xlabel="column")
+axes[0].set_ylabel("row")
+figures.show(
+    figure,
+    "10_dots",
+    alt="Four images of 8 by 8 with a bright and a dark dot in one row, windows of 4 by 4 dashed: in two images the "
+    "dots are neighbours across the border, in two they lie in the first and last column.",
+)
+for name in ("whole_swin", "no_mask", "no_shift"):
+    print(f"{name:11s} accuracy {outcomes[name].accuracy:.1%}")
+assert outcomes["whole_swin"].accuracy > 0.9
+assert abs(outcomes["no_mask"].accuracy - 0.5) < 0.1 and abs(outcomes["no_shift"].accuracy - 0.5) < 0.1
+
+# %% [markdown]
+# Without the shift the two dots never meet, whatever is learned. Without the mask they always meet, because both ends
+# of the image are glued together: rolled by a whole window, an image of one class is an image of the other, and the
+# model gives both the same answer. No amount of training can help. ([Lesson 8](08_swin.py) measures both with a single
+# token.)
+
+# %%
+images = dots.test[:100]
+rolled = np.roll(images, 4, axis=3)  # by a window: neighbours come to lie at the two ends
+for name in ("whole_swin", "no_mask", "no_shift"):
+    model = break_it.build(name)
+    difference = np.abs(model.predict(images) - model.predict(rolled)).max()
+    print(f"{name:11s} logits of an image and of the rolled one differ by up to {difference:.1e}")
+    assert (difference < 1e-5) == (name != "whole_swin")
+
+# %% [markdown]
+# ## A wrong gradient may learn well
+#
+# Now the other kind. Look again at the three wrong gradients in the table. The forgotten residual is easy to see: the
+# first block gets next to no gradient. But softmax's gradient divided by the batch and the gain in the wrong place
+# learn nearly as well as the whole model. Nobody would find them by the loss. The optimiser, AdamW, even hides wrong
+# sizes: it divides each gradient by its usual size.
+
+# %%
+for name in wrong_gradients:
+    print(f"{name:19s} {outcomes[name].accuracy:.1%}, the whole model {outcomes['whole'].accuracy:.1%}")
+if not SHORT:
+    assert outcomes["gain_outside"].accuracy > outcomes["whole"].accuracy - 0.12  # no alarm in the loss
+    assert outcomes["softmax_over_batch"].accuracy > outcomes["whole"].accuracy - 0.17
+    assert outcomes["residual_forgotten"].accuracy < outcomes["whole"].accuracy - 0.12
+
+# %% [markdown]
+# The check needs no training and no luck, and it says where:
+
+# %%
+x = np.random.default_rng(0).standard_normal((3, 5, 8))  # (B, N, D): 3 images, 5 tokens, 8 channels
+
+
+def attention():
+    return nn.Attention(8, 2, dtype="float64", seed=0)
+
+
+def block():
+    norms = [nn.LayerNorm(8, dtype="float64") for _ in range(2)]
+    return nn.Block(norms[0], attention(), norms[1], nn.Mlp(8, 16, dtype="float64", seed=1))
+
+
+wrong = {
+    "softmax_over_batch": break_it.swap(break_it.SoftmaxOverBatch)(attention()),
+    "gain_outside": break_it.swap(break_it.GainOutside)(nn.LayerNorm(8, dtype="float64")),
+    "residual_forgotten": break_it.swap(break_it.ResidualForgotten)(block()),
+}
+for name, layer in wrong.items():
+    try:
+        minivit.check_vjp(layer, x)
+        raise AssertionError(f"{name} must not pass")
+    except minivit.GradientError as error:
+        print(f"{name}:\n  {error}")
+for right in (attention(), nn.LayerNorm(8, dtype="float64"), block()):
+    assert minivit.check_vjp(right, x) < 1e-6  # and the library's own pass
+
+# %% [markdown]
+# ## Inputs that hide a mistake
+#
+# A check can be fooled. Here is a careless one, with central differences as accurate as one likes, but with the choices
+# left to whoever calls it: the parameters stay at their first values, and `dy`, the gradient that is sent back, is what
+# one is given.
+
+
+# %%
+def careless_check(f, x, dy):
+    """Whether the gradient of x is right along a random direction."""
+    _, back = f(x)
+    v = np.random.default_rng(5).standard_normal(x.shape)
+    slope = ((f(x + 1e-6 * v)[0] - f(x - 1e-6 * v)[0]) * dy).sum() / 2e-6
+    return abs((back(dy) * v).sum() - slope) < 1e-6
+
+
+def softmax_over_batch(x):
+    """Softmax alone, its gradient divided by the batch."""
+    y, vjp = F.softmax(x)
+    return y, lambda dy: vjp(dy) / len(dy)
+
+
+general = break_it.GainOutside(8, dtype="float64")
+general.weight.data = np.linspace(0.5, 2.0, 8)
+bugs = {
+    "softmax / batch": (softmax_over_batch, softmax_over_batch),
+    "gain outside": (general, wrong["gain_outside"]),  # with a general gain, and with the first one, 1
+    "residual forgotten": (wrong["residual_forgotten"], wrong["residual_forgotten"]),
+}
+dy = np.random.default_rng(6).standard_normal(x.shape)
+print("                     random dy   dy of ones   first weights   batch of 1")
+hidden = {}
+for name, (f, fresh) in bugs.items():
+    hidden[name] = [
+        careless_check(f, x, dy),
+        careless_check(f, x, np.ones_like(x)),
+        careless_check(fresh, x, dy),
+        careless_check(f, x[:1], dy[:1]),
+    ]
+    cells = ["HIDDEN" if each else "found" for each in hidden[name]]
+    print(f"{name:20s} {cells[0]:>9s} {cells[1]:>12s} {cells[2]:>15s} {cells[3]:>12s}")
+
+assert hidden["softmax / batch"] == [False, True, False, True]
+assert hidden["gain outside"] == [False, False, True, False]
+assert hidden["residual forgotten"] == [False] * 4
+
+# %% [markdown]
+# - **`dy` of ones** asks for the gradient of the sum of all outputs. A row of softmax sums to 1 whatever comes in, so
+#   the right gradient is 0, and so is the wrong one.
+# - **First weights**: a LayerNorm's gain starts at 1, and multiplying by 1 may stand anywhere.
+# - **A batch of 1**: dividing by 1 changes nothing.
+#
+# `minivit.check_vjp` draws `dy` at random, moves the parameters to random values for the time of the check, and hands
+# out arrays that cannot be written to. A batch of at least two images is left to you.
+#
+# ## What you have seen
+#
+# - A wrong model has a right gradient: the check passes, and only the loss, or a task made for it, shows the fault.
+# - A wrong gradient is found by the check, and often not by the loss: two of three learned about as well as the whole.
+# - The residual carries the gradient to the first block; without it nothing was learned at all.
+# - Several parts (scale, eps, the kind of GELU) make no difference in a short training of a small model, and do where
+#   their case arises: large heads, rows of small numbers, comparisons to many digits.
+# - Special inputs hide mistakes: `dy` of ones, first weights, a batch of one.
+#
+# ## Try it
+#
+# 1. Add a switch of your own to `examples/break_it.py`: ReLU for GELU, say. Predict the outcome before you run it.
+# 2. Plant a mistake in a backward pass (a forgotten transpose, a wrong sign), and let a neighbour find it with the
+#    check.
+# 3. Train `no_residual` with one or two blocks: `break_it.VIT["depth"] = 1`. From how many blocks on is learning lost?
