@@ -347,8 +347,9 @@ figures.show(
 
 # %% [markdown]
 # The RNN's rate does not grow with the sequence: each step is a small product, and most of its time is waiting for the
-# step before and for Python. Attention does more arithmetic, yet unless the sequence is very long it is done sooner, because its
-# products are large. On a machine that works on thousands of numbers at once, such as a GPU, this counts for more.
+# step before and for Python. Attention does more arithmetic, yet unless the sequence is very long it is done sooner,
+# because its products are large. On a machine that works on thousands of numbers at once, such as a GPU, this counts
+# for more.
 #
 # So attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
 # the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 197, and the square is still small.
