@@ -228,19 +228,19 @@ assert near > 0.5 and far < -0.5
 figure, axes = figures.new(width=4.6, height=4.4)
 ring = np.append(np.arange(12), 0)
 axes.plot(*rows[ring].T, color=figures.QUIET, lw=0.8, ls="-", marker="o")
-for name, (across, up) in zip(months, 1.16 * rows):
+for name, (across, up) in zip(months, rows + 0.9 * unit):  # outside of its point
     axes.text(across, up, name, ha="center", va="center")
 axes.set(xlabel="first number of the row", ylabel="second number of the row", aspect="equal")
 axes.margins(0.15)
 figures.show(
     figure,
     "02_months",
-    alt="The twelve rows of the learned table as points in a plane: the months lie on a ring in the order of the year.",
+    alt="The twelve rows of the learned table as points in a plane: going round, they follow in the order of the year.",
 )
 
 # %% [markdown]
-# The year appears as a ring, though nobody told the network that the months have an order: rows that are used alike
-# become alike. [Page 5](05_order.py) shows the same for the places of an image.
+# Going round the middle, the months stand in the order of the year, though nobody told the network that they have one:
+# rows that are used alike come to point the same way. [Page 5](05_order.py) shows the same for the places of an image.
 #
 # ## And in a Vision Transformer?
 #
