@@ -1,0 +1,275 @@
+# %% [markdown]
+# # 2. Embedding: a table and a linear map
+#
+# A network computes with vectors, but words, symbols and places are not vectors. This page shows how they become some:
+# by a look-up in a table, which is a linear map of a very special input. You will be able to show that the two are
+# equal, forward and backward, and to say which of them to compute.
+#
+# **Words used here.** A *linear map* multiplies a vector with a matrix of *weights*. The *gradient* of the loss with
+# respect to an array says how the loss changes with each of its numbers; `dname` stands for dLoss/dname.
+# [Page 1](01_from_rnn_to_attention.py) introduces these words and the rule `y, back = layer(x)`.
+
+# %%
+import os
+import time
+
+import numpy as np
+
+import minivit
+from minivit import functional as F
+from minivit import nn, optim
+from minivit.explain import figures
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## One-hot: a number becomes a vector
+#
+# Take a vocabulary of $R$ words, numbered from 0. The number itself is a bad input: it would say that word 7 is seven
+# times word 1, and that 6 and 7 are alike. A *one-hot* vector says only which word it is. It has $R$ entries, all 0 but
+# one:
+
+# %%
+words = ["a", "cat", "dog", "sees", "the"]
+index = np.array([4, 1, 3, 0, 2, 3])  # the cat sees a dog sees: N = 6 numbers
+one_hot = np.eye(len(words), dtype=np.float32)[index]  # (N, R)
+for number, row in zip(index, one_hot):
+    print(f"{words[number]:5s} is number {number} and row {row.astype(int)}")
+
+# %% [markdown]
+# ## From $x$ to $a$
+#
+# Each one-hot vector $x$ is mapped to a short, dense vector $a$ with a matrix $T$ of shape $(R, D)$:
+#
+# $$
+# a = x\,T, \qquad a_d = \sum_{r=1}^{R} x_r\, T_{rd} .
+# $$
+#
+# In this sum all $x_r$ are 0 but one, and that one is 1. So $a$ *is* a row of $T$, and nothing has to be multiplied:
+# the product is a look-up in a table. The rows are learned like all weights. This is an *embedding*.
+
+# %%
+table = rng.standard_normal((len(words), 3), dtype=np.float32)  # T: (R, D), D = 3
+by_product = one_hot @ table  # (N, R)(R, D) -> (N, D)
+looked_up, vjp_look_up = F.embedding(index, table)  # (N, D)
+
+assert np.array_equal(by_product, looked_up)  # equal to the last bit: x * 0 + ... + y * 1 rounds nothing
+print(f"the product and the look-up differ by {np.abs(by_product - looked_up).max()}")
+
+# %% [markdown]
+# In other words: an embedding is a fully connected layer without bias whose input is one-hot. `nn.Linear` stores its
+# weight as (outputs, inputs), the transposed table:
+
+# %%
+layer = nn.Linear(len(words), 3, bias=False, seed=0)
+layer.weight.data = table.T
+from_layer, back_layer = layer(one_hot)
+assert np.array_equal(from_layer, looked_up)
+print("a linear layer without bias gives the same vectors")
+
+# %% [markdown]
+# ## Backward: gradients collect in the rows
+#
+# If a row was looked up, the loss depends on it; if it was looked up twice, in two ways, and the two gradients are
+# added. From the product the same follows by rule: $dT = x^\top da$ ([derivation](../derivations/linear.md)). Row $r$
+# of $x^\top$ has a 1 wherever word $r$ stands, so it adds up those rows of $da$. Doing only these additions is called
+# *scatter-add*.
+#
+# We take whole numbers for $da$. Then no sum is rounded, and both must be equal exactly.
+
+# %%
+da = rng.integers(-9, 10, size=looked_up.shape).astype(np.float32)  # (N, D)
+dtable = vjp_look_up(da)  # (R, D)
+back_layer(da)
+
+assert np.array_equal(dtable, one_hot.T @ da)
+assert np.array_equal(dtable, layer.weight.grad.T)
+assert np.array_equal(dtable[3], da[2] + da[5])  # "sees" stands at places 2 and 5
+print("gradient of the table, by word:")
+for word, row in zip(words, dtable):
+    print(f"  {word:5s} {row}")
+
+# %% [markdown]
+# The order of additions is free, so with other numbers the two may differ by rounding, in the last digits, and by no
+# more:
+
+# %%
+many = rng.integers(len(words), size=1000)
+da = rng.standard_normal((1000, 3), dtype=np.float32)
+dtable = F.embedding(many, table)[1](da)
+difference = np.abs(dtable - np.eye(len(words), dtype=np.float32)[many].T @ da).max()
+print(f"1,000 look-ups: the gradients differ by at most {difference:.1e}, their size is {np.abs(dtable).max():.0f}")
+assert difference < 1e-4
+
+# %% [markdown]
+# There is a famous way to get it wrong. In NumPy `dtable[index] += da` looks right, but it writes each row once,
+# however often the row stands in `index`: all but one of its gradients are lost, so the frequent words suffer most.
+
+# %%
+wrong = np.zeros_like(table)
+wrong[many] += da
+right = np.zeros_like(table)
+np.add.at(right, many, da)  # this one adds again and again
+print(f"with `+=` there is an error of {np.abs(wrong - dtable).max():.0f}, with `np.add.at` of at most 1e-4")
+assert np.abs(right - dtable).max() < 1e-4 < np.abs(wrong - dtable).max()
+
+# %% [markdown]
+# And the proof by the library's own checks, with a table in which one row is used twice and one not at all:
+
+# %%
+indices = np.array([[0, 2], [2, 3]])
+wide_table = rng.standard_normal((4, 3))
+error = minivit.check_vjp(lambda table: F.embedding(indices, table), wide_table)
+element = minivit.check_complex_step(lambda table: F.embedding(indices, table), wide_table)
+print(f"error along a random direction {error:.1e}, of the worst element {element:.1e}")
+
+# %% [markdown]
+# ## What each of them costs
+#
+# The product takes $R \cdot D$ multiplications for each word, the look-up none: it copies $D$ numbers. With a
+# vocabulary of 30,000 words, 29,999 of every 30,000 multiplications are with 0. Measure how the time grows with the
+# vocabulary, for 256 words and $D = 64$, forward and backward:
+
+# %%
+sizes = [100, 1000] if SHORT else [100, 300, 1000, 3000, 10000]
+N, D = 256, 64
+
+
+def milliseconds(run, *args):
+    """The fastest of five."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        run(*args)
+        times.append(time.perf_counter() - begin)
+    return 1e3 * min(times)
+
+
+def product(one_hot, table, da):
+    a, vjp = F.linear(one_hot, table.T)
+    return a, vjp(da)[1]
+
+
+def look_up(index, table, da):
+    a, vjp = F.embedding(index, table)
+    return a, vjp(da)
+
+
+spent = {"product with one-hot": [], "look-up and scatter-add": []}
+for R in sizes:
+    index, table = rng.integers(R, size=N), rng.standard_normal((R, D), dtype=np.float32)
+    one_hot, da = np.zeros((N, R), np.float32), rng.standard_normal((N, D), dtype=np.float32)
+    one_hot[np.arange(N), index] = 1
+    by_product, by_look_up = milliseconds(product, one_hot, table, da), milliseconds(look_up, index, table, da)
+    spent["product with one-hot"].append(by_product)
+    spent["look-up and scatter-add"].append(by_look_up)
+    size = one_hot.nbytes / 1e6
+    print(f"R = {R:6,}: product {by_product:7.3f} ms, look-up {by_look_up:6.3f} ms; one-hot vectors {size:4.1f} MB")
+
+assert spent["look-up and scatter-add"][-1] < spent["product with one-hot"][-1]
+
+# %%
+figure, axes = figures.new(width=7.0, height=3.2)
+for name, values in spent.items():
+    axes.plot(sizes, values, label=name)
+axes.set(xscale="log", yscale="log", xlabel="words in the vocabulary R", ylabel="forward and backward (ms)")
+axes.set_xticks(sizes, [f"{R:,}" for R in sizes])
+axes.yaxis.set_major_formatter("{x:g}")
+axes.minorticks_off()
+axes.legend()
+figures.show(
+    figure,
+    "02_cost",
+    alt="Time against the size of the vocabulary, both logarithmic: the product grows in proportion to it, the look-up "
+    "is faster everywhere and grows less.",
+)
+
+# %% [markdown]
+# The look-up grows a little as well: its gradient has $R$ rows, most of them 0, and they have to be written.
+#
+# ## What the rows come to mean
+#
+# Nothing is put into the table by hand. The rows become what helps. Here is a small world: a friend tells you in which
+# month his birthday is, but he may be wrong by one. The network gets the number of the month that he said, and has to
+# name the true one. It has only two numbers for each month, and a linear map from them to twelve scores.
+
+# %%
+months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+
+def trained_table(seed, steps):
+    rng = np.random.default_rng(seed)
+    table, head = nn.Embedding(12, 2, seed=rng), nn.Linear(2, 12, seed=rng)
+    params = {f"table.{k}": p for k, p in table.parameters().items()} | head.parameters()
+    opt = optim.AdamW(params, lr=0.02, weight_decay=0.0)
+    for _ in range(steps):
+        said = rng.integers(12, size=128)
+        true = (said + rng.choice([-1, 0, 1], size=128)) % 12
+        vectors, back_table = table(said)  # (128, 2)
+        scores, back_head = head(vectors)  # (128, 12)
+        loss, back_loss = F.softmax_cross_entropy(scores, true)
+        opt.zero_grad()
+        back_table(back_head(back_loss()))
+        opt.step()
+    return table.weight.data, float(loss)
+
+
+rows, loss = trained_table(seed=0, steps=600 if SHORT else 1500)
+unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+similarity = unit @ unit.T  # (12, 12): 1 for the same direction, -1 for opposite ones
+near = np.mean([similarity[m, (m + 1) % 12] for m in range(12)])
+far = np.mean([similarity[m, (m + 6) % 12] for m in range(12)])
+print(f"loss {loss:.2f} (guessing: {np.log(12):.2f}, the best possible: {np.log(3):.2f})")
+print(f"similarity of neighbours {near:.2f}, of opposite months {far:.2f}")
+assert near > 0.5 and far < -0.5
+
+# %%
+figure, axes = figures.new(width=4.6, height=4.4)
+ring = np.append(np.arange(12), 0)
+axes.plot(*rows[ring].T, color=figures.QUIET, lw=0.8, ls="-", marker="o")
+for name, (across, up) in zip(months, rows + 0.9 * unit):  # outside of its point
+    axes.text(across, up, name, ha="center", va="center")
+axes.set(xlabel="first number of the row", ylabel="second number of the row", aspect="equal")
+axes.margins(0.15)
+figures.show(
+    figure,
+    "02_months",
+    alt="The twelve rows of the learned table as points in a plane: going round, they follow in the order of the year.",
+)
+
+# %% [markdown]
+# Going round the middle, the months stand in the order of the year, though nobody told the network that they have one:
+# rows that are used alike come to point the same way. [Page 5](05_order.py) shows the same for the places of an image.
+#
+# ## And in a Vision Transformer?
+#
+# A ViT meets both forms. The *places* of its patches are numbers from a fixed set, so each has a learned row in a
+# table, `pos_embed`. All places are used in every image, so the look-up takes the whole table, and its gradient is the
+# sum over the images. The *patches* are no fixed set: no two pieces of a photograph are equal. There is no table to
+# look into, and a linear map of the patch's pixels takes its place, $a = x W$ with an $x$ that is not one-hot:
+
+# %%
+vit = minivit.create_model("vit_base_patch16_224")
+params = vit.parameters()
+print("pos_embed", params["pos_embed"].shape, "- a row for the class token and for each of 14 x 14 places")
+print(
+    "patch_embed.proj.weight", params["patch_embed.proj.weight"].shape, "- 16 x 16 pixels of 3 colours -> 768 numbers"
+)
+assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
+
+# %% [markdown]
+# ## What you have seen
+#
+# - An embedding is a linear map of a one-hot vector. The product and the look-up give the same, bit for bit.
+# - Its gradient is a scatter-add: rows that were looked up several times collect several gradients.
+# - The product costs $R$ times as many multiplications as the look-up copies numbers, so one computes the look-up.
+# - The rows learn what they are used for: neighbours in the year became neighbours in the plane.
+#
+# ## Try it
+#
+# 1. Train the months with `dtable[index] += da` instead of scatter-add. How much worse is the loss?
+# 2. Give the months one number each instead of two. Why can the ring not be drawn on a line?
+# 3. Let the friend be wrong by exactly one, never right. Which months become alike now, and why not the neighbours?
+#
+# Next: [3. Self-attention by hand](03_self_attention.py)

@@ -1,0 +1,306 @@
+# %% [markdown]
+# # 3. Self-attention by hand
+#
+# On this page four words look at each other. You will compute attention number by number, then as products of matrices,
+# find out why scores are divided by $\sqrt d$, and write the backward pass and prove it.
+#
+# **Words used here.** A *token* is a vector that stands for something: a word, or a piece of an image
+# ([embedding](02_embedding.py)). Vectors are rows; `x` of shape (N, D) holds N tokens of D numbers. `dname` is
+# dLoss/dname, and `y, back = layer(x)` is the rule of the house ([page 1](01_from_rnn_to_attention.py)).
+
+# %%
+import os
+
+import numpy as np
+
+import minivit
+from minivit import functional as F
+from minivit import nn
+from minivit.explain import figures
+from minivit.protocol import once
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+np.set_printoptions(precision=2, suppress=True)
+
+# %% [markdown]
+# ## A question, a label, a content
+#
+# Attention lets each token collect from all the others what it needs. For that, each token $x$ is mapped three times,
+# with three matrices of weights:
+#
+# - the **query** $q = x W_q$: what am I looking for?
+# - the **key** $k = x W_k$: what can I be found by?
+# - the **value** $v = x W_v$: what do I hand over to whoever has found me?
+#
+# A query fits a key if their product $q \cdot k = \sum_c q_c k_c$ is large. In a real network the three matrices are
+# learned. Here we choose them, so that one can see what happens. The tokens have one number for each kind of word:
+
+# %%
+words = ["the", "cat", "sleeps", "it"]
+x = np.array(
+    [
+        [1.0, 0, 0, 0],  # article
+        [0, 1.0, 0, 0],  # noun
+        [0, 0, 1.0, 0],  # verb
+        [0, 0, 0, 1.0],  # pronoun
+    ]
+)  # (N, D) = (4, 4)
+
+# columns of queries and keys: [noun, verb]
+w_q = np.array([[4.0, 0], [0, 4.0], [4.0, 0], [4.0, 0]])  # article, verb and pronoun seek a noun, the noun a verb
+w_k = np.array([[0, 0], [1.0, 0], [0, 1.0], [0, 0]])  # the noun can be found as a noun, the verb as a verb
+w_v = np.eye(4)  # all hand over what they are
+
+q, k, v = x @ w_q, x @ w_k, x @ w_v  # (N, d), (N, d), (N, 4), with d = 2
+for word, query, key in zip(words, q, k):
+    print(f"{word:7s} asks {query} and is found by {key}")
+
+# %% [markdown]
+# ## Number by number
+#
+# For the token `n` that asks, four steps:
+#
+# 1. Its *scores*: $s_m = q_n \cdot k_m / \sqrt d$, one for each token $m$. The $\sqrt d$ is explained below.
+# 2. $e^{s_m}$ makes them positive.
+# 3. Divided by their sum they are *weights*: $a_m = e^{s_m} / \sum_l e^{s_l}$. Steps 2 and 3 together are called
+#    *softmax* ([derivation](../derivations/softmax.md)).
+# 4. The result is the mean of the values in these weights: $b_n = \sum_m a_m v_m$.
+
+# %%
+N, d = q.shape
+weights, b = np.zeros((N, N)), np.zeros_like(v)
+for n in range(N):
+    scores = [sum(q[n, c] * k[m, c] for c in range(d)) / d**0.5 for m in range(N)]
+    positive = [np.exp(score) for score in scores]
+    for m in range(N):
+        weights[n, m] = positive[m] / sum(positive)
+        b[n] += weights[n, m] * v[m]
+
+for word, row in zip(words, weights):
+    print(f"{word:7s} looks at " + ", ".join(f"{other} {weight:4.0%}" for other, weight in zip(words, row)))
+
+# %% [markdown]
+# Weights are positive and sum to 1, so each $b_n$ lies between the values: nothing can come out that is larger than the
+# largest value or smaller than the smallest.
+
+# %%
+assert np.allclose(weights.sum(axis=1), 1)
+assert (b <= v.max(axis=0)).all() and (b >= v.min(axis=0)).all()
+assert weights[3].argmax() == 1  # "it" has found "cat"
+print("what the token 'it' has collected:", b[3], "- mostly the noun")
+
+# %%
+figure, axes = figures.new(width=4.6, height=3.8)
+image = axes.imshow(weights, cmap=figures.HEAT, vmin=0, vmax=1)
+for n in range(N):
+    for m in range(N):
+        colour = "white" if weights[n, m] < 0.5 else "black"
+        axes.text(m, n, f"{weights[n, m]:.2f}", ha="center", va="center", color=colour)
+axes.set_xticks(range(N), words)
+axes.set_yticks(range(N), words)
+axes.set(xlabel="is looked at", ylabel="asks")
+figure.colorbar(image, ax=axes, label="weight")
+figures.show(
+    figure,
+    "03_weights",
+    alt="Four by four weights: the words the, sleeps and it give most of theirs to cat, and cat gives most to sleeps.",
+)
+
+# %% [markdown]
+# ## All at once
+#
+# No row waits for another, so the loops are products of matrices. One product holds all scores, one all weighted sums:
+#
+# $$
+# S = \frac{Q K^\top}{\sqrt d}\;(N, N), \qquad A = \operatorname{softmax}(S)\;(N, N), \qquad B = A V\;(N, D) .
+# $$
+#
+# That is what makes attention quick, compared with a network that goes word by word.
+
+# %%
+scores = q @ k.T / d**0.5  # (N, d)(d, N) -> (N, N)
+positive = np.exp(scores)
+all_weights = positive / positive.sum(axis=1, keepdims=True)  # each row by its own sum
+all_b = all_weights @ v  # (N, N)(N, D) -> (N, D)
+
+from_library, _ = F.scaled_dot_product_attention(q, k, v)
+assert np.allclose(all_weights, weights, rtol=1e-12) and np.allclose(all_b, b, rtol=1e-12)
+assert np.allclose(from_library, b, rtol=1e-12)
+print(
+    f"loops and products differ by {np.abs(all_b - b).max():.0e}, the library by {np.abs(from_library - b).max():.0e}"
+)
+
+# %% [markdown]
+# The library does the same with three differences: it takes batches and heads as further axes in front, it divides by
+# the sum at the end instead of at the weights (fewer numbers), and it keeps $e^s$ from overflowing.
+#
+# ## Why the square root of $d$
+#
+# Take queries and keys whose numbers are independent with mean 0 and variance 1. The score is a sum of $d$ products.
+# Each product has variance 1, so the sum has variance $d$ and the typical score is $\sqrt d$: the longer the vectors,
+# the larger the scores. Divided by $\sqrt d$, they have variance 1 for each $d$.
+#
+# Why should large scores be bad? Because softmax then gives nearly all weight to one token. And where a weight is
+# nearly 0 or nearly 1, it hardly moves when its score moves: its derivative is $a_m (1 - a_m)$. Here all three are
+# measured, with one query and 64 keys, over many draws:
+
+# %%
+widths = [1, 4, 16, 64, 256, 1024]
+draws, keys = (100 if SHORT else 500), 64
+rng = np.random.default_rng(0)
+measured = {"without": [], "with": []}
+for width in widths:
+    query, key = rng.standard_normal((draws, 1, width)), rng.standard_normal((draws, keys, width))
+    products = (query @ key.swapaxes(1, 2))[:, 0]  # (draws, keys)
+    for name, scale in (("without", 1.0), ("with", width**-0.5)):
+        s = products * scale
+        shares, vjp = F.softmax(s)  # each row sums to 1
+        dshares = rng.standard_normal(shares.shape)  # a gradient as it could come from later in the network
+        ds = vjp(dshares)
+        size = np.sqrt((ds**2).sum(axis=1)).mean()
+        measured[name].append((s.std(), shares.max(axis=1).mean(), size))
+
+print("        score's deviation    largest weight       size of the gradient")
+print("   d    without     with     without     with     without     with")
+for width, a, c in zip(widths, measured["without"], measured["with"]):
+    print(f"{width:4d}   {a[0]:7.2f}  {c[0]:7.2f}   {a[1]:9.2f}  {c[1]:7.2f}   {a[2]:9.3f}  {c[2]:7.3f}")
+
+without, scaled = np.array(measured["without"]), np.array(measured["with"])
+assert np.allclose(without[:, 0], np.sqrt(widths), rtol=0.1)  # the deviation is the square root of d
+assert np.allclose(scaled[1:, 0], 1, rtol=0.1)
+assert without[-1, 1] > 0.9 and scaled[-1, 1] < 0.3  # one token gets everything, or many have a share
+assert without[-1, 2] < 0.5 * scaled[-1, 2]
+
+# %%
+figure, panels = figures.new(1, 3, width=9.5, height=3.2)
+titles = ("standard deviation of a score", "largest of 64 weights", "size of the scores' gradient")
+for panel, title, column in zip(panels, titles, range(3)):
+    panel.plot(widths, without[:, column], label="q·k")
+    panel.plot(widths, scaled[:, column], label="q·k / √d")
+    panel.set(xscale="log", title=title, xlabel="d, numbers in a query", ylim=(0, None))
+    panel.set_xticks(widths, [str(width) for width in widths])
+    panel.minorticks_off()
+panels[0].legend()
+figures.show(
+    figure,
+    "03_scale",
+    alt="Three measurements against d. Without the square root the scores grow, the largest weight goes to 1 and the "
+    "gradient falls from d = 16 on; with it all three are level.",
+)
+
+# %% [markdown]
+# Without the division the gradient first grows a little, as some tokens stand out, and then falls. At $d = 64$, the
+# usual size, one token has four fifths of the weight before anything is learned, and beyond that the gradient is being
+# lost. With the division nothing depends on $d$, which is the point: the width of a network can be chosen freely.
+#
+# With trained weights, queries and keys are not independent any more, and scores do become large where the network
+# wants them to. The division makes a good *start*: at first, all tokens have a share and all have a gradient.
+#
+# ## The backward pass
+#
+# Three links: scores, softmax, weighted sum. Backward they come in the other order; the long way is in the
+# [derivation](../derivations/attention.md).
+#
+# - $B = A V$ is a product, so $dA = dB\,V^\top$ and $dV = A^\top dB$.
+# - Softmax, in each row: a larger score takes weight from all others, so
+#   $dS_m = A_m\,(dA_m - \sum_l A_l\, dA_l)$.
+# - $S = Q K^\top / \sqrt d$ is a product again: $dQ = dS\,K / \sqrt d$ and $dK = dS^\top Q / \sqrt d$.
+
+
+# %%
+def attention(q, k, v):
+    """q (N, d), k (M, d), v (M, D) -> (N, D), and the way back."""
+    scale = q.shape[1] ** -0.5
+    scores = q @ k.T * scale  # (N, M)
+    positive = np.exp(scores - scores.real.max())  # a common factor changes no weight, but keeps exp from overflowing
+    weights = positive / positive.sum(axis=1, keepdims=True)
+
+    @once
+    def back(db):
+        dweights = db @ v.T  # (N, M)
+        dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True))
+        return dscores @ k * scale, dscores.T @ q * scale, weights.T @ db  # dq, dk, dv
+
+    return weights @ v, back
+
+
+rng = np.random.default_rng(1)
+q, k, v = rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+print(f"error along random directions {minivit.check_vjp(attention, q, k, v):.1e} (allowed 1e-6)")
+print(f"error of the worst element    {minivit.check_complex_step(attention, q, k, v):.1e} (allowed 1e-12)")
+
+db = rng.standard_normal((4, 2))
+mine, library = attention(q, k, v)[1](db), F.scaled_dot_product_attention(q, k, v)[1](db)
+for name, a, c in zip(("dq", "dk", "dv"), mine, library):
+    assert np.allclose(a, c, rtol=1e-10, atol=1e-13)
+    print(f"{name}: by hand and from the library differ by {np.abs(a - c).max():.0e}")
+
+# %% [markdown]
+# ## From $x$ to $b$, and back
+#
+# It is called *self*-attention because queries, keys and values all come from the same tokens. So the gradient comes
+# back to $x$ on three ways, and they are added:
+#
+# $$
+# dx = dQ\,W_q^\top + dK\,W_k^\top + dV\,W_v^\top, \qquad dW_q = x^\top dQ, \quad dW_k = x^\top dK, \quad
+# dW_v = x^\top dV .
+# $$
+
+
+# %%
+def self_attention(x, w_q, w_k, w_v):
+    """x (N, D), three weights (D, d) -> (N, d), and the way back."""
+    b, back_attention = attention(x @ w_q, x @ w_k, x @ w_v)
+
+    @once
+    def back(db):
+        dq, dk, dv = back_attention(db)
+        dx = dq @ w_q.T + dk @ w_k.T + dv @ w_v.T
+        return dx, x.T @ dq, x.T @ dk, x.T @ dv
+
+    return b, back
+
+
+D = 4
+x, w_q, w_k, w_v = rng.standard_normal((5, D)), *rng.standard_normal((3, D, D))
+print(f"error along random directions {minivit.check_vjp(self_attention, x, w_q, w_k, w_v):.1e}")
+print(f"error of the worst element    {minivit.check_complex_step(self_attention, x, w_q, w_k, w_v):.1e}")
+
+# %% [markdown]
+# The layer of the library is the same with two additions: its three weights lie below one another in one matrix `qkv`,
+# so that one product makes all three, and an output map `proj` follows. With `proj` as the identity and one head, our
+# function and the layer must agree, and so must the gradients:
+
+# %%
+layer = nn.Attention(D, num_heads=1, qkv_bias=False, dtype="float64")
+layer.qkv.weight.data = np.concatenate((w_q, w_k, w_v), axis=1).T  # (3D, D): stored as (outputs, inputs)
+layer.proj.weight.data = np.eye(D)
+
+b, back = self_attention(x, w_q, w_k, w_v)
+y, back_layer = layer(x[None])  # a batch of one, (1, N, D)
+db = rng.standard_normal(b.shape)
+dx, dw_q, dw_k, dw_v = back(db)
+dx_layer = back_layer(db[None])
+
+assert np.allclose(y[0], b, rtol=1e-10, atol=1e-13)
+assert np.allclose(dx_layer[0], dx, rtol=1e-10, atol=1e-12)
+assert np.allclose(layer.qkv.weight.grad.T, np.concatenate((dw_q, dw_k, dw_v), axis=1), rtol=1e-10, atol=1e-12)
+print(f"nn.Attention: outputs differ by {np.abs(y[0] - b).max():.0e}, dx by {np.abs(dx_layer[0] - dx).max():.0e}")
+
+# %% [markdown]
+# ## What you have seen
+#
+# - Each token asks with its query, is found by its key, and hands over its value.
+# - Weights are a softmax of $q \cdot k / \sqrt d$; the result $b$ is the mean of the values in these weights.
+# - All of it is three products and one softmax for all tokens at once.
+# - Without $\sqrt d$ the scores grow with the width: one token takes all the weight, and for large $d$ the gradient
+#   shrinks.
+# - The backward pass is five lines, and it is proven.
+#
+# ## Try it
+#
+# 1. Change `w_q` so that "cat" looks at "the", and check the picture.
+# 2. Leave out `- (weights * dweights).sum(...)` in `back`. What does `check_vjp` say?
+# 3. Divide by $d$ instead of $\sqrt d$. How does the largest weight go with $d$, and what is bad about that?
+#
+# Next: [4. Many heads](04_many_heads.py)

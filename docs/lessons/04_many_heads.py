@@ -1,0 +1,354 @@
+# %% [markdown]
+# # 4. Many heads
+#
+# Real attention layers have several *heads*: small attentions side by side, each with its own questions. This page
+# shows a task that is hard for one head and easy for two, builds a layer of many heads in both known ways, and measures
+# what heads cost.
+#
+# **Words used here.** [Page 3](03_self_attention.py) explains queries, keys, values and weights. Alphabet: B sequences,
+# N tokens, D channels (numbers in a token), H heads, $d = D / H$ channels of one head.
+
+# %%
+import os
+import time
+
+import numpy as np
+
+import minivit
+from minivit import functional as F
+from minivit import nn, optim
+from minivit.explain import figures
+from minivit.nn import Param
+from minivit.protocol import once
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## What is hard for one head
+#
+# A head gives each token one row of weights, which sum to 1, and hands over one mean of the values. If a token needs
+# two things, one head can only hand over their mixture, and the sum of two values does not say which was which.
+#
+# Here is such a task. A row of eight symbols, each one of sixteen; the last token has to name the symbol at place 1
+# *and* the one at place 5. The network: a vector for each symbol plus a learned one for each place, one layer of
+# attention, and a linear map to two times sixteen scores. The layer has one head or two, and the same number of
+# parameters in both cases.
+
+# %%
+SYMBOLS, LENGTH, DIM = 16, 8, 32
+ASKED = (1, 5)
+
+
+class Recall(nn.Layer):
+    """Symbols (B, N), integers -> scores (B, 2, 16): for the symbols at two places, read at the last token."""
+
+    def __init__(self, heads, seed):
+        rng = np.random.default_rng(seed)
+        self.embed = nn.Embedding(SYMBOLS, DIM, seed=rng)
+        self.positions = Param(rng.standard_normal((LENGTH, DIM)).astype(np.float32))
+        self.attention = nn.Attention(DIM, heads, seed=rng)
+        self.head = nn.Linear(DIM, 2 * SYMBOLS, seed=rng)
+        for param in (self.embed.weight, self.attention.qkv.weight, self.attention.proj.weight):
+            param.data = rng.standard_normal(param.shape) * (1 if param is self.embed.weight else DIM**-0.5)
+
+    def check_dtype(self, x):
+        """Symbols are integers, and that is fine."""
+
+    def forward(self, x, rng=None):
+        vectors, back_embed = self.embed(x)  # (B, N, D)
+        y, back_attention = self.attention(vectors + self.positions.data)
+        scores, back_head = self.head(y[:, -1])  # (B, 32)
+
+        @once
+        def back(dscores):
+            dy = np.zeros_like(y)
+            dy[:, -1] = back_head(dscores.reshape(scores.shape))
+            dvectors = back_attention(dy)
+            self.positions.accumulate(dvectors.sum(axis=0))
+            back_embed(dvectors)
+
+        return scores.reshape(-1, 2, SYMBOLS), back
+
+
+def trained(heads, seed, steps):
+    """The model, and how often it named both symbols of sequences that it had not seen."""
+    model, rng = Recall(heads, seed), np.random.default_rng(seed)
+    opt = optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(steps):
+        symbols = rng.integers(SYMBOLS, size=(64, LENGTH))
+        scores, back = model(symbols)
+        loss, back_loss = F.softmax_cross_entropy(scores.reshape(-1, SYMBOLS), symbols[:, ASKED].reshape(-1))
+        opt.zero_grad()
+        back(back_loss().reshape(scores.shape))
+        opt.step()
+    symbols = np.random.default_rng(1000 + seed).integers(SYMBOLS, size=(1000, LENGTH))
+    right = model(symbols)[0].argmax(axis=2) == symbols[:, ASKED]  # (1000, 2)
+    return model, right.all(axis=1).mean()
+
+
+seeds = [1] if SHORT else [0, 1, 2]
+models = {heads: [trained(heads, seed, 400) for seed in seeds] for heads in (1, 2)}
+for heads, results in models.items():
+    count = optim.parameter_count(results[0][0].parameters())
+    print(f"{heads} head(s), {count:,} parameters: both right in {', '.join(f'{right:.0%}' for _, right in results)}")
+
+assert max(right for _, right in models[1]) < 0.95
+assert min(right for _, right in models[2]) > 0.97
+
+# %% [markdown]
+# Each number is one seed. One head often gets further than a plain mean would let it: it can learn to give a place more
+# or less weight depending on the symbol there, and the proportions of the mixture then carry some of the answer. That
+# is a clever code, hard to find and not complete. Two heads have nothing to encode.
+#
+# What do the heads look at? Their weights can be computed again from the layer's parameters. Each picture shows the
+# last token's weights for seed 1, as a mean over 200 sequences.
+
+
+# %%
+def weights_of_last(model, symbols):
+    """How much of its weight the last token gives to each place, for each head: (H, N), mean over sequences."""
+    attention = model.attention
+    vectors, _ = model.embed(symbols)
+    qkv, _ = attention.qkv(vectors + model.positions.data)  # (B, N, 3D)
+    (q, k, _), _ = F.split_qkv(qkv, attention.num_heads)  # each (B, H, N, d)
+    weights, _ = F.softmax(q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5)  # (B, H, N, N)
+    return weights[:, :, -1].mean(axis=0)
+
+
+symbols, shown = rng.integers(SYMBOLS, size=(200, LENGTH)), seeds.index(1)
+rows = [("one head", weights_of_last(models[1][shown][0], symbols)[0])]
+rows += [(f"two heads: head {h + 1}", row) for h, row in enumerate(weights_of_last(models[2][shown][0], symbols))]
+
+figure, panels = figures.new(1, 3, width=9.0, height=2.6, sharey=True)
+for panel, (title, row) in zip(panels, rows):
+    panel.bar(range(LENGTH), row, color=[figures.COLOURS[place in ASKED] for place in range(LENGTH)])
+    panel.set(title=title, xlabel="place", ylim=(0, 1))
+    panel.set_xticks(range(LENGTH))
+panels[0].set_ylabel("weight of the last token")
+figures.show(
+    figure,
+    "04_heads",
+    alt="Bars of the last token's weights for eight places. One head divides its weight between places 1 and 5; of two "
+    "heads each gives nearly all to one of the two.",
+)
+
+by_head = np.array([row for _, row in rows[1:]])[:, ASKED]  # (2 heads, 2 places)
+assert by_head.sum(axis=1).min() > 0.9, "no weight is wasted on the other places"
+assert by_head.max(axis=0).min() > 0.5, "for each place there is a head that mostly looks there"
+
+# %% [markdown]
+# With two heads each has taken one place, and nobody told them to share the work. It need not be so clean: with seed 2
+# both heads look at both places, in proportions that change with the symbols, and together they carry the answer just
+# as well.
+#
+# ## Two ways to make heads
+#
+# The projections give $q$, $k$ and $v$ for each token, with D channels. How do they become H heads of $d = D / H$
+# channels? Two ways are taught:
+#
+# 1. **Even split.** The first $d$ channels belong to the first head, the next $d$ to the second, and so on. Nothing is
+#    computed. Every published model does this.
+# 2. **A linear map for each head.** Head $h$ takes all D channels and has three matrices of its own, $(D, d)$:
+#    $q_h = q\, M^q_h$, likewise $k_h$ and $v_h$.
+#
+# First the even split, one head after the other, compared with the layer, which does all in one product:
+
+# %%
+B, N, D, H = 2, 6, 12, 3
+d = D // H
+x = rng.standard_normal((B, N, D))
+split = nn.Attention(D, H, dtype="float64", seed=1)
+
+qkv, _ = split.qkv(x)  # (B, N, 3D)
+q, k, v = np.split(qkv, 3, axis=2)  # each (B, N, D)
+outputs = []
+for h in range(H):
+    mine = slice(h * d, (h + 1) * d)  # the channels of this head
+    seen, _ = F.scaled_dot_product_attention(q[:, :, mine], k[:, :, mine], v[:, :, mine])  # (B, N, d)
+    outputs.append(seen)
+joined = np.concatenate(outputs, axis=2)  # (B, N, D): the heads side by side again
+by_heads, _ = split.proj(joined)  # Wo mixes them
+
+y, _ = split(x)
+print(f"head by head and all at once differ by {np.abs(by_heads - y).max():.0e}")
+assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
+
+# %% [markdown]
+# Then the linear maps. `head_maps` holds them all, (3, H, D, d):
+
+# %%
+linear = nn.Attention(D, H, heads="linear", dtype="float64", seed=2)
+maps = linear.head_maps.data
+qkv, _ = linear.qkv(x)
+q, k, v = np.split(qkv, 3, axis=2)
+outputs = []
+for h in range(H):
+    seen, _ = F.scaled_dot_product_attention(q @ maps[0, h], k @ maps[1, h], v @ maps[2, h])  # (B, N, d)
+    outputs.append(seen)
+by_heads, _ = linear.proj(np.concatenate(outputs, axis=2))
+
+y, _ = linear(x)
+print(f"with linear maps: head by head and all at once differ by {np.abs(by_heads - y).max():.0e}")
+assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
+print(f"proven: split {minivit.check_complex_step(split, x):.0e}, linear {minivit.check_complex_step(linear, x):.0e}")
+
+# %% [markdown]
+# The even split is a special case: with maps that pick out channels, the second way is the first.
+#
+# And the other way round? A linear map of a linear map is a linear map: $x W_q M_h$ is $x$ times one matrix. So for
+# each layer with maps there is one with an even split that computes the same, whose rows are the maps times the
+# projection. The maps give the layer no function that it would not have without them; they only cost more.
+
+# %%
+same = nn.Attention(D, H, dtype="float64", seed=3)
+projections = linear.qkv.weight.data.reshape(3, D, D)  # (q | k | v, outputs, inputs)
+biases = linear.qkv.bias.data.reshape(3, 1, D)
+for param, values in (
+    (same.qkv.weight, [maps[part, h].T @ projections[part] for part in range(3) for h in range(H)]),  # each (d, D)
+    (same.qkv.bias, [(biases[part] @ maps[part, h])[0] for part in range(3) for h in range(H)]),
+    (same.proj.weight, [linear.proj.weight.data]),
+    (same.proj.bias, [linear.proj.bias.data]),
+):
+    param.data = np.concatenate(values)
+
+print(f"linear maps folded into an even split: difference {np.abs(same(x)[0] - y).max():.0e}")
+print(f"multiply-adds: split {split.macs(x.shape):,}, linear {linear.macs(x.shape):,}")
+assert np.allclose(same(x)[0], y, rtol=1e-9, atol=1e-12)
+assert split.macs(x.shape) < linear.macs(x.shape)
+
+# %% [markdown]
+# ## The heads come together: $W_o$
+#
+# Until now no head knows of the others. Their outputs are put side by side and multiplied with $W_o$, (D, D). Cut $W_o$
+# into the H pieces that meet the heads, and the product becomes a sum: each head adds its own contribution to every
+# channel.
+#
+# $$
+# [\,b_1 \; b_2 \; \cdots \; b_H\,]\, W_o = \sum_{h=1}^{H} b_h\, W_o^{(h)} .
+# $$
+
+# %%
+w_o = split.proj.weight.data.T  # (D, D): inputs, outputs
+parts = [joined[:, :, h * d : (h + 1) * d] @ w_o[h * d : (h + 1) * d] for h in range(H)]  # each (B, N, D)
+assert np.allclose(sum(parts), joined @ w_o, rtol=1e-10, atol=1e-13)
+print("side by side times Wo = sum over the heads: the same to rounding")
+
+# %% [markdown]
+# ## The picture of the grouped convolution
+#
+# A 1 x 1 convolution applies one matrix to the channels of each place, so it is a linear map of tokens. A *grouped* one
+# cuts the channels into groups and gives each a small matrix of its own: group $h$ sees only its own channels. Heads
+# are such groups: what happens to the channels of a head between the split and $W_o$ mixes no channels of other heads.
+#
+# Take a small map for each head, $(d, d)$, applied to its own channels. Written as one matrix, it has blocks along the
+# diagonal and zeros elsewhere:
+
+
+# %%
+def grouped_1x1(x, weights):
+    """x (B, N, D), one matrix (d, d) for each of H groups -> (B, N, D), and the way back."""
+    H, d, _ = weights.shape
+    groups = x.reshape(*x.shape[:2], H, d)  # (B, N, H, d)
+    y = np.einsum("bnhc,hce->bnhe", groups, weights)
+
+    @once
+    def back(dy):
+        dgroups = dy.reshape(groups.shape)
+        dx = np.einsum("bnhe,hce->bnhc", dgroups, weights).reshape(x.shape)
+        return dx, np.einsum("bnhc,bnhe->hce", groups, dgroups)
+
+    return y.reshape(x.shape), back
+
+
+small = rng.standard_normal((H, d, d))
+block_diagonal = np.zeros((D, D))
+for h in range(H):
+    block_diagonal[h * d : (h + 1) * d, h * d : (h + 1) * d] = small[h]
+
+assert np.allclose(grouped_1x1(x, small)[0], x @ block_diagonal)
+print(
+    f"proven: {minivit.check_vjp(grouped_1x1, x, small):.0e}, {minivit.check_complex_step(grouped_1x1, x, small):.0e}"
+)
+print(f"numbers to learn: grouped {small.size}, full {block_diagonal.size}: one in {H}")
+
+# %%
+figure, panels = figures.new(1, 2, width=8.0, height=3.6)
+limit = np.abs(block_diagonal).max()
+pictures = (
+    ("grouped: each head its own block", block_diagonal),
+    ("$W_o$: every head to every channel", w_o / w_o.std()),
+)
+for panel, (title, matrix) in zip(panels, pictures):
+    image = panel.imshow(matrix, cmap=figures.SIGNED, vmin=-limit, vmax=limit)
+    panel.set(title=title, xlabel="output channel", ylabel="input channel")
+    for edge in range(d, D, d):
+        panel.axhline(edge - 0.5, color=figures.QUIET, lw=0.8, marker="")
+        panel.axvline(edge - 0.5, color=figures.QUIET, lw=0.8, marker="")
+figure.colorbar(image, ax=panels, label="weight")
+figures.show(
+    figure,
+    "04_blocks",
+    alt="Two matrices of 12 by 12. The grouped one has three blocks of 4 by 4 along the diagonal and zeros elsewhere; "
+    "Wo is full.",
+)
+
+# %% [markdown]
+# ## What heads cost
+#
+# More heads are narrower heads. Scores of one head: $N^2 d$ multiply-adds; of all heads: $H N^2 d = N^2 D$, whatever H
+# is. The same holds for the weighted sums, and the projections do not know of heads. So the count of multiply-adds does
+# not change. What grows is the number of scores, $H N^2$: each wants its exponential, and they have to be kept for the
+# backward pass.
+
+# %%
+batch, tokens, width = 4, 197, 192  # a ViT-Ti at 224 pixels
+x = rng.standard_normal((batch, tokens, width), dtype=np.float32)
+counts = (1, 3, 12) if SHORT else (1, 2, 3, 6, 12, 24)
+layers = [nn.Attention(width, heads, seed=0) for heads in counts]
+runs = [[] for _ in counts]
+for _ in range(3 if SHORT else 10):  # in turns, so that a slow moment of the machine meets all of them
+    for layer, seconds in zip(layers, runs):
+        begin = time.perf_counter()
+        y, back = layer(x)
+        back(y)
+        seconds.append(time.perf_counter() - begin)
+times = [1e3 * min(seconds) for seconds in runs]  # ms, the fastest of each
+
+for heads, layer, spent in zip(counts, layers, times):
+    million, scores = layer.macs(x.shape) / 1e6, batch * heads * tokens**2 / 1e6
+    print(f"{heads:2d} heads: {million:.1f} million multiply-adds, {scores:4.2f} million scores, {spent:5.1f} ms")
+
+assert len({layer.macs(x.shape) for layer in layers}) == 1
+
+# %%
+figure, axes = figures.new(width=6.0, height=3.0)
+axes.plot(counts, times, label="forward and backward")
+axes.set(xlabel="heads", ylabel="time (ms)", ylim=(0, None))
+axes.set_xticks(counts)
+figures.show(
+    figure, "04_cost", alt="Time against the number of heads: it rises, although the multiply-adds stay the same."
+)
+
+# %% [markdown]
+# So heads are free in multiply-adds and not free in time. ViT-B/16 has 12 heads of 64 channels; 64 is a common size.
+# Pictures of what the heads of a real model look at are on the page about
+# [classifying an image](../classify_an_image.md).
+
+# %% [markdown]
+# ## What you have seen
+#
+# - One head hands over one mixture. Two heads, with the same number of parameters, learned what one did not in the same
+#   time.
+# - Heads by even split: cut the channels, attend, put side by side, mix with $W_o$. One by one or all at once is equal.
+# - Heads by linear maps compute nothing that an even split cannot, and cost more.
+# - Between split and $W_o$ heads are groups, as in a grouped 1 x 1 convolution: a block-diagonal matrix.
+# - Multiply-adds do not depend on the number of heads; the number of exponentials does.
+#
+# ## Try it
+#
+# 1. Ask for the symbols at three places. How many heads are needed?
+# 2. Give the model with one head twice the channels (`DIM = 64`). Does that help?
+# 3. Replace the layer in `Recall` by one with `heads="linear"` and one head. Does it help? Should it?
+#
+# Next: [5. Order](05_order.py)
