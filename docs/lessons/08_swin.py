@@ -527,4 +527,4 @@ print(f"shifted windows, every element: {minivit.check_complex_step(attention, r
 # 2. Merge in reading order: swap `x1` and `x2`. Which assertion fails? Would a model trained from nothing suffer?
 # 3. In `seen_by`, ask the output at a corner, `place=(0, 0)`. How many blocks does it need to see everything?
 #
-# Next: [10. Break it](10_break_it.py), where masks, shifts and other parts are switched off to see their worth.
+# Next: [9. Backpropagation](09_backpropagation.py), from the loss to one patch.
