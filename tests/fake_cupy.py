@@ -144,6 +144,7 @@ class ufunc:
             (out,) = out
         if out is not None:
             options["out"] = _memory(out)
+            _refuse_overlap(out._host)
         operands = [_operand(x) for x in args]
         with _device_rules():
             result = self._host(*operands, **options)
@@ -229,6 +230,16 @@ def _refuse_wrapping(indices: Any, size: int) -> None:
 def _refuse_duplicates(positions: np.ndarray) -> None:
     if np.unique(positions).size != positions.size:
         raise FakeDeviceError("duplicate indices in an assignment: CuPy leaves the result undefined; use add.at")
+
+
+def _refuse_overlap(target: np.ndarray) -> None:
+    if target.flags.forc:
+        return
+    offsets = np.zeros((), np.int64)
+    for length, stride in zip(target.shape, target.strides):
+        offsets = np.add.outer(offsets, stride * np.arange(length))
+    if np.unique(offsets).size != target.size:
+        raise FakeDeviceError("a write through a view whose elements overlap: on a GPU its threads race")
 
 
 class Flags:
@@ -424,6 +435,8 @@ class ndarray:
             _synchronise()
         if integers:
             _refuse_duplicates(np.arange(self.size).reshape(self.shape)[items])
+        elif not masks:
+            _refuse_overlap(self._host[items if any(item is Ellipsis for item in items) else (*items, Ellipsis)])
         with _device_rules():
             self._host[items] = values
 
@@ -728,6 +741,7 @@ def put_along_axis(arr: ndarray, indices: ndarray, values: Any, axis: int) -> No
 def copyto(dst: ndarray, src: Any, casting: str = "same_kind", where: Any = None) -> None:
     """Writes into an array, where a mask allows it."""
     target, source = _memory(dst), _operand(src)
+    _refuse_overlap(target)
     with _device_rules():
         np.copyto(target, source, casting, True if where is None else _memory(where))
 
@@ -751,6 +765,20 @@ def einsum(*operands: Any, **kwargs: Any) -> ndarray:
     hosts = [_memory(x) for x in operands[1:]]
     with _device_rules():
         return _wrap(np.einsum(operands[0], *hosts, **kwargs), *operands[1:])
+
+
+def as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
+    """A view of any shape and strides; CuPy checks neither, here one that leaves the memory of x is refused."""
+    host = _memory(x)
+    shape = host.shape if shape is None else _plain(tuple(shape))
+    strides = host.strides if strides is None else _plain(tuple(strides))
+    reach = [(length - 1) * stride for length, stride in zip(shape, strides)]
+    start = host.__array_interface__["data"][0]
+    first, last = start + sum(min(r, 0) for r in reach), start + sum(max(r, 0) for r in reach) + host.itemsize
+    low, high = (np if _OLD_NUMPY else np.lib.array_utils).byte_bounds(host)
+    if 0 not in shape and not low <= first <= last <= high:
+        raise FakeDeviceError(f"shape {shape} with strides {strides} leaves the memory of an array {host.shape}")
+    return _new(np.lib.stride_tricks.as_strided(host, shape, strides))  # CuPy's view has no base either
 
 
 def meshgrid(*xi: ndarray, indexing: str = "xy", sparse: bool = False, copy: bool = True) -> Any:
@@ -1077,6 +1105,8 @@ def make_modules() -> dict[str, types.ModuleType]:
             "cupy",
             "cupy.cuda",
             "cupy.cuda.runtime",
+            "cupy.lib",
+            "cupy.lib.stride_tricks",
             "cupy.linalg",
             "cupy.random",
             "cupyx",
@@ -1095,6 +1125,7 @@ def make_modules() -> dict[str, types.ModuleType]:
 
     vars(cupy).update(ndarray=ndarray, ufunc=ufunc, get_array_module=get_array_module, __version__="14.2.0")
     vars(modules["cupy.linalg"]).update(norm=_function("linalg.norm", 1, "ord axis keepdims", np.linalg.norm))
+    vars(modules["cupy.lib.stride_tricks"]).update(as_strided=as_strided)
     vars(modules["cupy.random"]).update(default_rng=Generator, Generator=Generator)
     vars(modules["cupy.cuda"]).update(
         is_available=lambda: True, Device=Device, Stream=Stream, get_current_stream=Stream

@@ -129,8 +129,21 @@ def _fitted(x: Any) -> Any:
     return y, once(lambda dy: dy * slope)
 
 
+def _given_statistics(x: Any, weight: Any, bias: Any, mean: Any, root: Any) -> Any:
+    """A variance that is positive whatever is drawn, and its gradient carried on to what was drawn."""
+    y, vjp = F.batch_norm(x, weight, bias, mean, root * root + 0.5)
+
+    @once
+    def back(dy: Any) -> Any:
+        *others, dvariance = vjp(dy)
+        return (*others, dvariance * 2 * root)
+
+    return y, back
+
+
 # one class makes softmax constant, and its gradient rounding noise
 _CLASSES: dict[str, Any] = {"K": st.integers(2, 4)}
+_KERNEL: dict[str, Any] = {"a": 4, "b": 5, "P": 3, "Q": 2}
 
 FUNCTIONS = [
     Case("linear", "BNI OI O", F.linear),
@@ -161,6 +174,29 @@ FUNCTIONS = [
     Case("merge_heads", "BHNd", F.merge_heads),
     Case("split_qkv", "BND", lambda x: F.split_qkv(x, 2), fixed={"D": 12}),
     Case("mean_pool", "BND", F.mean_pool, empty="B"),
+    Case("conv2d", "BCab OCPQ O", F.conv2d, fixed=_KERNEL, empty="B"),
+    Case("conv2d_same", "BCab OCPQ", lambda x, w: F.conv2d(x, w, padding=(1, 0)), fixed=_KERNEL, empty="B"),
+    Case("conv2d_strided", "BCab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, stride=(2, 3), padding=(2, 1)),
+         fixed=_KERNEL, empty="B"),
+    Case("conv2d_dilated", "BCab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, padding=2, dilation=(1, 2)),
+         fixed=_KERNEL, empty="B"),
+    Case("conv2d_groups", "BEab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1, dilation=2, groups=2),
+         fixed={**_KERNEL, "E": 4, "C": 2, "O": 4}, empty="B"),
+    Case("conv2d_depthwise", "BOab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, padding=1, groups=len(w)),
+         fixed={**_KERNEL, "C": 1}, empty="B"),
+    Case("conv2d_1x1", "BCab OCii O", F.conv2d, fixed={"i": 1}, empty="B"),
+    # filters of two numbers become (+1, -1) whatever they were, as with layer_norm
+    Case("standardise_weight", "OCPQ", F.standardise_weight, fixed={"C": 2, "P": 3}, empty="O"),
+    Case("group_norm", "BCab C C", lambda x, w, b: F.group_norm(x, 2, w, b), fixed={"C": 4, "a": 3}, empty="B"),
+    Case("group_norm_plain", "BCN", lambda x: F.group_norm(x, 1, None, None), fixed={"C": 3, "N": 2}, empty="B"),
+    Case("batch_norm", "BCab C C", F.batch_norm, fixed={"a": 3, "b": 2}, empty="B"),
+    Case("batch_norm_plain", "BCN", lambda x: F.batch_norm(x, None, None), fixed={"N": 5}, empty="B"),
+    Case("batch_norm_given", "BCab C C C C", _given_statistics, empty="B"),
+    Case("max_pool2d", "BCab", lambda x: F.max_pool2d(x, 2), fixed={"a": 5, "b": 4}, empty="B"),
+    Case("max_pool2d_overlapping", "BCab", lambda x: F.max_pool2d(x, (3, 2), (2, 1), 1), empty="B"),
+    Case("avg_pool2d", "BCab", lambda x: F.avg_pool2d(x, (2, 3), padding=(1, 0)), fixed={"b": 4}, empty="B"),
+    Case("avg_pool2d_inside", "BCab", lambda x: F.avg_pool2d(x, 3, 2, 1, False), empty="B"),
+    Case("adaptive_avg_pool2d", "BCab", lambda x: F.adaptive_avg_pool2d(x, (2, 3)), empty="B"),
     Case("sigmoid", "BND", F.sigmoid),
     Case("normalize", "BND", F.normalize, fixed={"D": 3}),
     Case("window_partition", "BabD", lambda x: F.window_partition(x, (2, 3)), fixed={"a": 4, "b": 6}, empty="B"),
@@ -190,7 +226,7 @@ FUNCTIONS = [
     Case("cross_entropy_smoothed", "BK", lambda x: _labels(x, 0.2), fixed=_CLASSES, empty=""),
     Case("cross_entropy_soft", "BK", _soft, fixed=_CLASSES, empty=""),
     Case("mean_squared_error", "BK", _mean_squared, empty=""),
-]
+]  # fmt: skip
 
 
 def _attention(**options: Any) -> Callable[[Any], Any]:
@@ -228,6 +264,18 @@ def _shifted(
     pad_first = options.pop("pad_first", True)
     attention = nn.WindowAttention(x.shape[-1], 2, (side, side), dtype=x.dtype, seed=1, **options)
     return nn.ShiftedWindows(attention, side, shift, mask_padding=hide, covered=covered, pad_first=pad_first)
+
+
+def _conv(x: Any, kind: Any = nn.Conv2d, **options: Any) -> nn.Conv2d:
+    return kind(x.shape[1], 4, (3, 2), dtype=x.dtype, seed=1, **({"padding": 1} | options))
+
+
+def _batch_norm(x: Any, training: bool = False) -> nn.Layer:
+    """In training it stands before a dropout, which shows that it was given the generator."""
+    layer = nn.BatchNorm2d(x.shape[1], dtype=x.dtype)
+    layer.running_mean += 0.3
+    layer.running_var *= 2
+    return nn.Sequential(layer, nn.Dropout(0.3)) if training else layer
 
 
 _TOKENS: dict[str, Any] = {"D": 4}
@@ -281,6 +329,20 @@ LAYERS = [
     Case("PatchMerging_post_norm", "BabD",
          lambda x: nn.PatchMerging(x.shape[-1], post_norm=True, dtype=x.dtype, seed=1),
          layer=True, fixed={"D": 2}, empty="B"),
+    Case("Conv2d", "BCab", _conv, layer=True, empty="B"),
+    Case("Conv2d_strided_groups", "BCab", lambda x: _conv(x, stride=2, groups=2, bias=False), layer=True,
+         fixed={"C": 4}, empty="B"),
+    Case("StdConv2d", "BCab", lambda x: _conv(x, nn.StdConv2d, dilation=(1, 2)), layer=True, fixed={"b": 4},
+         empty="B"),
+    Case("StdConv2d_no_bias", "BCab", lambda x: _conv(x, nn.StdConv2d, stride=2, bias=False), layer=True, empty="B"),
+    Case("GroupNorm", "BCab", lambda x: nn.GroupNorm(2, x.shape[1], dtype=x.dtype), layer=True,
+         fixed={"C": 4, "a": 3}, empty="B"),
+    Case("BatchNorm2d", "BCab", _batch_norm, layer=True, empty="B"),
+    Case("BatchNorm2d_training", "BCab", lambda x: _batch_norm(x, training=True), layer=True, noise=True,
+         fixed={"a": 3, "b": 2}, empty="B"),
+    Case("MaxPool2d", "BCab", lambda x: nn.MaxPool2d(3, 2, 1), layer=True, empty="B"),
+    Case("AvgPool2d", "BCab", lambda x: nn.AvgPool2d(3, 1, 1), layer=True, empty="B"),
+    Case("AdaptiveAvgPool2d", "BCab", lambda x: nn.AdaptiveAvgPool2d(1), layer=True, empty="B"),
     Case("Block_post_norm", "BND", lambda x: _block(x, 0.3, post_norm=True), layer=True, fixed=_TOKENS, noise=True),
     Case("Recompute", "BND", lambda x: nn.Recompute(_mlp(x, drop=0.3)), layer=True, noise=True, fixed={"D": 2}),
 ]  # fmt: skip

@@ -312,6 +312,23 @@ def test_duplicate_indices_in_an_assignment_are_refused(cp):
     assert x.tolist() == [[1, 1], [0, 0], [0, 0]]
 
 
+def test_strided_views_stay_in_their_memory_and_are_not_written_where_they_overlap(cp):
+    x, as_strided = cp.arange(6.0), cp.lib.stride_tricks.as_strided
+    view = as_strided(x, (2, 3), (16, 8))  # 0 1 2, 2 3 4
+    assert view.tolist() == [[0, 1, 2], [2, 3, 4]] and cp.shares_memory(view, x)
+    for shape, strides in (((2, 5), (16, 8)), ((2,), (-8,))):
+        with pytest.raises(FakeDeviceError, match="leaves the memory"):
+            as_strided(x, shape, strides)
+    assert as_strided(x[::-1], (2,), (-8,)).tolist() == [5, 4]
+    assert as_strided(x, (0, 9), (8, 8)).shape == (0, 9)
+    for write in (lambda: assign(view, ..., 0.0), lambda: cp.add(view, 1, out=view), lambda: cp.copyto(view, 0.0)):
+        with pytest.raises(FakeDeviceError, match="race"):
+            write()
+    view[:, 1] += 10
+    view[:, ::2][0] = 7.0
+    assert x.tolist() == [7, 11, 7, 13, 4, 5]
+
+
 def test_add_at_adds_duplicates_for_the_dtypes_of_the_atomics(cp):
     x = cp.zeros(3, np.float32)
     cp.add.at(x, cp.asarray([0, 0, 2]), cp.asarray([1.0, 2.0, 4.0]))

@@ -1,8 +1,8 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
 Read in this order: `layer.py` (Param, Layer, Chain), `basic.py`, `position_bias.py`, `attention.py`,
-`window_attention.py`, `mlp.py`, `block.py`, `patch_embed.py`, `patch_merging.py`, `recompute.py`; `init.py` says where
-weights start. Then `minivit/models/`.
+`window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`, `patch_embed.py`,
+`patch_merging.py`, `recompute.py`; `init.py` says where weights start. Then `minivit/models/`.
 """
 
 from minivit.nn.attention import Attention
@@ -18,27 +18,36 @@ from minivit.nn.basic import (
     Tanh,
 )
 from minivit.nn.block import Block
+from minivit.nn.convolution import Conv2d, StdConv2d
 from minivit.nn.layer import Chain, Layer, Param
+from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
 from minivit.nn.mlp import Mlp
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.patch_merging import PatchMerging
+from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minivit.nn.position_bias import ContinuousPositionBias, RelativePositionBias
 from minivit.nn.recompute import Recompute
 from minivit.nn.window_attention import CosineWindowAttention, ShiftedWindows, WindowAttention
 
 __all__ = [
+    "AdaptiveAvgPool2d",
     "Attention",
+    "AvgPool2d",
+    "BatchNorm2d",
     "Block",
     "Chain",
     "ContinuousPositionBias",
+    "Conv2d",
     "CosineWindowAttention",
     "DropPath",
     "Dropout",
     "Embedding",
     "Gelu",
+    "GroupNorm",
     "Layer",
     "LayerNorm",
     "Linear",
+    "MaxPool2d",
     "Mlp",
     "Param",
     "PatchEmbed",
@@ -48,6 +57,8 @@ __all__ = [
     "Relu",
     "Sequential",
     "ShiftedWindows",
+    "StdConv2d",
     "Tanh",
     "WindowAttention",
+    "update_statistics",
 ]

@@ -1,6 +1,6 @@
 """The transformer encoder block: attention between tokens, then an MLP within each, both as additions to the stream.
 
-With attention over all tokens it is ViT's block, with attention in shifted windows Swin's. Next: `patch_embed.py`.
+With attention over all tokens it is ViT's block, with attention in shifted windows Swin's. Next: `convolution.py`.
 """
 
 from __future__ import annotations

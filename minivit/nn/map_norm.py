@@ -1,0 +1,131 @@
+"""Norms of maps (B, C, H, W): GroupNorm, and BatchNorm with the statistics that it measures while it learns.
+
+Next: `pooling.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minivit import functional as F
+from minivit.backend import array_module
+from minivit.nn import init
+from minivit.nn.layer import Layer, Param
+from minivit.protocol import Array, Back, once, refuse
+
+_turn = threading.Lock()  # replicas of a layer share what it has seen, and add to it one after the other
+
+
+class GroupNorm(Layer):
+    """Groups of channels of each sample normalised, then gain and offset: (B, num_channels, ...) of the same shape.
+
+    weight (num_channels,) starts at 1, bias (num_channels,) at 0.
+    """
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
+        refuse(
+            num_groups < 1 or num_channels % num_groups != 0,
+            f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}",
+        )
+        dtype = init.dtype_of(dtype)
+        self.weight = Param(init.ones((num_channels,), dtype))
+        self.bias = Param(init.zeros((num_channels,), dtype))
+        self.num_groups, self.eps = num_groups, eps
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        y, vjp = F.group_norm(x, self.num_groups, self.weight.data, self.bias.data, self.eps)
+
+        @once
+        def back(dy: Array) -> Array:
+            dx, dweight, dbias = vjp(dy)
+            self.weight.accumulate(dweight)
+            self.bias.accumulate(dbias)
+            return dx
+
+        return y, back
+
+
+class BatchNorm2d(Layer):
+    """Channels normalised over the batch, then gain and offset: (B, num_features, H, W) of the same shape.
+
+    With a generator (training) by the mean and variance of this batch, without one (inference) by `running_mean` and
+    `running_var`. weight (num_features,) starts at 1, bias at 0, running_mean at 0, running_var at 1.
+
+    How the running statistics are measured: a forward pass writes nothing, as everywhere in this library. `back` adds
+    what the batch was like to `seen`, as it adds gradients to `.grad`; and `update_statistics`, called where the
+    optimiser takes its step, moves the running statistics towards it and clears it. So
+    - a forward pass that is thrown away, or run again by `Recompute`, counts for nothing: only `back` counts, once;
+    - replicas in threads share `seen` and add to it one at a time, sums that give the mean and variance of all shards
+      together, whatever their order (in float64, to rounding);
+    - the running statistics change between two steps and never within one, as the weights do.
+
+    Args:
+        momentum: the share of the new statistics in an update, PyTorch's default. (They enter with the variance
+            divided by n - 1, as in PyTorch; within the batch it is divided by n.)
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
+        refuse(not 0 <= momentum <= 1, f"BatchNorm2d: momentum must lie in [0, 1], got {momentum}")
+        dtype = init.dtype_of(dtype)
+        self.weight = Param(init.ones((num_features,), dtype))
+        self.bias = Param(init.zeros((num_features,), dtype))
+        self.running_mean = init.zeros((num_features,), dtype)
+        self.running_var = init.ones((num_features,), dtype)
+        self.seen = np.zeros((3, num_features))  # sums over the numbers of each channel: of 1, of x, of x^2; float64
+        self.eps, self.momentum = eps, momentum
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        refuse(x.ndim != 4, f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
+        mean, variance = (self.running_mean, self.running_var) if rng is None else (None, None)
+        y, vjp = F.batch_norm(x, self.weight.data, self.bias.data, mean, variance, self.eps)
+        sums = None if rng is None or x.size == 0 else _sums(x)
+
+        @once
+        def back(dy: Array) -> Array:
+            dx, dweight, dbias, _, _ = vjp(dy)
+            self.weight.accumulate(dweight)
+            self.bias.accumulate(dbias)
+            if sums is not None:
+                with _turn:
+                    self.seen += sums
+            return dx
+
+        return y, back
+
+    def update_statistics(self) -> None:
+        """Move the running statistics by `momentum` towards what was seen since the last update, and clear that."""
+        with _turn:
+            count, total, squares = self.seen  # each (num_features,)
+            if float(count[0]) == 0:
+                return
+            mean = total / count
+            xp = array_module(mean)
+            variance = xp.maximum(squares / count - mean * mean, 0)  # in float64: x^2 has digits enough to subtract
+            unbiased = variance * (count / xp.maximum(count - 1, 1))
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running += (self.momentum * (new - running)).astype(running.dtype)  # in place: replicas share it
+            self.seen[...] = 0
+
+
+def update_statistics(model: Layer) -> None:
+    """`BatchNorm2d.update_statistics` of every such layer in a model: call it after the optimiser's step."""
+    for layer in _batch_norms(model):
+        layer.update_statistics()
+
+
+def _batch_norms(layer: Layer) -> Iterator[BatchNorm2d]:
+    if isinstance(layer, BatchNorm2d):
+        yield layer
+    for _, part in layer.parts():
+        yield from _batch_norms(part)
+
+
+def _sums(x: Array) -> Array:
+    """(3, C) in float64: how many numbers each channel of x (B, C, H, W) has, their sum, and that of their squares."""
+    mean, variance = (each.real.astype("float64") for each in F.batch_statistics(x))
+    count = array_module(x).full(mean.shape, x.size // x.shape[1], "float64")
+    return array_module(x).stack([count, count * mean, count * (variance + mean * mean)])
