@@ -119,8 +119,8 @@ def _correlate(maps: Array, filters: Array, how: Slide, count: Size) -> Array:
     xp, (groups, outputs) = array_module(maps), filters.shape[:2]
     matrices = filters.reshape(groups, outputs, prod(filters.shape[2:]))  # (G, O/G, F)
     y = xp.empty((maps.shape[0], groups, outputs, *count), xp.result_type(maps.dtype, filters.dtype))
-    for block, columns in _unfolded(maps, how, count):
-        _write(y, block, matrices @ columns)
+    for block, part in _views(maps, how, count):
+        _write(y, block, matrices @ _unfold(part))
     return y
 
 
@@ -128,8 +128,8 @@ def _filter_gradient(maps: Array, dmaps: Array, how: Slide, count: Size) -> Arra
     """In the forward pass: y = W columns, for each block; so dW (G, O/G, F) = sum over blocks of dy columns^T."""
     groups, inputs, *_ = maps.shape[1:]
     dmatrices = array_module(dmaps).zeros((groups, dmaps.shape[2], inputs * prod(how.kernel)), dmaps.dtype)
-    for block, columns in _unfolded(maps, how, count):
-        dmatrices += _read(dmaps, block) @ columns.swapaxes(-1, -2)  # (G, O/G, P) @ (G, P, F)
+    for block, part in _views(maps, how, count):
+        dmatrices += _read(dmaps, block) @ _unfold(part).swapaxes(-1, -2)  # (G, O/G, P) @ (G, P, F)
     return dmatrices
 
 
@@ -154,8 +154,8 @@ def _gradient_by_folding(dmaps: Array, filters: Array, how: Slide, size: Size) -
         padded = xp.zeros((*dx[images].shape[:3], *wide), dx.dtype)
         view = windows(padded, how, (count[0], count[1]))  # (b, G, C/G, Kh, Kw, Oh, Ow)
         for block in blocks:
-            dcolumns = matrices.swapaxes(-1, -2) @ _read(dmaps, block)  # (G, F, P)
-            _fold(view[..., block[1], block[2]], dcolumns)
+            part = view[..., block[1], block[2]]  # (b, G, C/G, Kh, Kw, rows, columns)
+            _fold(part, matrices.swapaxes(-1, -2) @ _read(dmaps, block))  # (G, F, O/G) @ (G, O/G, P)
         dx[images] = inner(padded, how.padding, size)
     return dx
 
@@ -172,15 +172,19 @@ def _fold(view: Array, dcolumns: Array) -> None:
 # --- blocks of places -----------------------------------------------------------------------------------------------
 
 
-def _unfolded(maps: Array, how: Slide, count: Size) -> Iterator[tuple[Block, Array]]:
-    """Blocks of the output, each with its windows as columns (G, F, P)."""
+def _views(maps: Array, how: Slide, count: Size) -> Iterator[tuple[Block, Array]]:
+    """Blocks of the output, each with a view of its windows (b, G, C/G, Kh, Kw, rows, columns)."""
     batch, groups, inputs = maps.shape[:3]
-    numbers = inputs * prod(how.kernel)  # F
-    for images, blocks in _blocks(batch, count, numbers * groups * maps.dtype.itemsize):
+    for images, blocks in _blocks(batch, count, groups * inputs * prod(how.kernel) * maps.dtype.itemsize):
         view = windows(surround(maps[images], how.padding), how, count)  # (b, G, C/G, Kh, Kw, Oh, Ow)
         for block in blocks:
-            part = view[..., block[1], block[2]].transpose(1, 2, 3, 4, 0, 5, 6)  # (G, C/G, Kh, Kw, b, rows, columns)
-            yield block, part.reshape(groups, numbers, prod(part.shape[4:]))
+            yield block, view[..., block[1], block[2]]
+
+
+def _unfold(part: Array) -> Array:
+    """A view of windows (b, G, C/G, Kh, Kw, rows, columns) as a matrix (G, F, P): here the numbers are copied."""
+    turned = part.transpose(1, 2, 3, 4, 0, 5, 6)  # (G, C/G, Kh, Kw, b, rows, columns)
+    return turned.reshape(turned.shape[0], prod(turned.shape[1:4]), prod(turned.shape[4:]))
 
 
 def _blocks(batch: int, count: Size, bytes_of_place: int) -> Iterator[tuple[slice, list[Block]]]:
