@@ -45,12 +45,16 @@ class Side:
         self.variant, self.busy, self.used, self.took = variant, 0.0, 0.0, 0.0
         self.about: dict[str, str] = {}  # what the library says of itself
         self.process = subprocess.Popen(
-            _command(variant.library, case.name, variant.name, str(threads), str(start)),
+            self.command(case, variant, threads, start),
             env=environment(threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def command(self, case: Case, variant: Variant, threads: int, start: Path) -> list[str]:
+        """What starts the worker."""
+        return _command(variant.library, case.name, variant.name, str(threads), str(start))
 
     def ask(self, command: str, *arguments: Any) -> Any:
         assert self.process.stdin and self.process.stdout

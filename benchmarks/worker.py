@@ -99,9 +99,13 @@ def main() -> None:
         case = CASES[sys.argv[2]]
         write_start(Path(sys.argv[3]), *start_of(case), case)
         return
+    serve(Worker(*sys.argv[1:]))
+
+
+def serve(worker: Worker) -> None:
+    """Answer commands until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    worker = Worker(*sys.argv[1:])
     for line in sys.stdin:
         command, *arguments = json.loads(line)
         try:
