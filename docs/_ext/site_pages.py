@@ -25,6 +25,8 @@ NAVIGATION = {
         "derivations/dropout",
         "derivations/attention",
         "derivations/patch_embed",
+        "derivations/convolution",
+        "derivations/group_norm",
         "derivations/windows",
         "derivations/position_bias",
         "derivations/patch_merging",
