@@ -75,7 +75,7 @@ class BatchNorm2d(Layer):
         self.bias = Param(init.zeros((num_features,), dtype))
         self.running_mean = init.zeros((num_features,), dtype)
         self.running_var = init.ones((num_features,), dtype)
-        self.seen = np.zeros((3, num_features))  # sums over the numbers of each channel: of 1, of x, of x^2; float64
+        self.seen = np.zeros((3, num_features), "float64")  # sums over the numbers of each channel: of 1, of x, of x^2
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
