@@ -4,6 +4,7 @@ Read test_examples.py first, which makes the digits.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 
@@ -101,6 +102,32 @@ def test_without_positions_shuffling_changes_nothing_but_rounding(program):
         logits = model.predict(data.normalise(images))
         difference = np.abs(model.predict(data.normalise(program.shuffled(images))) - logits).max()
         assert (difference < 1e-5 * np.abs(logits).max()) == (kind == "none"), kind
+
+
+def test_each_kind_learns_and_is_tested_in_the_same_order(folder, program, monkeypatch):
+    mnist, seen, built = data.load_mnist(folder), {}, []
+    learn, vit = program.accuracy_of, program.minivit.ViT
+
+    def spy(kind, seed, parts, recipe, threads):
+        seen[kind, len(built)] = parts
+        return learn(kind, seed, parts, recipe, threads)
+
+    def build(**options):
+        built.append((options["pos_embed"], options["seed"]))
+        return vit(**options)
+
+    monkeypatch.setattr(program, "accuracy_of", spy)
+    monkeypatch.setattr(program.minivit, "ViT", build)
+    args = argparse.Namespace(json=None, seeds=[4, 5], kinds=["none", "relative"], threads=1)
+    scores = program.measure(mnist, program.Recipe(epochs=1, limit=128), args)
+
+    assert built == [("none", 4), ("relative", 4), ("none", 5), ("relative", 5)] * 2
+    assert {(kind, seed) for kind, _, seed in scores} == set(built) and len(scores) == 8
+    train, test = mnist.train_images[:128], mnist.test_images
+    for number, parts in enumerate(seen.values()):
+        turn = np.asarray if number < 4 else program.shuffled
+        assert np.array_equal(parts[0], turn(train)) and np.array_equal(parts[2], turn(test))
+        assert np.array_equal(parts[1], mnist.train_labels[:128]) and np.array_equal(parts[3], mnist.test_labels)
 
 
 def test_the_page_holds_what_the_program_writes(program):
