@@ -284,8 +284,7 @@ figures.show(
 # They see the same background in nearly every image, so they get nearly the same gradient in every step. A table learns
 # what is useful for its images, and no more. In the ViT paper's picture, of a large model and photographs, rows and
 # columns stand out; a small model and a few thousand digits do not go that far.
-
-# %% [markdown]
+#
 # ## What you have seen
 #
 # - Attention without positions: permuted in, permuted out, up to rounding. The class token does not notice at all.
