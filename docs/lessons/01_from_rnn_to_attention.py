@@ -284,8 +284,7 @@ figures.show(
 #
 # This is the plain RNN. Gates, as in the LSTM (Hochreiter and Schmidhuber 1997), were invented against just this decay
 # and reach much further. They do not change what comes next.
-
-# %% [markdown]
+#
 # ## What can be done at the same time
 #
 # Step $t$ of an RNN needs the state of step $t - 1$. So $N$ steps are $N$ small products, one after the other, however
@@ -353,8 +352,7 @@ figures.show(
 #
 # So attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
 # the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 197, and the square is still small.
-
-# %% [markdown]
+#
 # ## What you have seen
 #
 # - An RNN must carry all it knows through every step; its gradient decays by a factor at each of them, so it did not

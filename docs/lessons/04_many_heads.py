@@ -334,8 +334,7 @@ figures.show(
 # So heads are free in multiply-adds and not free in time. ViT-B/16 has 12 heads of 64 channels; 64 is a common size.
 # Pictures of what the heads of a real model look at are on the page about
 # [classifying an image](../classify_an_image.md).
-
-# %% [markdown]
+#
 # ## What you have seen
 #
 # - One head hands over one mixture. Two heads, with the same number of parameters, learned what one did not in the same
