@@ -350,8 +350,8 @@ figures.show(
 # because its products are large. On a machine that works on thousands of numbers at once, such as a GPU, this counts
 # for more.
 #
-# So attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
-# the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 197, and the square is still small.
+# But attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
+# the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 196, and the square is still small.
 #
 # ## What you have seen
 #

@@ -43,7 +43,7 @@ for number, row in zip(index, one_hot):
 # Each one-hot vector $x$ is mapped to a short, dense vector $a$ with a matrix $T$ of shape $(R, D)$:
 #
 # $$
-# a = x\,T, \qquad a_d = \sum_{r=1}^{R} x_r\, T_{rd} .
+# a = x\,T, \qquad a_d = \sum_{r=0}^{R-1} x_r\, T_{rd} .
 # $$
 #
 # In this sum all $x_r$ are 0 but one, and that one is 1. So $a$ *is* a row of $T$, and nothing has to be multiplied:
