@@ -25,8 +25,8 @@ np.set_printoptions(precision=2, suppress=True)
 # %% [markdown]
 # ## A question, a label, a content
 #
-# Attention lets each token collect from all tokens, itself among them, what it needs. For that, each token $x$ is mapped three times,
-# with three matrices of weights:
+# Attention lets each token collect from all tokens, itself among them, what it needs. For that, each token $x$ is
+# mapped three times, with three matrices of weights:
 #
 # - the **query** $q = x W_q$: what am I looking for?
 # - the **key** $k = x W_k$: what can I be found by?

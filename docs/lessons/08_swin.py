@@ -360,9 +360,9 @@ for title, each in cases.items():
     assert (difference < 1e-12) == (title != "shifted, with the mask")
 
 # %% [markdown]
-# With plain windows the output is unchanged too, since none of them knows of the others. A Swin needs both: the shift, to meet across
-# borders, and the mask, not to meet across the ends of the image. [Lesson 10](10_break_it.py) has a task that can only
-# be solved with both.
+# With plain windows the output is unchanged too, since none of them knows of the others. A Swin needs both: the shift,
+# to meet across borders, and the mask, not to meet across the ends of the image. [Lesson 10](10_break_it.py) has a task
+# that can only be solved with both.
 #
 # One thing the mask is not: a matter for the gradient check. The layer without it has a perfectly right gradient, of
 # the wrong function.
@@ -394,9 +394,9 @@ by_hand = (row[:, None] - row + 1) * 3 + (column[:, None] - column + 1)  # (dy +
 assert (by_hand == index).all()
 
 # %% [markdown]
-# The diagonal is the offset (0, 0), each token to itself, row 4 of the table, counted from 0. Whoever looks at its right neighbour
-# reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at all places of a
-# window.
+# The diagonal is the offset (0, 0), each token to itself, row 4 of the table, counted from 0. Whoever looks at its
+# right neighbour reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at
+# all places of a window.
 #
 # So a row of the table is used by many pairs, and its gradient is the sum over them. Without any network around, send
 # a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$:

@@ -202,8 +202,8 @@ assert np.linalg.norm(dafter1) > np.linalg.norm(dnormed)
 
 # %% [markdown]
 # **The last block.** Up to here the gradient touched the class token alone. Inside the block attention read from the
-# patches, so now they get theirs. We follow one patch, in row 1 and column 2 of the grid, counted from 0: token number 1 + 4 + 2 = 7
-# (the class token is number 0).
+# patches, so now they get theirs. We follow one patch, in row 1 and column 2 of the grid, counted from 0: token number
+# 1 + 4 + 2 = 7 (the class token is number 0).
 
 # %%
 dafter0 = back_block1(dafter1)  # (1, 17, 16)
