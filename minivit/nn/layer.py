@@ -85,6 +85,11 @@ class Layer:
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls) and "infer" not in vars(cls):
+            cls.infer = Layer.infer  # type: ignore[method-assign]  # an inherited one is that of another forward
+
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
 
