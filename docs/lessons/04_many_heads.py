@@ -346,7 +346,8 @@ figures.show(
 #
 # ## Try it
 #
-# 1. Ask for the symbols at three places. How many heads are needed?
+# 1. Ask for the symbols at three places: a third number in `ASKED`, and 3 for the 2 in `2 * SYMBOLS` and in `reshape`.
+#    How many heads are needed? (Their number must divide `DIM`: try 1, 2 and 4.)
 # 2. Give the model with one head twice the channels (`DIM = 64`). Does that help?
 # 3. Replace the layer in `Recall` by one with `heads="linear"` and one head. Does it help? Should it?
 #

@@ -66,8 +66,9 @@ assert (0.1 + 0.2) + 0.3 != 0.1 + (0.2 + 0.3)
 # tokens move along, while the class token, which is not moved, comes out as it was. The answer cannot depend on where
 # the patches lie.
 #
-# Take real digits, and two fresh models, without positions and with the learned ones of the ViT paper (Dosovitskiy et
-# al. 2021):
+# Take real digits, from MNIST, a collection of handwritten ones in 28 x 28 grey pixels each, and two fresh models,
+# without positions and with the learned ones of the ViT paper (Dosovitskiy et al. 2021). A model gives ten *logits* for
+# an image, one score for each digit:
 
 # %%
 mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
@@ -146,8 +147,9 @@ for kind, meaning in kinds.items():
 #
 # ## What it is worth
 #
-# Here is a small experiment: with and without positions, a few thousand digits, the same number of steps. Each model is
-# then asked about test images twice, as they are and with shuffled patches.
+# Here is a small experiment: with and without positions, a few thousand digits, the same number of *epochs*, which are
+# passes over all training images. Each model is then asked about test images twice, as they are and with shuffled
+# patches.
 
 # %%
 COUNT, SEEDS = (2000, [0]) if SHORT else (4000, [0, 1, 2])
@@ -294,7 +296,8 @@ figures.show(
 #
 # ## Try it
 #
-# 1. Use `"sincos_2d"` in place of `"learned_1d"` and draw its similarity, without any training.
+# 1. Draw the similarity of `"sincos_2d"` positions, without any training. They are no parameter, so let the library
+#    compare them: `explain.position_similarity(model).reshape(49, 49)`, after `from minivit import explain`.
 # 2. Train on `shuffled(images)` with learned positions, and test on shuffled images. Which accuracy do you expect?
 # 3. Draw the similarity with the class token left in. What is its row like, and why?
 #

@@ -399,7 +399,8 @@ assert (by_hand == index).all()
 # all places of a window.
 #
 # So a row of the table is used by many pairs, and its gradient is the sum over them. Without any network around, send
-# a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$:
+# a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$. (In this
+# section alone, $dy$ and $dx$ are no gradients: they are the rows and columns of an offset.)
 
 # %%
 table = nn.RelativePositionBias((3, 3), 1, dtype="float64", seed=0)
