@@ -300,3 +300,14 @@ def test_a_subclass_with_its_own_forward_infers_by_it():
     assert np.array_equal(doubled.infer(x), 2 * plain(x)[0])
     assert np.array_equal(plain.infer(x), plain(x)[0])
     assert Renamed.infer is nn.Mlp.infer and Doubled.infer is nn.Layer.infer
+
+
+def test_parts_that_would_not_be_found_are_refused():
+    class Hidden(nn.Layer):
+        def __init__(self, **kept):
+            vars(self).update(kept)
+
+    for kept in ({"layers": (nn.Linear(2, 2, seed=0),)}, {"layers": {"a": nn.Linear(2, 2, seed=0)}}):
+        with pytest.raises(ValueError, match="layers is a .* of layers, .*keep layers in a list"):
+            Hidden(**kept).parameters()
+    assert Hidden(size=(2, 3), names={"a": 1}).parameters() == {}

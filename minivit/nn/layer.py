@@ -162,6 +162,13 @@ class Layer:
                 for index, item in enumerate(value):
                     if isinstance(item, Layer):
                         yield from item._walk(f"{prefix}{name}.{index}.")
+            elif isinstance(value, tuple | dict):
+                items = value.values() if isinstance(value, dict) else value
+                refuse(
+                    any(isinstance(item, Layer | Param) for item in items),
+                    f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would not be "
+                    "found: keep layers in a list, and each Param in an attribute of its own",
+                )
 
     def replica(self) -> Layer:
         """The same layer with the same parameter data, but gradients of its own: one for each thread."""
