@@ -12,6 +12,7 @@ they are there, and a case that stands in that file is not measured again.
 from __future__ import annotations
 
 import json
+import textwrap
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
         note += " THE MACHINE WAS NOT QUIET, so measure again before you quote these numbers."
     machines = "\n".join(["```text", *list(heads)[0].splitlines(), "```"]) if heads else ""
     dates = sorted({part["date"] for part in found.values()})
-    return "\n\n".join(["\n".join(lines), f"Measured {' and '.join(dates)}. {note}", machines])
+    text = textwrap.fill(f"Measured {' and '.join(dates)}. {note}", width=120)
+    return "\n\n".join(["\n".join(lines), text, machines])
 
 
 def _cells(name: str, part: dict[str, Any], time: float, every: float | None, memory: float) -> list[str]:

@@ -166,8 +166,8 @@ class Layer:
                 items = value.values() if isinstance(value, dict) else value
                 refuse(
                     any(isinstance(item, Layer | Param) for item in items),
-                    f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would not be "
-                    "found: keep layers in a list, and each Param in an attribute of its own",
+                    f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would not "
+                    "be found: keep layers in a list, and each Param in an attribute of its own",
                 )
 
     def replica(self) -> Layer:
