@@ -117,11 +117,11 @@ def markdown(found: dict[str, dict[str, Any]]) -> str:
             "the activations | |"
         )
     heads = dict.fromkeys(part["header"] for part in found.values())
-    others = [part["others"] for part in found.values() if part["others"] is not None]
-    loud = max(others, default=0.0)
-    note = f"Other programs used up to {loud:.2f} cores during the turns."
-    if loud > QUIET:
-        note += " THE MACHINE WAS NOT QUIET, so measure again before you quote these numbers."
+    others = {name: part["others"] for name, part in found.items() if part["others"] is not None}
+    loud = [f"`{name}` ({cores:.2f})" for name, cores in others.items() if cores > QUIET]
+    note = f"Other programs used up to {max(others.values(), default=0.0):.2f} cores during the turns."
+    if loud:
+        note += f" More than {QUIET}, so that the ratio is less certain: {', '.join(loud)}."
     machines = "\n".join(["```text", *list(heads)[0].splitlines(), "```"]) if heads else ""
     dates = sorted({part["date"] for part in found.values()})
     text = textwrap.fill(f"Measured {' and '.join(dates)}. {note}", width=120)
