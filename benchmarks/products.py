@@ -141,7 +141,8 @@ def recording(side: MinivitSide, note: Callable[[Product], None]) -> Iterator[No
 
 
 def products_of(side: MinivitSide) -> Counter[Product]:
-    """How often one step of a side computes which product."""
+    """How often one step of a side computes which product; not its first, which also plans its shards."""
+    side.step()
     found: Counter[Product] = Counter()
     with recording(side, lambda product: found.update([product])):
         side.step()

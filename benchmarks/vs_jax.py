@@ -32,6 +32,7 @@ class WithJax(Comparison):
             trials += more
             rivals.append(best)
             tried.append(EAGER)
+        self.rivals = [side.variant for side in rivals]
         sides = [*rivals, *minivit]
         rows = self.timed(sides)
         if self.options.memory:

@@ -193,10 +193,16 @@ class _Case:
         return np.asarray(self.random.standard_normal(shape))
 
     def _call(self) -> Any:
-        if not isinstance(self.f, Layer):
-            return self.f(*self.args)
-        rng = None if self.rng_seed is None else np.random.default_rng(self.rng_seed)
-        return self.f(self.args[0], rng)
+        if isinstance(self.f, Layer):
+            rng = None if self.rng_seed is None else np.random.default_rng(self.rng_seed)
+            result = self.f(self.args[0], rng)
+        else:
+            result = self.f(*self.args)
+        pair = isinstance(result, tuple) and len(result) == 2 and callable(result[1])
+        refuse(
+            not pair, f"{self.name}: the forward pass must return y and back, a function; it returned {result!r:.60}"
+        )
+        return result
 
     def _projected(self) -> Any:
         """<f, dy> at the point that the arguments and parameters now hold."""

@@ -21,6 +21,7 @@ from minivit.summary import Row, Summary, summary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import all_cases
 import products
 import profile_step
 import roofline
@@ -302,3 +303,31 @@ def test_the_profile_is_printed_and_written(task, monkeypatch, tmp_path, capsys)
         with pytest.raises(SystemExit):
             profile_step.main(["--case", case.name, "--clip"])
         assert "leave --clip out" in capsys.readouterr().err
+
+
+# --- the table of all cases -----------------------------------------------------------------------------------------
+
+
+def measured_part(ratio, memory, others=0.01):
+    run = {"pytorch": [(ratio, ratio, ratio), (ratio + 0.1,) * 3], "jax": [(0.5,) * 3, (0.6,) * 3]}
+    second = {"pytorch": [(ratio + 0.02,) * 3, (ratio + 0.1,) * 3], "jax": [(0.7,) * 3, (0.6,) * 3]}
+    return {"best": "sdpa", "runs": [run, second, run], "memory": memory, "others": others, "header": "h", "date": "d"}
+
+
+def test_the_table_marks_what_misses_its_goal_and_where_the_machine_was_not_quiet():
+    text = all_cases.markdown({"flagship": measured_part(0.7, 0.61, others=0.2), "small": measured_part(0.71, None)})
+    flagship, small = (
+        next(line for line in text.splitlines() if line.startswith(f"| `{n}`")) for n in ("flagship", "small")
+    )
+    assert "| 0.70 (0.70 to 0.72), goal 0.75 | 0.80 (0.80 to 0.80), goal 0.85 | **0.61**, goal 0.6 |" in flagship
+    assert "| **0.71 (0.71 to 0.73)**, goal 0.7 | 0.81 (0.81 to 0.81) | not measured | 0.50 (0.50 to 0.70) |" in small
+    assert "`flagship` (0.20)" in text and "`small` (" not in text
+    assert set(all_cases.GOALS) <= set(CASES)
+
+
+def test_recomputed_blocks_give_the_same_step():
+    plain, again = side_of(TINY["ViT", "train"]), products.prepare(TINY["ViT", "train"], "recompute", 1)
+    assert sum(type(block).__name__ == "Recompute" for block in again.model.blocks) == len(again.model.blocks) - 1
+    for name, gradient in products.prepare(TINY["ViT", "train"], "class token only", 1).outcome().items():
+        np.testing.assert_array_equal(again.outcome()[name], gradient)
+    assert plain.step() == pytest.approx(again.step(), rel=1e-5)

@@ -20,9 +20,10 @@ from minivit import functional as F
 from minivit.explain import trace_pictures
 from minivit.explain.formulas import formula
 from minivit.explain.watched import watched
+from minivit.nn.kept import Kept
 from minivit.parallel import DataParallel
 from minivit.protocol import once
-from minivit.summary import kept_bytes, summary
+from minivit.summary import summary
 
 NOISE = {"drop_rate": 0.2, "pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.3}
 VIT = {"img_size": 12, "patch_size": 4, "in_chans": 2, "num_classes": 3, "embed_dim": 8, "depth": 3, "num_heads": 2}
@@ -195,10 +196,10 @@ def test_kept_bytes_are_those_that_the_backs_hold_each_block_once(name, recomput
     images = some_images(model)
     got = explain.trace(model, images, LABELS)
     logits, back = model(images)
-    ignored = {id(param.data) for param in model.parameters().values()} | {id(array) for array in model.constants()}
-    assert got[""].kept == kept_bytes(back, ignored) > 0
+    ignored = [*(param.data for param in model.parameters().values()), *model.constants()]
+    assert got[""].kept == Kept(ignored).add(back) > 0
     _, back_loss = F.softmax_cross_entropy(logits, LABELS)
-    assert got.kept == kept_bytes([back, back_loss], ignored)
+    assert got.kept == Kept(ignored).add([back, back_loss])
     for row in got.rows:
         assert row.kept >= sum(part.kept for part in row.parts)
     assert sum(part.kept for part in got[""].parts) == got[""].kept  # a chain holds nothing itself

@@ -284,3 +284,30 @@ def test_a_train_step_never_waits_for_the_device() -> None:
         y, back = forward(case, args, f)
         back(*gradient_for(y, device))
         assert fake_cupy.synchronisations == before
+
+
+def test_a_subclass_with_its_own_forward_infers_by_it():
+    class Doubled(nn.Mlp):
+        def forward(self, x, rng=None):
+            y, back = super().forward(x, rng)
+            return 2 * y, back
+
+    class Renamed(nn.Mlp):
+        """Nothing changed, so the inference of `nn.Mlp` is the right one."""
+
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
+    plain, doubled = nn.Mlp(4, 8, seed=0), Doubled(4, 8, seed=0)
+    assert np.array_equal(doubled.infer(x), 2 * plain(x)[0])
+    assert np.array_equal(plain.infer(x), plain(x)[0])
+    assert Renamed.infer is nn.Mlp.infer and Doubled.infer is nn.Layer.infer
+
+
+def test_parts_that_would_not_be_found_are_refused():
+    class Hidden(nn.Layer):
+        def __init__(self, **kept):
+            vars(self).update(kept)
+
+    for kept in ({"layers": (nn.Linear(2, 2, seed=0),)}, {"layers": {"a": nn.Linear(2, 2, seed=0)}}):
+        with pytest.raises(ValueError, match="layers is a .* of layers, .*keep layers in a list"):
+            Hidden(**kept).parameters()
+    assert Hidden(size=(2, 3), names={"a": 1}).parameters() == {}

@@ -16,8 +16,8 @@ import minivit
 from minivit import functional as F
 from minivit import nn
 from minivit.models import Swin, SwinV2
+from minivit.nn.kept import Kept
 from minivit.parallel import DataParallel
-from minivit.summary import kept_bytes
 
 NOISE = {
     "drop_rate": 0.2,
@@ -249,7 +249,7 @@ def test_recomputing_gives_the_same_bits(kind: Any, training: bool, what: str) -
         rng = np.random.default_rng(3) if training else None
         found.append(step(model, x, rng))
         _, back = model(x, np.random.default_rng(3))
-        found[-1]["kept"] = kept_bytes(back, set())
+        found[-1]["kept"] = Kept(()).add(back)
         found[-1]["macs"] = macs
     assert found[1].pop("kept") < found[0].pop("kept") / (1 if what == "attention" else 2)
     assert list(found[0]) == list(found[1])

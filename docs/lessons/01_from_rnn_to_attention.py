@@ -13,6 +13,10 @@
 # **The rule of this library.** Every layer returns its output and a function that carries the gradient back:
 # `y, back = layer(x)`, then `dx = back(dy)`. Here `dy` means dLoss/dy. The [protocol](../protocol.md) has a page of its
 # own.
+#
+# Four names in the code belong to this rule. A `Param` is an array of weights, with its gradient beside it in `.grad`.
+# `accumulate` adds to that gradient. `@once` lets a `back` run a single time, since it frees what it remembers. And the
+# functions in `F` have no weights of their own: their way back, called `vjp`, returns a gradient for each argument.
 
 # %%
 import os
@@ -50,8 +54,10 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 # da_t = (dy_t + dh_t)\,(1 - h_t^2), \qquad dh_{t-1} = W^\top da_t, \qquad dW = \sum_t da_t\, h_{t-1}^\top .
 # $$
 #
-# This is called *backpropagation through time*. Here it is, forward and backward (B sequences, N steps, D numbers in
-# each input, H in the state):
+# This is called *backpropagation through time*; the last two formulas are those of any linear map
+# ([derivation](../derivations/linear.md)). Here it is, forward and backward (B sequences, N steps, D numbers in each
+# input, H in the state). In the code the states of all sequences are the rows of one array, so $W h$ becomes
+# `h @ weight.T`, and $W^\top da$ becomes `da @ weight`:
 
 
 # %%
@@ -181,7 +187,8 @@ def model_of(kind, distance, seed):
 # %% [markdown]
 # Training is the same for both, too. The loss is the cross-entropy: minus the logarithm of the probability that the
 # network gives to the right symbol ([derivation](../derivations/cross_entropy.md)). `AdamW` is a way of choosing the
-# size of each parameter's step.
+# size of each parameter's step; `lr`, the *learning rate*, scales them all. Each step looks at 64 sequences, a *batch*,
+# and `zero_grad` first clears the gradients of the step before. A *seed* fixes all that is drawn at random.
 
 
 # %%
@@ -284,8 +291,7 @@ figures.show(
 #
 # This is the plain RNN. Gates, as in the LSTM (Hochreiter and Schmidhuber 1997), were invented against just this decay
 # and reach much further. They do not change what comes next.
-
-# %% [markdown]
+#
 # ## What can be done at the same time
 #
 # Step $t$ of an RNN needs the state of step $t - 1$. So $N$ steps are $N$ small products, one after the other, however
@@ -351,10 +357,9 @@ figures.show(
 # because its products are large. On a machine that works on thousands of numbers at once, such as a GPU, this counts
 # for more.
 #
-# So attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
-# the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 197, and the square is still small.
-
-# %% [markdown]
+# But attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
+# the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 196, and the square is still small.
+#
 # ## What you have seen
 #
 # - An RNN must carry all it knows through every step; its gradient decays by a factor at each of them, so it did not
@@ -366,8 +371,8 @@ figures.show(
 # ## Try it
 #
 # 1. Give the RNN 2,000 steps of training instead of 400, or a state of 128 numbers. How far does its memory reach now?
-# 2. Take the positions away (set `positions` to 0 and do not accumulate their gradient). Which accuracy is left to
-#    attention, and why is it better than guessing for $T = 1$?
+# 2. Take the positions away: multiply `self.positions.data` by 0 in `forward`, and their gradient by 0 in `back`. Which
+#    accuracy is left to attention, and why is it better than guessing, above all for $T = 1$?
 # 3. Start `recurrent` 1.5 times larger. What happens to the gradient by distance?
 #
 # Next: [2. Embedding: a table and a linear map](02_embedding.py)

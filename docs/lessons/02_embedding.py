@@ -43,7 +43,7 @@ for number, row in zip(index, one_hot):
 # Each one-hot vector $x$ is mapped to a short, dense vector $a$ with a matrix $T$ of shape $(R, D)$:
 #
 # $$
-# a = x\,T, \qquad a_d = \sum_{r=1}^{R} x_r\, T_{rd} .
+# a = x\,T, \qquad a_d = \sum_{r=0}^{R-1} x_r\, T_{rd} .
 # $$
 #
 # In this sum all $x_r$ are 0 but one, and that one is 1. So $a$ *is* a row of $T$, and nothing has to be multiplied:
@@ -268,8 +268,11 @@ assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
 #
 # ## Try it
 #
-# 1. Train the months with `dtable[index] += da` instead of scatter-add. How much worse is the loss?
-# 2. Give the months one number each instead of two. Why can the ring not be drawn on a line?
+# 1. Train the months with the wrong `+=`: in `trained_table`, fill `dtable` by `dtable[said] += dvectors`, where
+#    `dvectors` is what `back_head` returns, and put `table.weight.accumulate(dtable)` in the place of `back_table`. Can
+#    you tell from the loss? [Page 10](10_break_it.py) says why a wrong gradient may learn well.
+# 2. Give the months one number each instead of two, and leave out the picture, which needs two. How much worse is the
+#    loss, and why can the ring not be drawn on a line?
 # 3. Let the friend be wrong by exactly one, never right. Which months become alike now, and why not the neighbours?
 #
 # Next: [3. Self-attention by hand](03_self_attention.py)

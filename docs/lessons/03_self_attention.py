@@ -25,8 +25,8 @@ np.set_printoptions(precision=2, suppress=True)
 # %% [markdown]
 # ## A question, a label, a content
 #
-# Attention lets each token collect from all the others what it needs. For that, each token $x$ is mapped three times,
-# with three matrices of weights:
+# Attention lets each token collect from all tokens, itself among them, what it needs. For that, each token $x$ is
+# mapped three times, with three matrices of weights:
 #
 # - the **query** $q = x W_q$: what am I looking for?
 # - the **key** $k = x W_k$: what can I be found by?
@@ -292,14 +292,14 @@ print(f"nn.Attention: outputs differ by {np.abs(y[0] - b).max():.0e}, dx by {np.
 #
 # - Each token asks with its query, is found by its key, and hands over its value.
 # - Weights are a softmax of $q \cdot k / \sqrt d$; the result $b$ is the mean of the values in these weights.
-# - All of it is three products and one softmax for all tokens at once.
+# - From q, k and v on, all of it is two products and one softmax for all tokens at once.
 # - Without $\sqrt d$ the scores grow with the width: one token takes all the weight, and for large $d$ the gradient
 #   shrinks.
-# - The backward pass is five lines, and it is proven.
+# - The backward pass is five formulas, and they are proven.
 #
 # ## Try it
 #
-# 1. Change `w_q` so that "cat" looks at "the", and check the picture.
+# 1. Give `w_q` and `w_k` a third column, "article", so that "cat" looks at "the", and check the picture.
 # 2. Leave out `- (weights * dweights).sum(...)` in `back`. What does `check_vjp` say?
 # 3. Divide by $d$ instead of $\sqrt d$. How does the largest weight go with $d$, and what is bad about that?
 #

@@ -334,8 +334,7 @@ figures.show(
 # So heads are free in multiply-adds and not free in time. ViT-B/16 has 12 heads of 64 channels; 64 is a common size.
 # Pictures of what the heads of a real model look at are on the page about
 # [classifying an image](../classify_an_image.md).
-
-# %% [markdown]
+#
 # ## What you have seen
 #
 # - One head hands over one mixture. Two heads, with the same number of parameters, learned what one did not in the same
@@ -347,7 +346,8 @@ figures.show(
 #
 # ## Try it
 #
-# 1. Ask for the symbols at three places. How many heads are needed?
+# 1. Ask for the symbols at three places: a third number in `ASKED`, and 3 for the 2 in `2 * SYMBOLS` and in `reshape`.
+#    How many heads are needed? (Their number must divide `DIM`: try 1, 2 and 4.)
 # 2. Give the model with one head twice the channels (`DIM = 64`). Does that help?
 # 3. Replace the layer in `Recall` by one with `heads="linear"` and one head. Does it help? Should it?
 #

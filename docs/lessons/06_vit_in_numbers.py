@@ -84,7 +84,7 @@ figures.show(
 # ## Patch embedding, as a convolution
 #
 # Each patch becomes a token of D = 768 numbers. One of them, number $o$ of the patch in row $u$ and column $w$, is a
-# weighted sum of all 16 x 16 x 3 = 768 pixel values of the patch:
+# weighted sum of all 16 x 16 x 3 = 768 pixel values of the patch, plus a bias:
 #
 # $$
 # y_{o,u,w} = b_o + \sum_{c=1}^{3} \sum_{i=0}^{15} \sum_{j=0}^{15} W_{o,c,i,j}\; x_{c,\,16u+i,\,16w+j}
@@ -223,8 +223,8 @@ for name, array in (
 assert np.abs(weights.sum(axis=-1) - 1).max() < 1e-5
 
 # %% [markdown]
-# Then the *MLP* (multilayer perceptron): each token by itself is widened to 4 x 768 = 3,072 numbers, bent by GELU, and
-# narrowed again. No token sees another here.
+# Then the *MLP* (multilayer perceptron): each token by itself is widened to 4 x 768 = 3,072 numbers, bent by
+# [GELU](../derivations/gelu.md), and narrowed again. No token sees another here.
 
 # %%
 normed2, _ = block.norm2(middle)  # (1, 197, 768)
@@ -399,7 +399,8 @@ assert extra == 768 * 768 + 768 and np.abs(hidden).max() < 1
 #
 # - The kernel is 16 x 16 with a stride of 16; the grid is 14 x 14; 196 patches become 196 tokens of 768 numbers.
 # - That convolution is a cut and one linear map. A norm behind it is a choice: Swin has it, ViT has not.
-# - A class token in front makes 197; positions are added and change no shape; nor does any block.
+# - A class token in front makes 197; positions are added and change no shape; nor does any
+#   block but minivit's last, which computes only the token that the head reads.
 # - Nearly two thirds of all parameters and of all work lie in the MLPs. Attention's own products are 4 % of the work,
 #   and the only part that grows with the square of the tokens.
 # - The head is one linear map, or in pretraining a linear map, a tanh and another.
@@ -409,7 +410,7 @@ assert extra == 768 * 768 + 768 and np.abs(hidden).max() < 1
 # 1. Call `convolution` with `stride=2` and a kernel of 4. How large is the grid now, and how often is an inner pixel
 #    read? Why can `F.patch_embed` not do this?
 # 2. Count the parameters and MACs of `vit_small_patch16_224` (D = 384, M = 1,536) with the terms above. Compare with
-#    `minivit.summary`.
+#    `model.macs((1, 3, 224, 224))`.
 # 3. Take an image of 384 x 384 pixels. How many tokens are there, and which share of the work do the scores have now?
 #
 # Next: [7. Pretraining](07_pretraining.py)

@@ -116,7 +116,8 @@ figures.show(figure, "07_turns", alt="Six digits, each turned by the number of q
 
 # %% [markdown]
 # Training is the usual loop: a batch, the loss, the gradient, a step of AdamW. `data.batches` moves each image by up to
-# 2 pixels and turns it, anew in every epoch.
+# 2 pixels and turns it, anew in every epoch. `label_smoothing` asks for the right class with a probability a little
+# below 1, so that the model does not become too sure.
 
 
 # %%

@@ -360,9 +360,9 @@ for title, each in cases.items():
     assert (difference < 1e-12) == (title != "shifted, with the mask")
 
 # %% [markdown]
-# Plain windows pass this test too, since none of them knows of the others. A Swin needs both: the shift, to meet across
-# borders, and the mask, not to meet across the ends of the image. [Lesson 10](10_break_it.py) has a task that can only
-# be solved with both.
+# With plain windows the output is unchanged too, since none of them knows of the others. A Swin needs both: the shift,
+# to meet across borders, and the mask, not to meet across the ends of the image. [Lesson 10](10_break_it.py) has a task
+# that can only be solved with both.
 #
 # One thing the mask is not: a matter for the gradient check. The layer without it has a perfectly right gradient, of
 # the wrong function.
@@ -394,12 +394,13 @@ by_hand = (row[:, None] - row + 1) * 3 + (column[:, None] - column + 1)  # (dy +
 assert (by_hand == index).all()
 
 # %% [markdown]
-# The diagonal is the offset (0, 0), each token to itself, row 4 of the table. Whoever looks at its right neighbour
-# reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at all places of a
-# window.
+# The diagonal is the offset (0, 0), each token to itself, row 4 of the table, counted from 0. Whoever looks at its
+# right neighbour reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at
+# all places of a window.
 #
 # So a row of the table is used by many pairs, and its gradient is the sum over them. Without any network around, send
-# a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$:
+# a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$. (In this
+# section alone, $dy$ and $dx$ are no gradients: they are the rows and columns of an offset.)
 
 # %%
 table = nn.RelativePositionBias((3, 3), 1, dtype="float64", seed=0)
@@ -527,4 +528,4 @@ print(f"shifted windows, every element: {minivit.check_complex_step(attention, r
 # 2. Merge in reading order: swap `x1` and `x2`. Which assertion fails? Would a model trained from nothing suffer?
 # 3. In `seen_by`, ask the output at a corner, `place=(0, 0)`. How many blocks does it need to see everything?
 #
-# Next: [9. Backpropagation](09_backpropagation.py), from the loss to one patch.
+# Next: [9. Backpropagation](09_backpropagation.py), from the loss to one pixel.

@@ -20,8 +20,8 @@ import minivit
 from minivit import data, explain
 from minivit import functional as F
 from minivit.explain import figures, trace_pictures
+from minivit.nn.kept import Kept
 from minivit.protocol import compose, once
-from minivit.summary import kept_bytes
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 
@@ -202,8 +202,8 @@ assert np.linalg.norm(dafter1) > np.linalg.norm(dnormed)
 
 # %% [markdown]
 # **The last block.** Up to here the gradient touched the class token alone. Inside the block attention read from the
-# patches, so now they get theirs. We follow one patch, in row 1 and column 2 of the grid: token number 1 + 4 + 2 = 7
-# (the class token is number 0).
+# patches, so now they get theirs. We follow one patch, in row 1 and column 2 of the grid, counted from 0: token number
+# 1 + 4 + 2 = 7 (the class token is number 0).
 
 # %%
 dafter0 = back_block1(dafter1)  # (1, 17, 16)
@@ -358,19 +358,19 @@ assert all(np.isfinite(gradient).all() and gradient.any() for gradient in trace.
 # %%
 batch = data.normalise(mnist.train_images[:32]).astype(np.float64)  # (32, 1, 28, 28)
 labels = mnist.train_labels[:32]
-own_arrays = {id(param.data) for param in params.values()}  # parameters are there anyway, and not counted
+own_arrays = [param.data for param in params.values()]  # parameters are there anyway, and not counted
 
 x, backs, names, kept = batch, [], ["start"], [0]
 for name, stage in [*model.leaves(), ("loss", lambda logits: F.softmax_cross_entropy(logits, labels))]:
     x, back = stage(x)
     backs.append(back)
     names.append(name)
-    kept.append(kept_bytes(backs, own_arrays))
+    kept.append(Kept(own_arrays).add(backs))
 gradient = 1.0
 while backs:
     gradient = backs.pop()(gradient)
     names.append("back of " + names[len(backs) + 1])
-    kept.append(kept_bytes(backs, own_arrays))
+    kept.append(Kept(own_arrays).add(backs))
 
 half = len(kept) // 2
 assert (

@@ -1,9 +1,7 @@
 """The hot loops for NumPy: in place where that is safe, no needless temporaries, both cores free to run them.
 
 Each has the same name and signature in `kernels_cupy.py`, and a plain version in tests/ that it is compared with.
-A name that starts with `inplace_` says that the first argument is overwritten.
-
-Next: `kernels_cupy.py`.
+A name that starts with `inplace_` says that the first argument is overwritten. Next: `kernels_cupy.py`.
 """
 
 from __future__ import annotations
@@ -15,18 +13,15 @@ import numpy as np
 from minivit.backend.special import erf
 from minivit.protocol import Array
 
-# --- GELU -----------------------------------------------------------------------------------------------------------
+# --- GELU: docs/derivations/gelu.md explains the fit ----------------------------------------------------------------
 
 _SQRT_HALF = 0.5**0.5
 _NORMAL_DENSITY_AT_0 = (2 * np.pi) ** -0.5
 
-# The normal distribution function as Phi(x) = (1 + tanh h(x)) / 2. With u = x^2, h(x) / x is smooth and even, and
-# fitted by us (weighted least squares, reweighted until the largest error of x Phi(x) was least) as the continued
-# fraction
-#     h(x) / x = _FIT_RATE (u + _FIT_START + a0 / (u + b0 + a1 / (u + b1 + a2 / (u + b2)))),  (a, b) in _FIT_TERMS
-# whose divisions cost no more than products, and which at u = inf is inf as it should. x Phi(x) is off by at most
-# 1.1e-9 and Phi by 3.3e-9; float32 resolves 6e-8. The margin is for the gradient checks: the slope of the fit itself
-# is off by 7.7e-9 from the true one below, and must not show beside a small gradient.
+# The normal distribution function as Phi(x) = (1 + tanh h(x)) / 2, with u = x^2 and h(x) / x =
+#     _FIT_RATE (u + _FIT_START + a0 / (u + b0 + a1 / (u + b1 + a2 / (u + b2)))),  (a, b) in _FIT_TERMS,
+# fitted by weighted least squares, reweighted until the largest error of x Phi(x) was least: 1.1e-9; float32 resolves
+# 6e-8. The margin is for the gradient checks: the slope of the fit is off by 7.7e-9 from the true one below.
 _FIT_RATE = 0.006799366470464714
 _FIT_START = 416.97510161553714
 _FIT_TERMS = (
@@ -63,8 +58,7 @@ def gelu_erf(x: Array) -> tuple[Array, Array]:
     phi += 1
     phi *= 0.5
     with np.errstate(over="ignore"):  # x^2 may overflow far out, where exp(-x^2/2) is 0 all the same
-        slope = x * np.exp(-0.5 * x * x)
-    slope *= _NORMAL_DENSITY_AT_0
+        slope = x * np.exp(-0.5 * x * x) * _NORMAL_DENSITY_AT_0
     slope += phi
     phi *= x
     return phi, slope
@@ -218,7 +212,8 @@ def stack_parts(parts: list[Array]) -> Array:
     whole, shape = parts[0].base, (*parts[0].shape[:-2], len(parts), *parts[0].shape[-2:])
     if isinstance(whole, np.ndarray) and whole.size == sum(part.size for part in parts) and whole.flags.c_contiguous:
         stacked = whole.reshape(shape)
-        if all(_same_memory(part, stacked[..., place, :, :]) for place, part in enumerate(parts)):
+        there = (stacked[..., place, :, :] for place in range(len(parts)))
+        if all(_address(a) == _address(b) and a.strides == b.strides for a, b in zip(parts, there)):
             return stacked
     return np.stack(parts, axis=-3)
 
@@ -228,10 +223,6 @@ def _overlap(a: Array, b: Array) -> bool:
         return np.shares_memory(a, b, max_work=1000)  # type: ignore[arg-type]  # the stubs know two values only
     except RuntimeError:  # too hard to tell
         return True
-
-
-def _same_memory(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.strides == b.strides and _address(a) == _address(b)
 
 
 def _address(array: Array) -> int:

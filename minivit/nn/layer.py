@@ -85,6 +85,11 @@ class Layer:
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "forward" in vars(cls) and "infer" not in vars(cls):
+            cls.infer = Layer.infer  # type: ignore[method-assign]  # an inherited one is that of another forward
+
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
 
@@ -157,6 +162,13 @@ class Layer:
                 for index, item in enumerate(value):
                     if isinstance(item, Layer):
                         yield from item._walk(f"{prefix}{name}.{index}.")
+            elif isinstance(value, tuple | dict):
+                items = value.values() if isinstance(value, dict) else value
+                refuse(
+                    any(isinstance(item, Layer | Param) for item in items),
+                    f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would not "
+                    "be found: keep layers in a list, and each Param in an attribute of its own",
+                )
 
     def replica(self) -> Layer:
         """The same layer with the same parameter data, but gradients of its own: one for each thread."""

@@ -1,0 +1,304 @@
+# %% [markdown]
+# # 5. Order: how attention learns where things are
+#
+# Attention does not know in which order its tokens come. This page shows what that means, exactly, and how a Vision
+# Transformer (ViT) is told where each piece of an image lies. You will measure what this is worth, and see a picture
+# of what the learned positions look like.
+#
+# **Words used here.** [Page 3](03_self_attention.py) explains attention, [page 2](02_embedding.py) tables of learned
+# vectors. A ViT cuts an image into square *patches*, makes a token of each, and puts one more token in front, the
+# *class token*, from which the answer is read. A *permutation* is a change of order; here `order` is a list such as
+# `[2, 0, 1]`: what comes first now is what stood at place 2.
+
+# %%
+import os
+
+import numpy as np
+
+import minivit
+from minivit import data, nn, optim
+from minivit import functional as F
+from minivit.explain import figures
+
+SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## Permuted in, permuted out
+#
+# Give attention its tokens in another order. Each token asks the same question as before, finds the same keys, and gets
+# the same mean of the same values. So its output is the same, and stands where the token stands now:
+#
+# $$
+# \operatorname{attention}(x[\text{order}]) = \operatorname{attention}(x)[\text{order}] .
+# $$
+#
+# The gradient, too, only changes places.
+
+# %%
+for dtype in ("float32", "float64"):
+    layer = nn.Attention(24, num_heads=3, dtype=dtype, seed=0)
+    layer.qkv.weight.data = rng.standard_normal((72, 24)) / 24**0.5
+    x, dy = rng.standard_normal((2, 4, 50, 24)).astype(dtype)  # 4 sequences of 50 tokens, twice
+    order = rng.permutation(50)
+    y, back = layer(x)
+    y_moved, back_moved = layer(x[:, order])
+    dx, dx_moved = back(dy), back_moved(dy[:, order])
+    error = np.abs(y_moved - y[:, order]).max() / np.abs(y).max()
+    error_back = np.abs(dx_moved - dx[:, order]).max() / np.abs(dx).max()
+    print(f"{dtype}: outputs differ by {error:.0e} of the largest, gradients by {error_back:.0e}")
+    assert max(error, error_back) < 100 * np.finfo(dtype).eps
+    assert np.abs(y_moved - y).max() > 0.1 * np.abs(y).max()  # without moving them back they are different
+
+# %% [markdown]
+# Why not exactly 0? The sums over the tokens are taken in another order, and on a computer that can change the last
+# digit, since each partial sum is rounded. The difference shrinks with the precision, from about $10^{-7}$ in 32 bits
+# to $10^{-16}$ in 64: it is rounding and nothing else.
+
+# %%
+print(f"(0.1 + 0.2) + 0.3 - (0.1 + (0.2 + 0.3)) = {(0.1 + 0.2) + 0.3 - (0.1 + (0.2 + 0.3)):.1e}")
+assert (0.1 + 0.2) + 0.3 != 0.1 + (0.2 + 0.3)
+
+# %% [markdown]
+# ## A ViT without positions sees a bag of patches
+#
+# All other parts of a ViT treat each token alone. So for the whole model: shuffle the patches of an image, and all
+# tokens move along, while the class token, which is not moved, comes out as it was. The answer cannot depend on where
+# the patches lie.
+#
+# Take real digits, from MNIST, a collection of handwritten ones in 28 x 28 grey pixels each, and two fresh models,
+# without positions and with the learned ones of the ViT paper (Dosovitskiy et al. 2021). A model gives ten *logits* for
+# an image, one score for each digit:
+
+# %%
+mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
+PATCH, GRID = 7, (4, 4)  # 28 x 28 pixels in 4 x 4 patches
+order = np.random.default_rng(1).permutation(16)
+
+
+def shuffled(images):
+    """Images (n, 28, 28) with their patches in another order, the same for each image."""
+    rows, _ = F.patchify(images[:, None], PATCH)  # (n, 16, 49): a row of pixels for each patch
+    moved, _ = F.unpatchify(rows[:, order], PATCH, GRID)  # (n, 1, 28, 28)
+    return moved[:, 0]
+
+
+def fresh(kind, seed, patch=PATCH, dim=48):
+    return minivit.ViT(
+        img_size=28,
+        patch_size=patch,
+        in_chans=1,
+        num_classes=10,
+        embed_dim=dim,
+        depth=2,
+        num_heads=4,
+        mlp_ratio=2.0,
+        pos_embed=kind,
+        seed=seed,
+    )
+
+
+digits = mnist.test_images[:8]
+for kind in ("none", "learned_1d"):
+    model = fresh(kind, seed=0)
+    logits = model.predict(data.normalise(digits))  # (8, 10)
+    difference = np.abs(model.predict(data.normalise(shuffled(digits))) - logits).max() / np.abs(logits).max()
+    print(f"positions {kind:10s}: shuffling the patches changes the answers by {difference:.0e} of the largest")
+    assert difference < 1e-4 if kind == "none" else difference > 1e-3
+
+# %%
+figure, panels = figures.new(2, 5, width=7.5, height=3.4)
+for column in range(5):
+    for row, pictures in enumerate((digits, shuffled(digits))):
+        panels[row, column].imshow(pictures[column], cmap="gray_r")
+        panels[row, column].set(xticks=[], yticks=[])
+panels[0, 0].set_ylabel("in place")
+panels[1, 0].set_ylabel("shuffled")
+figures.show(
+    figure,
+    "05_shuffled",
+    alt="Five handwritten digits, and below them the same digits cut into 16 squares that lie in another order. To a "
+    "ViT without positions both rows are the same.",
+)
+
+# %% [markdown]
+# ## Ways to tell the place
+#
+# The remedy is simple: add to each token a vector that depends on its place. Then two equal patches in two places are
+# different tokens. There are several ways, and the library has them all as `pos_embed`:
+
+# %%
+kinds = {
+    "none": "nothing",
+    "learned_1d": "a learned vector for each token, numbered in reading order",
+    "learned_2d": "a learned half for each row, and one for each column",
+    "sincos_1d": "fixed sines and cosines of the number in reading order",
+    "sincos_2d": "fixed sines and cosines, half for the row and half for the column",
+    "relative": "a learned number added to the score, for each offset from token to token",
+}
+plain = fresh("none", 0).parameters()
+for kind, meaning in kinds.items():
+    extra = {name: param for name, param in fresh(kind, 0).parameters().items() if name not in plain}
+    print(f"{kind:10s}: {meaning}; {sum(param.size for param in extra.values()):,} numbers to learn")
+
+# %% [markdown]
+# Before training, a learned table is random: it tells the places apart, and says nothing of rows, columns and
+# neighbours. It has to find them out.
+#
+# ## What it is worth
+#
+# Here is a small experiment: with and without positions, a few thousand digits, the same number of *epochs*, which are
+# passes over all training images. Each model is then asked about test images twice, as they are and with shuffled
+# patches.
+
+# %%
+COUNT, SEEDS = (2000, [0]) if SHORT else (4000, [0, 1, 2])
+test_images, test_labels = mnist.test_images[:2000], mnist.test_labels[:2000]
+
+
+def train(model, count, epochs, seed, batch=32):
+    """The plain loop: batches, loss, gradients, step; the learning rate rises for one epoch and then falls."""
+    images, labels = mnist.train_images[:count], mnist.train_labels[:count]
+    opt = optim.AdamW(model.parameters(), 4e-3, weight_decay=0.05, no_decay=optim.no_decay(model))
+    steps = data.num_batches(len(images), batch)
+    for epoch in range(epochs):
+        for position, (x, y) in enumerate(data.batches(images, labels, batch, seed=seed, epoch=epoch)):
+            opt.lr = optim.warmup_cosine(epoch * steps + position, epochs * steps, peak=4e-3, warmup=steps)
+            opt.zero_grad()
+            logits, back = model(x)
+            loss, back_loss = F.softmax_cross_entropy(logits, y)
+            back(back_loss())
+            optim.clip_grad_norm(opt.params, 1.0)
+            opt.step()
+
+
+def accuracy(model, images):
+    return float((model.predict(data.normalise(images)).argmax(axis=1) == test_labels).mean())
+
+
+scores = {}  # kind -> (seeds, 2): in place, shuffled
+for kind in ("none", "learned_1d"):
+    rows = []
+    for seed in SEEDS:
+        model = fresh(kind, seed)
+        train(model, COUNT, 10, seed)
+        rows.append((accuracy(model, test_images), accuracy(model, shuffled(test_images))))
+    scores[kind] = np.array(rows)
+    means, spread = scores[kind].mean(axis=0), np.ptp(scores[kind][:, 0])
+    print(f"{kind:10s}: in place {means[0]:.1%} (seeds within {spread:.1%}), shuffled after training {means[1]:.1%}")
+
+gain = scores["learned_1d"][:, 0] - scores["none"][:, 0]
+print(f"learned positions are worth {', '.join(f'{100 * value:+.1f}' for value in gain)} points")
+assert gain.mean() > 0.02
+assert np.abs(scores["none"][:, 0] - scores["none"][:, 1]).max() < 0.005  # to this model nothing has changed
+assert (scores["learned_1d"][:, 0] - scores["learned_1d"][:, 1]).min() > 0.04  # to this one much
+
+# %% [markdown]
+# Two things stand out. Without positions most digits are still read: strokes and their directions in sixteen patches
+# say much, wherever they lie. And with positions the answers are clearly better, but only if the patches lie where they
+# lay in training.
+#
+# [Does a ViT need positions?](../positions.md) is the same experiment on a larger scale: all six kinds, all of MNIST,
+# three seeds, and a control in which the patches were shuffled before training. There, 94 % are read without positions,
+# and 97 to 98 % with any of the five kinds. Which kind it is matters little, and so the simplest one, a learned vector
+# for each token, is what ViTs use.
+#
+# ## What learned positions look like
+#
+# Nobody told the table what a row or a column is. Did it find out? Compare the vectors of two places by the *cosine* of
+# the angle between them: 1 if they point the same way, 0 if they have nothing in common, -1 if they are opposite. The
+# class token is left out, since it has no place. For a finer picture this model has patches of 4 pixels, 7 x 7 places.
+
+# %%
+SIDE = 7
+
+
+def similarity(model):
+    """The cosine between the position vectors of all pairs of places: (49, 49)."""
+    vectors = model.parameters()["pos_embed"].data[0, 1:]  # (49, D): row 0 is the class token's
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+model = fresh("learned_1d", seed=0, patch=4, dim=32)
+before = similarity(model)
+train(model, 4000, 3 if SHORT else 12, seed=0, batch=64)
+after = similarity(model)
+print(f"{accuracy(model, test_images):.1%} of the test images are read")
+
+# %% [markdown]
+# The mean over pairs of places says whether neighbours are alike. MNIST's digits stand in the middle, so at the border
+# there are places that hardly ever see any ink. They are looked at by themselves.
+
+# %%
+row, column = np.divmod(np.arange(SIDE * SIDE), SIDE)
+steps = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)  # (49, 49): steps from place to place
+ink = (mnist.train_images[:4000] / 255).reshape(-1, SIDE, 4, SIDE, 4).mean(axis=(0, 2, 4)).reshape(-1) > 0.02  # (49,)
+with_ink, blank = ink[:, None] & ink, ~ink[:, None] & ~ink  # (49, 49): pairs of such places
+
+groups = {
+    "neighbours, with ink": with_ink & (steps == 1),
+    "2 or 3 steps apart, with ink": with_ink & (steps > 1) & (steps < 4),
+    "4 steps and more, with ink": with_ink & (steps > 3),
+    "blank places, any distance": blank & (steps > 0),
+}
+found = {}
+for name, pairs in groups.items():
+    found[name] = after[pairs].mean()
+    print(f"{name:30s}: before training {before[pairs].mean():+.2f}, after {found[name]:+.2f}")
+    assert abs(before[pairs].mean()) < 0.1, "at first, no two places have anything in common"
+
+assert found["neighbours, with ink"] > found["2 or 3 steps apart, with ink"] + 0.08
+assert found["blank places, any distance"] > 0.2
+
+
+# %%
+def tiled(similarity):
+    """(49, 49) -> one picture: a tile of 7 x 7 for each place, laid out as the places are, with gaps."""
+    picture = np.full((SIDE * (SIDE + 1) - 1,) * 2, np.nan)
+    for place, tile in enumerate(similarity.reshape(-1, SIDE, SIDE)):
+        top, left = (SIDE + 1) * row[place], (SIDE + 1) * column[place]
+        picture[top : top + SIDE, left : left + SIDE] = tile
+    return picture
+
+
+figure, panels = figures.new(1, 2, width=9.0, height=4.2)
+for panel, (title, values) in zip(panels, (("before training", before), ("after training", after))):
+    image = panel.imshow(tiled(values), cmap=figures.HEAT, vmin=-0.5, vmax=1)
+    ticks = np.arange(SIDE) * (SIDE + 1) + SIDE // 2
+    panel.set_xticks(ticks, range(SIDE))
+    panel.set_yticks(ticks, range(SIDE))
+    panel.set(title=title, xlabel="column of the place", ylabel="row of the place")
+figure.colorbar(image, ax=panels, label="cosine similarity")
+figures.show(
+    figure,
+    "05_similarity",
+    alt="49 tiles, one for each place, laid out like the image; each shows how similar all places are to its own. "
+    "Before training only the place itself is bright. After training some neighbours are, too, and above all the "
+    "places at the blank border are like one another.",
+)
+
+# %% [markdown]
+# Each tile belongs to one place and shows how much the 49 places are like it. Before training, a place is like itself
+# only. After training its direct neighbours are a little like it: the table has begun to find out who lies beside whom.
+#
+# Stronger is something else: the blank places at the border are all alike, even from one corner to the opposite one.
+# They see the same background in nearly every image, so they get nearly the same gradient in every step. A table learns
+# what is useful for its images, and no more. In the ViT paper's picture, of a large model and photographs, rows and
+# columns stand out; a small model and a few thousand digits do not go that far.
+#
+# ## What you have seen
+#
+# - Attention without positions: permuted in, permuted out, up to rounding. The class token does not notice at all.
+# - A vector for each place, added to the tokens, mends this. Learned, it starts without any notion of order.
+# - On a few thousand digits positions were worth several points, and a model that has them depends on them.
+# - In a trained table neighbours are a little alike, and places that see the same are very much so.
+#
+# ## Try it
+#
+# 1. Draw the similarity of `"sincos_2d"` positions, without any training. They are no parameter, so let the library
+#    compare them: `explain.position_similarity(model).reshape(49, 49)`, after `from minivit import explain`.
+# 2. Train on `shuffled(images)` with learned positions, and test on shuffled images. Which accuracy do you expect?
+# 3. Draw the similarity with the class token left in. What is its row like, and why?
+#
+# Next: [6. ViT in numbers](06_vit_in_numbers.py)
