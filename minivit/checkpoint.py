@@ -48,7 +48,7 @@ class CheckpointError(ValueError):
 def save(model: Layer, path: str | Path) -> None:
     """Write a model's parameters, under timm's names, and its configuration to a safetensors file."""
     content = {"model": type(model).__name__, "config": getattr(model, "config", {})}
-    save_arrays(path, {name: param.data for name, param in model.parameters().items()}, content)
+    save_arrays(path, {name: param.data for name, param in model.state().items()}, content)
 
 
 def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, Any] | None) -> None:

@@ -273,8 +273,8 @@ def _conv(x: Any, kind: Any = nn.Conv2d, **options: Any) -> nn.Conv2d:
 def _batch_norm(x: Any, training: bool = False) -> nn.Layer:
     """In training it stands before a dropout, which shows that it was given the generator."""
     layer = nn.BatchNorm2d(x.shape[1], dtype=x.dtype)
-    layer.running_mean += 0.3
-    layer.running_var *= 2
+    layer.running_mean.data += 0.3
+    layer.running_var.data *= 2
     return nn.Sequential(layer, nn.Dropout(0.3)) if training else layer
 
 

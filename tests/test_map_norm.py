@@ -101,8 +101,8 @@ def check_one_update(layer: Any, *batches: Any) -> None:
     """From their start, one update towards what the batches together were like."""
     mean, variance = seen_by(*batches)
     nn.update_statistics(layer)
-    np.testing.assert_allclose(layer.running_mean, 0.1 * mean, rtol=1e-12)
-    np.testing.assert_allclose(layer.running_var, 0.9 + 0.1 * variance, rtol=1e-12)
+    np.testing.assert_allclose(layer.running_mean.data, 0.1 * mean, rtol=1e-12)
+    np.testing.assert_allclose(layer.running_var.data, 0.9 + 0.1 * variance, rtol=1e-12)
     assert not layer.seen.any()
 
 
@@ -117,9 +117,9 @@ def test_only_back_counts_and_only_the_update_changes_anything() -> None:
     back(x)
     np.testing.assert_array_equal(layer(x)[0], expected)  # still the old statistics
     check_one_update(layer, x)
-    before = layer.running_mean.copy()
+    before = layer.running_mean.data.copy()
     nn.update_statistics(layer)  # nothing seen since
-    np.testing.assert_array_equal(layer.running_mean, before)
+    np.testing.assert_array_equal(layer.running_mean.data, before)
 
 
 def test_training_ignores_the_running_statistics_and_inference_uses_nothing_else() -> None:
@@ -130,8 +130,8 @@ def test_training_ignores_the_running_statistics_and_inference_uses_nothing_else
         layer(x, training())[1](x)
         nn.update_statistics(layer)
     mean, variance = seen_by(x)
-    np.testing.assert_allclose(layer.running_mean, mean, rtol=1e-8)
-    np.testing.assert_allclose(layer.running_var, variance, rtol=1e-8)
+    np.testing.assert_allclose(layer.running_mean.data, mean, rtol=1e-8)
+    np.testing.assert_allclose(layer.running_var.data, variance, rtol=1e-8)
 
 
 def test_recomputation_counts_a_batch_once() -> None:
@@ -139,8 +139,8 @@ def test_recomputation_counts_a_batch_once() -> None:
     model = nn.Recompute(nn.Sequential(nn.Recompute(layer)))  # four forward passes for one backward pass
     model(x, training())[1](x)
     nn.update_statistics(model)
-    np.testing.assert_allclose(layer.running_mean, 0.1 * seen_by(x)[0], rtol=1e-12)
-    np.testing.assert_allclose(layer.running_var, 0.9 + 0.1 * seen_by(x)[1], rtol=1e-12)
+    np.testing.assert_allclose(layer.running_mean.data, 0.1 * seen_by(x)[0], rtol=1e-12)
+    np.testing.assert_allclose(layer.running_var.data, 0.9 + 0.1 * seen_by(x)[1], rtol=1e-12)
 
 
 def test_two_uses_in_one_network_count_together() -> None:
@@ -169,7 +169,9 @@ def test_threads_with_replicas_count_every_batch() -> None:
         thread.join()
     replica = layer.replica()
     check_one_update(layer, *batches)
-    np.testing.assert_array_equal(replica.running_mean, layer.running_mean)  # replicas see the update, whenever made
+    np.testing.assert_array_equal(
+        replica.running_mean.data, layer.running_mean.data
+    )  # replicas see the update, whenever made
 
 
 def test_an_update_never_falls_between_the_reading_and_the_writing_of_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,16 +207,16 @@ def test_a_copy_sees_for_itself_and_float32_statistics_keep_their_dtype() -> Non
     layer(x, training())[1](x)
     assert not other.seen.any()
     nn.update_statistics(layer)
-    assert layer.running_mean.dtype == layer.running_var.dtype == np.float32
-    np.testing.assert_allclose(layer.running_mean, 0.1 * seen_by(x)[0], rtol=1e-5)
-    assert not other.running_mean.any()
+    assert layer.running_mean.data.dtype == layer.running_var.data.dtype == np.float32
+    np.testing.assert_allclose(layer.running_mean.data, 0.1 * seen_by(x)[0], rtol=1e-5)
+    assert not other.running_mean.data.any()
 
 
 def test_one_far_mean_does_not_spoil_the_variance() -> None:
     layer, x = nn.BatchNorm2d(3, momentum=1.0, dtype="float64"), images() + 1e4
     layer(x, training())[1](x)
     nn.update_statistics(layer)
-    np.testing.assert_allclose(layer.running_var, seen_by(x)[1], rtol=1e-6)
+    np.testing.assert_allclose(layer.running_var.data, seen_by(x)[1], rtol=1e-6)
 
 
 def test_an_empty_batch_counts_for_nothing() -> None:
@@ -222,4 +224,17 @@ def test_an_empty_batch_counts_for_nothing() -> None:
     y, back = layer(images()[:0], training())
     assert y.shape == back(y).shape == (0, 3, 4, 5)
     nn.update_statistics(layer)
-    assert not layer.running_mean.any()
+    assert not layer.running_mean.data.any()
+
+
+def test_running_statistics_travel_with_the_state_and_are_no_parameters() -> None:
+    model, other = (nn.Sequential(nn.Conv2d(2, 3, 3, seed=seed), nn.BatchNorm2d(3)) for seed in (0, 1))
+    x = np.random.default_rng(0).standard_normal((4, 2, 5, 5), dtype=np.float32)
+    y, back = model(x, np.random.default_rng(0))
+    back(y)
+    nn.update_statistics(model)
+    assert {"1.running_mean", "1.running_var"} == set(model.state()) - set(model.parameters())
+    other.load_state_dict(model.state_dict())
+    np.testing.assert_array_equal(other(x)[0], model(x)[0])  # with the running statistics
+    replica = model.replica()
+    assert replica.state()["1.running_var"] is model.state()["1.running_var"]

@@ -140,7 +140,7 @@ def test_statistics_written_by_the_forward_pass_are_caught_by_recomputation() ->
     class Careless(nn.BatchNorm2d):
         def forward(self, x: Any, rng: Any = None) -> Any:
             if rng is not None:
-                self.running_mean += 0.1 * (x.mean(axis=(0, 2, 3)) - self.running_mean)
+                self.running_mean.data += 0.1 * (x.mean(axis=(0, 2, 3)) - self.running_mean.data)
             return super().forward(x, rng)
 
     x = 1 + np.random.default_rng(1).standard_normal((2, 3, 4, 4))
@@ -149,8 +149,8 @@ def test_statistics_written_by_the_forward_pass_are_caught_by_recomputation() ->
         nn.Recompute(layer)(x, np.random.default_rng(0))[1](x)
     nn.update_statistics(layers[0])
     wanted = 0.1 * x.mean(axis=(0, 2, 3))
-    np.testing.assert_allclose(layers[0].running_mean, wanted, rtol=1e-12)
-    assert not np.allclose(layers[1].running_mean, wanted, rtol=1e-2)
+    np.testing.assert_allclose(layers[0].running_mean.data, wanted, rtol=1e-12)
+    assert not np.allclose(layers[1].running_mean.data, wanted, rtol=1e-2)
 
 
 def test_windows_that_step_wrongly_are_caught_by_the_loop_and_not_by_the_gradient(

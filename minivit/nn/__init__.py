@@ -19,7 +19,7 @@ from minivit.nn.basic import (
 )
 from minivit.nn.block import Block
 from minivit.nn.convolution import Conv2d, StdConv2d
-from minivit.nn.layer import Chain, Layer, Param
+from minivit.nn.layer import Buffer, Chain, Layer, Param
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
 from minivit.nn.mlp import Mlp
 from minivit.nn.patch_embed import PatchEmbed
@@ -35,6 +35,7 @@ __all__ = [
     "AvgPool2d",
     "BatchNorm2d",
     "Block",
+    "Buffer",
     "Chain",
     "ContinuousPositionBias",
     "Conv2d",

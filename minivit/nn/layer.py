@@ -76,6 +76,10 @@ class Param:
         return f"Param(shape={self.shape}, dtype={self._data.dtype})"
 
 
+class Buffer(Param):
+    """Numbers of the state that are not learned, such as running statistics: saved and moved, but no parameter."""
+
+
 class Layer:
     """Base of everything with parameters. A subclass writes `forward(x, rng)`, which returns `y, back`.
 
@@ -147,6 +151,10 @@ class Layer:
 
     def parameters(self) -> dict[str, Param]:
         """The live parameters by dotted name; one that is shared by two parts stands under its first name only."""
+        return {name: param for name, param in self.state().items() if not isinstance(param, Buffer)}
+
+    def state(self) -> dict[str, Param]:
+        """`parameters()` and the buffers: all that belongs into a file."""
         found: dict[int, tuple[str, Param]] = {}
         for name, param in self._walk(""):
             found.setdefault(id(param), (name, param))
@@ -173,6 +181,7 @@ class Layer:
     def replica(self) -> Layer:
         """The same layer with the same parameter data, but gradients of its own: one for each thread."""
         memo: dict[int, Any] = {id(param): param.replica() for param in self.parameters().values()}
+        memo |= {id(param): param for param in self.state().values() if isinstance(param, Buffer)}
         memo |= {id(value): value for value in self.constants()}
         return copy.deepcopy(self, memo)
 
@@ -186,7 +195,7 @@ class Layer:
 
     def move_to(self, move: Callable[[Array], Array]) -> None:
         """Replace every parameter, gradient and constant array by move(array); see `minivit.to_device`."""
-        for param in self.parameters().values():
+        for param in self.state().values():
             param.swap(move(param.data))
             param.grad = None if param.grad is None else move(param.grad)
         self._move_constants(move)
@@ -201,8 +210,8 @@ class Layer:
     # --- state ---
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters by dotted name."""
-        return {name: param.data.copy() for name, param in self.parameters().items()}
+        """Copies of all parameters and buffers by dotted name."""
+        return {name: param.data.copy() for name, param in self.state().items()}
 
     def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> None:
         """Copy arrays into the parameters, cast to their dtype; nothing is changed if anything does not fit.
@@ -210,7 +219,7 @@ class Layer:
         Raises:
             ValueError: naming the first missing, unexpected or misshapen entry (with strict=False only misshapen).
         """
-        params = self.parameters()
+        params = self.state()
         missing = [name for name in params if name not in state]
         unexpected = [name for name in state if name not in params]
         if strict:

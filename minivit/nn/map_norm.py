@@ -14,7 +14,7 @@ import numpy as np
 from minivit import functional as F
 from minivit.backend import array_module
 from minivit.nn import init
-from minivit.nn.layer import Layer, Param
+from minivit.nn.layer import Buffer, Layer, Param
 from minivit.protocol import Array, Back, once, refuse
 
 _turn = threading.Lock()  # replicas of a layer share what it has seen, and add to it one after the other
@@ -73,14 +73,14 @@ class BatchNorm2d(Layer):
         dtype = init.dtype_of(dtype)
         self.weight = Param(init.ones((num_features,), dtype))
         self.bias = Param(init.zeros((num_features,), dtype))
-        self.running_mean = init.zeros((num_features,), dtype)
-        self.running_var = init.ones((num_features,), dtype)
+        self.running_mean = Buffer(init.zeros((num_features,), dtype))
+        self.running_var = Buffer(init.ones((num_features,), dtype))
         self.seen = np.zeros((3, num_features), "float64")  # sums over the numbers of each channel: of 1, of x, of x^2
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         refuse(x.ndim != 4, f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
-        mean, variance = (self.running_mean, self.running_var) if rng is None else (None, None)
+        mean, variance = (self.running_mean.data, self.running_var.data) if rng is None else (None, None)
         y, vjp = F.batch_norm(x, self.weight.data, self.bias.data, mean, variance, self.eps)
         sums = None if rng is None or x.size == 0 else _sums(x)
 
@@ -107,7 +107,7 @@ class BatchNorm2d(Layer):
             variance = xp.maximum(squares / count - mean * mean, 0)  # in float64: x^2 has digits enough to subtract
             unbiased = variance * (count / xp.maximum(count - 1, 1))
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running += (self.momentum * (new - running)).astype(running.dtype)  # in place: replicas share it
+                running.data += (self.momentum * (new - running.data)).astype(running.data.dtype)
             self.seen[...] = 0
 
 
