@@ -57,7 +57,8 @@ class BatchNorm2d(Layer):
 
     How the running statistics are measured: a forward pass writes nothing, as everywhere in this library. `back` adds
     what the batch was like to `seen`, as it adds gradients to `.grad`; and `update_statistics`, called where the
-    optimiser takes its step, moves the running statistics towards it and clears it. So
+    optimiser takes its step, moves the running statistics towards it and clears it. So:
+
     - a forward pass that is thrown away, or run again by `Recompute`, counts for nothing: only `back` counts, once;
     - replicas in threads share `seen` and add to it one at a time, sums that give the mean and variance of all shards
       together, whatever their order (in float64, to rounding);
