@@ -1,7 +1,8 @@
 """Every gradient is proven twice: by 5-point differences and by the complex step, over shapes that hypothesis draws.
 
-Operations and layers: every element, at least 200 examples each. Whole models: every element once, and 50 examples
-along random directions.
+Operations and layers: at least 200 examples each, along a random direction and for every element; of more than 120
+numbers, such as maps and kernels, every element of each fourth example. Whole models: every element once, and 50
+examples along random directions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from table import MODELS, PARTS, Case, name_of
 from minivit import check_complex_step, check_vjp
 from minivit.strategies import arrays, seeds
 
+FEW = 120  # numbers; the complex step runs the forward pass once for each
 MODEL_EXAMPLES = 5000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 50
 
 
@@ -33,7 +35,7 @@ def test_both_checks_hold(case: Case, data: Any, seed: int) -> None:
     args = drawn(data, case)
     noise = seed if case.noise else None
     check_vjp(case.callable(args), *args, seed=seed, rng_seed=noise)
-    if case.analytic:
+    if case.analytic and (sum(arg.size for arg in args) <= FEW or seed % 4 == 0):
         check_complex_step(case.callable(args), *args, seed=seed, rng_seed=noise)
 
 
