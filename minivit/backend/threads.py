@@ -51,8 +51,14 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
     others = min(threads, len(items)) - 1
     futures = [_pool(os.getpid(), threads).submit(work) for _ in range(others)]
     work()
-    for future in futures:
-        future.result()
+    try:
+        for future in futures:
+            future.result()
+    finally:  # also where the caller is interrupted while it waits
+        for _ in places:
+            pass
+        for future in futures:
+            future.exception()
     if errors:
         raise errors[min(errors)]
     return results
