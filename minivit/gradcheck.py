@@ -22,8 +22,10 @@ from minivit.protocol import Array, refuse
 
 # Steps of the 5-point differences. At 1e-3 truncation h^4 and rounding 1e-16/h are both near 1e-12; where the function
 # bends sharply (LayerNorm of a row with next to no variance) truncation is larger, and the next smaller step is tried;
-# at 1e-6 rounding is still only 1e-10. A wrong gradient fails at all of them.
-_STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+# at 1e-6 rounding is still only 1e-10. The last two are for kinks inside a layer (a ReLU, a maximum): a step must not
+# reach across one, and of a few hundred ReLUs one lies within 1e-6 of its kink in every thousandth case. A wrong
+# gradient fails at all of them.
+_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 _TINY = 1e-30  # complex step: nothing is subtracted, so it may be so small that its square vanishes
 _LOCATE = 4096  # elements that are searched for the worst one, once a random direction has shown an error
 

@@ -176,6 +176,8 @@ FUNCTIONS = [
     Case("mean_pool", "BND", F.mean_pool, empty="B"),
     Case("conv2d", "BCab OCPQ O", F.conv2d, fixed=_KERNEL, empty="B"),
     Case("conv2d_same", "BCab OCPQ", lambda x, w: F.conv2d(x, w, padding=(1, 0)), fixed=_KERNEL, empty="B"),
+    Case("conv2d_same_strided", "BCab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, stride=(2, 1), padding="same"),
+         fixed={**_KERNEL, "Q": 4}, empty="B"),
     Case("conv2d_strided", "BCab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, stride=(2, 3), padding=(2, 1)),
          fixed=_KERNEL, empty="B"),
     Case("conv2d_dilated", "BCab OCPQ O", lambda x, w, b: F.conv2d(x, w, b, padding=2, dilation=(1, 2)),
@@ -194,6 +196,7 @@ FUNCTIONS = [
     Case("batch_norm_given", "BCab C C C C", _given_statistics, empty="B"),
     Case("max_pool2d", "BCab", lambda x: F.max_pool2d(x, 2), fixed={"a": 5, "b": 4}, empty="B"),
     Case("max_pool2d_overlapping", "BCab", lambda x: F.max_pool2d(x, (3, 2), (2, 1), 1), empty="B"),
+    Case("max_pool2d_same", "BCab", lambda x: F.max_pool2d(x, 3, 2, "same"), empty="B"),
     Case("avg_pool2d", "BCab", lambda x: F.avg_pool2d(x, (2, 3), padding=(1, 0)), fixed={"b": 4}, empty="B"),
     Case("avg_pool2d_inside", "BCab", lambda x: F.avg_pool2d(x, 3, 2, 1, False), empty="B"),
     Case("adaptive_avg_pool2d", "BCab", lambda x: F.adaptive_avg_pool2d(x, (2, 3)), empty="B"),
@@ -287,6 +290,7 @@ LAYERS = [
     Case("Linear_no_bias", "BI", lambda x: nn.Linear(x.shape[-1], 3, False, dtype=x.dtype, seed=1), layer=True),
     Case("LayerNorm", "BND", lambda x: nn.LayerNorm(x.shape[-1], dtype=x.dtype), layer=True, fixed={"D": 5}),
     Case("Gelu", "BND", lambda x: nn.Gelu(), layer=True),
+    Case("Identity", "BND", lambda x: nn.Identity(), layer=True),
     Case("Relu", "BND", lambda x: nn.Relu(), layer=True, kink=True),
     Case("Tanh", "BND", lambda x: nn.Tanh(), layer=True),
     Case("Dropout", "BND", lambda x: nn.Dropout(0.4), layer=True, noise=True),
@@ -335,6 +339,10 @@ LAYERS = [
     Case("StdConv2d", "BCab", lambda x: _conv(x, nn.StdConv2d, dilation=(1, 2)), layer=True, fixed={"b": 4},
          empty="B"),
     Case("StdConv2d_no_bias", "BCab", lambda x: _conv(x, nn.StdConv2d, stride=2, bias=False), layer=True, empty="B"),
+    Case("Bottleneck", "BCab", lambda x: nn.Bottleneck(x.shape[1], 16, 1, 1, dtype=x.dtype, seed=1), layer=True,
+         fixed={"C": 16, "a": 3, "b": 2}, empty="B"),
+    Case("Bottleneck_projection", "BCab", lambda x: nn.Bottleneck(x.shape[1], 16, 2, 2, dtype=x.dtype, seed=1),
+         layer=True, fixed={"C": 4, "a": 3, "b": 4}, empty="B"),
     Case("GroupNorm", "BCab", lambda x: nn.GroupNorm(2, x.shape[1], dtype=x.dtype), layer=True,
          fixed={"C": 4, "a": 3}, empty="B"),
     Case("BatchNorm2d", "BCab", _batch_norm, layer=True, empty="B"),
@@ -358,6 +366,8 @@ def _vit(**options: Any) -> Callable[[Any], Any]:
 
 
 _IMAGES: dict[str, Any] = {"B": 2, "C": 1, "a": 4, "b": 4}
+_HYBRID: dict[str, Any] = {"B": 2, "C": 2, "a": 9, "b": 12}
+_STEM = {"in_chans": 2, "resnet_width": 4, "resnet_groups": 2}  # filters of at least 4 numbers
 _NOISE = {
     "drop_rate": 0.2,
     "pos_drop_rate": 0.1,
@@ -403,6 +413,16 @@ MODELS = [
     _model("ViT_relative", pos_embed="relative"),
     _model("ViT_linear_heads", heads="linear"),
     _model("ViT_dynamic", images={"B": 2, "C": 1, "a": 6, "b": 2}, dynamic_img_size=True),
+    _model("ViT_hybrid", images=_HYBRID, img_size=(9, 12), resnet_layers=(1, 1), patch_size=1, **_STEM),  # map of 2x2
+    _model(
+        "ViT_hybrid_root",
+        images=_HYBRID,
+        img_size=(12, 8),
+        dynamic_img_size=True,
+        resnet_layers=(),
+        patch_size=(3, 1),
+        **_STEM,
+    ),  # map of 3x3
     _swin("Swin"),
     _swin("Swin_noise", noise=True, **_NOISE),
     _swin("Swin_absolute_positions", ape=True, img_size=(6, 8), patch_norm=False, qkv_bias=False),

@@ -114,7 +114,7 @@ def test_both_ways_to_the_gradient_give_the_same(outputs: int, monkeypatch: pyte
     dy = rng.standard_normal(y.shape)
     dx = vjp(dy)[0]
     assert calls == ["_gradient_by_turned_filters" if outputs == 3 else "_gradient_by_folding"]
-    how = sliding.slide("conv2d", (3, 2), 1, (1, 0))
+    how = sliding.slide("conv2d", (6, 7), (3, 2), 1, (1, 0))
     dmaps, filters = dy[:, None], weight[None]
     for way in (convolution._gradient_by_turned_filters, convolution._gradient_by_folding):
         np.testing.assert_allclose(way(dmaps, filters, how, (6, 7))[:, 0], dx, rtol=1e-12, atol=1e-13)

@@ -1,8 +1,8 @@
 """Every gradient is proven twice: by 5-point differences and by the complex step, over shapes that hypothesis draws.
 
-Operations and layers: at least 200 examples each, along a random direction and for every element; of more than 120
-numbers, such as maps and kernels, every element of each tenth example. Whole models: every element once, and 50
-examples along random directions.
+Operations and layers: at least 200 examples each, along a random direction and for every element; where inputs and
+parameters together are more than 120 numbers, every element of each tenth example. Whole models: every element once,
+and 50 examples along random directions.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def drawn(data: Any, case: Case) -> tuple[Any, ...]:
 @given(data=st.data(), seed=seeds())
 def test_both_checks_hold(case: Case, data: Any, seed: int) -> None:
     args = drawn(data, case)
-    noise = seed if case.noise else None
-    check_vjp(case.callable(args), *args, seed=seed, rng_seed=noise)
-    if case.analytic and (sum(arg.size for arg in args) <= FEW or seed % 10 == 0):
-        check_complex_step(case.callable(args), *args, seed=seed, rng_seed=noise)
+    function, noise = case.callable(args), seed if case.noise else None
+    check_vjp(function, *args, seed=seed, rng_seed=noise)
+    parameters = function.parameters().values() if case.layer else ()
+    numbers = sum(each.size for each in (*args, *parameters))
+    if case.analytic and (numbers <= FEW or seed % 10 == 0):
+        check_complex_step(function, *args, seed=seed, rng_seed=noise)
 
 
 @pytest.mark.parametrize("case", MODELS, ids=name_of)

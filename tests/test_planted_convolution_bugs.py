@@ -159,8 +159,8 @@ def test_windows_that_step_wrongly_are_caught_by_the_loop_and_not_by_the_gradien
     """A wrong but linear forward pass has a right derivative: only the naive loop, or PyTorch, can see it."""
     plain = sliding.Slide
 
-    def swapped(kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
-        return plain(kernel, stride[::-1], padding, dilation)
+    def swapped(kernel: Any, stride: Any, *others: Any) -> Any:
+        return plain(kernel, stride[::-1], *others)
 
     monkeypatch.setattr(sliding, "Slide", swapped)
     rng = np.random.default_rng(2)

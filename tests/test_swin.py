@@ -11,7 +11,7 @@ import pytest
 from swin_tools import KINDS, TINY, settings, shapes
 
 import minivit
-from minivit import nn, optim
+from minivit import optim
 from minivit.models import Swin, SwinV2, configs
 from minivit.summary import summary
 
@@ -29,18 +29,6 @@ PUBLISHED = {
     "swinv2_base_window8_256": (87_918_816, "20.28"),
 }
 NAMES = [name for name in configs.list_models() if name.startswith("swin")]
-
-
-@pytest.fixture
-def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights of stride 0, so that the largest model takes no memory; the constructor is the real one."""
-
-    def one_number(*arguments: Any) -> Any:
-        shape = next(argument for argument in arguments if isinstance(argument, tuple))
-        return np.broadcast_to(np.zeros((), arguments[-1]), shape)
-
-    for name in ("trunc_normal", "normal", "conv_uniform", "zeros", "ones"):
-        monkeypatch.setattr(nn.init, name, one_number)
 
 
 @pytest.mark.usefixtures("weightless")

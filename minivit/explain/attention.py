@@ -17,6 +17,7 @@ from minivit import functional as F
 from minivit.backend import array_module
 from minivit.functional.permutations import Size
 from minivit.models import Model, ViT
+from minivit.models.tokens import patch_grid
 from minivit.nn import Attention, Block, CosineWindowAttention, Layer, Recompute, ShiftedWindows, WindowAttention
 from minivit.protocol import Array, Back, refuse
 
@@ -129,12 +130,6 @@ def prefix_tokens(model: Model) -> int:
     return int(model.config["class_token"]) + int(model.config["distilled"]) if isinstance(model, ViT) else 0
 
 
-def patch_grid(model: Model, images: Array) -> Size:
-    """gh x gw: the patches of images (B, C, H, W)."""
-    high, wide = F.pair(model.config["patch_size"])
-    return images.shape[2] // high, images.shape[3] // wide
-
-
 # --- one block ------------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +180,7 @@ def _asked(model: Model, weights: Array, images: Array) -> Array:
     p = prefix_tokens(model)
     asking = slice(0, p) if model.config["global_pool"] == "token" else slice(p, None)
     mean = weights[..., asking, p:].mean(axis=-2)  # (..., gh gw)
-    return mean.reshape(*mean.shape[:-1], *patch_grid(model, images))
+    return mean.reshape(*mean.shape[:-1], *patch_grid(model.config, images.shape[2:]))
 
 
 def _received(layer: ShiftedWindows, x: Array) -> Array:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from minivit.backend import array_module, to_numpy
-from minivit.explain.attention import patch_grid, prefix_tokens, stages
+from minivit.explain.attention import prefix_tokens, stages
 from minivit.models import Model
+from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, Back, refuse
 
 
@@ -82,4 +83,4 @@ def _as_map(model: Model, tokens: Array, images: Array) -> Array:
     if tokens.ndim == 4:
         return tokens
     patches = tokens[:, prefix_tokens(model) :]
-    return patches.reshape(len(tokens), *patch_grid(model, images), tokens.shape[2])
+    return patches.reshape(len(tokens), *patch_grid(model.config, images.shape[2:]), tokens.shape[2])

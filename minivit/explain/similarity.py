@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.backend import array_module
-from minivit.functional.permutations import pair
+from minivit.models.tokens import patch_grid
 from minivit.nn import Layer
 from minivit.protocol import Array, refuse
 
@@ -50,7 +50,5 @@ def _table(model: Any) -> tuple[Array, tuple[int, int]]:
         "build a ViT with pos_embed='learned_1d', 'learned_2d', 'sincos_1d' or 'sincos_2d', or a Swin with ape=True "
         "(relative positions are a bias in attention: see attn.relative_position_bias_table)",
     )
-    high, wide = pair(config["img_size"])
-    patch = pair(config["patch_size"])
-    grid = (-(-high // patch[0]), -(-wide // patch[1]))
+    grid = patch_grid(config)
     return positions.table(grid)[0], grid  # type: ignore[union-attr]

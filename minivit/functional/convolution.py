@@ -15,7 +15,7 @@ from math import prod
 
 from minivit.backend import array_module, kernels
 from minivit.functional.permutations import Size
-from minivit.functional.sliding import Slide, inner, places, slide, surround, windows
+from minivit.functional.sliding import Padding, Slide, inner, places, slide, surround, windows
 from minivit.protocol import Array, Back, once, refuse
 
 # The unfolded windows of one block. They are Kh Kw times as large as the map, so they must not exist all at once. 2 MiB
@@ -32,7 +32,7 @@ def conv2d(
     bias: Array | None = None,
     *,
     stride: int | Size = 1,
-    padding: int | Size = 0,
+    padding: Padding = 0,
     dilation: int | Size = 1,
     groups: int = 1,
 ) -> tuple[Array, Back]:
@@ -45,7 +45,8 @@ def conv2d(
         weight: (O, C/G, Kh, Kw), as PyTorch stores it. With groups, the first O/G outputs see the first C/G channels,
             and so on.
         bias: (O,) or None.
-        stride, padding, dilation: s, p, d; a number, or a pair for height and width.
+        stride, padding, dilation: s, p, d; a number, or a pair for height and width. padding="same": so many zeros
+            that Oh = ceil(H / s), with the odd one below and to the right, as in TensorFlow.
         groups: G.
 
     Returns:
@@ -58,8 +59,8 @@ def conv2d(
     Derivation: docs/derivations/convolution.md.
     """
     _check(x, weight, bias, groups)
-    how = slide("conv2d", weight.shape[2:], stride, padding, dilation)
     x_shape, shape, size = x.shape, weight.shape, x.shape[2:]
+    how = slide("conv2d", size, shape[2:], stride, padding, dilation)
     count = places("conv2d", size, how)
     maps = _grouped(x, groups)  # (B, G, C/G, H, W)
     filters = weight.reshape(groups, shape[0] // groups, *shape[1:])  # (G, O/G, C/G, Kh, Kw)
@@ -73,7 +74,7 @@ def conv2d(
         dweight = _filter_gradient(maps, dmaps, how, count).reshape(shape)
         # two ways to the same numbers: unfolding dy takes O Kh Kw numbers a place, folding dx C Kh Kw
         turns = how.stride == (1, 1) and shape[0] <= maps.shape[1] * shape[1]
-        if turns and how.padding[0] <= how.reach[0] and how.padding[1] <= how.reach[1]:
+        if turns and all(side[axis] <= how.reach[axis] for side in (how.before, how.after) for axis in (0, 1)):
             dx = _gradient_by_turned_filters(dmaps, filters, how, size)
         else:
             dx = _gradient_by_folding(dmaps, filters, how, size)
@@ -139,8 +140,8 @@ def _gradient_by_turned_filters(dmaps: Array, filters: Array, how: Slide, size: 
     Its filters are turned by half a circle, with inputs and outputs exchanged, and its padding is d (K - 1) - p.
     """
     turned = filters[..., ::-1, ::-1].swapaxes(1, 2)  # (G, C/G, O/G, Kh, Kw)
-    padding = (how.reach[0] - how.padding[0], how.reach[1] - how.padding[1])
-    return _correlate(dmaps, turned, how._replace(padding=padding), size)
+    before, after = ((how.reach[0] - side[0], how.reach[1] - side[1]) for side in (how.before, how.after))
+    return _correlate(dmaps, turned, how._replace(before=before, after=after), size)
 
 
 def _gradient_by_folding(dmaps: Array, filters: Array, how: Slide, size: Size) -> Array:
@@ -149,14 +150,13 @@ def _gradient_by_folding(dmaps: Array, filters: Array, how: Slide, size: Size) -
     inputs, numbers = filters.shape[2], prod(filters.shape[2:])
     matrices = filters.reshape(groups, filters.shape[1], numbers)  # (G, O/G, F)
     dx = xp.empty((batch, groups, inputs, *size), dmaps.dtype)
-    wide = (size[0] + 2 * how.padding[0], size[1] + 2 * how.padding[1])
     for images, blocks in _blocks(batch, (count[0], count[1]), numbers * groups * dx.dtype.itemsize):
-        padded = xp.zeros((*dx[images].shape[:3], *wide), dx.dtype)
+        padded = xp.zeros((*dx[images].shape[:3], *how.padded(size)), dx.dtype)
         view = windows(padded, how, (count[0], count[1]))  # (b, G, C/G, Kh, Kw, Oh, Ow)
         for block in blocks:
             part = view[..., block[1], block[2]]  # (b, G, C/G, Kh, Kw, rows, columns)
             _fold(part, matrices.swapaxes(-1, -2) @ _read(dmaps, block))  # (G, F, O/G) @ (G, O/G, P)
-        dx[images] = inner(padded, how.padding, size)
+        dx[images] = inner(padded, how, size)
     return dx
 
 
@@ -176,7 +176,7 @@ def _views(maps: Array, how: Slide, count: Size) -> Iterator[tuple[Block, Array]
     """Blocks of the output, each with a view of its windows (b, G, C/G, Kh, Kw, rows, columns)."""
     batch, groups, inputs = maps.shape[:3]
     for images, blocks in _blocks(batch, count, groups * inputs * prod(how.kernel) * maps.dtype.itemsize):
-        view = windows(surround(maps[images], how.padding), how, count)  # (b, G, C/G, Kh, Kw, Oh, Ow)
+        view = windows(surround(maps[images], how), how, count)  # (b, G, C/G, Kh, Kw, Oh, Ow)
         for block in blocks:
             yield block, view[..., block[1], block[2]]
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from minivit.backend import array_module
 from minivit.functional.permutations import Size, pair
-from minivit.functional.sliding import Slide, inner, places, slide, surround, windows
+from minivit.functional.sliding import Padding, Slide, inner, places, slide, surround, windows
 from minivit.protocol import Array, Back, once, refuse
 
 
@@ -45,7 +45,7 @@ def mean_pool(x: Array, axis: int = 1) -> tuple[Array, Back]:
 
 
 def max_pool2d(
-    x: Array, kernel_size: int | Size, stride: int | Size | None = None, padding: int | Size = 0
+    x: Array, kernel_size: int | Size, stride: int | Size | None = None, padding: Padding = 0
 ) -> tuple[Array, Back]:
     """y = the largest number of each window; its gradient goes to the number that was taken, and to no other.
 
@@ -56,7 +56,7 @@ def max_pool2d(
         x: (B, C, H, W).
         kernel_size: Kh x Kw.
         stride: from one window to the next; None: the kernel, so that windows lie side by side.
-        padding: at most half the kernel, so that each window has a number of the map.
+        padding: at most half the kernel, so that each window has a number of the map; or "same", see `conv2d`.
 
     Returns:
         y (B, C, Oh, Ow), and vjp(dy) -> dx. What is kept is one byte for each number of y (four for large kernels).
@@ -66,7 +66,7 @@ def max_pool2d(
     """
     how, count = _check("max_pool2d", x, kernel_size, stride, padding)
     xp, size, lead = array_module(x), x.shape[2:], x.shape[:2]
-    taps = windows(surround(x, how.padding, -np.inf), how, count)  # (B, C, Kh, Kw, Oh, Ow)
+    taps = windows(surround(x, how, -np.inf), how, count)  # (B, C, Kh, Kw, Oh, Ow)
     y = xp.full((*lead, *count), -np.inf, x.dtype)
     taken = xp.empty(y.shape, "uint8" if prod(how.kernel) <= 256 else "int32")  # which tap, in reading order
     taken[...] = xp.asarray(_first_inside(how, count))  # stays where a window has nothing but -inf
@@ -86,7 +86,7 @@ def avg_pool2d(
     x: Array,
     kernel_size: int | Size,
     stride: int | Size | None = None,
-    padding: int | Size = 0,
+    padding: Padding = 0,
     count_include_pad: bool = True,
 ) -> tuple[Array, Back]:
     """y = the mean of each window.
@@ -104,11 +104,11 @@ def avg_pool2d(
     """
     how, count = _check("avg_pool2d", x, kernel_size, stride, padding)
     xp, size = array_module(x), x.shape[2:]
-    taps = windows(surround(x, how.padding), how, count)  # (B, C, Kh, Kw, Oh, Ow)
+    taps = windows(surround(x, how), how, count)  # (B, C, Kh, Kw, Oh, Ow)
     y = xp.zeros((*x.shape[:2], *count), x.dtype)
     for _, (i, j) in _taps(how):
         y += taps[:, :, i, j]
-    if count_include_pad or not any(how.padding):
+    if count_include_pad or not any(how.before + how.after):
         share: Any = 1 / prod(how.kernel)
     else:
         share = xp.asarray((1 / _numbers_inside(how, size, count)).astype(x.real.dtype))  # (Oh, Ow)
@@ -167,10 +167,10 @@ def adaptive_avg_pool2d(x: Array, output_size: int | Size) -> tuple[Array, Back]
 
 def _check(name: str, x: Array, kernel_size: Any, stride: Any, padding: Any) -> tuple[Slide, Size]:
     refuse(x.ndim != 4, f"{name}: x must be (B, C, H, W), got shape {x.shape}")
-    how = slide(name, kernel_size, kernel_size if stride is None else stride, padding)
+    how = slide(name, x.shape[2:], kernel_size, kernel_size if stride is None else stride, padding)
     refuse(
-        any(2 * zeros > length for zeros, length in zip(how.padding, how.kernel)),
-        f"{name}: padding {how.padding} is more than half the kernel {how.kernel}, so some windows would hold nothing "
+        any(2 * zeros > length for zeros, length in zip(how.before, how.kernel)),
+        f"{name}: padding {how.before} is more than half the kernel {how.kernel}, so some windows would hold nothing "
         "of the map: pad less",
     )
     return how, places(name, x.shape[2:], how)
@@ -183,17 +183,16 @@ def _taps(how: Slide) -> Iterator[tuple[int, Size]]:
 
 def _fold(how: Slide, size: Size, like: Array, gradient: Any) -> Array:
     """dx (B, C, H, W): the gradient (B, C, Oh, Ow) of each tap, by its number, added where the tap was read."""
-    wide = (size[0] + 2 * how.padding[0], size[1] + 2 * how.padding[1])
-    padded = array_module(like).zeros((*like.shape[:2], *wide), like.dtype)
+    padded = array_module(like).zeros((*like.shape[:2], *how.padded(size)), like.dtype)
     view = windows(padded, how, (like.shape[2], like.shape[3]))  # (B, C, Kh, Kw, Oh, Ow)
     for number, (i, j) in _taps(how):
         view[:, :, i, j] += gradient(number)
-    return inner(padded, how.padding, size)
+    return inner(padded, how, size)
 
 
 def _first_inside(how: Slide, count: Size) -> Array:
     """(Oh, Ow): the number of the first tap of each window that does not lie in the padding."""
-    rows, columns = (np.maximum(how.padding[axis] - how.stride[axis] * np.arange(count[axis]), 0) for axis in (0, 1))
+    rows, columns = (np.maximum(how.before[axis] - how.stride[axis] * np.arange(count[axis]), 0) for axis in (0, 1))
     return rows[:, None] * how.kernel[1] + columns
 
 
@@ -201,7 +200,7 @@ def _numbers_inside(how: Slide, size: Size, count: Size) -> Array:
     """(Oh, Ow): how many numbers of the map, and not of its padding, each window holds."""
     inside = []
     for axis in (0, 1):
-        start = how.stride[axis] * np.arange(count[axis]) - how.padding[axis]
+        start = how.stride[axis] * np.arange(count[axis]) - how.before[axis]
         inside.append(np.minimum(start + how.kernel[axis], size[axis]) - np.maximum(start, 0))
     return inside[0][:, None] * inside[1]
 

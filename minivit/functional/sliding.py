@@ -8,37 +8,62 @@ axes (batch, groups, channels). Tap (i, j) of a window is its number in row i an
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from minivit.backend import array_module
 from minivit.functional.permutations import Size, pair
 from minivit.protocol import Array, refuse
 
+Padding = int | Size | Literal["same"]
+
 
 class Slide(NamedTuple):
-    """How windows slide, each as (height, width): their size, the step, zeros around the map, the gap between taps."""
+    """How windows slide over one map, each as (height, width)."""
 
-    kernel: Size
-    stride: Size
-    padding: Size
-    dilation: Size
+    kernel: Size  # taps of a window
+    stride: Size  # from one window to the next
+    before: Size  # zeros above and to the left of the map
+    after: Size  # zeros below and to the right
+    dilation: Size  # from one tap of a window to the next
 
     @property
     def reach(self) -> Size:
         """Rows and columns from the first tap of a window to its last."""
         return self.dilation[0] * (self.kernel[0] - 1), self.dilation[1] * (self.kernel[1] - 1)
 
+    def padded(self, size: Size) -> Size:
+        """Height and width of a map with its padding."""
+        return self.before[0] + size[0] + self.after[0], self.before[1] + size[1] + self.after[1]
 
-def slide(name: str, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> Slide:
-    """The settings of the function `name`, each a whole number or a pair.
+
+def slide(name: str, size: Size, kernel: Any, stride: Any, padding: Padding, dilation: Any = 1) -> Slide:
+    """How windows slide over a map of height and width `size`, for the function `name`.
+
+    Args:
+        kernel, stride, dilation: each a whole number or a pair.
+        padding: zeros on both sides, a number or a pair; or "same": so many that a map of H x W has ceil(H / stride) x
+            ceil(W / stride) places, with the odd one below and to the right. That is TensorFlow's rule; with stride 1
+            PyTorch's padding="same" is a case of it.
 
     Raises:
         ValueError: if a kernel, stride or dilation is below 1, or a padding below 0.
     """
-    how = Slide(pair(kernel), pair(stride), pair(padding), pair(dilation))
-    for label, size, least in zip(how._fields, how, (1, 1, 0, 1)):
-        refuse(min(size) < least, f"{name}: {label} {size} must be at least {least} in height and width")
-    return how
+    refuse(isinstance(padding, str) and padding != "same", f"{name}: padding={padding!r}: give numbers, or 'same'")
+    sides = pair(0 if padding == "same" else padding)
+    how = Slide(pair(kernel), pair(stride), sides, sides, pair(dilation))
+    for label, numbers, least in (
+        ("kernel", how.kernel, 1),
+        ("stride", how.stride, 1),
+        ("padding", sides, 0),
+        ("dilation", how.dilation, 1),
+    ):
+        refuse(min(numbers) < least, f"{name}: {label} {numbers} must be at least {least} in height and width")
+    if padding != "same":
+        return how
+    # the last of ceil(size / stride) windows begins at (ceil(size / stride) - 1) stride, and must end in the padding
+    lack = [max(0, (-(-size[a] // how.stride[a]) - 1) * how.stride[a] + how.reach[a] + 1 - size[a]) for a in (0, 1)]
+    before = (lack[0] // 2, lack[1] // 2)
+    return how._replace(before=before, after=(lack[0] - before[0], lack[1] - before[1]))
 
 
 def places(name: str, size: Size, how: Slide) -> Size:
@@ -47,29 +72,30 @@ def places(name: str, size: Size, how: Slide) -> Size:
     Raises:
         ValueError: if it fits nowhere.
     """
-    room = [size[axis] + 2 * how.padding[axis] - how.reach[axis] - 1 for axis in (0, 1)]
+    padded = how.padded(size)
+    room = (padded[0] - how.reach[0] - 1, padded[1] - how.reach[1] - 1)
     refuse(
         min(room) < 0,
         f"{name}: a kernel of {how.kernel[0]}x{how.kernel[1]} with dilation {how.dilation} reaches over "
-        f"{how.reach[0] + 1}x{how.reach[1] + 1} pixels, more than the map's {size[0]}x{size[1]} with padding "
-        f"{how.padding}: pad the map, or choose a smaller kernel or dilation",
+        f"{how.reach[0] + 1}x{how.reach[1] + 1} pixels, more than the map's {size[0]}x{size[1]} with its padding "
+        f"({padded[0]}x{padded[1]}): pad the map, or choose a smaller kernel or dilation",
     )
     return room[0] // how.stride[0] + 1, room[1] // how.stride[1] + 1
 
 
-def surround(x: Array, padding: Size, value: float = 0.0) -> Array:
-    """(..., H, W) -> (..., H + 2 ph, W + 2 pw) with `value` on all four sides; x itself if there is no padding."""
-    if not any(padding):
+def surround(x: Array, how: Slide, value: float = 0.0) -> Array:
+    """(..., H, W) -> the map with its padding, full of `value`; x itself if there is no padding."""
+    if not any(how.before + how.after):
         return x
     *lead, height, width = x.shape
-    wide = array_module(x).full((*lead, height + 2 * padding[0], width + 2 * padding[1]), value, x.dtype)
-    inner(wide, padding, (height, width))[...] = x
+    wide = array_module(x).full((*lead, *how.padded((height, width))), value, x.dtype)
+    inner(wide, how, (height, width))[...] = x
     return wide
 
 
-def inner(x: Array, padding: Size, size: Size) -> Array:
-    """(..., H + 2 ph, W + 2 pw) -> (..., H, W), a view: what `surround` put in the middle."""
-    return x[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+def inner(x: Array, how: Slide, size: Size) -> Array:
+    """A map with its padding -> (..., H, W), a view: what `surround` put in the middle."""
+    return x[..., how.before[0] : how.before[0] + size[0], how.before[1] : how.before[1] + size[1]]
 
 
 def windows(x: Array, how: Slide, count: Size) -> Array:

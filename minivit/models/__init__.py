@@ -1,7 +1,7 @@
 """Whole networks, from images to logits.
 
-Read in this order: `model.py` (what every model is), `positions.py`, `tokens.py`, `heads.py`, `vit_init.py`, `vit.py`,
-`swin.py`, `configs.py`; then `minivit/optim/`, which makes them learn.
+Read in this order: `model.py` (what every model is), `positions.py`, `resnet.py`, `tokens.py`, `heads.py`,
+`vit_init.py`, `vit.py`, `swin.py`, `configs.py`; then `minivit/optim/`, which makes them learn.
 """
 
 from minivit.models.configs import MODELS, create_model, list_models

@@ -1,7 +1,7 @@
 """The published sizes under timm's names, and `create_model`, which builds one of them.
 
-Sources: Dosovitskiy et al. 2021 (ViT, table 1), Touvron et al. 2021 (DeiT, table 1), Liu et al. 2021 and 2022 (Swin,
-section 3.3; Swin v2, section 3.4), timm (the names, test_vit).
+Sources: Dosovitskiy et al. 2021 (ViT and hybrid, table 1), Touvron et al. 2021 (DeiT, table 1), Liu et al. 2021 and
+2022 (Swin, section 3.3; Swin v2, section 3.4), timm (the names, test_vit).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
 _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
+_R26, _R50 = (2, 2, 2, 2), (3, 4, 6, 3)  # stages of bottlenecks
 _GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_heads": 16}
 
 
@@ -66,6 +67,16 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "vit_large_patch16_384": _vit(_LARGE, 16, 384),
     "vit_large_patch14_224": _vit(_LARGE, 14, 224),
     "vit_huge_patch14_224": _vit(_HUGE, 14, 224),
+    "vit_tiny_r_s16_p8_224": _vit(_TINY, 8, 224, resnet_layers=()),
+    "vit_tiny_r_s16_p8_384": _vit(_TINY, 8, 384, resnet_layers=()),
+    "vit_small_r26_s32_224": _vit(_SMALL, 1, 224, resnet_layers=_R26),
+    "vit_small_r26_s32_384": _vit(_SMALL, 1, 384, resnet_layers=_R26),
+    "vit_base_r26_s32_224": _vit(_BASE, 1, 224, resnet_layers=_R26),
+    # R50's blocks in three stages, so that 16 pixels become one: Dosovitskiy et al. 2021, section 4.1
+    "vit_base_r50_s16_224": _vit(_BASE, 1, 224, resnet_layers=(3, 4, 9)),
+    "vit_base_r50_s16_384": _vit(_BASE, 1, 384, resnet_layers=(3, 4, 9)),
+    "vit_large_r50_s32_224": _vit(_LARGE, 1, 224, resnet_layers=_R50),
+    "vit_large_r50_s32_384": _vit(_LARGE, 1, 384, resnet_layers=_R50),
     "deit_tiny_patch16_224": _vit(_TINY, 16, 224),
     "deit_small_patch16_224": _vit(_SMALL, 16, 224),
     "deit_base_patch16_224": _vit(_BASE, 16, 224),

@@ -50,7 +50,7 @@ class PreLogits(Chain):
         self.fc = Linear(dim, size, dtype=dtype, seed=rng)
         self.tanh = Tanh()
 
-    def stages(self) -> list[Layer]:
+    def steps(self) -> list[Layer]:
         return [self.fc, self.tanh]
 
     def macs(self, shape: tuple[int, ...]) -> int:
@@ -64,7 +64,7 @@ class Classifier(Chain):
         self.drop = Dropout(drop)
         self.fc = Linear(dim, num_classes, dtype=dtype, seed=rng)
 
-    def stages(self) -> list[Layer]:
+    def steps(self) -> list[Layer]:
         return [self.drop, self.fc]
 
     def macs(self, shape: tuple[int, ...]) -> int:

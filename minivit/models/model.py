@@ -39,7 +39,7 @@ class Model(Chain):
         """The stages from the pooled features to the logits."""
         raise TypeError(f"{type(self).__name__} must define tail(self)")
 
-    def stages(self) -> list[Layer]:
+    def steps(self) -> list[Layer]:
         return [*self.body(), *self.tail()]
 
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
@@ -52,7 +52,7 @@ class Model(Chain):
         Args:
             batch_size: run so many images at a time; None runs them all at once.
         """
-        return self._infer(self.stages(), x, batch_size)
+        return self._infer(self.steps(), x, batch_size)
 
     def features(self, x: Array, batch_size: int | None = None) -> Array:
         """The pooled features (B, D) that the head reads, computed like `predict`."""

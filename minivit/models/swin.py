@@ -7,6 +7,7 @@ al. 2022, "Swin Transformer V2"; names and shapes are timm's. Next: `configs.py`
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from minivit.functional.permutations import pair
 from minivit.models.heads import Classifier, Pool
 from minivit.models.model import Model, plain_size
 from minivit.models.positions import Learned1d
-from minivit.models.tokens import MapTokens
+from minivit.models.tokens import MapTokens, patch_grid
 from minivit.nn import (
     Block,
     Chain,
@@ -40,7 +41,7 @@ class Stage(Chain):
         self.downsample = downsample
         self.blocks = blocks
 
-    def stages(self) -> list[Layer]:
+    def steps(self) -> list[Layer]:
         return [*([self.downsample] if self.downsample else []), *self.blocks]
 
     def macs(self, shape: tuple[int, ...]) -> int:
@@ -140,8 +141,8 @@ class Swin(Model):
         self.num_classes = c["num_classes"]
         norm_eps = c["norm_eps"] if c["patch_norm"] else None
         patch_embed = PatchEmbed(patch, c["in_chans"], dim, norm_eps=norm_eps, dtype=dtype, seed=rng)
-        self.embed = MapTokens(patch, patch_embed, None, c["pos_drop_rate"])
-        grid = self.embed.grid(*pair(c["img_size"]))
+        self.embed = MapTokens(partial(patch_grid, c), patch_embed, None, c["pos_drop_rate"])
+        grid = patch_grid(c)
         if c["ape"]:
             self.embed.positions = Learned1d(grid, 0, dim, dtype, rng, "absolute_pos_embed")
         self.layers: list[Layer] = []
@@ -237,7 +238,7 @@ class Swin(Model):
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for images (B, C, H, W), counted as published: without v2's small MLP of the offsets."""
         total = self.embed.macs(shape)
-        inside: tuple[int, ...] = (shape[0], *self.embed.grid(*shape[2:]), self.config["embed_dim"])
+        inside: tuple[int, ...] = (shape[0], *patch_grid(self.config, shape[2:]), self.config["embed_dim"])
         for number, layer in enumerate(self.layers):
             total += layer.macs(inside)
             inside = _merged(inside) if number else inside

@@ -6,6 +6,7 @@ Words"; names and shapes are timm's. Next: `swin.py`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from minivit.backend import as_generator
@@ -13,7 +14,8 @@ from minivit.functional.permutations import pair
 from minivit.models.heads import DistilledHead, Pool, PreLogits
 from minivit.models.model import Model, plain_size
 from minivit.models.positions import make_positions
-from minivit.models.tokens import Tokens
+from minivit.models.resnet import make_stem, map_size
+from minivit.models.tokens import Tokens, patch_grid
 from minivit.models.vit_init import initialise
 from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
 from minivit.nn.init import dtype_of
@@ -46,6 +48,9 @@ class ViT(Model):
         dynamic_img_size: take any image that the patch divides, resampling the positions.
         heads: "split" or "linear", see `minivit.nn.Attention`.
         skip_unused_tokens: where the head reads only prefix tokens, the last block computes only theirs. Exact.
+        resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
+            hybrid); () is its root alone, and None no stem. See `resnet.py`.
+        resnet_width, resnet_groups: channels of the root, and groups of the stem's norms.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
     """
@@ -79,6 +84,9 @@ class ViT(Model):
         dynamic_img_size: bool = False,
         heads: str = "split",
         skip_unused_tokens: bool = True,
+        resnet_layers: tuple[int, ...] | None = None,
+        resnet_width: int = 64,
+        resnet_groups: int = 32,
         dtype: Any = "float32",
         seed: Any = 0,
     ) -> None:
@@ -87,15 +95,21 @@ class ViT(Model):
         rng, dtype = as_generator(seed), dtype_of(dtype)
         _refuse_contradictions(self.config)
         image, patch = pair(img_size), pair(patch_size)
-        self.config |= {"img_size": plain_size(img_size), "patch_size": plain_size(patch_size)}
-        grid = _grid_of(image, patch)
+        layers = None if resnet_layers is None else tuple(resnet_layers)
+        self.config |= {"img_size": plain_size(img_size), "patch_size": plain_size(patch_size), "resnet_layers": layers}
+        _refuse_a_rest(self.config)
+        grid = patch_grid(self.config)
         prefix = (["cls_token"] if class_token else []) + (["dist_token"] if distilled else [])
         self.num_classes = num_classes
+        stem, channels = None, in_chans
+        if layers is not None:
+            stem, channels = make_stem(in_chans, layers, resnet_width, resnet_groups, dtype, rng)
+        patch_eps = norm_eps if patch_norm else None
         self.embed = Tokens(
             image,
-            patch,
+            partial(patch_grid, self.config),
             prefix,
-            PatchEmbed(patch, in_chans, embed_dim, norm_eps=norm_eps if patch_norm else None, dtype=dtype, seed=rng),
+            PatchEmbed(patch, channels, embed_dim, norm_eps=patch_eps, backbone=stem, dtype=dtype, seed=rng),
             make_positions(pos_embed, grid, len(prefix), embed_dim, dtype, rng),
             pos_drop_rate,
             dynamic_img_size,
@@ -153,27 +167,28 @@ class ViT(Model):
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for images (B, C, H, W), counted as published: every token in every block."""
-        c, batch, patch = self.config, shape[0], pair(self.config["patch_size"])
-        patches = (shape[2] // patch[0]) * (shape[3] // patch[1])
-        tokens, dim = patches + c["class_token"] + c["distilled"], c["embed_dim"]
-        embed = patches * patch[0] * patch[1] * c["in_chans"] * dim
+        c, batch, (rows, columns) = self.config, shape[0], patch_grid(self.config, shape[2:])
+        tokens, dim = rows * columns + c["class_token"] + c["distilled"], c["embed_dim"]
         attention = (4 + 3 * (c["heads"] == "linear")) * tokens * dim * dim + 2 * tokens * tokens * dim
         mlp = 2 * tokens * dim * int(dim * c["mlp_ratio"])
         width = c["representation_size"] or dim
         head = dim * (c["representation_size"] or 0) + width * c["num_classes"] * (1 + c["distilled"])
-        return batch * (embed + c["depth"] * (attention + mlp) + head)
+        return self.embed.macs(shape) + batch * (c["depth"] * (attention + mlp) + head)
 
 
-def _grid_of(image: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
-    divides = min(patch) > 0 and image[0] % patch[0] == 0 and image[1] % patch[1] == 0 and min(image) > 0
-    if not divides:
-        fits = [size for size in range(2, min(image) + 1) if image[0] % size == 0 and image[1] % size == 0]
-        near = sorted(fits, key=lambda size: abs(size - patch[0]))[:2]
-        remedy = f"choose patch {' or '.join(map(str, sorted(near)))}" if near else "choose another size"
-        raise ValueError(
-            f"image {image[0]}x{image[1]} is not divisible by patch {patch[0]}x{patch[1]}: pad it, or {remedy}"
-        )
-    return image[0] // patch[0], image[1] // patch[1]
+def _refuse_a_rest(config: dict[str, Any]) -> None:
+    """The patch must divide the image, or the map that a stem makes of it."""
+    image, patch, layers = pair(config["img_size"]), pair(config["patch_size"]), config["resnet_layers"]
+    cut = image if layers is None else map_size(image, layers)
+    if min(patch) > 0 and cut[0] % patch[0] == 0 and cut[1] % patch[1] == 0 and min(cut) > 0:
+        return
+    fits = [size for size in range(1 if layers else 2, min(cut) + 1) if cut[0] % size == 0 and cut[1] % size == 0]
+    near = sorted(fits, key=lambda size: abs(size - patch[0]))[:2]
+    remedy = f"choose patch {' or '.join(map(str, sorted(near)))}" if near else "choose another size"
+    what = f"image {image[0]}x{image[1]}"
+    if layers is not None:
+        what = f"the {cut[0]}x{cut[1]} map that resnet_layers={layers} make of an {what}"
+    raise ValueError(f"{what} is not divisible by patch {patch[0]}x{patch[1]}: pad it, or {remedy}")
 
 
 def _refuse_contradictions(config: dict[str, Any]) -> None:

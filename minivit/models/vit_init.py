@@ -19,9 +19,9 @@ SCHEMES = ("timm", "jax", "jax_nlhb")
 def initialise(model: Layer, scheme: str, rng: Any) -> None:
     """Redraw a ViT's weights in place.
 
-    "jax" (google-research/vision_transformer): linear layers Xavier uniform, MLP biases N(0, 1e-6), the patch
-    convolution LeCun normal with bias 0, the classifier 0. "jax_nlhb": its bias at -log K besides, so that sigmoid
-    outputs start at 1/K.
+    "jax" (google-research/vision_transformer): linear layers Xavier uniform, MLP biases N(0, 1e-6), the
+    convolutions LeCun normal, the patches' with bias 0, the classifier 0. "jax_nlhb": its bias at -log K besides, so
+    that sigmoid outputs start at 1/K.
     """
     refuse(scheme not in SCHEMES, f"weight_init={scheme!r}: choose one of {', '.join(map(repr, SCHEMES))}")
     if scheme == "timm" or rng is UNSET:
@@ -31,6 +31,9 @@ def initialise(model: Layer, scheme: str, rng: Any) -> None:
         if name.startswith("head"):
             start = -log(shape[0]) if scheme == "jax_nlhb" and name.endswith("bias") else 0.0
             param.data = init.zeros(shape, dtype) + start
+        elif name.startswith("patch_embed.backbone"):
+            if len(shape) == 4:
+                param.data = init.lecun_normal(rng, shape, dtype)
         elif name.startswith("patch_embed.proj"):
             weight = len(shape) > 1
             param.data = init.lecun_normal(rng, shape, dtype) if weight else init.zeros(shape, dtype)

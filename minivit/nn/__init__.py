@@ -1,8 +1,8 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
 Read in this order: `layer.py` (Param, Layer, Chain), `basic.py`, `position_bias.py`, `attention.py`,
-`window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`, `patch_embed.py`,
-`patch_merging.py`, `recompute.py`; `init.py` says where weights start. Then `minivit/models/`.
+`window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`, `bottleneck.py`,
+`patch_embed.py`, `patch_merging.py`, `recompute.py`; `init.py` says where weights start. Then `minivit/models/`.
 """
 
 from minivit.nn.attention import Attention
@@ -11,6 +11,7 @@ from minivit.nn.basic import (
     DropPath,
     Embedding,
     Gelu,
+    Identity,
     LayerNorm,
     Linear,
     Relu,
@@ -18,6 +19,7 @@ from minivit.nn.basic import (
     Tanh,
 )
 from minivit.nn.block import Block
+from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d, StdConv2d
 from minivit.nn.layer import Buffer, Chain, Layer, Param
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
@@ -35,6 +37,7 @@ __all__ = [
     "AvgPool2d",
     "BatchNorm2d",
     "Block",
+    "Bottleneck",
     "Buffer",
     "Chain",
     "ContinuousPositionBias",
@@ -45,6 +48,7 @@ __all__ = [
     "Embedding",
     "Gelu",
     "GroupNorm",
+    "Identity",
     "Layer",
     "LayerNorm",
     "Linear",

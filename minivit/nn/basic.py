@@ -1,4 +1,4 @@
-"""The first layers: Linear, LayerNorm, Embedding, the activations, the two kinds of noise, and Sequential.
+"""The first layers: Linear, LayerNorm, Embedding, Identity, the activations, two kinds of noise, and Sequential.
 
 Each calls its function of the calculus and adds the parameters' gradients. Next: `position_bias.py`.
 """
@@ -89,6 +89,13 @@ class Embedding(Layer):
         return y, back
 
 
+class Identity(Layer):
+    """y = x: the shortcut that changes nothing."""
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return x, once(lambda dy: dy)
+
+
 class Gelu(Layer):
     """GELU, exact ("none") or by its tanh approximation ("tanh")."""
 
@@ -142,5 +149,5 @@ class Sequential(Chain):
         for index, layer in enumerate(layers):
             setattr(self, str(index), layer)
 
-    def stages(self) -> list[Layer]:
+    def steps(self) -> list[Layer]:
         return [part for _, part in self.parts()]

@@ -238,27 +238,27 @@ class Layer:
 
 
 class Chain(Layer):
-    """A layer whose stages follow one another; a subclass says which."""
+    """A layer whose steps follow one another; a subclass says which."""
 
-    def stages(self) -> list[Layer]:
-        raise TypeError(f"{type(self).__name__} must define stages(self), the list of its layers in order")
+    def steps(self) -> list[Layer]:
+        raise TypeError(f"{type(self).__name__} must define steps(self), the list of its layers in order")
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-        """(name, layer) of what runs one after the other; a chain among the stages is unfolded into its own."""
+        """(name, layer) of what runs one after the other; a chain among the steps is unfolded into its own."""
         names = {id(part): name for name, part in self.parts()}
-        for stage in self.stages():
-            name = prefix + names[id(stage)]
-            if isinstance(stage, Chain):
-                yield from stage.leaves(f"{name}.")
+        for step in self.steps():
+            name = prefix + names[id(step)]
+            if isinstance(step, Chain):
+                yield from step.leaves(f"{name}.")
             else:
-                yield name, stage
+                yield name, step
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        return compose(x, *(partial(stage, rng=rng) for stage in self.stages()))
+        return compose(x, *(partial(step, rng=rng) for step in self.steps()))
 
     def infer(self, x: Array, **context: Any) -> Array:
-        for stage in self.stages():
-            x = stage.infer(x)
+        for step in self.steps():
+            x = step.infer(x)
         return x
 
 

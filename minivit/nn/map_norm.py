@@ -23,16 +23,18 @@ _turn = threading.Lock()  # replicas of a layer share what it has seen, and add 
 class GroupNorm(Layer):
     """Groups of channels of each sample normalised, then gain and offset: (B, num_channels, ...) of the same shape.
 
-    weight (num_channels,) starts at 1, bias (num_channels,) at 0.
+    weight (num_channels,) starts at 1, with `zero` at 0, bias (num_channels,) at 0.
     """
 
-    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, *, dtype: Any = "float32") -> None:
+    def __init__(
+        self, num_groups: int, num_channels: int, eps: float = 1e-5, *, zero: bool = False, dtype: Any = "float32"
+    ) -> None:
         refuse(
             num_groups < 1 or num_channels % num_groups != 0,
             f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}",
         )
         dtype = init.dtype_of(dtype)
-        self.weight = Param(init.ones((num_channels,), dtype))
+        self.weight = Param((init.zeros if zero else init.ones)((num_channels,), dtype))
         self.bias = Param(init.zeros((num_channels,), dtype))
         self.num_groups, self.eps = num_groups, eps
 

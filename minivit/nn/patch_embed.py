@@ -11,7 +11,7 @@ from minivit import functional as F
 from minivit.backend import as_generator
 from minivit.nn import init
 from minivit.nn.basic import LayerNorm
-from minivit.nn.layer import Layer, Param
+from minivit.nn.layer import Chain, Layer, Param
 from minivit.protocol import Array, Back, once
 
 
@@ -35,15 +35,24 @@ class _PatchProjection(Layer):
 
         return y, back
 
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for images (B, C, H, W)."""
+        batch, _, height, width = shape
+        patch = self.weight.shape[2:]
+        return batch * (height // patch[0]) * (width // patch[1]) * self.weight.size
 
-class PatchEmbed(Layer):
+
+class PatchEmbed(Chain):
     """images (B, C, H, W) -> tokens (B, (H/Ph) (W/Pw), D), patches in reading order.
+
+    With a backbone the patches are cut from its map instead of the image: the hybrid of Dosovitskiy et al. 2021.
 
     Args:
         patch_size: (Ph, Pw), kernel and stride.
-        in_chans: C.
+        in_chans: C, the channels of what is cut into patches.
         embed_dim: D.
         norm_eps: eps of a LayerNorm over the tokens, or None for none (ViT has none, Swin has one).
+        backbone: a layer from maps to maps that runs before and has `out_shape`, such as a `Bottleneck`; or None.
     """
 
     def __init__(
@@ -53,27 +62,20 @@ class PatchEmbed(Layer):
         embed_dim: int,
         *,
         norm_eps: float | None = None,
+        backbone: Any = None,
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
         dtype = init.dtype_of(dtype)
+        self.backbone: Any = backbone
         self.proj = _PatchProjection((embed_dim, in_chans, *patch_size), dtype, as_generator(seed))
         self.norm = None if norm_eps is None else LayerNorm(embed_dim, norm_eps, dtype=dtype)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        tokens, back_proj = self.proj(x)
-        if self.norm is None:
-            return tokens, back_proj
-        y, back_norm = self.norm(tokens)
-
-        @once
-        def back(dy: Array) -> Array:
-            return back_proj(back_norm(dy))
-
-        return y, back
+    def steps(self) -> list[Layer]:
+        return [step for step in (self.backbone, self.proj, self.norm) if step is not None]
 
     def macs(self, shape: tuple[int, ...]) -> int:
         """Multiply-adds for images (B, C, H, W)."""
-        batch, _, height, width = shape
-        patch = self.proj.weight.shape[2:]
-        return batch * (height // patch[0]) * (width // patch[1]) * self.proj.weight.size
+        if self.backbone is None:
+            return self.proj.macs(shape)
+        return self.backbone.macs(shape) + self.proj.macs(self.backbone.out_shape(shape))

@@ -1,10 +1,11 @@
-"""Pooling as layers, to stand in a `Sequential`; they have no parameters. Next: `patch_embed.py`."""
+"""Pooling as layers, to stand in a `Sequential`; they have no parameters. Next: `bottleneck.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from minivit import functional as F
+from minivit.functional.sliding import Padding
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, Back
 
@@ -14,7 +15,7 @@ Size = int | tuple[int, int]
 class MaxPool2d(Layer):
     """The largest number of each window: (B, C, H, W) -> (B, C, Oh, Ow); stride None means the kernel's size."""
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Padding = 0) -> None:
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -25,7 +26,7 @@ class AvgPool2d(Layer):
     """The mean of each window: (B, C, H, W) -> (B, C, Oh, Ow); stride None means the kernel's size."""
 
     def __init__(
-        self, kernel_size: Size, stride: Size | None = None, padding: Size = 0, count_include_pad: bool = True
+        self, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, count_include_pad: bool = True
     ) -> None:
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.count_include_pad = count_include_pad

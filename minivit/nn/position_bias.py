@@ -92,7 +92,7 @@ class ContinuousPositionBias(Layer):
 
     def bias(self, grid: Size | None = None) -> tuple[Array, Back]:
         """(H, N, N), each element in (0, 16); its back adds the MLP's gradients."""
-        first, _, last = self.cpb_mlp.stages()
+        first, _, last = self.cpb_mlp.steps()
         params = [first.weight, first.bias, last.weight]  # type: ignore[attr-defined]
         offsets = self.offsets.astype(params[0].data.dtype)  # the complex step makes parameters complex
         table, vjp_table = F.continuous_position_table(offsets, *(param.data for param in params))  # (R, H)

@@ -97,7 +97,7 @@ class PartlyFrozen(Chain):
         refuse(not any(learns), "everything is frozen, so there is nothing to learn: freeze less")
         self.frozen_stages = learns.index(True)
 
-    def stages(self) -> list[Layer]:
+    def steps(self) -> list[Layer]:
         """The stages from the lowest that learns."""
         return [stage for _, stage in self.model.leaves()][self.frozen_stages :]
 

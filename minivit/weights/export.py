@@ -16,6 +16,7 @@ from minivit import functional as F
 from minivit.backend import to_numpy
 from minivit.checkpoint import save_arrays
 from minivit.files import write_atomically
+from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.layouts import LAYOUTS, Layout
 from minivit.weights.rules import translate
@@ -65,8 +66,7 @@ def _with_plain_positions(model: Any) -> dict[str, Array]:
         )
     refuse(config["patch_norm"], "patch_norm=True is in no other project's ViT: keep it with minivit.save")
     if config["pos_embed"] not in ("none", "learned_1d"):
-        (height, width), (down, right) = F.pair(config["img_size"]), F.pair(config["patch_size"])
-        table = to_numpy(model.embed.positions.table((height // down, width // right))[0])
+        table = to_numpy(model.embed.positions.table(patch_grid(config))[0])
         arrays = {name: array for name, array in arrays.items() if not name.startswith("pos_embed")}
         arrays["pos_embed"] = table[None]
     return arrays
@@ -77,8 +77,7 @@ def _tables(model: Any, layout: str) -> dict[str, Array]:
     found: dict[str, Array] = {}
     if layout not in ("microsoft", "torchvision", "wzmiaomiao") or type(model).__name__ == "ViT":
         return found
-    sides = F.pair(model.config["img_size"])
-    grid = model.embed.grid(*sides)
+    grid = patch_grid(model.config)
     for number, stage in enumerate(model.layers):
         height, width = (-(-side // 2**number) for side in grid)
         for place, block in enumerate(stage.blocks):

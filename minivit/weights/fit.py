@@ -13,6 +13,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.models import Model
+from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.profiles import Profile
 
@@ -75,16 +76,11 @@ def _positions(
 ) -> Array:
     """(1, p + N, D) from the grid it was trained on to the model's; what stands before the grid stays."""
     prefix = int(config.get("class_token", False)) + int(config.get("distilled", False))
-    old, new = _grid(stored), _grid(config)
+    old, new = patch_grid(stored), patch_grid(config)
     known = old[0] * old[1] == array.shape[1] - prefix and new[0] * new[1] == places - prefix
     refuse(not known, f"the positions' {array.shape[1] - prefix} places are no grid of {old[0]} x {old[1]}")
     resized, _ = F.resize_grid(array[0, prefix:].reshape(*old, -1), new, **resize)  # (gh, gw, D)
     return np.concatenate((array[:, :prefix], resized.reshape(1, new[0] * new[1], -1)), axis=1)
-
-
-def _grid(config: dict[str, Any]) -> tuple[int, int]:
-    (height, width), (down, right) = F.pair(config["img_size"]), F.pair(config["patch_size"])
-    return -(-height // down), -(-width // right)
 
 
 def _biases(array: Array, shape: tuple[int, ...], resize: dict[str, Any] | None) -> Array:

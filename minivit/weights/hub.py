@@ -41,9 +41,10 @@ _TAGS = {
     "augreg_in21k_ft_in1k": """
         vit_tiny_patch16_224 vit_tiny_patch16_384 vit_small_patch32_224 vit_small_patch32_384 vit_small_patch16_224
         vit_small_patch16_384 vit_base_patch32_224 vit_base_patch32_384 vit_base_patch16_384 vit_large_patch16_224
-        vit_large_patch16_384""",
-    "orig_in21k_ft_in1k": "vit_large_patch32_384",
-    "orig_in21k": "vit_large_patch32_224 vit_huge_patch14_224",
+        vit_large_patch16_384 vit_tiny_r_s16_p8_224 vit_tiny_r_s16_p8_384 vit_small_r26_s32_224 vit_small_r26_s32_384
+        vit_large_r50_s32_224 vit_large_r50_s32_384""",
+    "orig_in21k_ft_in1k": "vit_large_patch32_384 vit_base_r50_s16_384",
+    "orig_in21k": "vit_large_patch32_224 vit_huge_patch14_224 vit_base_r50_s16_224",
     "dino": "vit_small_patch8_224",
     "fb_in1k": """
         deit_tiny_patch16_224 deit_small_patch16_224 deit_base_patch16_224 deit_base_patch16_384

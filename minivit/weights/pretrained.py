@@ -20,6 +20,7 @@ from minivit.backend import UNSET, owner
 from minivit.checkpoint import CheckpointError
 from minivit.functional import pair
 from minivit.models import MODELS, Model, configs
+from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights import architecture, hub
 from minivit.weights.fit import HEADS, choose_classes, fit
@@ -207,10 +208,10 @@ def _windows(plan: Plan, asked: dict[str, Any]) -> list[tuple[int, int]]:
     """The window of each stage: a stage whose map is smaller shrinks it."""
     defaults = {name: each.default for name, each in inspect.signature(plan.kind).parameters.items()}
     config = {**defaults, **plan.arguments, **asked}
-    window, patch, image = (pair(config[name]) for name in ("window_size", "patch_size", "img_size"))
+    window, grid = pair(config["window_size"]), patch_grid(config)
     found = []
     for stage in range(len(config["depths"])):
-        rows, columns = (-(-side // (length * 2**stage)) for side, length in zip(image, patch))
+        rows, columns = (-(-side // 2**stage) for side in grid)
         shrinks = config["covered"] in ("shrink", "shrink_both")
         found.append((min(window[0], rows), min(window[1], columns)) if shrinks else window)
     return found

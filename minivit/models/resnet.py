@@ -1,0 +1,126 @@
+"""The convolutional stem of the hybrid ViT: a small ResNet, from whose map the patches are cut.
+
+Alphabet: B batch, C image channels, W the width. Names and shapes are those of timm's ResNetV2, as its hybrids build it
+(norms behind the convolutions). Sources: Dosovitskiy et al. 2021, section 3.1; Kolesnikov et al. 2020, "Big Transfer".
+Next: `tokens.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit.backend import as_generator
+from minivit.nn import Bottleneck, Chain, GroupNorm, Layer, MaxPool2d, Relu
+from minivit.nn.bottleneck import standardised
+from minivit.protocol import refuse
+
+
+def map_size(size: tuple[int, int], layers: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of the map that a stem with these stages makes of an image: each halving rounds up.
+
+    The root halves twice, and each stage but the first once.
+    """
+    halvings = 2 + max(0, len(layers) - 1)
+    return -(-size[0] // 2**halvings), -(-size[1] // 2**halvings)
+
+
+class Root(Chain):
+    """Images (B, C, H, W) -> (B, W, H/4, W/4), rounded up: a 7x7 convolution and a 3x3 maximum, each with stride 2."""
+
+    def __init__(self, in_chans: int, width: int, groups: int, dtype: Any, seed: Any) -> None:
+        self.conv = standardised(in_chans, width, 7, 2, dtype, seed)
+        self.norm = GroupNorm(groups, width, dtype=dtype)
+        self.relu = Relu()
+        self.pool = MaxPool2d(3, 2, "same")
+
+    def steps(self) -> list[Layer]:
+        return [self.conv, self.norm, self.relu, self.pool]
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what comes out for images (B, C, H, W)."""
+        return shape[0], self.conv.weight.shape[0], *map_size((shape[2], shape[3]), ())
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for images (B, C, H, W)."""
+        return self.conv.macs(shape)
+
+
+class Stage(Chain):
+    """Bottlenecks one after the other, at the same size but for the first one's stride."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, depth: int, groups: int, dtype: Any, seed: Any
+    ) -> None:
+        first = Bottleneck(in_channels, out_channels, stride, groups, dtype=dtype, seed=seed)
+        others = [Bottleneck(out_channels, out_channels, 1, groups, dtype=dtype, seed=seed) for _ in range(depth - 1)]
+        self.blocks: list[Bottleneck] = [first, *others]
+
+    def steps(self) -> list[Layer]:
+        return list(self.blocks)
+
+
+class ResNetV2(Chain):
+    """Images (B, C, H, W) -> a map with 4 W 2^(stages - 1) channels: the root, then stages that halve and double.
+
+    Args:
+        layers: the number of bottlenecks of each stage, such as (3, 4, 9).
+        width: W, the channels of the root; 64 in all published models.
+        groups: of the norms; 32 in all published models.
+    """
+
+    def __init__(
+        self, in_chans: int, layers: tuple[int, ...], width: int, groups: int, *, dtype: Any = "float32", seed: Any = 0
+    ) -> None:
+        rng = as_generator(seed)
+        self.stem = Root(in_chans, width, groups, dtype, rng)
+        self.stages: list[Stage] = []
+        channels = width
+        for index, depth in enumerate(layers):
+            outputs = 4 * width * 2**index
+            self.stages.append(Stage(channels, outputs, 2 if index else 1, depth, groups, dtype, rng))
+            channels = outputs
+
+    def steps(self) -> list[Layer]:
+        return [self.stem, *self.stages]
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what comes out for images (B, C, H, W)."""
+        for part in self._parts():
+            shape = part.out_shape(shape)
+        return shape
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for images (B, C, H, W)."""
+        total = 0
+        for part in self._parts():
+            total, shape = total + part.macs(shape), part.out_shape(shape)
+        return total
+
+    def _parts(self) -> list[Root | Bottleneck]:
+        return [self.stem, *(block for stage in self.stages for block in stage.blocks)]
+
+
+def make_stem(
+    in_chans: int, layers: tuple[int, ...], width: int, groups: int, dtype: Any, seed: Any
+) -> tuple[Root | ResNetV2, int]:
+    """The stem, and the channels of its map. Without stages it is the root alone, under shorter names, as in timm.
+
+    Raises:
+        ValueError: if a stage is empty, or the groups do not divide the width.
+    """
+    refuse(
+        any(depth < 1 for depth in layers) or len(layers) > 8,
+        f"resnet_layers={layers}: give the number of blocks of each stage, at least 1; () is the root alone",
+    )
+    refuse(
+        width < 1 or groups < 1 or width % groups != 0,
+        f"resnet_groups={groups} must divide resnet_width={width}: choose {_divisor(width, groups)}",
+    )
+    if not layers:
+        return Root(in_chans, width, groups, dtype, seed), width
+    return ResNetV2(in_chans, layers, width, groups, dtype=dtype, seed=seed), 4 * width * 2 ** (len(layers) - 1)
+
+
+def _divisor(width: int, groups: int) -> str:
+    found = [number for number in range(1, max(1, min(width, groups)) + 1) if width % number == 0]
+    return f"resnet_groups={found[-1]}" if width > 0 else "a width of at least 1"

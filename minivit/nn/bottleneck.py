@@ -1,0 +1,109 @@
+"""The residual block of a ResNet: three convolutions around a shortcut, the middle one on fewer channels.
+
+The hybrid ViT's stem is made of them. Next: `patch_embed.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit import functional as F
+from minivit.backend import as_generator
+from minivit.nn import init
+from minivit.nn.basic import Identity
+from minivit.nn.convolution import StdConv2d
+from minivit.nn.layer import Chain, Layer
+from minivit.nn.map_norm import GroupNorm
+from minivit.protocol import Array, Back, compose, once, refuse
+
+# added to a filter's variance: what timm's hybrids use. (Google's code adds 1e-5 to the standard deviation instead.)
+_WEIGHT_EPS = 1e-8
+
+
+def standardised(
+    in_channels: int, out_channels: int, kernel: int, stride: int, dtype: Any, seed: Any = None
+) -> StdConv2d:
+    """The convolution of these blocks: weights standardised, no bias, and ceil(H / stride) rows of places."""
+    return StdConv2d(
+        in_channels, out_channels, kernel, stride, "same", bias=False, eps=_WEIGHT_EPS, dtype=dtype, seed=seed
+    )
+
+
+class Projection(Chain):
+    """A shortcut that changes channels and size: a 1x1 convolution and a norm."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, groups: int, *, dtype: Any = "float32", seed: Any = None
+    ) -> None:
+        self.conv = standardised(in_channels, out_channels, 1, stride, dtype, seed)
+        self.norm = GroupNorm(groups, out_channels, dtype=dtype)
+
+    def steps(self) -> list[Layer]:
+        return [self.conv, self.norm]
+
+
+class Bottleneck(Layer):
+    """y = relu(shortcut(x) + norm3(conv3(relu(norm2(conv2(relu(norm1(conv1(x))))))))), with conv2 of 3x3.
+
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)). The shortcut is x itself, or where
+    channels or size change a projection. norm3's gain starts at 0, so a new block is its shortcut.
+
+    Args:
+        in_channels, out_channels: conv1 and conv2 have a quarter of out_channels.
+        stride: of conv2 and the projection.
+        groups: of the norms.
+
+    Source: He et al. 2016, "Deep Residual Learning for Image Recognition", with the stride in the 3x3 convolution,
+    norms of groups and standardised weights (Kolesnikov et al. 2020, "Big Transfer"); names are timm's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        groups: int = 32,
+        *,
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        refuse(
+            out_channels % (4 * groups) != 0,
+            f"Bottleneck: a quarter of out_channels={out_channels} must be a multiple of groups={groups}",
+        )
+        rng, dtype, middle = as_generator(seed), init.dtype_of(dtype), out_channels // 4
+        same = in_channels == out_channels and stride == 1
+        self.downsample: Layer = (
+            Identity() if same else Projection(in_channels, out_channels, stride, groups, dtype=dtype, seed=rng)
+        )
+        self.conv1 = standardised(in_channels, middle, 1, 1, dtype, rng)
+        self.norm1 = GroupNorm(groups, middle, dtype=dtype)
+        self.conv2 = standardised(middle, middle, 3, stride, dtype, rng)
+        self.norm2 = GroupNorm(groups, middle, dtype=dtype)
+        self.conv3 = standardised(middle, out_channels, 1, 1, dtype, rng)
+        self.norm3 = GroupNorm(groups, out_channels, zero=True, dtype=dtype)
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        branch, back_branch = compose(
+            x, self.conv1, self.norm1, F.relu, self.conv2, self.norm2, F.relu, self.conv3, self.norm3
+        )
+        shortcut, back_shortcut = self.downsample(x)
+        y, back_relu = F.relu(branch + shortcut)
+
+        @once
+        def back(dy: Array) -> Array:
+            dsum = back_relu(dy)
+            return back_branch(dsum) + back_shortcut(dsum)  # x went both ways
+
+        return y, back
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what comes out for maps (B, C, H, W)."""
+        return self.conv3.out_shape(self.conv2.out_shape(self.conv1.out_shape(shape)))
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-adds for maps (B, C, H, W)."""
+        middle = self.conv1.out_shape(shape)
+        shortcut = self.downsample.conv.macs(shape) if isinstance(self.downsample, Projection) else 0
+        branch = self.conv1.macs(shape) + self.conv2.macs(middle) + self.conv3.macs(self.conv2.out_shape(middle))
+        return shortcut + branch
