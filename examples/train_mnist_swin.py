@@ -8,7 +8,7 @@ and masks look like is shown by explain_swin.py.
 """
 
 import minivit
-from minivit.training.mnist import Recipe, main
+from minivit.training.mnist import Learner, Recipe, main
 
 # 28x28 pixels -> a map of 7x7 patches, padded to 8x8: four windows of 4x4, plain in the first block, shifted by 2 in
 # the second -> the odd map merged to 4x4, which one window covers
@@ -31,10 +31,4 @@ RECIPES = {
 }
 
 if __name__ == "__main__":
-    main(
-        minivit.Swin,
-        RECIPES,
-        title="A Swin Transformer for handwritten digits",
-        description=__doc__,
-        out="runs/mnist_swin",
-    )
+    main({"swin": Learner(minivit.Swin, "A Swin Transformer for handwritten digits", RECIPES)}, __doc__)

@@ -161,6 +161,18 @@ def test_the_accurate_preset(folder, tmp_path):
     assert (config["patch_size"], config["depth"], config["drop_path_rate"]) == (4, 6, 0.05)
 
 
+def test_the_hybrid(folder, tmp_path):
+    options = ["--model", "hybrid", "--data", folder, "--epochs", 1, "--batch-size", 20, "--limit", 400]
+    done = run(tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    assert LAST.fullmatch(done.stdout.splitlines()[-1]) and done.stderr == ""
+    out = tmp_path / "runs" / "mnist_hybrid"
+    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    model = minivit.from_pretrained(out / "model.safetensors")
+    assert isinstance(model, minivit.ViT) and model.config["resnet_layers"] == (1, 1)
+    assert "# A hybrid" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+
 def test_the_swin_example_does_the_same_with_its_own_model(folder, tmp_path):
     options = ["--data", folder, "--epochs", 1, "--batch-size", 20, "--limit", 400, "--lr", 3e-3]
     done = run(tmp_path, *options, example=EXAMPLE.with_name("train_mnist_swin.py"))
@@ -226,7 +238,17 @@ def test_a_run_can_be_resumed_with_its_data_elsewhere(folder, small, first, tmp_
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("options", [["--preset", "best"], ["--device", "tpu"], ["--epochs", "many"], ["--colour"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--preset", "best"],
+        ["--model", "hybrid", "--preset", "accurate"],
+        ["--model", "resnet"],
+        ["--device", "tpu"],
+        ["--epochs", "many"],
+        ["--colour"],
+    ],
+)
 def test_argparse_refuses_the_rest(tmp_path, options):
     done = run(tmp_path, *options)
     assert done.returncode == 2 and options[-1] in done.stderr
@@ -235,7 +257,7 @@ def test_argparse_refuses_the_rest(tmp_path, options):
 def test_help_lists_every_option(tmp_path):
     done = run(tmp_path, "--help")
     assert done.returncode == 0
-    options = "--data --out --preset --epochs --batch-size --lr --seed --threads --device --limit --resume"
+    options = "--data --out --model --preset --epochs --batch-size --lr --seed --threads --device --limit --resume"
     assert set(options.split()) <= set(re.findall(r"--[a-z-]+", done.stdout))
 
 

@@ -40,18 +40,31 @@ class Recipe:
     held_out: int = 1000  # images kept out of training to watch the run
 
 
-def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, args: argparse.Namespace) -> None:
-    """Train `kind` on MNIST as the command line says, and leave model, metrics, pictures and model card in args.out.
+@dataclass(frozen=True)
+class Learner:
+    """A model that an example can train.
+
+    Attributes:
+        kind: its class; a recipe's `model` are the arguments.
+        title: of the model card.
+        recipes: by name; "default" is for the whole of MNIST, "subset" for the 5,000 images found without a network.
+    """
+
+    kind: Callable[..., Model]
+    title: str
+    recipes: dict[str, Recipe]
+
+
+def train(learner: Learner, args: argparse.Namespace) -> None:
+    """Train on MNIST as the command line says, and leave model, metrics, pictures and model card in args.out.
 
     Args:
-        kind: the model's class; a recipe's `model` are its arguments.
-        recipes: by name; "default" is for the whole of MNIST, "subset" for the 5,000 images found without a network.
-        title: of the model card.
+        learner: what is trained.
         args: what `arguments` read.
     """
     # 1. The data.
     mnist = data.load_mnist(args.data)
-    recipe = chosen_recipe(recipes, args, "subset" if mnist.is_subset else "default")
+    recipe = chosen_recipe(learner.recipes, args, "subset" if mnist.is_subset else "default")
     kept, watch = data.holdout(mnist.train_labels, recipe.held_out, seed=0)
     images, labels = mnist.train_images[kept][: args.limit], mnist.train_labels[kept][: args.limit]
     augment = data.chain(augmentation(recipe))
@@ -59,7 +72,7 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
     print(f"data: {mnist.source}; {len(images):,} images to learn from")
 
     # 2. The model: images (B, 1, 28, 28) -> logits (B, 10).
-    model: Any = kind(**recipe.model, seed=args.seed)
+    model: Any = learner.kind(**recipe.model, seed=args.seed)
     to_device(model, args.device)
     print(f"model: {optim.parameter_count(model.parameters()):,} parameters")
 
@@ -99,7 +112,7 @@ def train(kind: Callable[..., Model], recipes: dict[str, Recipe], title: str, ar
     result = f"{score:.2%}".replace("%", " %") + ("" if mnist.is_published else f" ({mnist.kind})")
     report.write_model_card(
         run.out,
-        title,
+        learner.title,
         {
             "test accuracy": result,
             "data": mnist.source,
@@ -130,12 +143,19 @@ def augmentation(recipe: Recipe) -> Callable[[Array, Any], Array]:
     return augment
 
 
-def arguments(description: str | None, recipes: dict[str, Recipe], out: str) -> argparse.Namespace:
+def arguments(description: str | None, learners: dict[str, Learner]) -> argparse.Namespace:
     """What the command line says."""
     help_data = "folder with the four MNIST files (default: cache, download, or the subset)"
-    parser = program.parser(description, data=help_data, out=out)
-    parser.add_argument("--preset", choices=recipes, help="recipe (default: by the data that was found)")
-    return parser.parse_args()
+    parser = program.parser(description, data=help_data, out="runs/mnist_MODEL")
+    first, presets = next(iter(learners)), {name: None for each in learners.values() for name in each.recipes}
+    parser.add_argument("--model", choices=learners, default=first, help=f"what to train (default: {first})")
+    parser.add_argument("--preset", choices=presets, help="recipe (default: by the data that was found)")
+    args = parser.parse_args()
+    args.out = args.out.replace("MODEL", args.model)
+    offered = learners[args.model].recipes
+    if args.preset is not None and args.preset not in offered:
+        parser.error(f"--model {args.model} has no preset {args.preset}: choose {' or '.join(offered)}")
+    return args
 
 
 def chosen_recipe(recipes: dict[str, Recipe], args: argparse.Namespace, found: str) -> Recipe:
@@ -146,8 +166,12 @@ def chosen_recipe(recipes: dict[str, Recipe], args: argparse.Namespace, found: s
     )
 
 
-def main(
-    kind: Callable[..., Model], recipes: dict[str, Recipe], *, title: str, description: str | None, out: str
-) -> None:
-    """The program: arguments, training, and errors as one line (`--debug` shows where they arose)."""
-    program.run(lambda args: train(kind, recipes, title, args), arguments(description, recipes, out))
+def main(learners: dict[str, Learner], description: str | None) -> None:
+    """The program: arguments, training, and errors as one line (`--debug` shows where they arose).
+
+    Args:
+        learners: by the name that `--model` gives; the first is the default.
+        description: the example's docstring.
+    """
+    args = arguments(description, learners)
+    program.run(lambda args: train(learners[args.model], args), args)
