@@ -32,11 +32,13 @@ class Architecture:
         variants: in which ways minivit computes it, each with what is added to the model's arguments for it. "every
             token" does the same arithmetic as PyTorch.
         tiny: takes the arguments of a model to those of one that is almost nothing.
+        agreement: the largest difference within a gradient, relative to that gradient's largest element.
     """
 
     name: str
     variants: dict[str, Arguments]
     tiny: Callable[[Arguments], Arguments]
+    agreement: float = 1e-3
 
 
 def _tiny_vit(model: Arguments) -> Arguments:
@@ -50,6 +52,10 @@ def _tiny_swin(model: Arguments) -> Arguments:
 
 # what a ViT's head does not read, minivit need not compute; Swin's head reads the mean of every token
 VIT = Architecture("ViT", {"class token only": {}, "every token": {"skip_unused_tokens": False}}, _tiny_vit)
+# of its many ReLUs and maxima some stand so near a kink that rounding decides, and the gradient jumps: in float32 each
+# side is 3e-2 from its own gradient in float64, where both sides agree to 1e-9 (tests/parity/test_torch_hybrid.py), and
+# PyTorch with its compiler is 0.12 from PyTorch without
+HYBRID = replace(VIT, agreement=0.2)
 SWIN = Architecture("Swin", {"every token": {}}, _tiny_swin)
 
 
@@ -83,6 +89,10 @@ SWIN_T = {  # timm's swin_tiny_patch4_window7_224
     "num_heads": (3, 6, 12, 24), "window_size": 7, "drop_path_rate": 0.0,
 }  # fmt: skip
 
+HYBRID_S = {  # timm's vit_small_r26_s32_224
+    **_imagenet(384, 6), "patch_size": 1, "resnet_layers": (2, 2, 2, 2),
+}  # fmt: skip
+
 CASES = {
     case.name: case
     for case in (
@@ -93,6 +103,7 @@ CASES = {
         Case("vit-b16-b1", VIT, "infer", 1, _imagenet(768, 12)),
         Case("vit-b16-b8", VIT, "infer", 8, _imagenet(768, 12)),
         Case("swin-mnist", SWIN, "train", 128, SWIN_MNIST),
+        Case("hybrid-s", HYBRID, "train", 4, HYBRID_S),
         Case("swin-t", SWIN, "train", 4, SWIN_T),
         Case("swin-t-b1", SWIN, "infer", 1, SWIN_T),
     )

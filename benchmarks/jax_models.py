@@ -21,6 +21,8 @@ FORBIDDEN = -100.0  # added to the scores of places that only the shift has made
 
 def vit(w: Weights, x: Array, model: dict[str, Any]) -> Array:
     """Images (B, C, H, W) -> logits; `model` holds the arguments that `minivit.ViT` takes."""
+    if model.get("resnet_layers") is not None:
+        x = resnet(w, x, model["resnet_layers"])
     patches = embed(w, x, model["patch_size"])  # (B, D, H/P, W/P)
     patches = patches.reshape(*patches.shape[:2], -1).transpose(0, 2, 1)  # (B, N, D)
     cls = jnp.broadcast_to(w["cls_token"], (len(x), 1, patches.shape[-1]))
@@ -75,6 +77,33 @@ def layer_norm(w: Weights, name: str, x: Array, eps: float = 1e-5) -> Array:
 def mlp(w: Weights, name: str, x: Array) -> Array:
     """Two linear layers with the exact GELU in between."""
     return linear(w, f"{name}.fc2", jax.nn.gelu(linear(w, f"{name}.fc1", x), approximate=False))
+
+
+def resnet(w: Weights, x: Array, layers: tuple[int, ...]) -> Array:
+    """The hybrid's stem, of at least one stage: (B, C, H, W) -> its map. Padding is what JAX calls "SAME"."""
+    at = "patch_embed.backbone"
+    x = jax.nn.relu(std_conv(w, f"{at}.stem", x, 2))
+    x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 3, 3), (1, 1, 2, 2), "SAME")
+    for stage, depth in enumerate(layers):
+        for place in range(depth):
+            block, stride = f"{at}.stages.{stage}.blocks.{place}", 2 if stage and not place else 1
+            shortcut = std_conv(w, f"{block}.downsample", x, stride) if not place else x
+            y = jax.nn.relu(std_conv(w, block, x, 1, "1"))
+            y = jax.nn.relu(std_conv(w, block, y, stride, "2"))
+            x = jax.nn.relu(std_conv(w, block, y, 1, "3") + shortcut)
+    return x
+
+
+def std_conv(w: Weights, name: str, x: Array, stride: int, number: str = "", groups: int = 32) -> Array:
+    """A convolution whose filters have mean 0 and variance 1, and a GroupNorm."""
+    weight = w[f"{name}.conv{number}.weight"]
+    mean, variance = (each(weight, axis=(1, 2, 3), keepdims=True) for each in (jnp.mean, jnp.var))
+    y = lax.conv(x, (weight - mean) * lax.rsqrt(variance + 1e-8), (stride, stride), "SAME")
+    parts = y.reshape(len(y), groups, -1)
+    mean, variance = (each(parts, axis=-1, keepdims=True) for each in (jnp.mean, jnp.var))
+    y = ((parts - mean) * lax.rsqrt(variance + 1e-5)).reshape(y.shape)
+    gain, offset = (w[f"{name}.norm{number}.{each}"][:, None, None] for each in ("weight", "bias"))
+    return y * gain + offset
 
 
 def embed(w: Weights, x: Array, patch: int) -> Array:

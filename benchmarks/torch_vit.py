@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch_resnet import ResNet
 
 
 class Attention(nn.Module):
@@ -58,13 +59,15 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One strided convolution."""
+    """One strided convolution, over the image or over the map of a ResNet."""
 
-    def __init__(self, patch: int, channels: int, dim: int) -> None:
+    def __init__(self, patch: int, channels: int, dim: int, backbone: ResNet | None = None) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, dim, patch, patch)
+        self.backbone = backbone
+        self.proj = nn.Conv2d(channels if backbone is None else backbone.channels, dim, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.backbone is None else self.backbone(x)
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -74,10 +77,12 @@ class TorchViT(nn.Module):
     def __init__(self, model: dict[str, Any], kind: str) -> None:
         super().__init__()
         dim, heads, patch = model["embed_dim"], model["num_heads"], model["patch_size"]
-        tokens = 1 + (model["img_size"] // patch) ** 2
+        layers = model.get("resnet_layers")
+        backbone = None if layers is None else ResNet(model["in_chans"], layers)
+        tokens = 1 + (model["img_size"] // (patch * (1 if backbone is None else backbone.reduction))) ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim))
-        self.patch_embed = PatchEmbed(patch, model["in_chans"], dim)
+        self.patch_embed = PatchEmbed(patch, model["in_chans"], dim, backbone)
         self.blocks = nn.Sequential(*(Block(dim, heads, kind) for _ in range(model["depth"])))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, model["num_classes"])

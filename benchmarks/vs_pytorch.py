@@ -24,7 +24,6 @@ import results
 from cases import CASES, Case
 from turns import PAUSE, QUIET, Side, SideFailed, Variant, make_start, take_turns
 
-AGREEMENT = 1e-3  # the largest difference within a gradient, relative to that gradient's largest element
 LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
 TRIAL_ROUNDS = 5
 # variables that make a library use other instructions than it would choose for this processor
@@ -67,7 +66,7 @@ class Comparison:
             self.reference = outcome, losses
         self.differences[variant] = largest_difference(outcome, self.reference[0])
         apart = np.abs(losses - self.reference[1]).max() / max(1e-30, np.abs(losses).max())
-        if not (self.differences[variant] <= AGREEMENT and apart <= LOSS_AGREEMENT):
+        if not (self.differences[variant] <= self.case.architecture.agreement and apart <= LOSS_AGREEMENT):
             raise SystemExit(
                 f"{self.case.name}: {variant} and {self.minivit[0]} do not compute the same, so no time is measured: "
                 f"gradients or logits {self.differences[variant]:.1e} apart, losses {apart:.1e}"

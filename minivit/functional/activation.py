@@ -42,12 +42,11 @@ def inplace_gelu(x: Array, approximate: str = "none") -> Array:
 
 def relu(x: Array) -> tuple[Array, Back]:
     """y = max(x, 0); the slope at 0 is taken as 0. Returns y, and vjp(dy) -> dx."""
-    positive = x.real > 0
-    y = x * positive
+    y = array_module(x).maximum(x, 0)  # not x * (x > 0), which makes NaN of -inf
 
     @once
     def vjp(dy: Array) -> Array:
-        return dy * positive
+        return dy * (y.real > 0)  # y is there anyway: whatever comes next keeps it as its input
 
     return y, vjp
 

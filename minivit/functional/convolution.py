@@ -109,7 +109,7 @@ def standardise_weight(weight: Array, eps: float = 1e-6) -> tuple[Array, Back]:
     def vjp(dy: Array) -> Array:
         return kernels(dy).normalise_rows_backward(dy.reshape(shape[0], numbers), y, rstd).reshape(shape)
 
-    return y.reshape(shape).copy(), vjp
+    return y.reshape(shape), vjp
 
 
 # --- products of strided views --------------------------------------------------------------------------------------
