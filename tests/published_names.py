@@ -218,6 +218,8 @@ def google(a: dict[str, Any], model: Any, prefix: str = "") -> dict[str, Any]:
     out = {"cls": a["cls_token"], "Transformer/posembed_input/pos_embedding": a["pos_embed"]}
     out["embedding/kernel"] = np.einsum("oihw->hwio", a["patch_embed.proj.weight"])
     out["embedding/bias"] = a["patch_embed.proj.bias"]
+    if model.config["resnet_layers"] is not None:
+        google_stem(out, a, model.config["resnet_layers"])
     heads, dim = model.config["num_heads"], model.config["embed_dim"]
 
     def norm(theirs: str, ours: str) -> None:
@@ -246,6 +248,34 @@ def google(a: dict[str, Any], model: Any, prefix: str = "") -> dict[str, Any]:
         dense("pre_logits", "pre_logits.fc")
     dense("head", "head")
     return {f"{prefix}{name}": array for name, array in out.items()}
+
+
+def google_stem(out: dict[str, Any], a: dict[str, Any], layers: tuple[int, ...]) -> None:
+    """The root, and the units of each block; both count from 1."""
+
+    def convolution(conv: str, norm: str, ours: str, our_norm: str) -> None:
+        out[f"{conv}/kernel"] = np.einsum("oihw->hwio", a[f"patch_embed.backbone.{ours}.weight"])
+        for theirs, part in (("scale", "weight"), ("bias", "bias")):
+            out[f"{norm}/{theirs}"] = a[f"patch_embed.backbone.{our_norm}.{part}"]
+
+    root = "stem." if layers else ""
+    convolution("conv_root", "gn_root", f"{root}conv", f"{root}norm")
+    for i, depth in enumerate(layers):
+        for j in range(depth):
+            theirs, ours = f"block{i + 1}/unit{j + 1}", f"stages.{i}.blocks.{j}"
+            for n in (1, 2, 3):
+                convolution(f"{theirs}/conv{n}", f"{theirs}/gn{n}", f"{ours}.conv{n}", f"{ours}.norm{n}")
+            if j == 0:
+                convolution(
+                    f"{theirs}/conv_proj", f"{theirs}/gn_proj", f"{ours}.downsample.conv", f"{ours}.downsample.norm"
+                )
+
+
+def google_old_norms(a: dict[str, Any], model: Any) -> dict[str, Any]:
+    """As the first Flax wrote it: a GroupNorm's numbers with three axes of 1 before them."""
+    return {
+        name: x.reshape(1, 1, 1, -1) if "/gn" in name or "gn_" in name else x for name, x in google(a, model).items()
+    }
 
 
 def timm(a: dict[str, Any], model: Any) -> dict[str, Any]:

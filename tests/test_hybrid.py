@@ -13,6 +13,7 @@ import pytest
 
 import minivit
 from minivit import explain, nn, optim
+from minivit.checkpoint import save_arrays
 from minivit.models.resnet import ResNetV2, map_size
 from minivit.summary import summary
 
@@ -224,6 +225,65 @@ def test_a_file_gives_the_same_model_back(tmp_path: Any) -> None:
     again = minivit.from_pretrained(path)
     assert again.config == model.config
     np.testing.assert_array_equal(again.predict(images(9, 12)), model.predict(images(9, 12)))
+
+
+@pytest.fixture
+def published(tmp_path: Any) -> Any:
+    """A file of a hybrid for color images, as timm writes it: names and numbers."""
+    model, path = small(in_chans=3, img_size=16), tmp_path / "model.safetensors"
+    minivit.export(model, path)
+    return model, path
+
+
+def test_a_file_is_fitted_to_gray_images_of_another_size(published: Any) -> None:
+    model, path = published
+    lines: list[str] = []
+    other = minivit.from_pretrained(path, in_chans=1, img_size=24, num_classes=5, num_heads=2, report=lines.append)
+    assert other.config["img_size"] == 24 and other.config["resnet_layers"] == (2, 1)
+    root = "patch_embed.backbone.stem.conv.weight"
+    np.testing.assert_allclose(other.state_dict()[root][:, 0], model.state_dict()[root].sum(axis=1), rtol=1e-6)
+    assert f"minivit: {root}: from 3 to 1 channels" in lines
+    assert "minivit: pos_embed: resampled from 5 to 10 places" in lines  # maps of 2x2 and 3x3, and the class token
+    assert other.predict(np.zeros((2, 1, 24, 24), other.dtype)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("patch_embed.backbone.stages.0.blocks.1.conv2.weight"), "1 of .* missing.*blocks.1.conv2"),
+        (lambda a: a.pop("patch_embed.backbone.stem.norm.bias"), "missing, first .*stem.norm.bias"),
+        (
+            lambda a: a.update({"patch_embed.backbone.stages.1.blocks.0.norm3.weight": np.ones(7)}),
+            r"norm3.weight.*: expected shape \(32,\), the file has \(7,\)",
+        ),
+        (
+            lambda a: a.update({"patch_embed.backbone.conv1.0.weight": a.pop("patch_embed.backbone.stem.conv.weight")}),
+            "no other stem than a ResNetV2's",
+        ),
+        (lambda a: a.update({"patch_embed.backbone.stages.0.blocks.0.se.weight": np.ones(7)}), "not the model's"),
+    ],
+)
+def test_a_file_that_is_damaged_or_of_another_stem_is_refused(published: Any, change: Any, message: str) -> None:
+    model, path = published
+    arrays = {name: np.asarray(array) for name, array in model.state_dict().items()}
+    change(arrays)
+    save_arrays(path, arrays, None)
+    with pytest.raises(minivit.CheckpointError, match=message):
+        minivit.from_pretrained(path, num_heads=2)
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "torchvision"])
+def test_a_project_without_such_a_model_gets_none(tmp_path: Any, layout: str) -> None:
+    with pytest.raises(ValueError, match=f"{layout} has no name for 'patch_embed.backbone.*export it as 'timm'"):
+        minivit.export(small(), tmp_path / "x.safetensors", layout)
+
+
+def test_a_hybrid_goes_to_google_and_back(tmp_path: Any) -> None:
+    for layers in ((2, 1), ()):
+        model, path = small(resnet_layers=layers, gelu="tanh", patch_size=1), tmp_path / "x.npz"
+        minivit.export(model, path, "google")
+        again = minivit.from_pretrained(path, num_heads=2, img_size=(9, 12), dtype="float64", resnet_groups=2)
+        np.testing.assert_array_equal(again.predict(images(9, 12)), model.predict(images(9, 12)))
 
 
 def test_attention_and_positions_are_drawn_on_the_grid_of_the_map() -> None:

@@ -16,6 +16,7 @@ import safetensors.numpy
 from published_names import (
     drawn,
     google,
+    google_old_norms,
     huggingface_base,
     huggingface_deit,
     huggingface_swin,
@@ -42,6 +43,8 @@ VIT = {
     "mlp_ratio": 1.5,
 }
 SMALL = {"img_size": 8, "patch_size": 2, "in_chans": 2, "num_classes": 3, "embed_dim": 24, "depth": 3, "num_heads": 3}
+HYBRID = {**VIT, "img_size": 32, "patch_size": 1, "resnet_layers": (2, 1, 2), "resnet_width": 8, "resnet_groups": 8}
+ROOT = {**HYBRID, "resnet_layers": (), "patch_size": 2}
 SWIN = {"img_size": 12, "patch_size": 2, "num_classes": 5, "embed_dim": 8, "depths": (2, 4), "num_heads": (2, 4)}
 SWIN |= {"window_size": 3, "mlp_ratio": 2.0}
 SHRUNK = {**SWIN, "img_size": 16, "in_chans": 1, "num_classes": 2, "window_size": 4}
@@ -86,6 +89,12 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], Any, str, dict[str, Any]]] = {
     "google_pre_logits": ("google", ViT, {**VIT, **GAUSS, "representation_size": 7}, google, "npz", {}),
     "google_params": ("google", ViT, VIT | GAUSS, lambda a, m: google(a, m, "params/"), "npz", {}),
     "google_target": ("google", ViT, VIT | GAUSS, lambda a, m: google(a, m, "opt/target/"), "npz", {}),
+    "google_hybrid": ("google", ViT, HYBRID | GAUSS, google, "npz", {}),
+    "google_hybrid_target": ("google", ViT, HYBRID | GAUSS, lambda a, m: google(a, m, "opt/target/"), "npz", {}),
+    "google_hybrid_old_norms": ("google", ViT, HYBRID | GAUSS, google_old_norms, "npz", {}),
+    "google_root_alone": ("google", ViT, ROOT | GAUSS, google, "npz", {}),
+    "timm_hybrid": ("timm", ViT, HYBRID, timm, "safetensors", {}),
+    "timm_root_alone": ("timm", ViT, ROOT, timm, "pth", {}),
     "timm_vit": ("timm", ViT, VIT, timm, "safetensors", {"architecture": "vit", "num_classes": 5}),
     "timm_distilled": ("timm", ViT, {**VIT, "distilled": True}, timm, "safetensors", {}),
     "timm_average": ("timm", ViT, {**VIT, "class_token": False, "global_pool": "avg"}, timm, "pth", {}),
@@ -131,6 +140,7 @@ def test_a_published_file_becomes_its_model(tmp_path: Path, case: str) -> None:
 
 
 ONLY_READ = ("torchvision_old", "huggingface_swin_base", "huggingface_base", "google_params", "google_target")
+ONLY_READ += ("google_hybrid_target", "google_hybrid_old_norms")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ONLY_READ])

@@ -15,13 +15,14 @@ from minivit.nn.bottleneck import standardised
 from minivit.protocol import refuse
 
 
-def map_size(size: tuple[int, int], layers: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of the map that a stem with these stages makes of an image: each halving rounds up.
+def reduction(layers: tuple[int, ...]) -> int:
+    """How many pixels become one place of the map: the root halves twice, and each stage but the first once."""
+    return 4 * 2 ** max(0, len(layers) - 1)
 
-    The root halves twice, and each stage but the first once.
-    """
-    halvings = 2 + max(0, len(layers) - 1)
-    return -(-size[0] // 2**halvings), -(-size[1] // 2**halvings)
+
+def map_size(size: tuple[int, int], layers: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of the map that a stem with these stages makes of an image: each halving rounds up."""
+    return -(-size[0] // reduction(layers)), -(-size[1] // reduction(layers))
 
 
 class Root(Chain):

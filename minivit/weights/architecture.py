@@ -7,13 +7,16 @@ published size of the same widths, or from the convention of that family. Next: 
 from __future__ import annotations
 
 import re
-from math import isqrt
+from math import gcd, isqrt
 from typing import Any
 
 from minivit.functional import pair
 from minivit.models import configs
+from minivit.models.resnet import reduction
+from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.config_json import told
+from minivit.weights.source import shown
 
 Shapes = dict[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -40,8 +43,6 @@ def arguments(
     refuse(bool(empty), f"{empty[:1]} holds no numbers: fetch the file again")
     try:
         found = _vit(shapes, said, image) if model == "ViT" else _swin(model, shapes, said, buffers)
-        patch = shapes["patch_embed.proj.weight"]
-        found |= {"patch_size": _short(patch[2:]), "in_chans": patch[1]}
     except (KeyError, IndexError, ZeroDivisionError) as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else f"an array of other axes ({error})"
         raise ValueError(f"{what}: check where it came from") from None
@@ -50,12 +51,15 @@ def arguments(
 
 
 def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
-    dim, _, height, width = shapes["patch_embed.proj.weight"]
+    dim, channels, height, width = shapes["patch_embed.proj.weight"]
     prefix = ("cls_token" in shapes) + ("dist_token" in shapes)
     head = shapes.get("head.weight")
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     behind = "fc_norm.weight" in shapes
     found: Arguments = {
+        "patch_size": _short((height, width)),
+        "in_chans": channels,
+        **_stem(shapes),
         "embed_dim": dim,
         "depth": _count(shapes, r"blocks\.(\d+)\."),
         "mlp_ratio": hidden / dim,
@@ -69,7 +73,7 @@ def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
     }
     if "pos_embed" in shapes:
-        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, (height, width), said.get("img_size"), image)
+        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, said.get("img_size"), image)
     elif "img_size" in said:
         found["img_size"] = said["img_size"]
     refuse(
@@ -83,16 +87,40 @@ def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
     return found
 
 
-def _image(places: int, patch: tuple[int, int], *sizes: Any) -> Any:
+def _stem(shapes: Shapes) -> Arguments:
+    """The convolutional stem of a hybrid, where there is one."""
+    backbone = "patch_embed.backbone"
+    names = [name for name in shapes if name.startswith(backbone)]
+    if not names:
+        return {}
+    layers: tuple[int, ...] = ()
+    root = shapes.get(f"{backbone}.conv.weight")
+    if root is None:
+        refuse(
+            f"{backbone}.stem.conv.weight" not in shapes,
+            f"its stem has {shown(names[0])}, and minivit has no other stem than a ResNetV2's, which begins with "
+            f"{backbone}.stem.conv.weight",
+        )
+        root = shapes[f"{backbone}.stem.conv.weight"]
+        stage = rf"{re.escape(backbone)}\.stages\."
+        count = _count(shapes, rf"{stage}(\d+)\.")
+        layers = tuple(_count(shapes, rf"{stage}{number}\.blocks\.(\d+)\.") for number in range(count))
+    # groups leave no trace in shapes: 32 in all that were published, and here as many of them as divide the width
+    groups = gcd(32, root[0])
+    return {"resnet_layers": layers, "resnet_width": root[0], "resnet_groups": groups, "in_chans": root[1]}
+
+
+def _image(places: int, found: Arguments, *sizes: Any) -> Any:
     """The image that a table of so many places belongs to: a size that was named, if it fits, else a square."""
     for size in sizes:
         if size is not None:
-            rows, columns = (side // length for side, length in zip(pair(size), patch))
+            rows, columns = patch_grid(found, size)
             if rows * columns == places:
                 return size
     side = isqrt(places)
     refuse(side * side != places, f"pos_embed has {places} places, which make no square: say img_size=(H, W)")
-    return _short((side * patch[0], side * patch[1]))
+    step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
+    return _short(tuple(side * length * step for length in pair(found["patch_size"])))
 
 
 def _vit_heads(found: Arguments) -> int:
@@ -107,10 +135,12 @@ def _vit_heads(found: Arguments) -> int:
 def _swin(model: str, shapes: Shapes, said: Arguments, buffers: dict[str, Array]) -> Arguments:
     stages = _count(shapes, r"layers\.(\d+)\.")
     depths = tuple(_count(shapes, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
-    dim, patch = shapes["patch_embed.proj.weight"][0], shapes["patch_embed.proj.weight"][2]
+    dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
     head = shapes.get("head.fc.weight")
     first = "layers.0.blocks.0"
     found: Arguments = {
+        "patch_size": _short(shapes["patch_embed.proj.weight"][2:]),
+        "in_chans": channels,
         "embed_dim": dim,
         "depths": depths,
         "num_heads": tuple(_swin_heads(shapes, stage) for stage in range(stages)),
@@ -131,8 +161,7 @@ def _swin(model: str, shapes: Shapes, said: Arguments, buffers: dict[str, Array]
     elif "window_size" in said:
         found["window_size"] = said["window_size"]
     if "absolute_pos_embed" in shapes:
-        shape = shapes["patch_embed.proj.weight"][2:]
-        found["img_size"] = _image(shapes["absolute_pos_embed"][1], (shape[0], shape[1]), said.get("img_size"))
+        found["img_size"] = _image(shapes["absolute_pos_embed"][1], found, said.get("img_size"))
     elif "img_size" in said:
         found["img_size"] = said["img_size"]
     if model == "SwinV2":

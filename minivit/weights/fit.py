@@ -18,6 +18,12 @@ from minivit.protocol import Array, refuse
 from minivit.weights.profiles import Profile
 
 HEADS = ("head.", "head_dist.")
+# the convolution that reads the image: a hybrid's root, else that of the patches
+_FIRST = (
+    "patch_embed.backbone.stem.conv.weight",
+    "patch_embed.backbone.conv.weight",
+    "patch_embed.proj.weight",
+)
 
 
 def fit(
@@ -32,6 +38,7 @@ def fit(
         profile: how tables are resampled.
     """
     params, anew = model.parameters(), model.num_classes != stored.get("num_classes")
+    first = next((name for name in _FIRST if name in params), None)
     fitted, said = dict(arrays), list[str]()
     for name in [name for name in fitted if name in params and fitted[name].shape != params[name].shape]:
         array, shape = fitted[name], params[name].shape
@@ -44,7 +51,7 @@ def fit(
         elif name.endswith("relative_position_bias_table") and array.shape[1] == shape[1]:
             fitted[name] = _biases(array, shape, profile.biases)
             said.append(f"{name}: resampled from {array.shape[0]} to {shape[0]} offsets")
-        elif name == "patch_embed.proj.weight" and array.shape[2:] == shape[2:] and array.shape[0] == shape[0]:
+        elif name == first and array.shape[2:] == shape[2:] and array.shape[0] == shape[0]:
             fitted[name] = _channels(array, shape[1])
             said.append(f"{name}: from {array.shape[1]} to {shape[1]} channels")
     for name in [name for name in fitted if name.startswith("pre_logits.") and name not in params]:

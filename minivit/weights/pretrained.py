@@ -44,7 +44,7 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
         CheckpointError: if the file is unreadable or does not fit; nothing is then changed.
     """
     found = identify(read_weights(path))
-    if found.weights.arrays.keys() == model.parameters().keys():  # whoever wrote it, these are the model's own names
+    if found.weights.arrays.keys() == model.state().keys():  # whoever wrote it, these are the model's own names
         found = replace(found, arrays=found.weights.arrays, unknown=[])
     _check(model, found, found.arrays, strict)
     model.load_state_dict(found.arrays, strict)
@@ -108,7 +108,7 @@ def from_pretrained(
     found.weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
     found.arrays.clear()
     adoptable = _adoptable(arrays, model.dtype)
-    for name, param in model.parameters().items():
+    for name, param in model.state().items():
         array = arrays.pop(name)
         param.swap(_writeable(array) if name in adoptable else np.array(array, param.data.dtype, order="C"))
         del array
@@ -219,7 +219,7 @@ def _windows(plan: Plan, asked: dict[str, Any]) -> list[tuple[int, int]]:
 
 def _check(model: Any, found: Recognised, arrays: dict[str, Array], strict: bool) -> None:
     """Refuse arrays that do not fit, with the likely cause, before anything is changed."""
-    params = model.parameters()
+    params = model.state()
     missing = [name for name in params if name not in arrays] if strict else []
     unexpected = found.unknown + [name for name in arrays if name not in params] if strict else []
     common = [name for name in params if name in arrays]
@@ -263,6 +263,7 @@ def _cause(model: Any, found: Recognised) -> str:
 # arguments that show in a model's arrays, those of the encoder first
 _SHAPES = (
     *("embed_dim", "depth", "depths", "num_heads", "mlp_ratio", "qkv_bias", "patch_size", "in_chans", "num_classes"),
+    *("resnet_layers", "resnet_width"),
     *("img_size", "window_size", "class_token", "distilled", "global_pool", "fc_norm", "pos_embed", "ape"),
     *("representation_size", "patch_norm"),
 )
@@ -282,4 +283,4 @@ def _name(plan: Plan) -> str:
     return ""
 
 
-_SIZE = ("embed_dim", "depth", "depths", "patch_size", "window_size")
+_SIZE = ("embed_dim", "depth", "depths", "patch_size", "window_size", "resnet_layers")

@@ -86,6 +86,7 @@ OUTER_THIRDS = Way(
     lambda a, heads: [_thirds(a[0])[0], _thirds(a[0])[2]],
     lambda a, heads: [np.concatenate((a[0], np.zeros_like(a[0]), a[1]))],
 )
+FLAT = Way(lambda a, heads: [a[0].reshape(-1)], lambda a, heads: a)  # old Flax keeps a GroupNorm's as (1, 1, 1, C)
 TRANSPOSED = Way(lambda a, heads: [a[0].T], lambda a, heads: [a[0].T])  # (in, out) as JAX keeps it
 HWIO = Way(lambda a, heads: [a[0].transpose(3, 2, 0, 1)], lambda a, heads: [a[0].transpose(2, 3, 1, 0)])
 # JAX's attention keeps a head axis: q, k, v kernels (D, H, d) and biases (H, d), the output's kernel (H, d, D)

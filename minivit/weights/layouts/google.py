@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit.protocol import Array
 from minivit.weights.layouts.layout import Layout
-from minivit.weights.rules import HWIO, JAX_OUT, JAX_QKV, JAX_QKV_BIAS, TRANSPOSED, Rule
+from minivit.weights.rules import FLAT, HWIO, JAX_OUT, JAX_QKV, JAX_QKV_BIAS, TRANSPOSED, Rule
 
 
 def _unstacked(arrays: dict[str, Array]) -> dict[str, Array]:
@@ -59,27 +59,54 @@ def _google_block(attention: int, norm2: int, mlp: int) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-GOOGLE = [
-    Layout(
+def _convolution(ours: str, our_number: str, theirs: str, their_number: str) -> tuple[Rule, ...]:
+    """The rules of a standardised convolution and the GroupNorm behind it."""
+    return (
+        Rule(f"{ours}.conv{our_number}.weight", f"{theirs}conv{their_number}/kernel", HWIO),
+        Rule(f"{ours}.norm{our_number}.weight", f"{theirs}gn{their_number}/scale", FLAT),
+        Rule(f"{ours}.norm{our_number}.bias", f"{theirs}gn{their_number}/bias", FLAT),
+    )
+
+
+_BACKBONE = "patch_embed.backbone"
+_OUR_UNIT, _THEIR_UNIT = f"{_BACKBONE}.stages.{{i}}.blocks.{{j}}", "block{i+1}/unit{j+1}/"
+_ROOT_ALONE = _convolution(_BACKBONE, "", "", "_root")
+_STAGES = (
+    *_convolution(f"{_BACKBONE}.stem", "", "", "_root"),
+    *(rule for number in "123" for rule in _convolution(_OUR_UNIT, number, _THEIR_UNIT, number)),
+    *_convolution(f"{_OUR_UNIT}.downsample", "", _THEIR_UNIT, "_proj"),
+)
+_VIT = (
+    Rule("cls_token", "cls"),
+    Rule("pos_embed", "Transformer/posembed_input/pos_embedding"),
+    Rule("pos_embed", "pos_embedding"),
+    Rule("patch_embed.proj.weight", "embedding/kernel", HWIO),
+    Rule("patch_embed.proj.bias", "embedding/bias"),
+    *_google_block(1, 2, 3),  # vision_transformer, with augreg
+    *_google_block(0, 1, 0),  # big_vision
+    Rule("norm.weight", "Transformer/encoder_norm/scale"),
+    Rule("norm.bias", "Transformer/encoder_norm/bias"),
+    Rule("pre_logits.fc.weight", "pre_logits/kernel", TRANSPOSED),
+    Rule("pre_logits.fc.bias", "pre_logits/bias"),
+    Rule("head.weight", "head/kernel", TRANSPOSED),
+    Rule("head.bias", "head/bias"),
+)
+
+
+def _layout(stem: tuple[Rule, ...], signs: tuple[str, ...] = (), absent: str = "") -> Layout:
+    return Layout(
         "google",
         "ViT",
-        (r"embedding/kernel", r"Transformer/encoder_norm/scale"),
-        (
-            Rule("cls_token", "cls"),
-            Rule("pos_embed", "Transformer/posembed_input/pos_embedding"),
-            Rule("pos_embed", "pos_embedding"),
-            Rule("patch_embed.proj.weight", "embedding/kernel", HWIO),
-            Rule("patch_embed.proj.bias", "embedding/bias"),
-            *_google_block(1, 2, 3),  # vision_transformer, with augreg
-            *_google_block(0, 1, 0),  # big_vision
-            Rule("norm.weight", "Transformer/encoder_norm/scale"),
-            Rule("norm.bias", "Transformer/encoder_norm/bias"),
-            Rule("pre_logits.fc.weight", "pre_logits/kernel", TRANSPOSED),
-            Rule("pre_logits.fc.bias", "pre_logits/bias"),
-            Rule("head.weight", "head/kernel", TRANSPOSED),
-            Rule("head.bias", "head/bias"),
-        ),
+        (r"embedding/kernel", r"Transformer/encoder_norm/scale", *signs),
+        (*stem, *_VIT),
         prefixes=("", "params/", "opt/target/", "params/img/", "img/"),
+        absent=absent,
         prepare=lambda arrays: _with_place_of_class(_unstacked(arrays)),
     )
+
+
+GOOGLE = [
+    _layout((), absent=r"conv_root/.*"),
+    _layout(_ROOT_ALONE, (r"conv_root/kernel",), absent=r"block\d+/.*"),
+    _layout(_STAGES, (r"conv_root/kernel", r"block1/unit1/conv1/kernel")),
 ]
