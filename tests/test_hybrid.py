@@ -286,6 +286,13 @@ def test_a_hybrid_goes_to_google_and_back(tmp_path: Any) -> None:
         np.testing.assert_array_equal(again.predict(images(9, 12)), model.predict(images(9, 12)))
 
 
+@pytest.mark.parametrize(("width", "groups"), [(64, 32), (8, 8), (48, 16)])
+def test_groups_which_no_shape_tells_are_32_or_what_divides(tmp_path: Any, width: int, groups: int) -> None:
+    model = minivit.ViT(**SMALL | {"img_size": 8, "resnet_layers": (), "resnet_width": width, "resnet_groups": groups})
+    minivit.export(model, tmp_path / "x.safetensors")
+    assert minivit.from_pretrained(tmp_path / "x.safetensors").config["resnet_groups"] == groups
+
+
 def test_attention_and_positions_are_drawn_on_the_grid_of_the_map() -> None:
     model = small()
     assert [each.shape for each in explain.head_maps(model, images(9, 12))] == [(3, 2, 2, 2)] * 2
