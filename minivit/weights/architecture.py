@@ -16,7 +16,6 @@ from minivit.models.resnet import reduction
 from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.config_json import told
-from minivit.weights.source import shown
 
 Shapes = dict[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -98,7 +97,7 @@ def _stem(shapes: Shapes) -> Arguments:
     if root is None:
         refuse(
             f"{backbone}.stem.conv.weight" not in shapes,
-            f"its stem has {shown(names[0])}, and minivit has no other stem than a ResNetV2's, which begins with "
+            f"its stem has {names[0]!r:.80}, and minivit has no other stem than a ResNetV2's, which begins with "
             f"{backbone}.stem.conv.weight",
         )
         root = shapes[f"{backbone}.stem.conv.weight"]
