@@ -25,7 +25,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import growth  # noqa: E402
 import scaling  # noqa: E402
-from cases import CASES, SWIN, VIT, Case, Start, draw_batch  # noqa: E402
+from cases import CASES, HYBRID, SWIN, VIT, Case, Start, draw_batch  # noqa: E402
 from minivit_side import MinivitSide, start_of  # noqa: E402
 from turns import Side, SideFailed, Variant, environment, make_start  # noqa: E402
 
@@ -34,13 +34,14 @@ needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="
 VIT_SIZES = {
     "img_size": 12, "patch_size": 4, "in_chans": 2, "num_classes": 5, "embed_dim": 8, "depth": 2, "num_heads": 2,
 }  # fmt: skip
+HYBRID_SIZES = {**VIT_SIZES, "img_size": 30, "patch_size": 1, "resnet_layers": (2, 1)}  # maps of 8x8 and 4x4
 SWIN_SIZES = {  # windows of 4 in a map of 8, shifted; then windows that cover a map of 4; then windows that shrink to 2
     "img_size": 16, "patch_size": 2, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depths": (2, 2, 2),
     "num_heads": (2, 2, 4), "window_size": 4, "drop_path_rate": 0.0,
 }  # fmt: skip
 TINY = {
-    f"{kind.name}-{task}": Case(f"{kind.name}-{task}", kind, task, 5, sizes)
-    for kind, sizes in ((VIT, VIT_SIZES), (SWIN, SWIN_SIZES))
+    f"{name}-{task}": Case(f"{name}-{task}", kind, task, 5, sizes)
+    for name, kind, sizes in (("ViT", VIT, VIT_SIZES), ("hybrid", HYBRID, HYBRID_SIZES), ("Swin", SWIN, SWIN_SIZES))
     for task in ("train", "infer")
 }
 
@@ -73,8 +74,9 @@ def test_gradients_and_logits_agree(name: str) -> None:
     found, expected = (side.outcome() for side in sides(name))
     assert {key: a.shape for key, a in found.items()} == {key: a.shape for key, a in expected.items()}
     largest = max(np.abs(a).max() for a in expected.values())
+    bar = 1e-3 if name.startswith("hybrid") else 1e-5  # near a kink of a ReLU rounding decides
     for key, array in expected.items():
-        assert np.abs(found[key] - array).max() <= 1e-5 * largest, key
+        assert np.abs(found[key] - array).max() <= bar * largest, key
 
 
 @needs_jax

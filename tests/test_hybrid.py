@@ -317,6 +317,8 @@ def test_a_trace_names_the_stem() -> None:
         ({"resnet_width": 0}, "choose a width of at least 1"),
         ({"resnet_groups": 0}, "resnet_groups=0 must divide"),
         ({"resnet_layers": (2, 0)}, r"resnet_layers=\(2, 0\): give the number of blocks of each stage"),
+        ({"resnet_layers": 3}, r"resnet_layers=3: give .* such as \(3, 4, 9\)"),
+        ({"resnet_layers": (1.5,)}, r"resnet_layers=\(1.5,\): give"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(changes: dict[str, Any], message: str) -> None:

@@ -395,6 +395,25 @@ print(f"{extra:,} parameters more: 768 x 768 weights and 768 biases; the hidden 
 assert extra == 768 * 768 + 768 and np.abs(hidden).max() < 1
 
 # %% [markdown]
+# ## Patches of a feature map
+#
+# The paper has one other way to make tokens, the *hybrid*: a small convolutional network reads the image first, and the
+# patches are cut from its map. Nothing behind them changes. In the smallest hybrid that was published, a convolution
+# and a maximum halve the image twice, and patches of 8 x 8 are cut from a map with 64 channels:
+
+# %%
+hybrid = minivit.create_model("vit_tiny_r_s16_p8_224")
+x = image
+for name, layer in hybrid.embed.patch_embed.leaves():
+    x, _ = layer(x)
+    print(f"{name:13s} {type(layer).__name__:16s} {x.shape}")
+assert x.shape == (1, 49, 192)  # a grid of 7 x 7: each token stands for 32 x 32 pixels
+assert hybrid.embed(image)[0].shape == (1, 50, 192)
+
+# %% [markdown]
+# Larger ones put the blocks of a ResNet in between; [a page of its own](../hybrid.md) builds them up.
+
+# %% [markdown]
 # ## What you have seen
 #
 # - The kernel is 16 x 16 with a stride of 16; the grid is 14 x 14; 196 patches become 196 tokens of 768 numbers.

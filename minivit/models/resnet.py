@@ -15,6 +15,23 @@ from minivit.nn.bottleneck import standardised
 from minivit.protocol import refuse
 
 
+def checked_layers(layers: Any) -> tuple[int, ...] | None:
+    """The number of blocks of each stage, as `ViT` takes them.
+
+    Raises:
+        ValueError: if they are no numbers, or a stage is empty.
+    """
+    if layers is None:
+        return None
+    given = isinstance(layers, tuple | list) and all(isinstance(depth, int) and depth > 0 for depth in layers)
+    refuse(
+        not given,
+        f"resnet_layers={layers!r}: give the number of blocks of each stage, such as (3, 4, 9); () is the root alone, "
+        "and None no stem",
+    )
+    return tuple(layers)
+
+
 def reduction(layers: tuple[int, ...]) -> int:
     """How many pixels become one place of the map: the root halves twice, and each stage but the first once."""
     return 4 * 2 ** max(0, len(layers) - 1)
@@ -107,12 +124,8 @@ def make_stem(
     """The stem, and the channels of its map. Without stages it is the root alone, under shorter names, as in timm.
 
     Raises:
-        ValueError: if a stage is empty, or the groups do not divide the width.
+        ValueError: if the groups do not divide the width.
     """
-    refuse(
-        any(depth < 1 for depth in layers) or len(layers) > 8,
-        f"resnet_layers={layers}: give the number of blocks of each stage, at least 1; () is the root alone",
-    )
     refuse(
         width < 1 or groups < 1 or width % groups != 0,
         f"resnet_groups={groups} must divide resnet_width={width}: choose {_divisor(width, groups)}",

@@ -14,7 +14,7 @@ from minivit.functional.permutations import pair
 from minivit.models.heads import DistilledHead, Pool, PreLogits
 from minivit.models.model import Model, plain_size
 from minivit.models.positions import make_positions
-from minivit.models.resnet import make_stem, map_size
+from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.tokens import Tokens, patch_grid
 from minivit.models.vit_init import initialise
 from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
@@ -95,7 +95,7 @@ class ViT(Model):
         rng, dtype = as_generator(seed), dtype_of(dtype)
         _refuse_contradictions(self.config)
         image, patch = pair(img_size), pair(patch_size)
-        layers = None if resnet_layers is None else tuple(resnet_layers)
+        layers = checked_layers(resnet_layers)
         self.config |= {"img_size": plain_size(img_size), "patch_size": plain_size(patch_size), "resnet_layers": layers}
         _refuse_a_rest(self.config)
         grid = patch_grid(self.config)
