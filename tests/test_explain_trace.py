@@ -18,7 +18,7 @@ import pytest
 from minivit import Swin, SwinV2, ViT, explain, nn, optim
 from minivit import functional as F
 from minivit.explain import trace_pictures
-from minivit.explain.formulas import formula
+from minivit.explain.formulas import _FORMULAS, formula
 from minivit.explain.watched import watched
 from minivit.nn.kept import Kept
 from minivit.parallel import DataParallel
@@ -37,6 +37,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mean": (ViT, VIT | {"class_token": False, "global_pool": "avg", "patch_norm": True}),
     "all options": (ViT, VIT | {"pos_embed": "relative", "heads": "linear", "representation_size": 6}),
     "two sides": (ViT, VIT | {"pos_embed": "learned_2d"}),
+    "hybrid": (ViT, VIT | {"resnet_layers": (1, 1), "resnet_width": 4, "resnet_groups": 2, "patch_size": 1}),
     "swin": (Swin, SWIN | {"ape": True}),
     "swin v2": (SwinV2, SWIN | {"cpb_hidden": 5}),
 }
@@ -203,7 +204,7 @@ def test_kept_bytes_are_those_that_the_backs_hold_each_block_once(name, recomput
     for row in got.rows:
         assert row.kept >= sum(part.kept for part in row.parts)
     assert sum(part.kept for part in got[""].parts) == got[""].kept  # a chain holds nothing itself
-    one = explain.trace(model, images[:1], LABELS[:1])
+    one = explain.trace(model, images[:1].copy(), LABELS[:1])  # a view would hold all images
     for each in summary(model, quiet=True).rows:  # which runs one image
         assert one[each.name].kept == each.kept_bytes, each.name
 
@@ -401,6 +402,8 @@ def test_formulas():
         pass
 
     assert formula(Mine(2, 3)) == "x W^T + b"  # its base's, for it has no words of its own
+    layers = [kind for kind in map(vars(nn).get, nn.__all__) if isinstance(kind, type) and issubclass(kind, nn.Layer)]
+    assert [kind for kind in layers if not set(kind.__mro__) & set(_FORMULAS)] == [nn.Layer]
     for name in MODELS:
         for row in explain.trace(made(name), some_images(made(name)), LABELS).rows:
             assert row.formula and "\n" not in row.formula

@@ -14,23 +14,34 @@ from minivit.models import Model
 from minivit.models.heads import Classifier, DistilledHead, Pool, PreLogits
 from minivit.models.tokens import MapTokens, Tokens
 from minivit.nn import (
+    AdaptiveAvgPool2d,
     Attention,
+    AvgPool2d,
+    BatchNorm2d,
     Block,
+    Bottleneck,
     Chain,
+    ContinuousPositionBias,
+    Conv2d,
     CosineWindowAttention,
     Dropout,
     DropPath,
     Embedding,
     Gelu,
+    GroupNorm,
+    Identity,
     Layer,
     LayerNorm,
     Linear,
+    MaxPool2d,
     Mlp,
     PatchEmbed,
     PatchMerging,
     Recompute,
+    RelativePositionBias,
     Relu,
     ShiftedWindows,
+    StdConv2d,
     Tanh,
     WindowAttention,
 )
@@ -66,6 +77,11 @@ def _tokens(layer: Any) -> str:
     return f"{joined} + positions" if layer.positions else joined
 
 
+def _patch_embed(layer: Any) -> str:
+    line = "proj(x)" if layer.backbone is None else "proj(backbone(x))"
+    return line if layer.norm is None else f"norm({line})"
+
+
 def _block(layer: Any) -> str:
     if layer.post_norm:
         return "m = x + norm1(attn(x)); m + norm2(mlp(m))"
@@ -87,6 +103,16 @@ _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     Linear: lambda layer: "x W^T" if layer.bias is None else "x W^T + b",
     LayerNorm: lambda layer: "(x - mean) / sqrt(var + eps) w + b",
     Embedding: lambda layer: "W[x]",
+    Identity: lambda layer: "x",
+    Conv2d: lambda layer: "W * x" if layer.bias is None else "W * x + b",
+    StdConv2d: lambda layer: "std(W) * x" if layer.bias is None else "std(W) * x + b",
+    GroupNorm: lambda layer: "(x - mean) / sqrt(var + eps) w + b, by groups",
+    BatchNorm2d: lambda layer: "(x - mean) / sqrt(var + eps) w + b, by channels",
+    MaxPool2d: lambda layer: "largest of each window",
+    AvgPool2d: lambda layer: "mean of each window",
+    AdaptiveAvgPool2d: lambda layer: "mean of each cell",
+    RelativePositionBias: lambda layer: "table[offset]",
+    ContinuousPositionBias: lambda layer: "16 sigmoid(cpb_mlp(offset))",
     Gelu: _gelu,
     Relu: lambda layer: "max(x, 0)",
     Tanh: lambda layer: "tanh(x)",
@@ -98,8 +124,9 @@ _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     ShiftedWindows: lambda layer: "roll, cut, attention(x), undo",
     Mlp: lambda layer: "fc2(gelu(fc1(x)))",
     Block: _block,
+    Bottleneck: lambda layer: "max(0, norm3(conv3(...conv1(x))) + downsample(x))",
     _PatchProjection: lambda layer: "patches(x) W^T + b",
-    PatchEmbed: lambda layer: "proj(x)" if layer.norm is None else "norm(proj(x))",
+    PatchEmbed: _patch_embed,
     PatchMerging: lambda layer: "norm(reduction(2x2))" if layer.post_norm else "reduction(norm(2x2))",
     Recompute: lambda layer: "layer(x), run again on the way back",
     Tokens: _tokens,
