@@ -84,6 +84,43 @@ def test_convolution_and_its_gradients_equal_their_loop(drawn: dict[str, Any], s
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
 
 
+def same_padding(length: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """The fewest zeros, tried in turn, that give a side ceil(length / stride) places; the odd one behind."""
+    wanted = (length + stride - 1) // stride
+    total = 0
+    while len(range(0, length + total - dilation * (kernel - 1), stride)) < wanted:
+        total += 1
+    return total // 2, total - total // 2
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 4), st.integers(1, 7)),
+    st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    two,
+    seeds(),
+)
+def test_same_padding_is_the_least_that_gives_every_stride_a_place(
+    size: Any, kernel: Any, stride: Any, dilation: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x, weight = rng.standard_normal((2, 2, *size)), rng.standard_normal((3, 2, *kernel))
+    sides = [same_padding(*each, dilation) for each in zip(size, kernel, stride)]
+
+    def padded(value: float) -> Any:
+        return np.pad(x, ((0, 0), (0, 0), *sides), constant_values=value)
+
+    y, _ = F.conv2d(x, weight, stride=stride, padding="same", dilation=dilation)
+    assert y.shape[2:] == tuple(-(-length // step) for length, step in zip(size, stride))
+    np.testing.assert_allclose(
+        y, F.conv2d(padded(0), weight, stride=stride, dilation=dilation)[0], rtol=1e-12, atol=1e-13
+    )
+    if dilation == 1:
+        for pool, value in ((F.max_pool2d, -np.inf), (F.avg_pool2d, 0.0)):
+            found, _ = pool(x, kernel, stride, "same")
+            np.testing.assert_allclose(found, pool(padded(value), kernel, stride)[0], rtol=1e-12, atol=1e-13)
+
+
 def test_a_kernel_as_large_as_its_stride_is_the_patch_embedding() -> None:
     rng = np.random.default_rng(0)
     x, weight, bias = rng.standard_normal((2, 3, 6, 8)), rng.standard_normal((5, 3, 3, 2)), rng.standard_normal(5)
@@ -268,6 +305,7 @@ X, WEIGHT = np.ones((2, 4, 5, 6)), np.ones((6, 4, 3, 3))
         (lambda: F.conv2d(X[:, :, :2], WEIGHT), "kernel of 3x3 .* more than the map's 2x6 .*: pad the map"),
         (lambda: F.conv2d(X, WEIGHT, dilation=3), "dilation .* reaches over 7x7 pixels, more than the map's 5x6"),
         (lambda: F.conv2d(X, WEIGHT, padding=-1), r"padding \(-1, -1\) must be at least 0"),
+        (lambda: F.conv2d(X, WEIGHT, padding="valid"), "padding='valid': give numbers, or 'same'"),
         (lambda: F.conv2d(X, WEIGHT, stride=(1, 0)), r"stride \(1, 0\) must be at least 1"),
         (lambda: F.conv2d(X, WEIGHT, dilation=0), r"dilation \(0, 0\) must be at least 1"),
         (lambda: F.conv2d(X, WEIGHT[:, :, :0]), r"kernel \(0, 3\) must be at least 1"),

@@ -94,6 +94,17 @@ def pooled_gradient_doubled(patch: Any) -> None:
     patch.setattr(pooling, "_fold", lambda how, size, like, gradient: plain(how, size, like, lambda n: gradient(n) * 2))
 
 
+def slope_of_relu_forgotten(patch: Any) -> None:
+    """What arrives passes also where the output is 0."""
+    plain = F.relu
+    patch.setattr(F, "relu", lambda x: (plain(x)[0], once(lambda dy: dy)))
+
+
+def shortcut_forgotten_on_the_way_back(patch: Any) -> None:
+    """x went both ways, but its gradient comes from the branch alone."""
+    patch.setattr(nn.Identity, "forward", lambda layer, x, rng=None: (x, once(lambda dy: 0 * dy)))
+
+
 @pytest.mark.parametrize(
     ("bug", "name"),
     [
@@ -105,6 +116,10 @@ def pooled_gradient_doubled(patch: Any) -> None:
         (batch_statistics_held_constant, "batch_norm"),
         (batch_statistics_held_constant, "BatchNorm2d_training"),
         (standardisation_forgotten, "StdConv2d"),
+        (standardisation_forgotten, "ViT_hybrid"),
+        (padding_not_cut_off, "conv2d_same_strided"),
+        (slope_of_relu_forgotten, "Bottleneck_projection"),
+        (shortcut_forgotten_on_the_way_back, "Bottleneck"),
         (pooled_gradient_doubled, "avg_pool2d_inside"),
         (pooled_gradient_doubled, "MaxPool2d"),
     ],
