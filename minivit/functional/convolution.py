@@ -232,7 +232,7 @@ def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
     refuse(
         channels != groups * inputs,
         f"conv2d: x has {channels} channels, but weight {weight.shape} with groups={groups} takes {groups * inputs}: "
-        "build the layer with as many input channels as the map has",
+        f"build the layer with {channels} input channels (a model with in_chans={channels}), or convert the images",
     )
     refuse(
         bias is not None and bias.shape != (outputs,),
