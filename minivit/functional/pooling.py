@@ -65,15 +65,20 @@ def max_pool2d(
         ValueError: if the kernel is larger than the padded map, or a setting is out of its range.
     """
     how, count = _check("max_pool2d", x, kernel_size, stride, padding)
-    xp, size, lead = array_module(x), x.shape[2:], x.shape[:2]
+    xp, size = array_module(x), x.shape[2:]
     taps = windows(surround(x, how, -np.inf), how, count)  # (B, C, Kh, Kw, Oh, Ow)
-    y = xp.full((*lead, *count), -np.inf, x.dtype)
-    taken = xp.empty(y.shape, "uint8" if prod(how.kernel) <= 256 else "int32")  # which tap, in reading order
-    taken[...] = xp.asarray(_first_inside(how, count))  # stays where a window has nothing but -inf
-    for number, (i, j) in _taps(how):
-        better = (taps[:, :, i, j].real > y.real) | xp.isnan(taps[:, :, i, j].real)
-        xp.copyto(y, taps[:, :, i, j], where=better)
-        xp.copyto(taken, number, where=better)
+    y = taps[:, :, 0, 0].copy()
+    for _, (i, j) in _taps(how):
+        xp.maximum(y, taps[:, :, i, j], out=y)  # a NaN stays
+    taken = xp.zeros(y.shape, "uint8" if prod(how.kernel) <= 256 else "int32")  # which tap, in reading order
+    for number, (i, j) in reversed(list(_taps(how))):  # of equal ones the first is written last
+        xp.copyto(taken, number, where=taps[:, :, i, j] == y)
+    nothing, unknown = y.real == -np.inf, xp.isnan(y.real)
+    if nothing.any():  # the padding is -inf as well, and must not be taken
+        xp.copyto(taken, xp.asarray(_first_inside(how, count), taken.dtype), where=nothing)
+    if unknown.any():  # a NaN equals nothing
+        for number, (i, j) in _taps(how):
+            xp.copyto(taken, number, where=xp.isnan(taps[:, :, i, j].real))
 
     @once
     def vjp(dy: Array) -> Array:
