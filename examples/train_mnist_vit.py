@@ -2,7 +2,7 @@
 
     python examples/train_mnist_vit.py                     # finds MNIST, trains for a few minutes
     python examples/train_mnist_vit.py --model hybrid      # patches cut from the map of a small ResNet
-    python examples/train_mnist_vit.py --preset accurate   # up to an hour, 99.3 % and more
+    python examples/train_mnist_vit.py --preset accurate   # a quarter of an hour and more, 99.3 % and more
 
 Ctrl-C stops after the current step; `--resume` goes on from there. The models and their recipes stand here; what
 happens with them, from the data to the model card, is one page: `train` in minivit/training/mnist.py.
