@@ -68,7 +68,10 @@ def test_layer_norm_of_tiny_and_huge_rows_in_float32(device: Device, size: float
     np.testing.assert_allclose(device.get(y), hat, rtol=2e-5, atol=2e-6)
     expected = (dy - dy.mean(axis=1, keepdims=True) - hat * (dy * hat).mean(axis=1, keepdims=True)) / std
     dx = device.get(vjp(device.put(dy.astype(np.float32)))[0])
-    np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    atol = 1e-5 * np.abs(expected).max()
+    if device.name == "cupy":  # CuPy compiles its kernels with -ftz=true: subnormal numbers count as 0
+        atol = max(atol, np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=atol)
 
 
 def test_layer_norm_far_from_zero_keeps_its_variance(device: Device) -> None:
