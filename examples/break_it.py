@@ -25,7 +25,7 @@ from minivit import data, nn, optim
 from minivit import functional as F
 from minivit.models import Model
 from minivit.protocol import Array, once, refuse
-from minivit.training import program
+from minivit.train import command_line
 
 # --- two whole models, and what they learn --------------------------------------------------------------------------
 
@@ -347,4 +347,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    program.run(main, arguments())
+    command_line.run(main, arguments())

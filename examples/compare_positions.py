@@ -29,7 +29,7 @@ from minivit import functional as F
 from minivit.files import write_atomically
 from minivit.parallel import DataParallel
 from minivit.protocol import Array, refuse
-from minivit.training import fingerprint, program
+from minivit.train import command_line, fingerprint
 
 KINDS = {
     "none": "none",
@@ -62,7 +62,7 @@ class Recipe:
     batch_size: int = 128
     lr: float = 4e-3
     weight_decay: float = 0.05
-    limit: int | None = None  # learn from so many images only
+    limit: int | None = None  # use only the first N training images
 
 
 def shuffled(images: Array) -> Array:
@@ -236,4 +236,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    program.run(main, arguments())
+    command_line.run(main, arguments())

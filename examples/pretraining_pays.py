@@ -21,11 +21,11 @@ import numpy as np
 from train_mnist_vit import QUICK
 
 import minivit
-from minivit import data, training
+from minivit import data, train
 from minivit.models import Model
-from minivit.training import program
-from minivit.training.finetuning import Outcome, Recipe, fine_tune
-from minivit.training.tasks import Part, Task, mnist_task
+from minivit.train import command_line
+from minivit.train.finetuning import Outcome, Recipe, fine_tune
+from minivit.train.tasks import Part, Task, mnist_task
 
 TURNS = ("upright", "a quarter", "half", "three quarters")
 
@@ -58,13 +58,13 @@ def rotation_task(mnist: data.Mnist) -> Task:
         preprocess=data.Preprocess(images.shape[1:], mean=(data.MNIST_MEAN,), std=(data.MNIST_STD,)),
         prepare=data.normalise,
         batches=partial(data.batches, images, nothing, augment=data.chain(data.shift, mix=turn)),
-        fingerprint=training.fingerprint(images),
+        fingerprint=train.fingerprint(images),
     )
 
 
 def run(model: Model, task: Task, recipe: Recipe, out: Path, seed: int, threads: int) -> Outcome:
     """One training; what was begun or done in `out` is not done again, if it was the same."""
-    resume = (out / training.CHECKPOINT).exists()
+    resume = (out / train.CHECKPOINT).exists()
     return fine_tune(model, task, recipe, out, seed=seed, threads=threads, resume=resume, quiet=True)
 
 
@@ -136,4 +136,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    program.run(main, arguments())
+    command_line.run(main, arguments())

@@ -1,17 +1,26 @@
-"""Train a Swin Transformer on MNIST, every gradient by hand: the sister of train_mnist_vit.py.
+"""Train a Swin Transformer on MNIST, every gradient by hand: the loop of train_mnist_vit.py around another model.
 
     python examples/train_mnist_swin.py                    # finds MNIST, trains for less than ten minutes
 
-Ctrl-C stops after the current step; `--resume` goes on from there. The model and its recipes stand here; what happens
-with them, from the data to the model card, is one page: `train` in minivit/training/mnist.py. What its windows, shifts
-and masks look like is shown by explain_swin.py.
+Ctrl-C completes the step, saves, and prints the command that continues; after a kill, `--resume` continues from the
+last checkpoint. explain_swin.py shows what the windows, shifts and masks of this model look like.
 """
 
-import minivit
-from minivit.training.mnist import Learner, Recipe, main
+from __future__ import annotations
 
-# 28x28 pixels -> a map of 7x7 patches, padded to 8x8: four windows of 4x4, plain in the first block, shifted by 2 in
-# the second -> the odd map merged to 4x4, which one window covers
+import argparse
+from dataclasses import asdict, replace
+from functools import partial
+
+from train_mnist_vit import Preset
+
+import minivit
+from minivit import data, optim
+from minivit.parallel import DataParallel
+from minivit.train import CountingLoss, Run, accuracy, command_line, fingerprint, noise_generator, report
+
+# 28x28 pixels -> a map of 7x7 patches, padded to 8x8: four windows of 4x4, in place in the first block, shifted by
+# 2 in the second -> the odd map merged to 4x4, which one window covers
 MODEL = {
     "img_size": 28,
     "patch_size": 4,
@@ -22,13 +31,83 @@ MODEL = {
     "num_heads": (3, 6),
     "window_size": 4,
     "mlp_ratio": 2.0,
-    "drop_path_rate": 0.0,  # a network this small has nothing to spare
+    "drop_path_rate": 0.0,  # a network this small needs every path
+}
+PRESETS = {
+    "default": Preset(MODEL, epochs=14),
+    "subset": Preset(MODEL, epochs=40, batch_size=64, held_out=200),  # the 5,000 images found without a network
 }
 
-RECIPES = {
-    "default": Recipe(MODEL, epochs=14),
-    "subset": Recipe(MODEL, epochs=40, batch_size=64, held_out=200),  # 4,000 images: more epochs, smaller batches
-}
+
+def main(args: argparse.Namespace) -> None:
+    """Train, evaluate, and write model, metrics, pictures and model card to args.out."""
+    # Data: images (n, 28, 28) uint8, labels (n,).
+    mnist = data.load_mnist(args.data)
+    preset = PRESETS[args.preset or ("subset" if mnist.is_subset else "default")]
+    preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
+    kept, held_out = data.holdout(mnist.train_labels, preset.held_out, seed=0)
+    images, labels = mnist.train_images[kept[: args.limit]], mnist.train_labels[kept[: args.limit]]
+    held_out_images, held_out_labels = mnist.train_images[held_out], mnist.train_labels[held_out]
+    augment = data.chain(partial(data.shift, max_shift=preset.max_shift))
+    print(f"data: {mnist.source}; {len(images):,} training images")
+
+    # Model: images (B, 1, 28, 28) -> logits (B, 10).
+    model = minivit.Swin(**preset.model, seed=args.seed)
+    minivit.to_device(model, args.device)
+    print(f"model: {optim.parameter_count(model.parameters()):,} parameters")
+
+    # Optimizer, averaged weights, loss, and the forward and backward pass, with a thread for each shard of a batch.
+    opt = optim.AdamW(model.parameters(), preset.lr, weight_decay=preset.weight_decay, no_decay=optim.no_decay(model))
+    average = optim.ModelEma(model, preset.ema)
+    criterion = CountingLoss()
+    step = DataParallel(model, 1 if args.device == "gpu" else args.threads, loss=criterion)
+
+    # Training, from the first epoch or from where a resumed run stands.
+    settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
+    run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
+    count = data.num_batches(len(images), preset.batch_size)
+    total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
+    for epoch in run.epochs(preset.epochs):
+        batches = data.batches(
+            images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=augment
+        )
+        for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and on Ctrl-C
+            opt.lr = optim.warmup_cosine(run.iteration, total, peak=preset.lr, warmup=warmup)
+            rng = noise_generator(args.seed, run.iteration)
+            x = minivit.to_device(x, args.device)
+
+            opt.zero_grad()
+            loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)
+            optim.clip_grad_norm(opt.params, 1.0)
+            opt.step()
+
+            average.update()
+            run.log(loss, criterion.take_correct(), len(x))
+        average.swap()  # the averaged weights are evaluated, the others trained
+        held_out_accuracy, _ = accuracy(step.predict, held_out_images, held_out_labels, data.normalise, args.device)
+        average.swap()
+        run.end_epoch(opt.lr, held_out_accuracy)
+
+    # Evaluation of the averaged weights, once, on images that nothing above has used.
+    average.swap()
+    test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalise, args.device)
+    result = f"{100 * test_accuracy:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
+
+    # Report: the model, three pictures, and a model card.
+    minivit.save(model, run.out / "model.safetensors")
+    report.write_pictures(run.out, run.history, mnist.test_images, mnist.test_labels, logits)
+    facts = {
+        "test accuracy": result,
+        "data": mnist.source,
+        "training images": f"{len(images):,}",
+        "parameters": f"{optim.parameter_count(model.parameters()):,}",
+        "training": f"{run.seconds:.0f} s with threads={step.threads} and device={args.device}",
+        "seed": args.seed,
+        "preset": preset,
+    }
+    report.write_model_card(run.out, "A Swin Transformer for handwritten digits", facts)
+    print(f"model, metrics and report are in {run.out}\ntest accuracy: {result}")
+
 
 if __name__ == "__main__":
-    main({"swin": Learner(minivit.Swin, "A Swin Transformer for handwritten digits", RECIPES)}, __doc__)
+    command_line.run(main, command_line.mnist_options(__doc__, {"swin": PRESETS}))

@@ -1,49 +1,137 @@
 """Train a Vision Transformer on MNIST, every gradient by hand.
 
     python examples/train_mnist_vit.py                     # finds MNIST, trains for a few minutes
-    python examples/train_mnist_vit.py --model hybrid      # patches cut from the map of a small ResNet
-    python examples/train_mnist_vit.py --preset accurate   # a quarter of an hour and more, 99.3 % and more
+    python examples/train_mnist_vit.py --model hybrid      # tokens from the feature map of a small ResNet
+    python examples/train_mnist_vit.py --preset accurate   # 99.3 % and more, in a quarter of an hour and more
 
-Ctrl-C stops after the current step; `--resume` goes on from there. The models and their recipes stand here; what
-happens with them, from the data to the model card, is one page: `train` in minivit/training/mnist.py.
+Ctrl-C completes the step, saves, and prints the command that continues; after a kill, `--resume` continues from the
+last checkpoint. Either way the run ends with the same bits.
 """
 
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
 import minivit
-from minivit.training.mnist import Learner, Recipe, main
+from minivit import data, optim
+from minivit.parallel import DataParallel
+from minivit.train import CountingLoss, Run, accuracy, command_line, fingerprint, noise_generator, report
 
 DIGITS = {"img_size": 28, "in_chans": 1, "num_classes": 10, "num_heads": 4, "embed_dim": 64, "mlp_ratio": 2.0}
+QUICK = DIGITS | {"patch_size": 7, "depth": 4}  # 16 patches of 7x7 pixels: every step is cheap
+FINE = DIGITS | {"patch_size": 4, "depth": 6, "drop_path_rate": 0.05}  # 49 patches of 4x4 pixels: more detail
+# three strides of 2 reduce 28x28 pixels to a feature map of 4x4, whose positions are the tokens
+HYBRID = DIGITS | {"resnet_layers": (1, 1), "resnet_width": 16, "resnet_groups": 4, "patch_size": 1, "depth": 3}
 
-# 16 patches of 7x7 make every step cheap; 49 patches of 4x4 see more
-QUICK = DIGITS | {"patch_size": 7, "depth": 4}
-FINE = DIGITS | {"patch_size": 4, "depth": 6, "drop_path_rate": 0.05}
-# a stem of three strides: 28x28 pixels become a map of 4x4, and each of its places a token
-HYBRID = DIGITS | {
-    "resnet_layers": (1, 1),
-    "resnet_width": 16,
-    "resnet_groups": 4,
-    "patch_size": 1,
-    "depth": 3,
-}
 
-MODELS = {
-    "vit": Learner(
-        minivit.ViT,
-        "A Vision Transformer for handwritten digits",
-        {
-            "default": Recipe(QUICK),
-            "subset": Recipe(QUICK, epochs=60, batch_size=64, held_out=200),  # 4,000 images: more, smaller steps
-            "accurate": Recipe(FINE, epochs=36, lr=1.5e-3, degrees=10, scale=0.1, ema=0.999),
-        },
-    ),
-    "hybrid": Learner(
-        minivit.ViT,
-        "A hybrid of ResNet and Vision Transformer for handwritten digits",
-        {
-            "default": Recipe(HYBRID, epochs=14),
-            "subset": Recipe(HYBRID, epochs=40, batch_size=64, held_out=200),
-        },
-    ),
+@dataclass(frozen=True)
+class Preset:
+    """A model and its hyperparameters."""
+
+    model: dict[str, Any]  # arguments of minivit.ViT
+    epochs: int = 16
+    batch_size: int = 128
+    lr: float = 2e-3  # peak of the schedule
+    weight_decay: float = 0.05
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.1
+    max_shift: int = 2  # augmentation: pixels by which a digit moves
+    degrees: float = 0.0  # and rotates,
+    scale: float = 0.0  # and the share by which it shrinks or grows
+    ema: float = 0.99  # decay of the averaged weights
+    held_out: int = 1000  # training images held out to watch the run
+
+
+PRESETS = {
+    "vit": {
+        "default": Preset(QUICK),
+        "subset": Preset(QUICK, epochs=60, batch_size=64, held_out=200),  # the 5,000 images found without a network
+        "accurate": Preset(FINE, epochs=36, lr=1.5e-3, degrees=10, scale=0.1, ema=0.999),
+    },
+    "hybrid": {
+        "default": Preset(HYBRID, epochs=14),
+        "subset": Preset(HYBRID, epochs=40, batch_size=64, held_out=200),
+    },
 }
+TITLES = {"vit": "A Vision Transformer", "hybrid": "A hybrid of ResNet and Vision Transformer"}
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, evaluate, and write model, metrics, pictures and model card to args.out."""
+    # Data: images (n, 28, 28) uint8, labels (n,).
+    mnist = data.load_mnist(args.data)
+    preset = PRESETS[args.model][args.preset or ("subset" if mnist.is_subset else "default")]
+    preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
+    kept, held_out = data.holdout(mnist.train_labels, preset.held_out, seed=0)
+    images, labels = mnist.train_images[kept[: args.limit]], mnist.train_labels[kept[: args.limit]]
+    held_out_images, held_out_labels = mnist.train_images[held_out], mnist.train_labels[held_out]
+    print(f"data: {mnist.source}; {len(images):,} training images")
+
+    def augment(x: Any, y: Any, rng: Any) -> tuple[Any, Any]:  # x: (B, 1, 28, 28), y: (B,)
+        if preset.degrees or preset.scale:
+            scale = (1 - preset.scale, 1 + preset.scale)
+            return data.affine(x, rng, degrees=preset.degrees, scale=scale, max_shift=preset.max_shift), y
+        return data.shift(x, rng, preset.max_shift), y
+
+    # Model: images (B, 1, 28, 28) -> logits (B, 10).
+    model = minivit.ViT(**preset.model, seed=args.seed)
+    minivit.to_device(model, args.device)
+    print(f"model: {optim.parameter_count(model.parameters()):,} parameters")
+
+    # Optimizer, averaged weights, loss, and the forward and backward pass, with a thread for each shard of a batch.
+    opt = optim.AdamW(model.parameters(), preset.lr, weight_decay=preset.weight_decay, no_decay=optim.no_decay(model))
+    average = optim.ModelEma(model, preset.ema)
+    criterion = CountingLoss()
+    step = DataParallel(model, 1 if args.device == "gpu" else args.threads, loss=criterion)
+
+    # Training, from the first epoch or from where a resumed run stands.
+    settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
+    run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
+    count = data.num_batches(len(images), preset.batch_size)
+    total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
+    for epoch in run.epochs(preset.epochs):
+        batches = data.batches(
+            images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=augment
+        )
+        for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and on Ctrl-C
+            opt.lr = optim.warmup_cosine(run.iteration, total, peak=preset.lr, warmup=warmup)
+            rng = noise_generator(args.seed, run.iteration)
+            x = minivit.to_device(x, args.device)
+
+            opt.zero_grad()
+            loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)
+            optim.clip_grad_norm(opt.params, 1.0)
+            opt.step()
+
+            average.update()
+            run.log(loss, criterion.take_correct(), len(x))
+        average.swap()  # the averaged weights are evaluated, the others trained
+        held_out_accuracy, _ = accuracy(step.predict, held_out_images, held_out_labels, data.normalise, args.device)
+        average.swap()
+        run.end_epoch(opt.lr, held_out_accuracy)
+
+    # Evaluation of the averaged weights, once, on images that nothing above has used.
+    average.swap()
+    test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalise, args.device)
+    result = f"{100 * test_accuracy:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
+
+    # Report: the model, three pictures, and a model card.
+    minivit.save(model, run.out / "model.safetensors")
+    report.write_pictures(run.out, run.history, mnist.test_images, mnist.test_labels, logits)
+    facts = {
+        "test accuracy": result,
+        "data": mnist.source,
+        "training images": f"{len(images):,}",
+        "parameters": f"{optim.parameter_count(model.parameters()):,}",
+        "training": f"{run.seconds:.0f} s with threads={step.threads} and device={args.device}",
+        "seed": args.seed,
+        "preset": preset,
+    }
+    report.write_model_card(run.out, f"{TITLES[args.model]} for handwritten digits", facts)
+    print(f"model, metrics and report are in {run.out}\ntest accuracy: {result}")
+
 
 if __name__ == "__main__":
-    main(MODELS, __doc__)
+    command_line.run(main, command_line.mnist_options(__doc__, PRESETS))

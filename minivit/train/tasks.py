@@ -1,6 +1,6 @@
-"""What there is to learn: labelled images in parts, from MNIST or from a folder, in the form that training takes.
+"""Tasks for fine-tuning: labeled images from MNIST or from a folder, split into training, held-out and test images.
 
-Next: `finetuning.py`, which learns them.
+Next: `finetuning.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from minivit import data
 from minivit import functional as F
 from minivit.data.folder import ImageFolder, read_images
-from minivit.protocol import Array, refuse
-from minivit.training.loop import Batches
-from minivit.training.run import fingerprint
+from minivit.protocol import Array
+from minivit.train.loop import Batches
+from minivit.train.run import fingerprint
 
 
 class Part(NamedTuple):
@@ -29,16 +29,18 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Labelled images to learn from, to watch the run with, and to test with.
+    """Labeled images: to train on, to watch the run with, and to test with.
 
     Attributes:
         source: where they come from, in words.
         classes: their names.
-        learn, held_out, test: the parts; without a `test` the held-out accuracy is all that is known.
-        preprocess: how a picture becomes what the model takes.
-        prepare: images or paths -> (B, C, H, W), what a model takes.
+        learn: the training images.
+        held_out: images that choose the epoch that is kept.
+        test: images for the final accuracy, or None.
+        preprocess: how a picture becomes the model's input.
+        prepare: images or paths -> (B, C, H, W), the model's input.
         batches: (batch_size, seed=, epoch=, start=) -> the batches (x, y) of an epoch of `learn`, with augmentation.
-        fingerprint: of what is learned from; a resumed run must find the same.
+        fingerprint: of the training images; a resumed run must have the same.
     """
 
     source: str
@@ -52,7 +54,7 @@ class Task:
     fingerprint: str
 
     def config(self) -> dict[str, Any]:
-        """For a config.json beside the weights: what the classes are called and how pictures are prepared.
+        """The content of a config.json beside the weights: the names of the classes and the preprocessing of pictures.
 
         The keys are timm's; `minivit.weights` and examples/classify_image.py read them.
         """
@@ -69,13 +71,13 @@ class Task:
 
 
 def mnist_task(mnist: data.Mnist, limit: int | None = None, seed: int = 0, held_out: int = 1000) -> Task:
-    """MNIST with small moves of the digits, as `mnist.py` trains on it.
+    """MNIST, its digits moved by up to 2 pixels as in examples/train_mnist_vit.py.
 
     Args:
         mnist: from `data.load_mnist`.
-        limit: learn from so many images, the same number of each digit.
-        seed: of their choice.
-        held_out: training images that only watch the run; the same ones whatever the seed.
+        limit: use only so many training images, the same number of each digit.
+        seed: decides which.
+        held_out: the number of training images held out; the same ones for every seed.
     """
     kept, watch = data.holdout(mnist.train_labels, held_out, seed=0)
     chosen = kept if limit is None else kept[balanced(mnist.train_labels[kept], limit, seed)]
@@ -100,9 +102,9 @@ def folder_task(
 
     Args:
         pictures, held_out: what `data.folder.split_folder` gives.
-        preprocess: what the model takes.
-        limit: learn from so many images, the same number of each class.
-        seed: of their choice.
+        preprocess: of the model.
+        limit: use only so many training images, the same number of each class.
+        seed: decides which.
     """
     total = len(pictures) + len(held_out)
     if limit is not None:
@@ -124,7 +126,7 @@ def folder_task(
 def move(images: Array, rng: Any) -> Array:
     """Images (B, C, H, W) moved by up to an eighth of their size, as CIFAR's by 4 of 32 pixels (He et al. 2015).
 
-    What comes in from outside is 0, which is the mean colour of normalised images.
+    New pixels at the border are 0, the mean color of normalized images.
     """
     return data.crop(images, rng, padding=max(images.shape[2:]) // 8)
 
@@ -137,15 +139,16 @@ def balanced(labels: Array, count: int, seed: int) -> Array:
     """
     classes, sizes = np.unique(labels, return_counts=True)
     each = count // len(classes)
-    refuse(
-        count < 1 or count % len(classes) > 0,
-        f"limit={count} images cannot be shared evenly by {len(classes)} classes: choose a multiple of {len(classes)}",
-    )
-    refuse(
-        each > sizes.min(),
-        f"limit={count} asks for {each} images of each of {len(classes)} classes, but class {classes[sizes.argmin()]} "
-        f"has {sizes.min()}: choose at most {sizes.min() * len(classes)}",
-    )
+    if count < 1 or count % len(classes) > 0:
+        raise ValueError(
+            f"limit={count} images cannot be shared evenly by {len(classes)} classes: choose a multiple of "
+            f"{len(classes)}"
+        )
+    if each > sizes.min():
+        raise ValueError(
+            f"limit={count} needs {each} images of each of {len(classes)} classes, but class "
+            f"{classes[sizes.argmin()]} has {sizes.min()}: choose at most {sizes.min() * len(classes)}"
+        )
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     return rng.permutation(np.concatenate([order[labels[order] == k][:each] for k in classes]))

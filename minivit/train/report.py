@@ -1,7 +1,7 @@
-"""What a run leaves behind: learning curves, the confusion matrix, the mistakes, and a card that says how it was made.
+"""The report of a run: learning curves, confusion matrix, misclassified images, and a model card.
 
 Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written. Next:
-`program.py`.
+`command_line.py`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ import numpy as np
 from minivit.protocol import Array
 from minivit.version import __version__
 
-# Colour-blind safe (Okabe and Ito 2008), and apart in grey print through their dash patterns.
+# Safe for color-blind readers (Okabe and Ito 2008); the dash patterns tell them apart in gray print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
-def write_report(out: str | Path, history: list[dict[str, float]], images: Array, labels: Array, logits: Array) -> bool:
-    """Draw curves.png, confusion_matrix.png and mistakes.png into a folder; False if matplotlib is missing.
+def write_pictures(
+    out: str | Path, history: list[dict[str, float]], images: Array, labels: Array, logits: Array
+) -> bool:
+    """Draw curves.png, confusion_matrix.png and mistakes.png into a folder; False, and a hint, without matplotlib.
 
     Args:
+        out: the folder.
         history: the rows of metrics.csv.
         images: (n, H, W) uint8, the test images.
         labels: (n,) integers.
-        logits: (n, K), the model's answers.
+        logits: (n, K) of the test images.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
+        print("for the pictures: pip install 'minivit[examples]'")
         return False
     out = Path(out)
     draw_curves(Figure(figsize=(9, 3.6), layout="constrained"), history).savefig(out / "curves.png", dpi=120)
@@ -41,9 +45,9 @@ def write_report(out: str | Path, history: list[dict[str, float]], images: Array
     return True
 
 
-def confusion_matrix(labels: Array, answers: Array, classes: int) -> Array:
-    """(K, K) counts: row = true class, column = answer."""
-    return np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)
+def confusion_matrix(labels: Array, predictions: Array, classes: int) -> Array:
+    """(K, K) counts: row = true class, column = predicted class."""
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
 
 
 def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
@@ -58,7 +62,7 @@ def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
     right.plot(epochs, held, color=_GREEN, marker=".", label="held-out images")
     if min(train + held, default=0) > 0:
         right.set_yscale("log")
-    right.set(xlabel="epoch", ylabel="error (%)", title="Wrong answers")
+    right.set(xlabel="epoch", ylabel="error (%)", title="Error rate")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
@@ -68,7 +72,7 @@ def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
 
 
 def draw_confusion(figure: Any, table: Array) -> Any:
-    """Counts in each cell; colour tells the share of the true class, with the right answers left out of the scale."""
+    """Counts in each cell; the color is the share of the true class, and leaves the diagonal out of its scale."""
     axes = figure.subplots()
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     wrong = np.where(np.eye(len(table), dtype=bool), np.nan, share)
@@ -80,27 +84,27 @@ def draw_confusion(figure: Any, table: Array) -> Any:
             style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white" if dark else "black"}
             axes.text(column, row, str(table[row, column]), weight=weight, **style)
     ticks = range(len(table))
-    axes.set(xlabel="answer", ylabel="true class", xticks=ticks, yticks=ticks, title="Who is taken for whom")
-    figure.colorbar(picture, ax=axes, label="% of the true class, wrong answers only", shrink=0.85)
+    axes.set(xlabel="predicted class", ylabel="true class", xticks=ticks, yticks=ticks, title="Confusion matrix")
+    figure.colorbar(picture, ax=axes, label="% of the true class (errors only)", shrink=0.85)
     return figure
 
 
 def draw_mistakes(figure: Any, images: Array, labels: Array, logits: Array, rows: int = 4, columns: int = 6) -> Any:
-    """The wrong answers of which the model was surest."""
+    """The misclassified images whose predicted class has the highest probability."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     probability = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
-    answers = logits.argmax(axis=1)
-    wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-probability[wrong, answers[wrong]])][: rows * columns]
-    shown = f"the {len(worst)} surest of" if len(worst) < len(wrong) else "all"
-    figure.suptitle(f"Mistakes: {shown} {len(wrong)} wrong answers among {len(labels):,} images")
-    for place, axes in enumerate(figure.subplots(rows, columns).flat):
+    predictions = logits.argmax(axis=1)
+    wrong = np.flatnonzero(predictions != labels)
+    worst = wrong[np.argsort(-probability[wrong, predictions[wrong]])][: rows * columns]
+    shown = f"the {len(worst)} most confident of" if len(worst) < len(wrong) else "all"
+    figure.suptitle(f"Mistakes: {shown} {len(wrong)} misclassified among {len(labels):,} images")
+    for number, axes in enumerate(figure.subplots(rows, columns).flat):
         axes.axis("off")
-        if place < len(worst):
-            which = worst[place]
+        if number < len(worst):
+            which = worst[number]
             axes.imshow(images[which], cmap="gray_r")
-            answer = answers[which]
-            axes.set_title(f"{labels[which]} read as {answer} ({probability[which, answer]:.0%})", fontsize=8)
+            predicted = predictions[which]
+            axes.set_title(f"{labels[which]} as {predicted} ({probability[which, predicted]:.0%})", fontsize=8)
     return figure
 
 
@@ -110,7 +114,7 @@ def versions() -> dict[str, str]:
 
 
 def write_model_card(out: str | Path, title: str, facts: dict[str, Any]) -> None:
-    """MODEL_CARD.md: one table of what the model is, what it was trained on, and how well it does."""
+    """MODEL_CARD.md: one table with the facts, the software and the machine."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     stack = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = f"# {title}\n\n| | |\n|---|---|\n{rows}\n| software | {stack} |\n| machine | {platform.platform()} |\n"

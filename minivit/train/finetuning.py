@@ -1,6 +1,6 @@
-"""Fine-tuning: a model that has learned one thing learns another, from few images, and without forgetting the first.
+"""Fine-tuning: a pretrained model is trained for another task on few images, with small changes to its lower layers.
 
-A `Recipe` says how; `fine_tune` does it, and leaves a run that can be resumed. Next: the programs in `examples/`.
+A `Recipe` has the hyperparameters; `fine_tune` trains, in a run that can be resumed. Next: `examples/finetune.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from minivit import data, optim, parallel
 from minivit.backend import to_device, to_numpy
 from minivit.models import Model
 from minivit.nn.layer import Chain, Layer, Param
-from minivit.protocol import Array, Back, refuse
-from minivit.training.loop import Batches, Course, learn
-from minivit.training.run import CountingLoss, Run, accuracy, fingerprint
-from minivit.training.tasks import Part, Task
+from minivit.protocol import Array, Back
+from minivit.train.loop import Batches, fit
+from minivit.train.metrics import CountingLoss, accuracy
+from minivit.train.run import Run, fingerprint
+from minivit.train.tasks import Part, Task
 
-AT_ONCE = 256  # images in memory in an evaluation: 150 MB of 224 x 224 pixels
+_EVALUATED = 256  # images prepared at a time in an evaluation: 150 MB of 224 x 224 pixels
 
 # The peak learning rate times the model's width: 2e-3, the rate of the digits' models, at width 64. The best rate falls
 # as the width grows (Yang et al. 2022, "Tensor Programs V"), here to 1.7e-4 for ViT-B and 1.3e-4 for ViT-L, where MAE's
@@ -34,17 +35,18 @@ class Recipe:
     """How a model is fine-tuned: the recipe of BEiT and MAE, in numbers for a few thousand images.
 
     Attributes:
-        epochs: passes over the images.
-        batch_size: images in a step; small, because a thousand images have to give enough steps.
-        lr: the peak, for what stands above the last block; None is `usual_lr(model)`.
-        layer_decay: the factor of the rate from one layer to the one below, so that what sees edges and strokes, and
-            is of use for any image, moves least; see `optim.layer_decay`. 0.75 is MAE's for ViT-L; 1 for a fresh model.
-        weight_decay: as in a training from nothing.
-        warmup: the share of the steps in which lr rises: the new head is random at first, and what it sends down would
-            spoil what is known.
-        label_smoothing: as in a training from nothing: few images are soon known by heart, and then nothing else
-            bounds the logits.
-        keep: "best" keeps the epoch with the best held-out accuracy, "last" the last one.
+        epochs: passes over the training images.
+        batch_size: images per step; small, so that an epoch of a thousand images has enough steps.
+        lr: the peak learning rate, of the head; None is `usual_lr(model)`.
+        layer_decay: the factor of the learning rate from one layer to the one below, so that the features of the lower
+            layers, which serve any image, change least; see `optim.layer_decay`. 0.75 is MAE's for ViT-L; 1 from
+            scratch.
+        weight_decay: as in training from scratch.
+        warmup: the share of the steps in which the learning rate rises: the new head is random at first, and its
+            gradients would damage the pretrained features.
+        label_smoothing: as in training from scratch: few images are soon memorized, and then nothing else bounds the
+            logits.
+        keep: "best" keeps the weights of the epoch with the best held-out accuracy, "last" those of the last epoch.
     """
 
     epochs: int = 40
@@ -58,19 +60,20 @@ class Recipe:
 
 
 class Best:
-    """A copy of the weights after the best epoch so far: a part of a run, kept in its checkpoint.
+    """A copy of the weights after the best epoch so far: a part of a run, saved in its checkpoint.
 
-    Of two epochs that are level, the later one counts: its learning rate was lower, so its weights are more settled.
+    Of two epochs with equal accuracy the later one is kept: its learning rate was lower.
     """
 
     def __init__(self, model: Model, keep: str) -> None:
-        refuse(keep not in ("best", "last"), f"keep={keep!r}: choose 'best' or 'last'")
+        if keep not in ("best", "last"):
+            raise ValueError(f"keep={keep!r}: choose 'best' or 'last'")
         self.model, self.keep = model, keep
         self.score, self.epoch = -1.0, 0
         self.weights = model.state_dict()
 
     def offer(self, score: float, epoch: int) -> None:
-        """Keep the model's present weights if they are at least as good, or if the last ones are asked for."""
+        """Copy the model's present weights if their score is at least as good, or if `keep` is "last"."""
         if score >= self.score or self.keep == "last":
             self.score, self.epoch, self.weights = score, epoch, self.model.state_dict()
 
@@ -85,8 +88,8 @@ class Best:
 class PartlyFrozen(Chain):
     """A model whose lowest stages are frozen: they run as in inference, keep nothing, and get no gradient.
 
-    So a step with a frozen body costs a third of a whole one. `back` stops at the lowest stage that learns, and returns
-    the gradient of what that stage has read.
+    A step with a frozen body therefore costs a third of a whole one. `back` stops at the lowest stage that is trained,
+    and returns the gradient of its input.
     """
 
     def __init__(self, model: Model, frozen: Collection[str]) -> None:
@@ -94,11 +97,12 @@ class PartlyFrozen(Chain):
         learning = {id(param) for name, param in model.parameters().items() if name not in frozen}
         stages = [stage for _, stage in model.leaves()]
         learns = [any(id(param) in learning for param in stage.parameters().values()) for stage in stages]
-        refuse(not any(learns), "everything is frozen, so there is nothing to learn: freeze less")
+        if not any(learns):
+            raise ValueError("all parameters are frozen, so there is nothing to learn: freeze fewer")
         self.frozen_stages = learns.index(True)
 
     def steps(self) -> list[Layer]:
-        """The stages from the lowest that learns."""
+        """The stages from the lowest that is trained."""
         return [stage for _, stage in self.model.leaves()][self.frozen_stages :]
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -115,7 +119,7 @@ class PartlyFrozen(Chain):
 
 
 class Outcome(NamedTuple):
-    """What came of it: the epoch whose weights the model now has, and their accuracies (None without test images)."""
+    """The epoch whose weights the model now has, their accuracies (None without test images), and the seconds taken."""
 
     epoch: int
     held_out: float
@@ -141,27 +145,32 @@ def fine_tune(
     Args:
         model: with as many classes as the task.
         task: the images.
-        recipe: how.
+        recipe: the hyperparameters.
         out: the folder of the run: checkpoint.safetensors, metrics.csv.
-        frozen: names of parameters that stay as they are, to the bit.
-        seed: of order and noise.
+        frozen: names of parameters that are not changed.
+        seed: of the order of the images, and of noise.
         threads: see `DataParallel`.
         device: "cpu" or "gpu".
-        resume: go on from the checkpoint in `out`.
+        resume: continue from the checkpoint in `out`.
         quiet: print nothing.
+
+    Raises:
+        ValueError: another number of classes, no epoch, or nothing to train.
+        CheckpointError: see `Run`.
     """
-    refuse(
-        model.num_classes != len(task.classes),
-        f"the model has {model.num_classes} classes and the task {len(task.classes)}: build it with "
-        f"num_classes={len(task.classes)}",
-    )
-    refuse(recipe.epochs < 1, f"epochs={recipe.epochs}: choose at least 1")
+    if model.num_classes != len(task.classes):
+        raise ValueError(
+            f"the model has {model.num_classes} classes and the task {len(task.classes)}: build it with "
+            f"num_classes={len(task.classes)}"
+        )
+    if recipe.epochs < 1:
+        raise ValueError(f"epochs={recipe.epochs}: choose at least 1")
     lr = usual_lr(model) if recipe.lr is None else recipe.lr
     count = data.num_batches(len(task.learn.labels), recipe.batch_size)
     learner = PartlyFrozen(model, frozen)
     to_device(model, device)
     step = parallel.DataParallel(learner, 1 if device == "gpu" else threads, loss=CountingLoss())
-    opt = optimiser(model, replace(recipe, lr=lr), frozen, threads)
+    opt = optimizer(model, replace(recipe, lr=lr), frozen, threads)
     best = Best(model, recipe.keep)
     settings = {
         **asdict(recipe),
@@ -171,32 +180,41 @@ def fine_tune(
         "data": task.fingerprint,
         "weights": fingerprint(*(to_numpy(array) for array in best.weights.values())),
     }
-    run = Run(out, settings, {"model": model, "optimiser": opt, "best": best}, resume=resume, every=60, quiet=quiet)
+    run = Run(out, settings, {"model": model, "optimizer": opt, "best": best}, resume=resume, every=60, quiet=quiet)
 
     def score_of(part: Part) -> float:
-        def prepare(images: Array) -> Array:
-            return to_device(task.prepare(images), device)
+        return accuracy(step.predict, *part, task.prepare, device, batch_size=_EVALUATED)[0]
 
-        return accuracy(step.predict, *part, prepare, batch_size=AT_ONCE)[0]
-
-    def batches(epoch: int, position: int) -> Batches:
-        return task.batches(recipe.batch_size, seed=seed, epoch=epoch, start=position)
+    def batches(epoch: int, start: int) -> Batches:
+        return task.batches(recipe.batch_size, seed=seed, epoch=epoch, start=start)
 
     def evaluate() -> float:
         score = score_of(task.held_out)
         best.offer(score, run.epoch + 1)
         return score
 
-    start = time.perf_counter()
-    course = Course(recipe.epochs, count, lr, recipe.warmup * recipe.epochs, recipe.label_smoothing, seed, device)
-    learn(run, step, opt, batches, evaluate, course)
+    begin = time.perf_counter()
+    fit(
+        run,
+        step,
+        opt,
+        batches,
+        evaluate,
+        epochs=recipe.epochs,
+        batches_per_epoch=count,
+        lr=lr,
+        warmup=int(recipe.warmup * recipe.epochs * count),
+        label_smoothing=recipe.label_smoothing,
+        seed=seed,
+        device=device,
+    )
     model.load_state_dict(best.weights)
     test = None if task.test is None else score_of(task.test)
-    return Outcome(best.epoch, best.score, test, time.perf_counter() - start)
+    return Outcome(best.epoch, best.score, test, time.perf_counter() - begin)
 
 
-def optimiser(model: Model, recipe: Recipe, frozen: Collection[str], threads: int | None = None) -> optim.AdamW:
-    """AdamW over what is not frozen, each layer with its own learning rate."""
+def optimizer(model: Model, recipe: Recipe, frozen: Collection[str], threads: int | None = None) -> optim.AdamW:
+    """AdamW for the parameters that are not frozen, each layer with its own learning rate."""
     trained = {name: param for name, param in model.parameters().items() if name not in frozen}
     factors = optim.layer_decay(model, recipe.layer_decay)
     return optim.AdamW(
@@ -221,7 +239,7 @@ def usual_lr(model: Model) -> float:
 
 
 def overview(model: Model, recipe: Recipe, frozen: Collection[str]) -> str:
-    """A table of what is trained: groups of parameters, how many, and the factor of their learning rate."""
+    """A table of the stages of a model: parameters, trained parameters, and the factor of their learning rate."""
     factors = optim.layer_decay(model, recipe.layer_decay)
     groups: dict[str, list[str]] = {}
     for name in model.parameters():

@@ -1,7 +1,7 @@
-"""A training run that survives: its place in the data, its metrics, and a checkpoint from which it goes on bit for bit.
+"""A training run in a folder: checkpoint, metrics, progress and Ctrl-C. A resumed run ends with the same bits.
 
-Batches and noise are pure functions of (seed, epoch, position), so the position is all that a checkpoint must remember
-of them. Next: `loop.py`, what is done in each step.
+Batches and noise are pure functions of (seed, epoch, position), so the position is all that a checkpoint must hold of
+them. Next: `metrics.py`.
 """
 
 from __future__ import annotations
@@ -20,46 +20,24 @@ from typing import Any
 
 import numpy as np
 
-from minivit import functional as F
-from minivit.backend import to_numpy
 from minivit.checkpoint import CheckpointError, load_arrays, save_arrays
-from minivit.protocol import Array, Back
+from minivit.protocol import Array
 
 CHECKPOINT = "checkpoint.safetensors"
+_RENAMED = {"optimiser": "optimizer"}  # names of parts in checkpoints of minivit 0.1
 METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "images_per_second", "seconds")
 
 
-class CountingLoss:
-    """softmax_cross_entropy that also counts right answers, safe to call from several threads."""
+def noise_generator(seed: int, iteration: int) -> np.random.Generator:
+    """The generator of dropout and drop path in one iteration: a pure function of both.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.right = 0
-
-    def __call__(self, logits: Array, labels: Array, **options: Any) -> tuple[Array, Back]:
-        truth = labels if labels.ndim == 1 else labels.argmax(axis=1)  # soft targets: their largest share
-        right = int((to_numpy(logits).argmax(axis=1) == to_numpy(truth)).sum())
-        with self._lock:
-            self.right += right
-        return F.softmax_cross_entropy(logits, labels, **options)
-
-    def take(self) -> int:
-        """The right answers since the last call."""
-        with self._lock:
-            right, self.right = self.right, 0
-        return right
-
-
-def noise_generator(seed: int, step: int) -> np.random.Generator:
-    """The generator of a step's dropout and drop path: a pure function of both, apart from the batches' streams.
-
-    The key keeps it apart: without one, (seed, step) would also be the seed of some epoch's or batch's stream.
+    The spawn key keeps its stream apart from those of the batches, which have the seeds (seed, epoch, position).
     """
-    return np.random.default_rng(np.random.SeedSequence((seed, step), spawn_key=(2,)))  # 1 is the order of an epoch
+    return np.random.default_rng(np.random.SeedSequence((seed, iteration), spawn_key=(2,)))  # 1 is an epoch's order
 
 
 def fingerprint(*arrays: Array) -> str:
-    """A short hash of the content of host arrays: what a resumed run must find unchanged, wherever it lies now."""
+    """A short hash of the content of host arrays, by which a resumed run knows that its data is unchanged."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -67,29 +45,32 @@ def fingerprint(*arrays: Array) -> str:
     return digest.hexdigest()[:16]
 
 
-def accuracy(predict: Any, images: Array, labels: Array, prepare: Any, batch_size: int = 1000) -> tuple[float, Array]:
-    """The share of right answers over images, and the logits (n, K) on the host.
-
-    Args:
-        predict: images -> logits, such as `model.predict`.
-        images: (n, H, W) uint8, prepared a batch at a time by `prepare`.
-        labels: (n,) integers.
-    """
-    starts = range(0, len(images), batch_size)
-    logits = np.concatenate([to_numpy(predict(prepare(images[start : start + batch_size]))) for start in starts])
-    return float((logits.argmax(axis=1) == labels).mean()), logits
-
-
 class Run:
-    """The state of a run in a folder.
+    """The state of a training run in a folder, and the loops over its epochs and batches.
+
+        run = Run(out, settings, {"model": model, "optimizer": opt}, resume=resume)
+        for epoch in run.epochs(total):
+            for x, y in run.batches(batches_of(epoch, start=run.position), batches_per_epoch):
+                ...
+                run.log(loss, correct, len(x))
+            run.end_epoch(opt.lr, held_out_accuracy)
+
+    Attributes:
+        epoch: epochs that are complete.
+        position: batches of the present epoch that are complete.
+        iteration: batches that are complete, over all epochs.
+        history: the rows of metrics.csv.
 
     Args:
-        out: the folder; made if missing. An earlier run in it is kept under another name unless it is resumed.
-        settings: everything that decides the course of the run, JSON-able; a resumed run must have the same.
-        parts: what learns, by name: each has `state_dict()` and `load_state_dict(state)` (model, optimiser, average).
-        resume: go on from the checkpoint in `out`.
+        out: the folder; made if missing. An earlier run in it is renamed, unless it is resumed.
+        settings: JSON-able; everything that decides the result. A resumed run must have the same.
+        parts: all that training changes, by name, each with `state_dict()` and `load_state_dict(state)`.
+        resume: continue from the checkpoint in `out`.
         every: seconds between checkpoints within an epoch.
         quiet: print nothing.
+
+    Raises:
+        CheckpointError: nothing to resume, a damaged checkpoint, or one with other settings.
     """
 
     def __init__(
@@ -104,7 +85,7 @@ class Run:
     ) -> None:
         self.out, self.settings, self.parts = Path(out), settings, parts
         self.every, self.quiet = every, quiet
-        self.epoch = self.position = self.step = 0
+        self.epoch = self.position = self.iteration = 0
         self.history: list[dict[str, float]] = []
         self._interrupt = _InterruptLater()
         self._clear()
@@ -117,40 +98,53 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.save()  # so that a run that is killed at once can be resumed too
 
-    # --- the loop ---
+    # --- the loops ---
 
     def epochs(self, total: int) -> Iterator[int]:
-        """The epochs that remain, from the one in which the run stands; Ctrl-C stops after the step in progress."""
-        with _InterruptLater() as self._interrupt:
-            while self.epoch < total:
-                yield self.epoch
+        """The epochs that remain, from the present one on; within this loop Ctrl-C waits for the end of the step.
 
-    def steps(self, batches: Iterable[tuple[Array, Array]], count: int) -> Iterator[tuple[Array, Array]]:
-        """The batches of this epoch with a progress line, and a checkpoint now and then."""
+        Raises:
+            RuntimeError: the loop's body did not call `end_epoch`.
+        """
+        with _InterruptLater() as self._interrupt:
+            for epoch in range(self.epoch, total):
+                yield epoch
+                if self.epoch != epoch + 1:
+                    raise RuntimeError(f"epoch {epoch + 1} was not closed: call run.end_epoch once at its end")
+
+    def batches(self, batches: Iterable[tuple[Array, Array]], count: int) -> Iterator[tuple[Array, Array]]:
+        """The remaining batches of the present epoch, with a progress bar, checkpoints, and the check for Ctrl-C.
+
+        Args:
+            batches: (x, y), without the first `position` of the epoch.
+            count: the number of batches in a whole epoch.
+        """
         with _Progress(self, count) as progress:
             for batch in batches:
                 start = time.perf_counter()
                 yield batch
                 self._seconds += time.perf_counter() - start
                 self.position += 1
-                self.step += 1
+                self.iteration += 1
                 progress.update()
                 if self._interrupt.asked or time.monotonic() - self._saved > self.every:
                     self.save()
                 self._stop_if_asked()
 
-    def log(self, loss: float, right: int, images: int) -> None:
-        """Note one step: the mean loss over `images` images, of which `right` were classified rightly."""
+    def log(self, loss: float, correct: int, images: int) -> None:
+        """Record one batch: its mean loss, and how many of its images were classified correctly.
+
+        Raises:
+            FloatingPointError: a loss that is not finite; the last checkpoint is from before it.
+        """
         if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at epoch {self.epoch + 1}, step {self.position}: lower the learning rate"
-            )
+            raise FloatingPointError(f"the loss is {loss} in {self._place()}: lower the learning rate")
         self._loss += loss * images
-        self._right += right
+        self._correct += correct
         self._images += images
 
     def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None:
-        """Close the epoch: a row in metrics.csv, a line on the screen, a checkpoint."""
+        """Close the present epoch: a row in metrics.csv, a line on the screen, a checkpoint."""
         self.epoch += 1
         row = (
             self.epoch,
@@ -174,15 +168,22 @@ class Run:
 
     @property
     def loss(self) -> float:
+        """The mean loss of the present epoch's images so far."""
         return self._loss / max(1, self._images)
 
     @property
     def accuracy(self) -> float:
-        return self._right / max(1, self._images)
+        """The share of the present epoch's images classified correctly so far."""
+        return self._correct / max(1, self._images)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training steps, over all epochs that are complete, interruptions left out."""
+        return sum(row["seconds"] for row in self.history)
 
     def _clear(self) -> None:
         self._loss = self._seconds = 0.0
-        self._right = self._images = 0
+        self._correct = self._images = 0
 
     # --- files ---
 
@@ -196,8 +197,8 @@ class Run:
                     numbers[f"{part}/{name}"] = value
                 else:
                     arrays[f"{part}/{name}"] = value
-        within = [self._loss, self._right, self._images, self._seconds]
-        place = {"epoch": self.epoch, "position": self.position, "step": self.step, "within": within}
+        within = [self._loss, self._correct, self._images, self._seconds]
+        place = {"epoch": self.epoch, "position": self.position, "step": self.iteration, "within": within}
         content = {"settings": self.settings, "history": self.history, "numbers": numbers, **place}
         save_arrays(self.out / CHECKPOINT, arrays, content)
         self._saved = time.monotonic()
@@ -214,14 +215,17 @@ class Run:
             was, now = theirs.get(name), ours.get(name)
             if was != now:
                 raise CheckpointError(f"cannot resume {path}: it was made with {name}={was!r}, now it is {now!r}")
+        states: dict[str, dict[str, Any]] = {part: {} for part in self.parts}
+        for key, value in {**arrays, **content["numbers"]}.items():
+            part, _, name = key.partition("/")
+            part = part if part in states else _RENAMED.get(part, part)
+            states.setdefault(part, {})[name] = value
         for part, owner in self.parts.items():
-            found = {**arrays, **content["numbers"]}
-            prefix = f"{part}/"
-            owner.load_state_dict({key[len(prefix) :]: found[key] for key in found if key.startswith(prefix)})
-        self.epoch, self.position, self.step = content["epoch"], content["position"], content["step"]
-        self._loss, self._right, self._images, self._seconds = content["within"]
+            owner.load_state_dict(states[part])
+        self.epoch, self.position, self.iteration = content["epoch"], content["position"], content["step"]
+        self._loss, self._correct, self._images, self._seconds = content["within"]
         self.history = content["history"]
-        self._say(f"resumed {path} at epoch {self.epoch + 1}, step {self.position}")
+        self._say(f"resumed {path} in {self._place()}")
 
     def write_metrics(self) -> None:
         """metrics.csv: one row an epoch."""
@@ -235,8 +239,11 @@ class Run:
             return
         command = shlex.join(["python", *sys.argv])
         again = command if "--resume" in sys.argv else f"{command} --resume"
-        self._say(f"\nstopped at epoch {self.epoch + 1}, step {self.position}; go on with\n  {again}")
+        self._say(f"\nstopped in {self._place()}; continue with\n  {again}")
         raise SystemExit(130)  # what a shell reports for a program that was interrupted
+
+    def _place(self) -> str:
+        return f"epoch {self.epoch + 1} after {self.position} batches"
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -255,7 +262,7 @@ def keep_earlier(out: Path) -> Path | None:
 
 
 class _InterruptLater:
-    """Within it the first Ctrl-C only sets `asked`, so that the step in progress ends whole; a second interrupts."""
+    """Within it the first Ctrl-C only sets `asked`, so that the present step is completed; a second one interrupts."""
 
     asked = False
 

@@ -1,0 +1,81 @@
+"""The training loop as a function: `examples/train_mnist_vit.py` writes the same loop out, and ends with the same bits.
+
+Next: `report.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from minivit import optim
+from minivit.backend import to_device
+from minivit.parallel import DataParallel
+from minivit.protocol import Array
+from minivit.train.metrics import CountingLoss
+from minivit.train.run import Run, noise_generator
+
+Batches: TypeAlias = Iterable[tuple[Array, Array]]
+
+
+def fit(
+    run: Run,
+    step: DataParallel,
+    opt: optim.AdamW | optim.SGD,
+    batches: Callable[[int, int], Batches],
+    evaluate: Callable[[], float],
+    *,
+    epochs: int,
+    batches_per_epoch: int,
+    lr: float,
+    warmup: int = 0,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+    device: str = "cpu",
+    average: optim.ModelEma | None = None,
+) -> None:
+    """Train from where the run stands to its last epoch.
+
+    Args:
+        run: its parts are the model, `opt` and, if given, `average`.
+        step: the model, with `loss=CountingLoss()`.
+        opt: parameters of the model that it does not have stay as they are.
+        batches: (epoch, start) -> the batches (x, y) of an epoch, without the first `start`.
+        evaluate: () -> the held-out accuracy, called after each epoch; the model then has the averaged weights.
+        epochs: in all.
+        batches_per_epoch: their number.
+        lr: peak of the learning rate, which rises to it linearly and then falls as half a cosine.
+        warmup: the number of batches in which the learning rate rises.
+        label_smoothing: share of each target that is spread over all classes.
+        seed: of dropout and drop path.
+        device: "cpu" or "gpu", where the model is.
+        average: averaged weights to keep up to date.
+
+    Raises:
+        ValueError: `step` with another loss.
+        FloatingPointError: a loss that is not finite.
+        SystemExit: Ctrl-C; the run is saved.
+    """
+    criterion = step.loss
+    if not isinstance(criterion, CountingLoss):
+        raise ValueError(f"the loss of `step` is {criterion!r}: build DataParallel with loss=CountingLoss()")
+    frozen = [param for name, param in step.model.parameters().items() if name not in opt.params]
+    for epoch in run.epochs(epochs):
+        for x, y in run.batches(batches(epoch, run.position), batches_per_epoch):
+            opt.lr = optim.warmup_cosine(run.iteration, epochs * batches_per_epoch, peak=lr, warmup=warmup)
+            rng = noise_generator(seed, run.iteration)
+            opt.zero_grad()
+            loss = step.loss_and_grad(to_device(x, device), y, rng, label_smoothing=label_smoothing)
+            optim.clip_grad_norm(opt.params, 1.0)
+            opt.step()
+            for param in frozen:
+                param.grad = None  # opt.zero_grad() clears only what the optimizer has
+            if average is not None:
+                average.update()
+            run.log(loss, criterion.take_correct(), len(x))
+        if average is not None:
+            average.swap()
+        held_out_accuracy = evaluate()
+        if average is not None:
+            average.swap()
+        run.end_epoch(opt.lr, held_out_accuracy)
