@@ -1,6 +1,6 @@
 """Files: arrays saved as safetensors with a hash of their content, written so that a crash leaves the old file whole.
 
-No pickle anywhere: a file holds numbers and text, and reading one runs nothing. Next: `minivit/training/`, and for
+No pickle anywhere: a file holds numbers and text, and reading one runs nothing. Next: `minivit/train/`, and for
 `load` and files of other projects `minivit/weights/`.
 """
 

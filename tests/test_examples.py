@@ -9,14 +9,16 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minivit
-from minivit import data
+from minivit import data, optim, train
 from minivit.checkpoint import load_arrays
+from minivit.parallel import DataParallel
 
 ROOT = Path(minivit.__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "train_mnist_vit.py"
@@ -82,6 +84,14 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
+def weights(out):
+    return load_arrays(out / "model.safetensors")[0]
+
+
+def equal(a, b):
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def test_it_trains_and_leaves_everything_it_promises(folder, tmp_path):
     done = run(tmp_path, "--data", folder, "--epochs", 3, "--batch-size", 20, "--lr", 3e-3, "--threads", 2, bare=False)
     assert done.returncode == 0, done.stderr
@@ -118,17 +128,9 @@ def first(small, tmp_path_factory):
     return out, done.stdout
 
 
-def weights(out):
-    return load_arrays(out / "model.safetensors")[0]
-
-
-def equal(a, b):
-    return all(np.array_equal(a[name], b[name]) for name in a)
-
-
 def test_limit_and_batch_size(first):
     out, printed = first
-    assert "80 images to learn from" in printed
+    assert "80 training images" in printed
     assert load_arrays(out / "checkpoint.safetensors")[1]["step"] == 4  # 2 epochs of 2 batches of 40
 
 
@@ -147,7 +149,14 @@ def test_options_reach_the_run(small, first, tmp_path):
     assert done.returncode == 0 and LAST.fullmatch(done.stdout.splitlines()[-1]), done.stderr
     assert not equal(weights(tmp_path / "out"), weights(first[0]))
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    for fragment in ("| seed | 1 |", "lr=0.01", "held_out=200", "epochs=2", "batch_size=40", "| threads | 1 |"):
+    for fragment in (
+        "| seed | 1 |",
+        "lr=0.01",
+        "held_out=200",
+        "epochs=2",
+        "batch_size=40",
+        "threads=1 and device=cpu",
+    ):
         assert fragment in card
 
 
@@ -159,6 +168,46 @@ def test_the_accurate_preset(folder, tmp_path):
     assert done.returncode == 0 and LAST.fullmatch(done.stdout.splitlines()[-1]), done.stderr
     config = minivit.from_pretrained(tmp_path / "runs" / "mnist_vit" / "model.safetensors").config
     assert (config["patch_size"], config["depth"], config["drop_path_rate"]) == (4, 6, 0.05)
+
+
+def test_it_and_fit_end_with_the_same_bits(folder, tmp_path):
+    """The loop of the example against `train.fit`, with drop path, affine augmentation and averaged weights."""
+    options = ["--preset", "accurate", "--seed", 3, "--epochs", 2, "--limit", 50, "--batch-size", 16, "--threads", 2]
+    done = run(tmp_path, *options, "--data", folder, "--out", tmp_path / "example")
+    assert done.returncode == 0, done.stderr
+
+    mnist = data.load_mnist(folder)
+    kept, held_out = data.holdout(mnist.train_labels, 1000, seed=0)
+    images, labels = mnist.train_images[kept[:50]], mnist.train_labels[kept[:50]]
+    sizes = {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0}
+    model = minivit.ViT(img_size=28, in_chans=1, num_classes=10, **sizes, drop_path_rate=0.05, seed=3)
+    opt = optim.AdamW(model.parameters(), 1.5e-3, weight_decay=0.05, no_decay=optim.no_decay(model))
+    average = optim.ModelEma(model, 0.999)
+    step = DataParallel(model, threads=2, loss=train.CountingLoss())
+    parts = {"model": model, "optimizer": opt, "average": average}
+    fitted = train.Run(tmp_path / "fit", {}, parts, quiet=True)
+    augment = data.chain(partial(data.affine, degrees=10, scale=(0.9, 1.1), max_shift=2))
+
+    def batches(epoch, start):
+        return data.batches(images, labels, 16, seed=3, epoch=epoch, start=start, augment=augment)
+
+    def evaluate():
+        images, labels = mnist.train_images[held_out], mnist.train_labels[held_out]
+        return train.accuracy(step.predict, images, labels, data.normalise)[0]
+
+    schedule = {"epochs": 2, "batches_per_epoch": 3, "lr": 1.5e-3, "warmup": 3}
+    train.fit(fitted, step, opt, batches, evaluate, **schedule, label_smoothing=0.1, seed=3, average=average)
+    average.swap()
+    minivit.save(model, tmp_path / "fit" / "model.safetensors")
+
+    checkpoints = [load_arrays(tmp_path / name / train.CHECKPOINT) for name in ("example", "fit")]
+    (ours, place), (theirs, same_place) = checkpoints
+    assert ours.keys() == theirs.keys() and any(name.startswith("optimizer/") for name in ours)
+    assert train.fingerprint(*ours.values()) == train.fingerprint(*(theirs[name] for name in ours))
+    assert place["step"] == same_place["step"] == 6 and place["numbers"] == same_place["numbers"]
+    for row, same in zip(place["history"], same_place["history"], strict=True):
+        assert all(row[key] == same[key] for key in ("learning_rate", "loss", "accuracy", "held_out_accuracy"))
+    assert equal(weights(tmp_path / "example"), weights(tmp_path / "fit"))
 
 
 def test_the_hybrid(folder, tmp_path):

@@ -12,11 +12,11 @@ import pytest
 from test_examples import ROOT
 
 import minivit
-from minivit import data, nn, optim, parallel, training
+from minivit import data, nn, optim, parallel
 from minivit.checkpoint import load_arrays
-from minivit.training import finetuning
-from minivit.training.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
-from minivit.training.tasks import Part, Task
+from minivit.train import finetuning, fingerprint
+from minivit.train.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
+from minivit.train.tasks import Part, Task
 
 EXAMPLE = ROOT / "examples" / "finetune.py"
 VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 3, "num_heads": 2}
@@ -50,7 +50,7 @@ def task(size=8, seed=0):
         data.Preprocess(size, mean=(0.5,), std=(0.5,)),
         data.normalise,
         batches,
-        training.fingerprint(images, labels),
+        fingerprint(images, labels),
     )
 
 
@@ -179,7 +179,7 @@ def test_the_step_is_clipped_smoothed_and_decays_weights_alone(tmp_path):
     for name, param in ours.parameters().items():
         assert np.array_equal(param.data, theirs.parameters()[name].data), name
     # Adam's step hardly shows the gradient's size, its mean does
-    mean = load_arrays(tmp_path / "checkpoint.safetensors")[0]["optimiser/first"]
+    mean = load_arrays(tmp_path / "checkpoint.safetensors")[0]["optimizer/first"]
     assert np.allclose(mean, 0.1 * np.concatenate([grad.ravel() for grad in first.values()]), rtol=1e-5, atol=1e-8)
 
 
@@ -243,7 +243,7 @@ def test_the_kept_epoch_is_what_the_model_has_in_the_end(tmp_path, monkeypatch):
     scores = iter([0.2, 0.8, 0.5, 0.1])
     seen = []
 
-    def accuracy(predict, images, labels, prepare, batch_size):
+    def accuracy(predict, images, labels, prepare, device, batch_size):
         seen.append(model.state_dict())
         return next(scores), None
 

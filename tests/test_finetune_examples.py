@@ -16,7 +16,7 @@ import minivit
 from minivit import data
 from minivit.checkpoint import load_arrays
 from minivit.data.folder import split_folder
-from minivit.training.tasks import balanced, folder_task, mnist_task
+from minivit.train.tasks import balanced, folder_task, mnist_task
 from minivit.weights.labels import labels_beside
 from minivit.weights.preprocessing import preprocessing
 
@@ -151,7 +151,7 @@ def test_the_example_on_digits(digits_folder, weights, tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = done.stdout.splitlines()
     assert any("head.weight" in line and "4 classes in the file, 10 in the model" in line for line in lines)
-    assert any("200 images to learn from, 1,000 held out" in line for line in lines)
+    assert any("200 training images, 1,000 held out" in line for line in lines)
     table = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("blocks", "head", "patch"))}
     assert table["patch_embed"][2] == table["blocks.0"][2] == "frozen"
     assert table["blocks.1"][2] == "0.9" and table["head"] == ["330", "330", "1"]
@@ -185,7 +185,7 @@ def test_the_example_on_pictures(pictures, weights, tmp_path):
     options = ["--data", pictures, "--weights", weights / "swin.safetensors", "--epochs", 3, "--batch-size", 6]
     done = run(tmp_path, *options, "--head-only", "--lr", 0.05, "--threads", 1, bare=False, example=EXAMPLE)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "classes: dark, light" in done.stdout and "36 images to learn from, 4 held out" in done.stdout
+    assert "classes: dark, light" in done.stdout and "36 training images, 4 held out" in done.stdout
     match = LAST.fullmatch(done.stdout.splitlines()[-1])
     assert match and match[3] is None and float(match[2]) == 100
     out = tmp_path / "runs" / "finetune"
@@ -196,12 +196,12 @@ def test_the_example_on_pictures(pictures, weights, tmp_path):
     assert answer.returncode == 0 and answer.stdout.splitlines()[-1].endswith("%  light"), answer.stdout + answer.stderr
 
 
-def test_the_example_from_nothing(digits_folder, tmp_path):
+def test_the_example_from_scratch(digits_folder, tmp_path):
     done = run(tmp_path, "--data", digits_folder, "--limit", 100, "--epochs", 1, "--threads", 1, example=EXAMPLE)
     assert done.returncode == 0, done.stderr
     factors = re.findall(r"^[a-z_.0-9]+ +[\d,]+ +[\d,]+ +(\S+)$", done.stdout, flags=re.MULTILINE)
-    assert len(factors) == 9 and set(factors) == {"1"}, "fresh weights have nothing to forget"
-    assert "| started from | fresh weights |" in (tmp_path / "runs/finetune/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert len(factors) == 9 and set(factors) == {"1"}, "random weights have no features to preserve"
+    assert "| started from | random weights |" in (tmp_path / "runs/finetune/MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_an_import_loads_numpy_and_nothing_else():
 
 
 def test_training_and_report_import_alone():
-    loaded = set(run("import sys, minivit.training, minivit.training.report; print(*sys.modules)").split())
+    loaded = set(run("import sys, minivit.train, minivit.train.report; print(*sys.modules)").split())
     assert not loaded & {"matplotlib", "tqdm", "cupy", "torch"}
 
 
@@ -139,7 +139,7 @@ FLOORS = [
     {"nn"},
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies", "explain"},
-    {"training", "weights"},
+    {"train", "weights"},
     {"__main__"},
 ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit.training import METRICS, report
+from minivit.train import METRICS, report
 
 PICTURES = ["confusion_matrix.png", "curves.png", "mistakes.png"]
 
@@ -43,7 +43,7 @@ def figure():
 )
 def test_three_pictures_are_written(tmp_path, epochs, accuracy, wrong):
     pytest.importorskip("matplotlib")
-    assert report.write_report(tmp_path, history(epochs, accuracy), *answers(wrong=wrong)) is True
+    assert report.write_pictures(tmp_path, history(epochs, accuracy), *answers(wrong=wrong)) is True
     assert sorted(path.name for path in tmp_path.iterdir()) == PICTURES
     for path in tmp_path.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
@@ -61,7 +61,7 @@ def test_without_matplotlib_nothing_is_drawn(tmp_path, monkeypatch, missing):
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    assert report.write_report(tmp_path, history(), *answers()) is False
+    assert report.write_pictures(tmp_path, history(), *answers()) is False
     assert list(tmp_path.iterdir()) == []
 
 
@@ -69,7 +69,7 @@ def test_the_figures_need_no_display(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would choose a backend with windows
-    assert report.write_report(tmp_path, history(), *answers())
+    assert report.write_pictures(tmp_path, history(), *answers())
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
@@ -89,7 +89,8 @@ def test_the_confusion_picture_shows_every_count():
     axes = report.draw_confusion(figure(), table).axes[0]
     shown = {tuple(map(int, text.get_position()))[::-1]: text.get_text() for text in axes.texts}
     assert shown == {(row, column): str(n) for (row, column), n in np.ndenumerate(table) if n}
-    assert axes.get_xlabel() == "answer" and axes.get_ylabel() == "true class"
+    assert axes.get_xlabel() == "predicted class" and axes.get_ylabel() == "true class"
+    assert axes.get_title() == "Confusion matrix"
     colours = np.ma.filled(axes.images[0].get_array().astype(float), np.nan)
     assert np.isnan(np.diag(colours)).all()
     assert colours[0, 1] == pytest.approx(100 / 6) and colours[2, 0] == 100
@@ -114,14 +115,14 @@ def test_the_surest_mistakes_are_shown(wrong, shown):
     drawn = report.draw_mistakes(figure(), images, labels, logits)
     axes = [axis for axis in drawn.axes if axis.images]
     assert len(axes) == shown
-    assert f"{wrong} wrong answers among 60 images" in drawn.get_suptitle()
+    assert f"{wrong} misclassified among 60 images" in drawn.get_suptitle()
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     sure = probability[np.arange(60), logits.argmax(axis=1)]
     expected = sorted(range(wrong), key=lambda i: -sure[i])[:shown]
     for axis, which in zip(axes, expected):
         assert np.array_equal(axis.images[0].get_array(), images[which])
         answer = logits[which].argmax()
-        assert axis.get_title() == f"{labels[which]} read as {answer} ({sure[which]:.0%})"
+        assert axis.get_title() == f"{labels[which]} as {answer} ({sure[which]:.0%})"
 
 
 def test_huge_logits_do_not_overflow():

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import CheckpointError, data, optim, training
+from minivit import CheckpointError, data, optim
 from minivit.checkpoint import load_arrays, save_arrays
 from minivit.parallel import DataParallel
-from minivit.training import CHECKPOINT, METRICS, CountingLoss, Run
+from minivit.train import CHECKPOINT, METRICS, CountingLoss, Run, accuracy, fit, noise_generator
 
 IMAGES = np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8)
 LABELS = np.random.default_rng(1).integers(3, size=20)
@@ -33,7 +33,7 @@ class Stop(Exception):
 
 def parts_of(model):
     opt = optim.AdamW(model.parameters(), no_decay=optim.no_decay(model))
-    return {"model": model, "optimiser": opt, "average": optim.ModelEma(model, 0.9)}
+    return {"model": model, "optimizer": opt, "average": optim.ModelEma(model, 0.9)}
 
 
 def train(out, *, resume=False, every=-1.0, hook=None, settings=SETTINGS):
@@ -45,16 +45,16 @@ def train(out, *, resume=False, every=-1.0, hook=None, settings=SETTINGS):
     run = Run(out, settings, parts, resume=resume, every=every, quiet=True)
     for epoch in run.epochs(EPOCHS):
         batches = data.batches(IMAGES, LABELS, 5, seed=3, epoch=epoch, start=run.position)
-        for x, y in run.steps(batches, STEPS):
-            parts["optimiser"].lr = optim.warmup_cosine(run.step, EPOCHS * STEPS, peak=0.01, warmup=2)
-            parts["optimiser"].zero_grad()
-            value = step.loss_and_grad(x, y, np.random.default_rng((3, 2, run.step)))
-            parts["optimiser"].step()
+        for x, y in run.batches(batches, STEPS):
+            parts["optimizer"].lr = optim.warmup_cosine(run.iteration, EPOCHS * STEPS, peak=0.01, warmup=2)
+            parts["optimizer"].zero_grad()
+            value = step.loss_and_grad(x, y, np.random.default_rng((3, 2, run.iteration)))
+            parts["optimizer"].step()
             parts["average"].update()
-            run.log(value, loss.take(), len(x))
+            run.log(value, loss.take_correct(), len(x))
             if hook:
-                hook(run.step)
-        run.end_epoch(parts["optimiser"].lr, held_out_accuracy=0.5)
+                hook(run.iteration)
+        run.end_epoch(parts["optimizer"].lr, held_out_accuracy=0.5)
     return run
 
 
@@ -62,7 +62,7 @@ def state(run):
     """Everything that must not depend on interruptions."""
     found = {f"{part}/{name}": value for part, owner in run.parts.items() for name, value in owner.state_dict().items()}
     timeless = [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in run.history]
-    return found, timeless, (run.epoch, run.position, run.step)
+    return found, timeless, (run.epoch, run.position, run.iteration)
 
 
 def assert_same(run, expected):
@@ -152,10 +152,98 @@ def test_checkpoints_come_at_their_interval(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     run, saved = Run(tmp_path, {}, {}, every=10, quiet=True), []
-    monkeypatch.setattr(run, "save", lambda: (saved.append(run.step), setattr(run, "_saved", clock[0])))
-    for _ in run.steps([(None, None)] * 12, 12):
+    monkeypatch.setattr(run, "save", lambda: (saved.append(run.iteration), setattr(run, "_saved", clock[0])))
+    for _ in run.batches([(None, None)] * 12, 12):
         clock[0] += 4
     assert saved == [3, 6, 9, 12]
+
+
+# --- the loops ---
+
+
+@pytest.mark.parametrize("closed", [0, 2])
+def test_an_epoch_that_is_not_closed_once_is_an_error(tmp_path, closed):
+    run = Run(tmp_path, {}, {}, quiet=True)
+    with pytest.raises(RuntimeError, match=r"epoch 1 was not closed: call run.end_epoch once"):
+        for _ in run.epochs(3):
+            for _ in range(closed):
+                run.end_epoch(0.1, 0.5)
+
+
+def test_fit_needs_a_loss_that_counts(tmp_path):
+    model = minivit.ViT(8, 4, 1, 3, 8, 1, 2)
+    parts = parts_of(model)
+    run = Run(tmp_path, {}, parts, quiet=True)
+    with pytest.raises(ValueError, match=r"loss=CountingLoss\(\)"):
+        fit(run, DataParallel(model), parts["optimizer"], None, None, epochs=1, batches_per_epoch=1, lr=0.1)
+
+
+def test_fit_is_the_loop_written_out(tmp_path):
+    """It ends with the bits of the loop below, also when it is resumed from a crash in its second epoch."""
+    whole = {}
+    for name, crash in (("whole", None), ("resumed", 6)):
+        for resume in (False, True)[: 1 if crash is None else 2]:
+            model = minivit.ViT(8, 4, 1, 3, 8, 1, 2, drop_path_rate=0.2, seed=1)
+            parts = parts_of(model)
+            step = DataParallel(model, threads=2, loss=CountingLoss())
+            run = Run(tmp_path / name, SETTINGS, parts, resume=resume, every=-1.0, quiet=True)
+
+            def batches(epoch, start, run=run, resume=resume, crash=crash):
+                for batch in data.batches(IMAGES, LABELS, 5, seed=3, epoch=epoch, start=start):
+                    if run.iteration == crash and not resume:
+                        raise Stop
+                    yield batch
+
+            options = {"lr": 0.01, "warmup": 2, "label_smoothing": 0.1, "seed": 3, "average": parts["average"]}
+            arguments = (run, step, parts["optimizer"], batches, lambda: 0.5)
+            try:
+                fit(*arguments, epochs=EPOCHS, batches_per_epoch=STEPS, **options)
+            except Stop:
+                assert run.iteration == crash and not resume
+        whole[name] = run
+    assert_same(whole["resumed"], state(whole["whole"]))
+
+    model = minivit.ViT(8, 4, 1, 3, 8, 1, 2, drop_path_rate=0.2, seed=1)
+    parts = parts_of(model)
+    opt, step = parts["optimizer"], DataParallel(model, threads=2)
+    for number in range(EPOCHS * STEPS):
+        x, y = next(data.batches(IMAGES, LABELS, 5, seed=3, epoch=number // STEPS, start=number % STEPS))
+        opt.lr = optim.warmup_cosine(number, EPOCHS * STEPS, peak=0.01, warmup=2)
+        opt.zero_grad()
+        step.loss_and_grad(x, y, noise_generator(3, number), label_smoothing=0.1)
+        optim.clip_grad_norm(model.parameters(), 1.0)
+        opt.step()
+        parts["average"].update()
+    for part, owner in parts.items():
+        for name, value in owner.state_dict().items():
+            assert np.array_equal(value, whole["whole"].parts[part].state_dict()[name]), f"{part}/{name}"
+
+
+def test_a_checkpoint_of_the_first_version_is_resumed(tmp_path, uninterrupted):
+    """Version 0.1 named the optimizer's part "optimiser"."""
+    with pytest.raises(Stop):
+        train(tmp_path / "run", hook=stop_at(6))
+    arrays, content = load_arrays(tmp_path / "run" / CHECKPOINT)
+    assert any(name.startswith("optimizer/") for name in arrays)
+    content["numbers"] = {name.replace("optimizer/", "optimiser/"): n for name, n in content["numbers"].items()}
+    arrays = {name.replace("optimizer/", "optimiser/"): array for name, array in arrays.items()}
+    save_arrays(tmp_path / "run" / CHECKPOINT, arrays, {key: content[key] for key in content if "sha" not in key})
+    assert_same(train(tmp_path / "run", resume=True), uninterrupted)
+
+
+def test_a_part_may_have_any_name(tmp_path):
+    for name in ("optimiser", "optimizer", "other"):
+        model = minivit.ViT(8, 4, 1, 3, 8, 1, 2, seed=1)
+        Run(tmp_path / name, {}, {name: model}, quiet=True)
+        again = minivit.ViT(8, 4, 1, 3, 8, 1, 2, seed=2)
+        Run(tmp_path / name, {}, {name: again}, resume=True, quiet=True)
+        assert np.array_equal(again.head.weight.data, model.head.weight.data)
+
+
+def test_the_seconds_of_a_run_leave_interruptions_out(tmp_path):
+    run = train(tmp_path / "run")
+    assert run.seconds == sum(row["seconds"] for row in run.history) > 0
+    assert train(tmp_path / "run", resume=True).seconds == run.seconds
 
 
 # --- what is refused ---
@@ -230,8 +318,8 @@ def test_a_broken_loss_stops_the_run(tmp_path, loss):
     run = Run(tmp_path, {}, {}, quiet=True)
     run.save()
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(FloatingPointError, match=f"loss is {loss} at epoch 1, step 0.*learning rate"):
-        for _ in run.steps([(None, None)], 1):
+    with pytest.raises(FloatingPointError, match=f"loss is {loss} in epoch 1 after 0 batches.*learning rate"):
+        for _ in run.batches([(None, None)], 1):
             run.log(loss, 0, 1)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
@@ -281,7 +369,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 import minivit
-from minivit import data, optim, training
+from minivit import data, optim, train
 from minivit.parallel import DataParallel
 
 folder, out, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
@@ -289,21 +377,21 @@ images, labels = data.read_labelled(folder / "images", folder / "labels", 3)
 model = minivit.ViT(8, 4, 1, 3, 8, 1, 2, drop_path_rate=0.2, seed=1)
 opt = optim.AdamW(model.parameters())
 average = optim.ModelEma(model, 0.9)
-loss = training.CountingLoss()
+loss = train.CountingLoss()
 step = DataParallel(model, threads=2, loss=loss)
-parts = {"model": model, "optimiser": opt, "average": average}
-run = training.Run(out, {"seed": 3}, parts, resume="--resume" in sys.argv, every=0.0)
+parts = {"model": model, "optimizer": opt, "average": average}
+run = train.Run(out, {"seed": 3}, parts, resume="--resume" in sys.argv, every=0.0)
 for epoch in run.epochs(3):
     batches = data.batches(images, labels, 10, seed=3, epoch=epoch, start=run.position)
-    for x, y in run.steps(batches, 12):
-        opt.lr = optim.warmup_cosine(run.step, 36, peak=0.01, warmup=2)
+    for x, y in run.batches(batches, 12):
+        opt.lr = optim.warmup_cosine(run.iteration, 36, peak=0.01, warmup=2)
         opt.zero_grad()
-        value = step.loss_and_grad(x, y, np.random.default_rng((3, 2, run.step)))
+        value = step.loss_and_grad(x, y, np.random.default_rng((3, 2, run.iteration)))
         opt.step()
         average.update()
-        run.log(value, loss.take(), len(x))
+        run.log(value, loss.take_correct(), len(x))
         time.sleep(pause)
-    run.end_epoch(optim.warmup_cosine(run.step - 1, 36, peak=0.01, warmup=2), 0.5)
+    run.end_epoch(optim.warmup_cosine(run.iteration - 1, 36, peak=0.01, warmup=2), 0.5)
 minivit.save(model, out / "model.safetensors")
 """
 
@@ -375,7 +463,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(program, straight, tmp_path)
     os.kill(process.pid, signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
-    assert "Traceback" not in printed and "stopped at epoch 1" in printed and "go on with" in printed
+    assert "Traceback" not in printed and "stopped in epoch 1" in printed and "continue with" in printed
     command = printed.rstrip().splitlines()[-1]
     assert command.split()[0] == "python" and command.endswith(" --resume")
     place = load_arrays(out / CHECKPOINT)[1]
@@ -383,7 +471,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(program, straight, tmp_path)
     process = program(out, "--resume")
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
-    assert f"resumed {out / CHECKPOINT} at epoch {place['epoch'] + 1}, step {place['position']}" in printed
+    assert f"resumed {out / CHECKPOINT} in epoch {place['epoch'] + 1} after {place['position']} batches" in printed
     assert_final(out, straight)
 
 
@@ -428,8 +516,8 @@ def test_counting_loss(soft):
     expected, back_expected = minivit.functional.softmax_cross_entropy(logits, targets, label_smoothing=0.2)
     assert value == expected and np.array_equal(back(), back_expected())
     loss(logits, targets)
-    assert loss.take() == 2 * int((logits.argmax(axis=1) == labels).sum()) > 0
-    assert loss.take() == 0
+    assert loss.take_correct() == 2 * int((logits.argmax(axis=1) == labels).sum()) > 0
+    assert loss.take_correct() == 0
 
 
 def test_counting_loss_in_threads():
@@ -437,7 +525,7 @@ def test_counting_loss_in_threads():
     x = np.random.default_rng(0).standard_normal((20, 1, 8, 8)).astype("float32")
     loss = CountingLoss()
     DataParallel(model, threads=4, loss=loss).loss_and_grad(x, LABELS)
-    assert loss.take() == int((model.predict(x).argmax(axis=1) == LABELS).sum())
+    assert loss.take_correct() == int((model.predict(x).argmax(axis=1) == LABELS).sum())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20, 1000])
@@ -448,7 +536,7 @@ def test_accuracy(batch_size):
         sizes.append(len(x))
         return np.eye(4)[x.reshape(len(x), -1)[:, 0].astype(int) % 4]
 
-    share, logits = training.accuracy(predict, IMAGES, LABELS, lambda x: x.astype("float32"), batch_size)
+    share, logits = accuracy(predict, IMAGES, LABELS, lambda x: x.astype("float32"), batch_size=batch_size)
     answers = IMAGES[:, 0, 0] % 4
     assert share == (answers == LABELS).mean() and np.array_equal(logits.argmax(axis=1), answers)
     assert max(sizes) <= batch_size and sum(sizes) == 20

@@ -1,6 +1,6 @@
 """The names of classes: from a text or JSON file, or from config.json beside the weights.
 
-Logits are numbers in an order that only the training data knows. Next: `minivit/training/`.
+Logits are numbers in an order that only the training data knows. Next: `minivit/train/`.
 """
 
 from __future__ import annotations
