@@ -170,32 +170,44 @@ def test_the_accurate_preset(folder, tmp_path):
     assert (config["patch_size"], config["depth"], config["drop_path_rate"]) == (4, 6, 0.05)
 
 
-def test_it_and_fit_end_with_the_same_bits(folder, tmp_path):
-    """The loop of the example against `train.fit`, with drop path, affine augmentation and averaged weights."""
-    options = ["--preset", "accurate", "--seed", 3, "--epochs", 2, "--limit", 50, "--batch-size", 16, "--threads", 2]
-    done = run(tmp_path, *options, "--data", folder, "--out", tmp_path / "example")
+VIT = {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.05}
+SWIN = {"patch_size": 4, "embed_dim": 48, "depths": (2, 2), "num_heads": (3, 6), "window_size": 4, "mlp_ratio": 2.0}
+LOOPS = {  # example, options, model, learning rate, decay of the average, augmentation
+    "vit": (
+        *("train_mnist_vit.py", ["--preset", "accurate"], minivit.ViT, VIT, 1.5e-3, 0.999),
+        partial(data.affine, degrees=10, scale=(0.9, 1.1), max_shift=2),
+    ),
+    "swin": ("train_mnist_swin.py", [], minivit.Swin, SWIN | {"drop_path_rate": 0.0}, 2e-3, 0.99, data.shift),
+}
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_an_example_and_fit_end_with_the_same_bits(folder, tmp_path, case):
+    """The loop of the example against `train.fit`, with drop path, augmentation and averaged weights."""
+    example, options, kind, sizes, lr, decay, augment = LOOPS[case]
+    options = [*options, "--seed", 3, "--epochs", 2, "--limit", 50, "--batch-size", 16, "--threads", 2]
+    options += ["--data", folder, "--out", tmp_path / "example"]
+    done = run(tmp_path, *options, example=EXAMPLE.with_name(example))
     assert done.returncode == 0, done.stderr
 
     mnist = data.load_mnist(folder)
     kept, held_out = data.holdout(mnist.train_labels, 1000, seed=0)
     images, labels = mnist.train_images[kept[:50]], mnist.train_labels[kept[:50]]
-    sizes = {"patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "mlp_ratio": 2.0}
-    model = minivit.ViT(img_size=28, in_chans=1, num_classes=10, **sizes, drop_path_rate=0.05, seed=3)
-    opt = optim.AdamW(model.parameters(), 1.5e-3, weight_decay=0.05, no_decay=optim.no_decay(model))
-    average = optim.ModelEma(model, 0.999)
+    model = kind(img_size=28, in_chans=1, num_classes=10, **sizes, seed=3)
+    opt = optim.AdamW(model.parameters(), lr, weight_decay=0.05, no_decay=optim.no_decay(model))
+    average = optim.ModelEma(model, decay)
     step = DataParallel(model, threads=2, loss=train.CountingLoss())
     parts = {"model": model, "optimizer": opt, "average": average}
     fitted = train.Run(tmp_path / "fit", {}, parts, quiet=True)
-    augment = data.chain(partial(data.affine, degrees=10, scale=(0.9, 1.1), max_shift=2))
 
     def batches(epoch, start):
-        return data.batches(images, labels, 16, seed=3, epoch=epoch, start=start, augment=augment)
+        return data.batches(images, labels, 16, seed=3, epoch=epoch, start=start, augment=data.chain(augment))
 
     def evaluate():
         images, labels = mnist.train_images[held_out], mnist.train_labels[held_out]
         return train.accuracy(step.predict, images, labels, data.normalise)[0]
 
-    schedule = {"epochs": 2, "batches_per_epoch": 3, "lr": 1.5e-3, "warmup": 3}
+    schedule = {"epochs": 2, "batches_per_epoch": 3, "lr": lr, "warmup": 3}
     train.fit(fitted, step, opt, batches, evaluate, **schedule, label_smoothing=0.1, seed=3, average=average)
     average.swap()
     minivit.save(model, tmp_path / "fit" / "model.safetensors")
