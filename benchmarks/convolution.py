@@ -72,7 +72,7 @@ class MinivitSide:
     """minivit's step; the gradients of the weight from several threads are added."""
 
     def __init__(self, case: Convolution, threads: int, variant: str) -> None:
-        from minivit.backend.memory import keep_freed_memory
+        from minivit.fast.memory import keep_freed_memory
 
         keep_freed_memory()  # as minivit.parallel does
         self.x, self.weight, self.dy = case.arrays()
@@ -84,8 +84,8 @@ class MinivitSide:
         return self._there_and_back(slice(None))
 
     def images_in_threads(self) -> tuple[Any, ...]:
-        from minivit.backend.blas import limit_threads
-        from minivit.backend.threads import in_threads
+        from minivit.fast.blas import limit_threads
+        from minivit.fast.threads import in_threads
 
         cuts = np.linspace(0, len(self.x), self.threads + 1).astype(int)
         parts = [slice(start, stop) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -20,9 +20,9 @@ from cases import CASES, Case, Start, draw_batch
 from minivit_side import MinivitSide, start_of
 from scaling import Growth
 
-from minivit import ViT
-from minivit.backend.blas import limit_threads
-from minivit.backend.threads import usable_cores
+from minivit import ViT, nn
+from minivit.fast.blas import limit_threads
+from minivit.fast.threads import usable_cores
 
 BASE = CASES["flagship"]  # the MNIST ViT; what grows starts from it
 TOKENS_BATCH, DEPTH_BATCH = 16, 32  # small enough that the largest of each takes less than a second
@@ -58,7 +58,7 @@ class Axis:
 
 def _macs(case: Case) -> int:
     side, channels = case.model["img_size"], case.model["in_chans"]
-    return int(ViT(**case.model).macs((case.batch, channels, side, side)))
+    return int(nn.multiply_adds(ViT(**case.model), (case.batch, channels, side, side)))
 
 
 def axes(threads: int, most: int, few: int | None = None) -> list[Axis]:

@@ -17,8 +17,8 @@ import numpy as np
 from cases import Case, Start, draw_batch
 from minivit_side import MinivitSide, start_of
 
-from minivit.backend.blas import limit_threads
-from minivit.backend.threads import at_most
+from minivit.fast.blas import limit_threads
+from minivit.fast.threads import at_most
 
 ROUNDS = 5  # of what is timed alone; the fastest counts, because the floor of a time is wanted
 

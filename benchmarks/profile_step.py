@@ -1,4 +1,4 @@
-"""Where a step's time goes: minivit's functions, kernels, layers and optimiser, forward and backward, each by itself.
+"""Where a step's time goes: minivit's functions, layers and optimizer, forward and backward, each by itself.
 
 Nothing in minivit/ changes: while the profile is taken, timed functions stand in for its own, wherever these are bound.
 
@@ -11,9 +11,8 @@ the last one, "python and the rest", add up to the step.
 
 - `linear 64 to 192`, `layer_norm` and others are functions of `minivit.functional`; "forward" is the call, "backward"
   the call of the back it returned. What runs within a back counts as backward, also a forward pass computed again.
-- `kernels.*` are the functions of `minivit.backend.kernels` as their callers see them.
 - `nn.*` are layers: what they do besides, such as a block's residual additions. `Param.accumulate` adds gradients.
-- `AdamW`, with its kernel `inplace_adamw`, and `clip_grad_norm` are neither forward nor backward; the loss is both.
+- `AdamW`, with its update `adamw`, and `clip_grad_norm` are neither forward nor backward; the loss is both.
 - "products" is what the BLAS products of a row take alone, each in its own shape and layout, its operands in the cache
   (`products.py`); "beyond" is the row's time less that: element-wise work, copies, cache misses, and Python's calls.
 
@@ -33,7 +32,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,10 +41,11 @@ from minivit_side import MinivitSide
 from products import Product, alone, holding, prepare, recording, spread
 from roofline import columns
 
-from minivit import backend, nn, optim
 from minivit import functional as F
-from minivit.backend.blas import limit_threads
+from minivit import nn, optim
+from minivit.fast.blas import limit_threads
 from minivit.nn.layer import Layer
+from minivit.optim import optimizers
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 REST = "python and the rest"
@@ -158,19 +157,8 @@ def _replacements(profile: Profile) -> dict[Any, Any]:
     found = {function: profile.timed(name, function) for function, name in functions.items()}
     found[F.linear] = profile.timed(_linear_name, F.linear)
     found[optim.clip_grad_norm] = profile.timed("clip_grad_norm", optim.clip_grad_norm, UPDATE)
-    timed_kernels = _timed_kernels(profile, backend.kernels(np.empty(0)))
-    found[backend.kernels] = lambda x: timed_kernels
+    found[optimizers.update] = profile.timed("adamw", optimizers.update, UPDATE)
     return found
-
-
-def _timed_kernels(profile: Profile, module: ModuleType) -> SimpleNamespace:
-    """The kernels as callers see them; what they call among themselves is theirs."""
-    own = {
-        name: profile.timed(f"kernels.{name}", value, UPDATE if name == "inplace_adamw" else FORWARD)
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__
-    }
-    return SimpleNamespace(**{**vars(module), **own})
 
 
 def _linear_name(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> str:

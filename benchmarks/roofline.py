@@ -43,8 +43,8 @@ from minivit_side import MinivitSide
 from products import ROUNDS, Product, alone, holding, prepare, products_of, spread
 from turns import machine_seconds
 
-from minivit.backend.blas import limit_threads
-from minivit.backend.threads import in_threads, usable_cores
+from minivit.fast.blas import limit_threads
+from minivit.fast.threads import in_threads, usable_cores
 from minivit.summary import Summary, summary
 
 SQUARES = (512, 1024, 2048)  # rows and columns: smaller ones do not reach the rate, larger ones add nothing

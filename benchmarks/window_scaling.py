@@ -21,8 +21,8 @@ from scaling import Growth
 
 from minivit import functional as F
 from minivit import nn
-from minivit.backend.blas import limit_threads
-from minivit.backend.memory import keep_freed_memory
+from minivit.fast.blas import limit_threads
+from minivit.fast.memory import keep_freed_memory
 
 SIZES = (112, 168, 224, 280, 336, 392, 448)  # pixels per side; maps of 28 to 112 places, all multiples of the window
 PATCH, DIM, HEADS, WINDOW, SHIFT = 4, 96, 3, 7, 3  # the first stage of Swin-T
@@ -68,7 +68,7 @@ def tasks() -> Iterator[Task]:
             x, dy = random.standard_normal((2, *shapes[kind]), dtype=np.float32)
             heads = (1, tokens // keys, HEADS, keys, DIM // HEADS)
             q, k, v = random.standard_normal((3, *heads), dtype=np.float32)
-            macs, gib = layer.macs(shapes[kind]), HEADS * tokens * keys * 4 / 2**30
+            macs, gib = nn.multiply_adds(layer, shapes[kind]), HEADS * tokens * keys * 4 / 2**30
             projections = 4 * tokens * DIM * DIM  # to q, k and v, and out of the heads
             yield Task(LAYER, kind, size, macs, gib, partial(layer, x))
             # backward has two products for each one of forward, and holds the scores' gradient beside the scores

@@ -74,14 +74,16 @@ class NoScale(nn.Attention):
     """Scores q k^T that are not divided by sqrt(d)."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
-        (q, k, v), back_heads = self._heads(x)  # each (B, H, N, d)
-        seen, back_attention = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        y, back_join = self._join(seen, rng)  # (B, N, D)
+        qkv, back_qkv = self.qkv(x)  # (B, N, 3D)
+        (q, k, v), back_split = F.split_qkv(qkv, self.num_heads)  # each (B, H, N, d)
+        heads, back_attention = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # the mistake
+        merged, back_merge = F.merge_heads(heads)
+        y, back_proj = self.proj(merged)  # (B, N, D)
 
         @once
         def back(dy: Array) -> Array:
-            dq, dk, dv, _ = back_attention(back_join(dy))
-            return back_heads(dq, dk, dv)
+            dq, dk, dv, _ = back_attention(back_merge(back_proj(dy)))
+            return back_qkv(back_split(dq, dk, dv))
 
         return y, back
 
@@ -90,25 +92,25 @@ class NoResidual(nn.Block):
     """x <- attn(norm1(x)); x <- mlp(norm2(x)): nothing is added to what came in."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
-        seen, back_seen = self._branch(self.norm1, self.attn, x, rng)
-        thought, back_thought = self._branch(self.norm2, self.mlp, seen, rng)
-        return thought, once(lambda dy: back_seen(back_thought(dy)))
+        attended, back_attn = self._branch(self.norm1, self.attn, x, rng)
+        y, back_mlp = self._branch(self.norm2, self.mlp, attended, rng)
+        return y, once(lambda dy: back_attn(back_mlp(dy)))
 
 
 class PostNorm(nn.Block):
     """x <- norm1(x + attn(x)); x <- norm2(x + mlp(x)): the norms stand on the stream itself (Vaswani et al. 2017)."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
-        seen, back_seen = self.attn(x, rng)
-        middle, back_norm1 = self.norm1(x + seen)
-        thought, back_thought = self.mlp(middle, rng)
-        y, back_norm2 = self.norm2(middle + thought)
+        attended, back_attn = self.attn(x, rng)
+        middle, back_norm1 = self.norm1(x + attended)
+        transformed, back_mlp = self.mlp(middle, rng)
+        y, back_norm2 = self.norm2(middle + transformed)
 
         @once
         def back(dy: Array) -> Array:
             dsum = back_norm2(dy)  # in the forward pass: y = norm2(middle + mlp(middle))
-            dsum = back_norm1(dsum + back_thought(dsum))  # and middle = norm1(x + attn(x))
-            return dsum + back_seen(dsum)
+            dsum = back_norm1(dsum + back_mlp(dsum))  # and middle = norm1(x + attn(x))
+            return dsum + back_attn(dsum)
 
         return y, back
 
@@ -127,17 +129,20 @@ class SoftmaxOverBatch(nn.Attention):
     """The gradient of softmax is divided by the number of images, as if every layer were a loss."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
-        (q, k, v), back_heads = self._heads(x)  # each (B, H, N, d)
+        qkv, back_qkv = self.qkv(x)  # (B, N, 3D)
+        (q, k, v), back_split = F.split_qkv(qkv, self.num_heads)  # each (B, H, N, d)
         scale = q.shape[-1] ** -0.5
         weights, back_softmax = F.softmax(q @ k.swapaxes(-1, -2) * scale)  # (B, H, N, N)
-        y, back_join = self._join(weights @ v, rng)
+        merged, back_merge = F.merge_heads(weights @ v)
+        y, back_proj = self.proj(merged)  # (B, N, D)
 
         @once
         def back(dy: Array) -> Array:
-            dseen = back_join(dy)  # (B, H, N, d)
-            dscores = back_softmax(dseen @ v.swapaxes(-1, -2)) * scale
+            dheads = back_merge(back_proj(dy))  # (B, H, N, d)
+            dscores = back_softmax(dheads @ v.swapaxes(-1, -2)) * scale
             dscores /= len(dy)  # the mistake
-            return back_heads(dscores @ k, dscores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dseen)
+            dq, dk, dv = dscores @ k, dscores.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ dheads
+            return back_qkv(back_split(dq, dk, dv))
 
         return y, back
 
@@ -163,10 +168,10 @@ class ResidualForgotten(nn.Block):
     """y = x + f(x), whose gradient is passed on as if it were f(x)."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
-        seen, back_seen = self._branch(self.norm1, self.attn, x, rng)
-        middle = x + seen
-        thought, back_thought = self._branch(self.norm2, self.mlp, middle, rng)
-        return middle + thought, once(lambda dy: back_seen(back_thought(dy)))  # the mistake: dy is added nowhere
+        attended, back_attn = self._branch(self.norm1, self.attn, x, rng)
+        middle = x + attended
+        transformed, back_mlp = self._branch(self.norm2, self.mlp, middle, rng)
+        return middle + transformed, once(lambda dy: back_attn(back_mlp(dy)))  # the mistake: dy is added nowhere
 
 
 # --- the switches ---------------------------------------------------------------------------------------------------

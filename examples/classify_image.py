@@ -15,8 +15,8 @@ import numpy as np
 
 from minivit import explain
 from minivit import functional as F
-from minivit.backend import to_device, to_numpy
 from minivit.data import read_image
+from minivit.device import to_device, to_numpy
 from minivit.explain.attention_pictures import write_explanation
 from minivit.models import ViT
 from minivit.weights import from_pretrained, hub

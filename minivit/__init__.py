@@ -4,8 +4,9 @@ Start with `minivit/protocol.py` (one page), then `minivit/functional/`; docs/ g
 """
 
 from minivit import data, functional, nn, optim, parallel
-from minivit.backend import to_device, to_numpy
 from minivit.checkpoint import CheckpointError, save
+from minivit.device import to_device, to_numpy
+from minivit.fast.dispatch import plain
 from minivit.gradcheck import GradientError, check_complex_step, check_vjp
 from minivit.models import Swin, SwinV2, ViT, create_model, list_models
 from minivit.summary import summary
@@ -31,6 +32,7 @@ __all__ = [
     "nn",
     "optim",
     "parallel",
+    "plain",
     "save",
     "summary",
     "to_device",

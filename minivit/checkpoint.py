@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import to_numpy
+from minivit.device import to_numpy
 from minivit.files import write_atomically
 from minivit.nn.layer import Layer
 from minivit.protocol import Array

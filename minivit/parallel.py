@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import array_module, split_generator
-from minivit.backend.blas import limit_threads
-from minivit.backend.memory import keep_freed_memory
-from minivit.backend.threads import at_most, in_threads, usable_cores
-from minivit.nn.kept import Kept
+from minivit.device import array_module
+from minivit.fast.blas import limit_threads
+from minivit.fast.memory import keep_freed_memory
+from minivit.fast.threads import at_most, in_threads, usable_cores
+from minivit.nn.counting import cost
 from minivit.nn.layer import Layer
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
+from minivit.random import split_generator
 
 Loss = Callable[..., Any]
 
@@ -52,11 +53,12 @@ class DataParallel:
     ) -> None:
         self.threads = usable_cores() if threads is None else threads
         self.shards = shards
-        refuse(self.threads < 1, f"threads={threads} must be at least 1")
-        refuse(shards is not None and shards < 1, f"shards={shards} must be at least 1")
+        if self.threads < 1:
+            raise ValueError(f"threads={threads} must be at least 1")
+        if shards is not None and shards < 1:
+            raise ValueError(f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
-        self._image_bytes: dict[tuple[int, ...], int] = {}  # activations of one image, by its shape
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
 
@@ -76,8 +78,10 @@ class DataParallel:
             whatever a shard raises; the model's gradients are then unchanged.
         """
         batch = len(images)
-        refuse(batch == 0, "the batch is empty, so its mean loss is undefined: skip empty batches")
-        refuse(len(labels) != batch, f"{batch} images but {len(labels)} labels")
+        if batch == 0:
+            raise ValueError("the batch is empty, so its mean loss is undefined: skip empty batches")
+        if len(labels) != batch:
+            raise ValueError(f"{batch} images but {len(labels)} labels")
         count = min(self._shards_for(images), batch)
         bounds = [batch * place // count for place in range(count + 1)]
         generators = split_generator(rng, count)
@@ -112,15 +116,14 @@ class DataParallel:
         With n shards, t threads hold t/n of the batch's activations, and n sets of gradients: the sum is least at
         n = sqrt(t * activations / gradients).
         """
-        shape = images.shape[1:]
         if self.shards or array_module(images) is not np or images.ndim != 4:
             return self.shards or self.threads
-        if shape not in self._image_bytes:  # one image is looked at, once
-            _, back = self.model(images[:1])
-            self._image_bytes[shape] = Kept(param.data for param in self._params).add(back)
-        batch, gradients = len(images), sum(param.data.nbytes for param in self._params)
-        leanest = (self.threads * batch * self._image_bytes[shape] / gradients) ** 0.5
-        busy = self.model.macs(images.shape) / _WORTH_A_SHARD
+        try:
+            _, macs, kept = cost(self.model, images.shape, every_token=True)
+        except LookupError:  # a model with layers of unknown cost
+            return self.threads
+        leanest = (self.threads * kept / sum(param.size for param in self._params)) ** 0.5
+        busy = macs / _WORTH_A_SHARD
         return self.threads * max(1, int(min(leanest, busy) / self.threads))
 
     def _make_replicas(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The one rule of the house: everything differentiable returns `(y, back)`, its output and its way back.
+"""The one rule: everything differentiable returns `(y, back)`, its output and its backward function.
 
 Read this file first; `minivit/functional/` is the calculus written in this form, `minivit/nn/` adds parameters.
 
@@ -10,11 +10,34 @@ Read this file first; `minivit/functional/` is the calculus written in this form
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the code is the same for both
 Back: TypeAlias = Callable[..., Any]  # dy -> dx, or a tuple of gradients in the order of the arguments
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def inference() -> Iterator[None]:
+    """A context in which this thread's forward passes keep nothing: each `back` forgets its function at once.
+
+    Outputs are the same. It is for `predict`, whose memory then does not grow with the depth of what it runs.
+    """
+    before = getattr(_thread, "inference", False)
+    _thread.inference = True
+    try:
+        yield
+    finally:
+        _thread.inference = before
+
+
+def _nothing_kept(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("this forward pass ran for inference and kept nothing: call model(x), not model.predict(x)")
 
 
 class once:  # lower case: it is read as the decorator `@once`
@@ -28,7 +51,7 @@ class once:  # lower case: it is read as the decorator `@once`
     __slots__ = ("_function", "__weakref__")
 
     def __init__(self, function: Back) -> None:
-        self._function: Back | None = function
+        self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
 
     def __call__(self, *gradients: Any, **named: Any) -> Any:
         function, self._function = self._function, None
@@ -51,11 +74,18 @@ class once:  # lower case: it is read as the decorator `@once`
         return [cell.cell_contents for cell in cells]
 
 
-def compose(x: Array, *steps: Callable[[Array], tuple[Array, Back]]) -> tuple[Array, Back]:
-    """y = f_n(... f_1(x)), and the chain rule: their backs one after the other, the last one first."""
+def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Any = None) -> tuple[Array, Back]:
+    """y = f_n(... f_1(x)), and the chain rule: their backs one after the other, the last one first.
+
+    Args:
+        steps: functions or layers; None is skipped.
+        rng: given to every step, which must then take one; None gives none.
+    """
     backs: list[Back] = []
     for step in steps:
-        x, back_step = step(x)
+        if step is None:
+            continue
+        x, back_step = step(x) if rng is None else step(x, rng)
         backs.append(back_step)
 
     @once

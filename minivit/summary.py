@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from minivit.backend import array_module
+from minivit.device import array_module
+from minivit.nn import multiply_adds
 from minivit.nn.kept import Kept
 
 
@@ -85,16 +86,24 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     rows: list[Row] = []
     backs: list[Any] = []  # all alive, so that a shared buffer counts once
     for name, stage in model.leaves():
-        macs = stage.macs(x.shape)
+        macs = _multiply_adds(stage, x.shape, every_token=False)
         x, back = stage(x)
         backs.append(back)
         count = sum(param.size for param in stage.parameters().values())
         # a product y = x W^T costs as much again for dx and for dW
         rows.append(Row(name, type(stage).__name__, x.shape, count, macs, 2 * macs, kept.add(back)))
-    table = Summary(rows, model.macs(shape))
+    table = Summary(rows, _multiply_adds(model, shape))
     if not quiet:
         print(table)
     return table
+
+
+def _multiply_adds(layer: Any, shape: tuple[int, ...], every_token: bool = True) -> int:
+    """0 where a layer of unknown type has no registered cost."""
+    try:
+        return multiply_adds(layer, shape, every_token)
+    except LookupError:
+        return 0
 
 
 def _cells(row: Row) -> tuple[str, ...]:

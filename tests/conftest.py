@@ -16,8 +16,9 @@ import pytest
 from device_tools import Device
 from hypothesis import HealthCheck, settings
 
+import minivit
 from minivit import nn
-from minivit.backend import gpu_available
+from minivit.device import gpu_available
 
 _QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=200, derandomize=True, **_QUIET)
@@ -26,11 +27,14 @@ settings.register_profile("quick", max_examples=10, derandomize=True, **_QUIET)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-@pytest.fixture(params=["numpy", "fake", "cupy"])
+@pytest.fixture(params=["numpy", "plain", "fake", "cupy"])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    """NumPy; the strict fake of CuPy; and CuPy itself where a GPU answers."""
+    """NumPy, by fast functions and by formulas alone; the strict fake of CuPy; and CuPy itself where a GPU answers."""
     if request.param == "numpy":
         yield Device("numpy", np)
+    elif request.param == "plain":
+        with minivit.plain():
+            yield Device("plain", np)
     elif request.param == "fake":
         with fake_cupy.installed() as module:
             yield Device("fake", module)

@@ -12,10 +12,16 @@ import numpy as np
 
 
 class Device:
-    """Where a test's arrays live: `put` moves them there, `get` brings them back."""
+    """Where a test's arrays live: `put` moves them there, `get` brings them back.
+
+    Attributes:
+        name: "numpy", "plain" (NumPy, by formulas), "fake" or "cupy".
+        module: the arrays' library.
+        on_host: whether arrays are NumPy's.
+    """
 
     def __init__(self, name: str, module: Any) -> None:
-        self.name, self.module = name, module
+        self.name, self.module, self.on_host = name, module, module is np
 
     def put(self, x: Any) -> Any:
         if not isinstance(x, np.ndarray):

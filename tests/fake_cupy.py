@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-KERNELS = "minivit.backend.kernels_cupy"
+REPLACEMENTS = "minivit.fast.cupy"  # imports CuPy, so it is imported anew for the fake
 
 # How often the host waited for the device since `installed()` was entered: conversions to a Python
 # value, downloads, and the operations whose result shape depends on the data.
@@ -1145,11 +1145,13 @@ def make_modules() -> dict[str, types.ModuleType]:
     return modules
 
 
-def _forget_kernels() -> None:
-    sys.modules.pop(KERNELS, None)
-    package, _, name = KERNELS.rpartition(".")
+def _forget_replacements() -> None:
+    for name in [name for name in sys.modules if name == REPLACEMENTS or name.startswith(f"{REPLACEMENTS}.")]:
+        del sys.modules[name]
+    package, _, name = REPLACEMENTS.rpartition(".")
     if package in sys.modules:
         vars(sys.modules[package]).pop(name, None)
+        sys.modules[f"{package}.dispatch"].replacements.cache_clear()
 
 
 @contextlib.contextmanager
@@ -1160,7 +1162,7 @@ def installed() -> Iterator[types.ModuleType]:
     modules = make_modules()
     for name in before:
         del sys.modules[name]
-    _forget_kernels()
+    _forget_replacements()
     sys.modules.update(modules)
     synchronisations = 0
     try:
@@ -1169,4 +1171,4 @@ def installed() -> Iterator[types.ModuleType]:
         for name in [n for n in sys.modules if n.partition(".")[0] in ("cupy", "cupyx")]:
             del sys.modules[name]
         sys.modules.update(before)
-        _forget_kernels()
+        _forget_replacements()

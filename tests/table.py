@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from minivit import functional as F
 from minivit import nn
-from minivit.backend import array_module, kernels_numpy
+from minivit.device import array_module
+from minivit.fast.blocks import attention_in_blocks
+from minivit.fast.numpy import activation as numpy_activation
+from minivit.fast.numpy import attention as numpy_attention
 from minivit.models import Swin, SwinV2, ViT
 from minivit.protocol import once
 
@@ -93,7 +96,23 @@ def _attention_dropout(q: Any, k: Any, v: Any) -> Any:
 
 
 def _attention_in_blocks(q: Any, k: Any, v: Any, bias: Any) -> Any:
-    return F.scaled_dot_product_attention(q, k, v, None, bias, dropout_rate=0.3, rng=_rng(), block=2)
+    attend = F.scaled_dot_product_attention
+    return attention_in_blocks(attend, q, k, v, None, bias, block=2, dropout_rate=0.3, rng=_rng())
+
+
+def _reused_in_blocks(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    attend = numpy_attention.attend
+    return attention_in_blocks(attend, q, k, v, None, bias, block=2, reuse=True, dropout_rate=0.3, rng=_rng())
+
+
+def _self_attention(qkv: Any, bias: Any) -> Any:
+    return F.self_attention(qkv, 2, None, bias)
+
+
+def _self_attention_masked(qkv: Any) -> Any:
+    tokens = qkv.shape[-2]
+    mask = np.arange(tokens)[:, None] >= np.arange(tokens)
+    return F.self_attention(qkv, 1, _like(qkv, mask), mask_value=-100.0, dropout_rate=0.3, rng=_rng())
 
 
 def _relative_bias(table: Any) -> Any:
@@ -124,19 +143,30 @@ def _mean_squared(prediction: Any) -> Any:
 
 
 def _fitted(x: Any) -> Any:
-    """The fitted GELU of float32, run in float64: the code that trains is the code that is proven."""
-    y, slope = kernels_numpy.gelu_fitted(x)
-    return y, once(lambda dy: dy * slope)
+    """The GELU of float32, run in float64: the code that trains is the code that is proven."""
+    return numpy_activation.gelu(x)
 
 
 def _given_statistics(x: Any, weight: Any, bias: Any, mean: Any, root: Any) -> Any:
     """A variance that is positive whatever is drawn, and its gradient carried on to what was drawn."""
-    y, vjp = F.batch_norm(x, weight, bias, mean, root * root + 0.5)
+    y, vjp = F.batch_norm(x, mean, root * root + 0.5, weight, bias)
 
     @once
     def back(dy: Any) -> Any:
-        *others, dvariance = vjp(dy)
-        return (*others, dvariance * 2 * root)
+        dx, dmean, dvariance, dweight, dbias = vjp(dy)
+        return dx, dweight, dbias, dmean, dvariance * 2 * root
+
+    return y, back
+
+
+def _own_statistics(x: Any, weight: Any = None, bias: Any = None) -> Any:
+    y, vjp = F.batch_norm(x, None, None, weight, bias)
+
+    @once
+    def back(dy: Any) -> Any:
+        dx, dmean, dvariance, dweight, dbias = vjp(dy)
+        assert dmean is None and dvariance is None
+        return dx if weight is None else (dx, dweight, dbias)
 
     return y, back
 
@@ -163,7 +193,10 @@ FUNCTIONS = [
     Case("attention_biased", "BHNd BHMd BHMd HNM", _biased, fixed={"B": 2}, empty="B"),
     Case("attention_dropout", "BNd BMd BMd", _attention_dropout),
     Case("attention_in_blocks", "BNd BMd BMd NM", _attention_in_blocks, fixed={"N": 5}),
+    Case("attention_in_blocks_reused", "BNd BMd BMd NM", _reused_in_blocks, fixed={"N": 5}, host_only=True),
     Case("attention_in_blocks_one_bias", "BNd BMd BMd M", _attention_in_blocks, fixed={"N": 3}),
+    Case("self_attention", "BNF HNN", _self_attention, fixed={"F": 12, "H": 2}, empty="B"),
+    Case("self_attention_masked", "BWNF", _self_attention_masked, fixed={"F": 6}, empty="B"),
     Case("dropout", "BND", lambda x: F.dropout(x, 0.4, _rng())),
     Case("drop_path", "BND", lambda x: F.drop_path(x, 0.4, _rng())),
     Case("embedding", "RD", _embedding, fixed={"R": 2}, empty="D"),
@@ -188,11 +221,11 @@ FUNCTIONS = [
          fixed={**_KERNEL, "C": 1}, empty="B"),
     Case("conv2d_1x1", "BCab OCii O", F.conv2d, fixed={"i": 1}, empty="B"),
     # filters of two numbers become (+1, -1) whatever they were, as with layer_norm
-    Case("standardise_weight", "OCPQ", F.standardise_weight, fixed={"C": 2, "P": 3}, empty="O"),
+    Case("standardize_weight", "OCPQ", F.standardize_weight, fixed={"C": 2, "P": 3}, empty="O"),
     Case("group_norm", "BCab C C", lambda x, w, b: F.group_norm(x, 2, w, b), fixed={"C": 4, "a": 3}, empty="B"),
     Case("group_norm_plain", "BCN", lambda x: F.group_norm(x, 1, None, None), fixed={"C": 3, "N": 2}, empty="B"),
-    Case("batch_norm", "BCab C C", F.batch_norm, fixed={"a": 3, "b": 2}, empty="B"),
-    Case("batch_norm_plain", "BCN", lambda x: F.batch_norm(x, None, None), fixed={"N": 5}, empty="B"),
+    Case("batch_norm", "BCab C C", _own_statistics, fixed={"a": 3, "b": 2}, empty="B"),
+    Case("batch_norm_plain", "BCN", _own_statistics, fixed={"N": 5}, empty="B"),
     Case("batch_norm_given", "BCab C C C C", _given_statistics, empty="B"),
     Case("max_pool2d", "BCab", lambda x: F.max_pool2d(x, 2), fixed={"a": 5, "b": 4}, empty="B"),
     Case("max_pool2d_overlapping", "BCab", lambda x: F.max_pool2d(x, (3, 2), (2, 1), 1), empty="B"),
@@ -232,8 +265,8 @@ FUNCTIONS = [
 ]  # fmt: skip
 
 
-def _attention(**options: Any) -> Callable[[Any], Any]:
-    return lambda x: nn.Attention(x.shape[-1], 2, dtype=x.dtype, seed=1, **options)
+def _attention(kind: Any = nn.Attention, **options: Any) -> Callable[[Any], Any]:
+    return lambda x: kind(x.shape[-1], 2, dtype=x.dtype, seed=1, **options)
 
 
 def _mlp(x: Any, drop: float = 0.0) -> nn.Mlp:
@@ -246,6 +279,20 @@ def _block(x: Any, drop_path: float = 0.0, post_norm: bool = False, **options: A
     mlp = nn.Mlp(dim, 3, drop=options.get("proj_drop", 0.0), dtype=dtype, seed=2)
     norms = [nn.LayerNorm(dim, dtype=dtype) for _ in range(2)]
     return nn.Block(norms[0], attention, norms[1], mlp, drop_path, post_norm=post_norm)
+
+
+def _block_of(part: Callable[[], Any], post_norm: bool = False) -> nn.Block:
+    """A block whose parts hand back the very arrays that they are given."""
+    attention = part()
+    attention.queries = None
+    return nn.Block(part(), attention, part(), part(), post_norm=post_norm)
+
+
+class _Windowed(nn.Identity):
+    """An attention within windows that changes nothing."""
+
+    def forward(self, x: Any, rng: Any = None, mask: Any = None) -> Any:
+        return super().forward(x, rng)
 
 
 def _sequential(x: Any) -> nn.Sequential:
@@ -302,13 +349,21 @@ LAYERS = [
     Case("Attention_no_qkv_bias", "BND", _attention(qkv_bias=False), layer=True, fixed=_TOKENS),
     Case("Attention_dropout", "BND", _attention(attn_drop=0.3, proj_drop=0.2), layer=True, fixed=_TOKENS, noise=True),
     Case("Attention_first_queries", "BND", _attention(queries=1), layer=True, fixed=_TOKENS),
-    Case("Attention_linear_heads", "BND", _attention(heads="linear"), layer=True, fixed=_TOKENS),
-    Case("Attention_linear_heads_first", "BND", _attention(heads="linear", queries=1), layer=True, fixed=_TOKENS),
+    Case("LinearHeadAttention", "BND", _attention(nn.LinearHeadAttention), layer=True, fixed=_TOKENS),
+    Case("LinearHeadAttention_first", "BND", _attention(nn.LinearHeadAttention, queries=1), layer=True, fixed=_TOKENS),
     Case("Attention_position_bias", "BND", _attention(position_bias=(2, 1), prefix_tokens=1), layer=True,
          fixed={"D": 4, "N": 3}, empty="B"),
     Case("Block", "BND", _block, layer=True, fixed=_TOKENS),
     Case("Block_noise", "BND", lambda x: _block(x, 0.3, proj_drop=0.2), layer=True, fixed=_TOKENS, noise=True),
     Case("Block_first_queries", "BND", lambda x: _block(x, queries=1), layer=True, fixed=_TOKENS),
+    Case("Block_of_identities", "BND", lambda x: _block_of(nn.Identity), layer=True),
+    Case("Block_of_dropouts", "BND", lambda x: _block_of(lambda: nn.Dropout(0.0)), layer=True),
+    Case("Block_of_identities_post_norm", "BND", lambda x: _block_of(nn.Identity, post_norm=True), layer=True),
+    Case("Sequential_of_identities", "BND", lambda x: nn.Sequential(nn.Identity(), nn.Dropout(0.0), nn.DropPath(0.0)),
+         layer=True),
+    Case("Recompute_identity", "BND", lambda x: nn.Recompute(nn.Identity()), layer=True),
+    Case("ShiftedWindows_identity", "BabD", lambda x: nn.ShiftedWindows(_Windowed(), 2, 1), layer=True, fixed=_MAP,
+         empty="B"),
     Case("PatchEmbed", "BCab", _patch_embed, layer=True, fixed={"a": 2, "b": 6}, empty="B"),
     Case("PatchEmbed_norm", "BCab", lambda x: _patch_embed(x, norm_eps=1e-5), layer=True, fixed={"a": 2, "b": 3},
          empty="B"),

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from minivit import functional as F
+from minivit.fast.blocks import attention_in_blocks
+from minivit.fast.numpy.attention import attend
 
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.standard_normal((2, 3, count, 4)) for count in (7, 5, 5))
@@ -19,6 +21,7 @@ DY = RNG.standard_normal((2, 3, 7, 4))
 MASK = RNG.random((2, 1, 7, 5)) < 0.7
 
 
+@pytest.mark.parametrize("reuse", [False, True])
 @pytest.mark.parametrize("block", [1, 2, 3, 6, 7, 100])
 @pytest.mark.parametrize(
     "options",
@@ -31,19 +34,21 @@ MASK = RNG.random((2, 1, 7, 5)) < 0.7
         {"mask": MASK[0, 0, :1]},
     ],
 )
-def test_blocks_change_no_number(block: int, options: Any) -> None:
-    y, back = F.scaled_dot_product_attention(Q, K, V, **options)
-    in_blocks, back_blocks = F.scaled_dot_product_attention(Q, K, V, **options, block=block)
+def test_blocks_change_no_number(block: int, options: Any, reuse: bool) -> None:
+    y, back = F.scaled_dot_product_attention.plain(Q, K, V, **options)
+    one = attend if reuse else F.scaled_dot_product_attention.plain
+    in_blocks, back_blocks = attention_in_blocks(one, Q, K, V, **options, block=block, reuse=reuse)
     assert np.allclose(in_blocks, y, rtol=0, atol=1e-14)
     for ours, theirs in zip(back_blocks(DY), back(DY)):
         assert (ours is None) == (theirs is None)
         assert ours is None or (ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-13))
 
 
-def test_the_weights_that_were_dropped_are_dropped_on_the_way_back() -> None:
+def test_the_weights_that_were_dropped_are_dropped_in_the_backward_pass() -> None:
     # y is linear in v, so dv follows from the weights that were used: sum(dy * y) = sum(dv * v)
     for seed in range(5):
-        y, back = F.scaled_dot_product_attention(Q, K, V, dropout_rate=0.5, rng=np.random.default_rng(seed), block=2)
+        noise = {"dropout_rate": 0.5, "rng": np.random.default_rng(seed)}
+        y, back = attention_in_blocks(attend, Q, K, V, **noise, block=2, reuse=True)
         assert (DY * y).sum() == pytest.approx((back(DY)[2] * V).sum(), rel=1e-12)
 
 

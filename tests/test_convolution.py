@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from minivit import functional as F
 from minivit import nn
-from minivit.functional import convolution, sliding
+from minivit.fast.numpy import convolution
+from minivit.functional import sliding
 from minivit.strategies import seeds
 
 
@@ -144,16 +145,16 @@ def test_both_ways_to_the_gradient_give_the_same(outputs: int, monkeypatch: pyte
     rng = np.random.default_rng(2)
     x, weight = rng.standard_normal((2, 4, 6, 7)), rng.standard_normal((outputs, 4, 3, 2))
     calls = []
-    for name in ("_gradient_by_turned_filters", "_gradient_by_folding"):
+    for name in ("_gradient_by_flipped_filters", "_gradient_by_folding"):
         plain = getattr(convolution, name)
         monkeypatch.setattr(convolution, name, lambda *a, plain=plain: calls.append(plain.__name__) or plain(*a))
     y, vjp = F.conv2d(x, weight, padding=(1, 0))
     dy = rng.standard_normal(y.shape)
     dx = vjp(dy)[0]
-    assert calls == ["_gradient_by_turned_filters" if outputs == 3 else "_gradient_by_folding"]
+    assert calls == ["_gradient_by_flipped_filters" if outputs == 3 else "_gradient_by_folding"]
     how = sliding.slide("conv2d", (6, 7), (3, 2), 1, (1, 0))
     dmaps, filters = dy[:, None], weight[None]
-    for way in (convolution._gradient_by_turned_filters, convolution._gradient_by_folding):
+    for way in (convolution._gradient_by_flipped_filters, convolution._gradient_by_folding):
         np.testing.assert_allclose(way(dmaps, filters, how, (6, 7))[:, 0], dx, rtol=1e-12, atol=1e-13)
 
 
@@ -310,7 +311,7 @@ X, WEIGHT = np.ones((2, 4, 5, 6)), np.ones((6, 4, 3, 3))
         (lambda: F.conv2d(X, WEIGHT, dilation=0), r"dilation \(0, 0\) must be at least 1"),
         (lambda: F.conv2d(X, WEIGHT[:, :, :0]), r"kernel \(0, 3\) must be at least 1"),
         (lambda: F.conv2d(X, WEIGHT, stride=1.5), "1.5 is no size"),
-        (lambda: F.standardise_weight(WEIGHT[:, :0]), r"filters of shape \(6, 0, 3, 3\) have no numbers"),
+        (lambda: F.standardize_weight(WEIGHT[:, :0]), r"filters of shape \(6, 0, 3, 3\) have no numbers"),
         (lambda: F.max_pool2d(X, 6), "max_pool2d: a kernel of 6x6"),
         (lambda: F.max_pool2d(X, 2, padding=2), r"padding \(2, 2\) is more than half the kernel \(2, 2\)"),
         (lambda: F.max_pool2d(X, 0), r"max_pool2d: kernel \(0, 0\) must be at least 1"),
@@ -342,8 +343,8 @@ def test_parameters_have_pytorchs_names_shapes_and_bounds() -> None:
 
 def test_macs_count_every_product() -> None:
     layer = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
-    assert layer.macs((2, 4, 7, 8)) == 2 * 4 * 4 * 6 * 2 * 3 * 3
-    assert nn.Conv2d(64, 64, 3, padding=1).macs((8, 64, 56, 56)) == 8 * 56 * 56 * 64 * 64 * 9
+    assert nn.multiply_adds(layer, (2, 4, 7, 8)) == 2 * 4 * 4 * 6 * 2 * 3 * 3
+    assert nn.multiply_adds(nn.Conv2d(64, 64, 3, padding=1), (8, 64, 56, 56)) == 8 * 56 * 56 * 64 * 64 * 9
 
 
 def test_a_standardised_convolution_does_not_see_scale_and_shift_of_its_filters() -> None:
@@ -352,6 +353,6 @@ def test_a_standardised_convolution_does_not_see_scale_and_shift_of_its_filters(
     before = layer(x)[0]
     layer.weight.data = 3 * layer.weight.data + 0.7
     np.testing.assert_allclose(layer(x)[0], before, rtol=1e-11)
-    weight, _ = F.standardise_weight(layer.weight.data)
+    weight, _ = F.standardize_weight(layer.weight.data)
     np.testing.assert_allclose(weight.mean(axis=(1, 2, 3)), 0, atol=1e-15)
     np.testing.assert_allclose(weight.var(axis=(1, 2, 3)), 1, rtol=1e-4)

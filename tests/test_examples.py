@@ -270,7 +270,7 @@ def refusal(small, first, tmp_path_factory):
     found = {}
 
     def ask(case):
-        if case == "gpu" and minivit.backend.gpu_available():
+        if case == "gpu" and minivit.device.gpu_available():
             pytest.skip("a GPU answers here")
         if case not in found:
             options = [str(option).format(first=first[0]) for option in REFUSED[case][0]]

@@ -31,7 +31,7 @@ def made(kind: str = "learned_1d", tokens: str = "class token", **changes: Any) 
 def test_it_is_the_cosine_between_the_vectors_that_two_patches_get(kind, tokens):
     model = made(kind, tokens)
     table = np.array(model.embed.positions.table((3, 5))[0])
-    p = len(model.embed.prefix_names)
+    p = len(model.embed.prefix)
     assert len(table) == p + 15
     got = explain.position_similarity(model)
     assert got.shape == (3, 5, 3, 5)

@@ -423,13 +423,13 @@ def test_absent_names(cp, name):
 
 def test_installed_leaves_nothing_behind():
     before = {name for name in sys.modules if name.startswith("cupy")}
-    package = "minivit.backend"
+    package = "minivit.fast"
     with fake_cupy.installed() as module:
         import cupy
 
         assert cupy is module
         if package in sys.modules:
-            sys.modules[package].kernels_cupy = sys.modules[fake_cupy.KERNELS] = cupy
+            sys.modules[package].cupy = sys.modules[fake_cupy.REPLACEMENTS] = cupy
     assert {name for name in sys.modules if name.startswith("cupy")} == before
-    assert fake_cupy.KERNELS not in sys.modules
-    assert not hasattr(sys.modules.get(package), "kernels_cupy")
+    assert fake_cupy.REPLACEMENTS not in sys.modules
+    assert not hasattr(sys.modules.get(package), "cupy")

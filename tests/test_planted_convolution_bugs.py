@@ -16,7 +16,8 @@ from table import EVERYTHING
 import minivit
 from minivit import functional as F
 from minivit import nn
-from minivit.functional import convolution, pooling, sliding
+from minivit.fast.numpy import convolution, pooling
+from minivit.functional import sliding
 from minivit.gradcheck import GradientError
 from minivit.protocol import once
 
@@ -32,12 +33,12 @@ def checks(name: str) -> None:
     minivit.check_complex_step(case.callable(args), *args, rng_seed=noise)
 
 
-def kernel_not_turned(patch: Any) -> None:
+def kernel_not_flipped(patch: Any) -> None:
     """The backward convolution exchanges inputs and outputs, but leaves the kernel as it was."""
-    plain = convolution._gradient_by_turned_filters
+    plain = convolution._gradient_by_flipped_filters
     patch.setattr(
         convolution,
-        "_gradient_by_turned_filters",
+        "_gradient_by_flipped_filters",
         lambda dmaps, filters, how, size: plain(dmaps, filters[..., ::-1, ::-1], how, size),
     )
 
@@ -82,10 +83,10 @@ def batch_statistics_held_constant(patch: Any) -> None:
     patch.setattr(import_module("minivit.functional.batch_norm"), "_by_own_statistics", by_own)
 
 
-def standardisation_forgotten(patch: Any) -> None:
+def standardization_forgotten(patch: Any) -> None:
     """The gradient of the standardised weight is taken for that of the parameter."""
-    plain = F.standardise_weight
-    patch.setattr(F, "standardise_weight", lambda w, eps=1e-6: (plain(w, eps)[0], once(lambda dw: dw)))
+    plain = F.standardize_weight
+    patch.setattr(F, "standardize_weight", lambda w, eps=1e-6: (plain(w, eps)[0], once(lambda dw: dw)))
 
 
 def pooled_gradient_doubled(patch: Any) -> None:
@@ -100,7 +101,7 @@ def slope_of_relu_forgotten(patch: Any) -> None:
     patch.setattr(F, "relu", lambda x: (plain(x)[0], once(lambda dy: dy)))
 
 
-def shortcut_forgotten_on_the_way_back(patch: Any) -> None:
+def shortcut_forgotten_in_the_backward(patch: Any) -> None:
     """x went both ways, but its gradient comes from the branch alone."""
     patch.setattr(nn.Identity, "forward", lambda layer, x, rng=None: (x, once(lambda dy: 0 * dy)))
 
@@ -108,19 +109,19 @@ def shortcut_forgotten_on_the_way_back(patch: Any) -> None:
 @pytest.mark.parametrize(
     ("bug", "name"),
     [
-        (kernel_not_turned, "conv2d_same"),
+        (kernel_not_flipped, "conv2d_same"),
         (overlaps_overwritten, "conv2d_groups"),
         (overlaps_overwritten, "conv2d_strided"),
         (padding_not_cut_off, "conv2d_strided"),
         (weight_gradient_of_the_last_block, "conv2d"),
         (batch_statistics_held_constant, "batch_norm"),
         (batch_statistics_held_constant, "BatchNorm2d_training"),
-        (standardisation_forgotten, "StdConv2d"),
-        (standardisation_forgotten, "ViT_hybrid"),
+        (standardization_forgotten, "StdConv2d"),
+        (standardization_forgotten, "ViT_hybrid"),
         (padding_not_cut_off, "conv2d_same_strided"),
         (slope_of_relu_forgotten, "Bottleneck_projection"),
-        (shortcut_forgotten_on_the_way_back, "Bottleneck"),
-        (pooled_gradient_doubled, "avg_pool2d_inside"),
+        (shortcut_forgotten_in_the_backward, "Bottleneck"),
+        (pooled_gradient_doubled, "max_pool2d_same"),
         (pooled_gradient_doubled, "MaxPool2d"),
     ],
 )
@@ -134,7 +135,7 @@ def test_a_planted_bug_is_caught(bug: Callable[[Any], None], name: str, monkeypa
 @pytest.mark.parametrize(
     ("bug", "shape", "weight", "options"),
     [
-        (kernel_not_turned, (2, 4, 5, 5), (3, 4, 1, 1), {}),  # a kernel of 1x1 cannot be turned
+        (kernel_not_flipped, (2, 4, 5, 5), (3, 4, 1, 1), {}),  # a kernel of 1x1 cannot be flipped
         (overlaps_overwritten, (2, 3, 6, 6), (4, 3, 2, 2), {"stride": 2}),  # patches do not overlap
         (padding_not_cut_off, (2, 3, 6, 6), (4, 3, 3, 3), {"stride": 2}),
         (weight_gradient_of_the_last_block, (1, 1, 3, 3), (2, 1, 2, 2), {}),  # one block

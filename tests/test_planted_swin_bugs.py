@@ -14,13 +14,14 @@ from table import MODELS
 from test_planted_bugs import CASES, checks
 
 import minivit
+import minivit.models.tokens
 from minivit import functional as F
-from minivit.backend import kernels_numpy
+from minivit import models
+from minivit.fast.dispatch import Replacement, with_parts
+from minivit.fast.numpy import REPLACEMENTS
+from minivit.fast.numpy import attention as fast_attention
 from minivit.gradcheck import GradientError
 from minivit.protocol import once
-
-ATTENTION = "minivit.functional.attention"  # the module; F.scaled_dot_product_attention is a name in it
-
 
 # --- the bugs: each takes monkeypatch and plants itself -------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def bias_gradient_of_one_window(patch: Any) -> None:
     def first_of_all(array: Any, shape: Any) -> Any:
         return array[(0,) * (array.ndim - len(shape))]
 
-    patch.setattr(f"{ATTENTION}.sum_to", first_of_all)
+    patch.setattr(fast_attention, "sum_to", first_of_all)
 
 
 def bias_gradient_averaged(patch: Any) -> None:
@@ -96,7 +97,7 @@ def bias_gradient_averaged(patch: Any) -> None:
     def mean(array: Any, shape: Any) -> Any:
         return array.mean(axis=tuple(range(array.ndim - len(shape)))).reshape(shape)
 
-    patch.setattr(f"{ATTENTION}.sum_to", mean)
+    patch.setattr(fast_attention, "sum_to", mean)
 
 
 def bias_gradient_assigned(patch: Any) -> None:
@@ -107,18 +108,24 @@ def bias_gradient_assigned(patch: Any) -> None:
         out[index] += rows
         return out
 
-    patch.setattr(kernels_numpy, "scatter_add", scatter)
+    buggy = with_parts(F.relative_position_bias.plain, scatter_add=scatter)
+    patch.setitem(REPLACEMENTS, "relative_position_bias", Replacement(buggy))
 
 
 def mask_missing_in_the_backward(patch: Any) -> None:
     """The backward pass is that of attention without the mask."""
-    plain = F.scaled_dot_product_attention
+    plain, plain_self = F.scaled_dot_product_attention, F.self_attention
 
     def attention(q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, **options: Any) -> Any:
         y, _ = plain(q, k, v, mask, bias, **options)
         return y, plain(q, k, v, None, bias, **options)[1]
 
+    def self_attention(qkv: Any, heads: int, mask: Any = None, bias: Any = None, **options: Any) -> Any:
+        y, _ = plain_self(qkv, heads, mask, bias, **options)
+        return y, plain_self(qkv, heads, None, bias, **options)[1]
+
     patch.setattr(F, "scaled_dot_product_attention", attention)
+    patch.setattr(F, "self_attention", self_attention)
 
 
 def normalize_without_projection(patch: Any) -> None:
@@ -129,7 +136,8 @@ def normalize_without_projection(patch: Any) -> None:
         length = np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), eps)
         return plain(x, eps)[0], once(lambda dy: dy / length)
 
-    patch.setattr(f"{ATTENTION}.normalize", normalize)
+    buggy = with_parts(F.cosine_attention.plain, normalize=normalize)
+    patch.setitem(REPLACEMENTS, "cosine_attention", Replacement(buggy))
 
 
 def logit_scale_without_its_exponential(patch: Any) -> None:
@@ -182,7 +190,14 @@ def factor_16_forgotten(patch: Any) -> None:
 
 def map_positions_of_the_first_image(patch: Any) -> None:
     """The positions' table was added to every image, and its gradient is the first one's."""
-    patch.setattr(kernels_numpy, "sum_rows", lambda x: x[0].copy())
+    plain = models.tokens.add_positions
+
+    def add_positions(tokens: Any, positions: Any, grid: Any) -> Any:
+        y, _ = plain(tokens, positions, grid)
+        _, back_table = positions.table(grid)
+        return y, once(lambda dy: back_table(dy[0]) or dy)
+
+    patch.setattr(models.tokens, "add_positions", add_positions)
 
 
 def quick(name: str) -> None:

@@ -15,10 +15,12 @@ import test_swin_options
 import test_window_attention
 import test_window_masks
 import test_windows
-from test_planted_swin_bugs import ATTENTION, columns_of_windows_first, quick, right_before_down
+from test_planted_swin_bugs import columns_of_windows_first, quick, right_before_down
 
 from minivit import functional as F
 from minivit import nn
+from minivit.fast.dispatch import Replacement, with_parts
+from minivit.fast.numpy import REPLACEMENTS
 from minivit.functional import permutations
 from minivit.models import Swin, SwinV2
 from minivit.nn import window_attention
@@ -99,7 +101,8 @@ def offsets_negated(patch: Any) -> None:
 
 def factor_without_a_limit(patch: Any) -> None:
     """The learned factor of cosine attention grows beyond 100."""
-    patch.setattr(f"{ATTENTION}.MAX_LOGIT_SCALE", 1e9)
+    buggy = with_parts(F.cosine_attention.plain, MAX_LOGIT_SCALE=1e9)
+    patch.setitem(REPLACEMENTS, "cosine_attention", Replacement(buggy))
 
 
 def limit_ignored_in_the_backward(patch: Any) -> None:

@@ -17,7 +17,7 @@ from table import EVERYTHING, LAYERS, MODELS, Case, name_of
 import minivit
 from minivit import nn
 from minivit.functional import position_bias, windows
-from minivit.protocol import once
+from minivit.protocol import compose, inference, once
 
 every_case = pytest.mark.parametrize("case", EVERYTHING, ids=name_of)
 every_layer = pytest.mark.parametrize("case", LAYERS + MODELS, ids=name_of)
@@ -49,11 +49,11 @@ def gradient_for(y: Any, device: Device | None = None, seed: int = 4) -> list[An
 
 def on_device(case: Case, device: Device, dtype: str = "float64", **lengths: int) -> tuple[tuple[Any, ...], Any]:
     """The arguments, and the callable with its parameters, on the device."""
-    if case.host_only and device.name != "numpy":
-        pytest.skip("a kernel of NumPy's alone")
+    if case.host_only and not device.on_host:
+        pytest.skip("a function of NumPy's alone")
     host = case.arguments(dtype=dtype, **lengths)
     f = case.callable(host)
-    if case.layer and device.name != "numpy":
+    if case.layer and not device.on_host:
         minivit.to_device(f, "gpu")
     return tuple(device.put(arg) for arg in host), f
 
@@ -286,20 +286,42 @@ def test_a_train_step_never_waits_for_the_device() -> None:
         assert fake_cupy.synchronisations == before
 
 
-def test_a_subclass_with_its_own_forward_infers_by_it():
+def test_a_subclass_with_its_own_forward_predicts_by_it() -> None:
     class Doubled(nn.Mlp):
-        def forward(self, x, rng=None):
+        def forward(self, x: Any, rng: Any = None) -> Any:
             y, back = super().forward(x, rng)
-            return 2 * y, back
+            return 2 * y, once(lambda dy: back(2 * dy))
 
-    class Renamed(nn.Mlp):
-        """Nothing changed, so the inference of `nn.Mlp` is the right one."""
+    case = next(case for case in MODELS if case.name == "ViT")
+    (x,) = case.arguments()
+    model = case.build(x)
+    before = model.predict(x)
+    for block in model.blocks:
+        block.mlp.__class__ = Doubled
+    assert not np.allclose(model.predict(x), before)
+    np.testing.assert_allclose(model.predict(x), model(x)[0], rtol=1e-12)
 
-    x = np.random.default_rng(0).standard_normal((2, 3, 4), dtype=np.float32)
-    plain, doubled = nn.Mlp(4, 8, seed=0), Doubled(4, 8, seed=0)
-    assert np.array_equal(doubled.infer(x), 2 * plain(x)[0])
-    assert np.array_equal(plain.infer(x), plain(x)[0])
-    assert Renamed.infer is nn.Mlp.infer and Doubled.infer is nn.Layer.infer
+
+@every_layer
+def test_inference_gives_the_same_output_and_keeps_nothing(case: Case) -> None:
+    (x,) = case.arguments()
+    layer = case.build(x)
+    expected, _ = layer(x, noise(case))
+    with inference():
+        y, back = layer(x, noise(case))
+        assert not held_arrays(back)
+    np.testing.assert_array_equal(y, expected)
+    with pytest.raises(RuntimeError, match="kept nothing: call model"):
+        back(np.ones_like(y))
+    layer(x)[1](np.ones_like(y))  # out of the context backs work again
+
+
+@pytest.mark.parametrize("case", MODELS, ids=name_of)
+def test_a_models_forward_is_its_parts_in_order(case: Case) -> None:
+    (x,) = case.arguments()
+    model = case.build(x)
+    by_parts, _ = compose(x, *model.steps(), rng=noise(case))
+    np.testing.assert_array_equal(by_parts, model(x, noise(case))[0])
 
 
 def test_parts_that_would_not_be_found_are_refused():

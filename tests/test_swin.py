@@ -12,7 +12,7 @@ from published_sizes import check_size
 from swin_tools import KINDS, TINY, settings, shapes
 
 import minivit
-from minivit import optim
+from minivit import nn, optim
 from minivit.models import Swin, SwinV2, configs
 from minivit.summary import summary
 
@@ -202,7 +202,7 @@ def test_no_decay_is_biases_norms_and_position_tables(kind: Any) -> None:
 def test_the_summary_adds_up(kind: Any, changes: Any) -> None:
     model = kind(**settings(kind, **changes))
     table = summary(model, quiet=True)
-    assert table.macs == table.published_macs == model.macs((1, 2, 16, 16)) > 0
+    assert table.macs == table.published_macs == nn.multiply_adds(model, (1, 2, 16, 16)) > 0
     assert table.parameters == optim.parameter_count(model.parameters())
     names = ["embed", "layers.0.blocks.0", "layers.0.blocks.1", "layers.1.downsample", "layers.1.blocks.0"]
     names += ["layers.1.blocks.1", "norm", "pool"] + ["head.drop", "head.fc"] * ("num_classes" not in changes)
@@ -210,15 +210,15 @@ def test_the_summary_adds_up(kind: Any, changes: Any) -> None:
     assert [row.shape for row in table.rows][:6] == 3 * [(1, 8, 8, 4)] + 3 * [(1, 4, 4, 8)]
     assert "papers" not in str(table)
     odd = summary(model, (9, 22), quiet=True)
-    assert odd.macs == model.macs((1, 2, 9, 22)) and odd.rows[3].shape == (1, 3, 6, 8)
+    assert odd.macs == nn.multiply_adds(model, (1, 2, 9, 22)) and odd.rows[3].shape == (1, 3, 6, 8)
 
 
 def test_multiply_adds_by_hand() -> None:
     model = Swin(**TINY)
     first = 64 * (4 + 2 * 2) * 16 + 2 * 16 * 4 * 4 * 4  # per token q, k, v, out and MLP; per window 4 x 4 scores twice
     second = 16 * (4 + 2 * 2) * 64 + 2 * 4 * 4 * 4 * 8
-    assert model.macs((1, 2, 16, 16)) == 64 * 8 * 4 + 2 * first + 16 * 16 * 8 + 2 * second + 8 * 3
+    assert nn.multiply_adds(model, (1, 2, 16, 16)) == 64 * 8 * 4 + 2 * first + 16 * 16 * 8 + 2 * second + 8 * 3
     # 17 x 15 pixels are 9 x 8 patches, padded to 10 x 8 for the scores, but not for the MLP
     first = 80 * 4 * 16 + 2 * 20 * 4 * 4 * 4 + 72 * 2 * 2 * 16
     second = 24 * 4 * 64 + 2 * 6 * 4 * 4 * 8 + 20 * 2 * 2 * 64  # 5 x 4, padded to 6 x 4
-    assert model.macs((1, 2, 17, 15)) == 72 * 8 * 4 + 2 * first + 20 * 16 * 8 + 2 * second + 8 * 3
+    assert nn.multiply_adds(model, (1, 2, 17, 15)) == 72 * 8 * 4 + 2 * first + 20 * 16 * 8 + 2 * second + 8 * 3

@@ -13,9 +13,8 @@ import pytest
 
 import minivit
 from minivit import parallel
-from minivit.backend import kernels_numpy as kernels
-from minivit.backend import threads
-from minivit.backend.threads import at_most, in_threads, workers
+from minivit.fast import threads
+from minivit.fast.threads import at_most, in_threads, workers
 from minivit.models import model as model_module
 
 
@@ -76,16 +75,6 @@ def test_an_error_stops_what_has_not_begun_and_is_raised_after_the_rest() -> Non
         in_threads(work, range(1000), 2)
     assert 1 in done and len(done) < 900
     assert in_threads(lambda item: item, [1, 2], 2) == [1, 2] and workers() == threads.usable_cores()
-
-
-def test_gelu_in_place_is_gelu() -> None:
-    for dtype in ("float32", "float64"):
-        x = np.random.default_rng(0).standard_normal((700, 801)).astype(dtype)  # more than one piece
-        expected = kernels.gelu(x)[0]
-        same = x.copy()
-        assert kernels.inplace_gelu(same) is same and np.array_equal(same, expected)
-        strided = np.array(x.T)
-        assert np.array_equal(kernels.inplace_gelu(strided.T), expected) and np.array_equal(strided.T, expected)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

@@ -324,7 +324,7 @@ spent, rate = {"RNN": [], "attention": []}, {"RNN": [], "attention": []}
 for N in lengths:
     x = np.random.default_rng(0).standard_normal((1, N, DIM), dtype=np.float32)
     layers = {"RNN": RNN(DIM, DIM, seed=0), "attention": AttentionWithPositions(N, DIM, seed=0)}
-    macs = {"RNN": 2 * N * DIM**2, "attention": nn.Attention(DIM, 1).macs(x.shape)}
+    macs = {"RNN": 2 * N * DIM**2, "attention": nn.multiply_adds(nn.Attention(DIM, 1), x.shape)}
     assert macs["attention"] == 4 * N * DIM**2 + 2 * N**2 * DIM
     for kind, layer in layers.items():
         spent[kind].append(milliseconds(layer, x))

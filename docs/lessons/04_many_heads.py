@@ -178,7 +178,7 @@ assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
 # Then the linear maps. `head_maps` holds them all, (3, H, D, d):
 
 # %%
-linear = nn.Attention(D, H, heads="linear", dtype="float64", seed=2)
+linear = nn.LinearHeadAttention(D, H, dtype="float64", seed=2)
 maps = linear.head_maps.data
 qkv, _ = linear.qkv(x)
 q, k, v = np.split(qkv, 3, axis=2)
@@ -213,9 +213,9 @@ for param, values in (
     param.data = np.concatenate(values)
 
 print(f"linear maps folded into an even split: difference {np.abs(same(x)[0] - y).max():.0e}")
-print(f"multiply-adds: split {split.macs(x.shape):,}, linear {linear.macs(x.shape):,}")
+print(f"multiply-adds: split {nn.multiply_adds(split, x.shape):,}, linear {nn.multiply_adds(linear, x.shape):,}")
 assert np.allclose(same(x)[0], y, rtol=1e-9, atol=1e-12)
-assert split.macs(x.shape) < linear.macs(x.shape)
+assert nn.multiply_adds(split, x.shape) < nn.multiply_adds(linear, x.shape)
 
 # %% [markdown]
 # ## The heads come together: $W_o$
@@ -316,10 +316,10 @@ for _ in range(3 if SHORT else 10):  # in turns, so that a slow moment of the ma
 times = [1e3 * min(seconds) for seconds in runs]  # ms, the fastest of each
 
 for heads, layer, spent in zip(counts, layers, times):
-    million, scores = layer.macs(x.shape) / 1e6, batch * heads * tokens**2 / 1e6
+    million, scores = nn.multiply_adds(layer, x.shape) / 1e6, batch * heads * tokens**2 / 1e6
     print(f"{heads:2d} heads: {million:.1f} million multiply-adds, {scores:4.2f} million scores, {spent:5.1f} ms")
 
-assert len({layer.macs(x.shape) for layer in layers}) == 1
+assert len({nn.multiply_adds(layer, x.shape) for layer in layers}) == 1
 
 # %%
 figure, axes = figures.new(width=6.0, height=3.0)
@@ -349,6 +349,6 @@ figures.show(
 # 1. Ask for the symbols at three places: a third number in `ASKED`, and 3 for the 2 in `2 * SYMBOLS` and in `reshape`.
 #    How many heads are needed? (Their number must divide `DIM`: try 1, 2 and 4.)
 # 2. Give the model with one head twice the channels (`DIM = 64`). Does that help?
-# 3. Replace the layer in `Recall` by one with `heads="linear"` and one head. Does it help? Should it?
+# 3. Replace the layer in `Recall` by `nn.LinearHeadAttention` with one head. Does it help? Should it?
 #
 # Next: [5. Order](05_order.py)

@@ -331,7 +331,7 @@ total = sum(macs.values())
 for name, count in macs.items():
     print(f"{name:26s} {count / 1e9:6.2f} G  {count / total:6.2%}")
 print(f"{'together':26s} {total / 1e9:6.2f} G")
-assert total == model.macs(image.shape) and round(total / 1e9, 2) == 17.56
+assert total == nn.multiply_adds(model, image.shape) and round(total / 1e9, 2) == 17.56
 
 done = sum(stage.macs for stage in minivit.summary(model, quiet=True).rows)
 print(f"minivit itself does {done / 1e9:.2f} G, for it leaves out what nobody reads in the last block")
@@ -429,7 +429,7 @@ assert hybrid.embed(image)[0].shape == (1, 50, 192)
 # 1. Call `convolution` with `stride=2` and a kernel of 4. How large is the grid now, and how often is an inner pixel
 #    read? Why can `F.patch_embed` not do this?
 # 2. Count the parameters and MACs of `vit_small_patch16_224` (D = 384, M = 1,536) with the terms above. Compare with
-#    `model.macs((1, 3, 224, 224))`.
+#    `nn.multiply_adds(model, (1, 3, 224, 224))`.
 # 3. Take an image of 384 x 384 pixels. How many tokens are there, and which share of the work do the scores have now?
 #
 # Next: [7. Pretraining](07_pretraining.py)

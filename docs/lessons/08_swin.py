@@ -182,7 +182,7 @@ print("image side   tokens   10^6 MACs over the whole map   in windows   ratio")
 costs = []
 for side in (28, 56, 112, 224, 448, 896):
     N = (side // 4) ** 2
-    costs.append((N, whole.macs((1, N, D)), windowed.macs((1, side // 4, side // 4, D))))
+    costs.append((N, nn.multiply_adds(whole, (1, N, D)), nn.multiply_adds(windowed, (1, side // 4, side // 4, D))))
     assert costs[-1][1] == 4 * N * D**2 + 2 * N**2 * D
     assert costs[-1][2] == 4 * N * D**2 + 2 * M**2 * N * D
     print(
@@ -218,11 +218,11 @@ vit = minivit.ViT(img_size=224, patch_size=16, embed_dim=384, depth=12, num_head
 fine = minivit.ViT(img_size=224, patch_size=4, embed_dim=384, depth=12, num_heads=6)  # the same with patches of 4
 print("10^9 MACs       224 pixels   448 pixels   896 pixels")
 for name, model in (("Swin-T", swin), ("ViT-S/16", vit), ("ViT-S/4", fine)):
-    total = [model.macs((1, 3, side, side)) / 1e9 for side in (224, 448, 896)]
+    total = [nn.multiply_adds(model, (1, 3, side, side)) / 1e9 for side in (224, 448, 896)]
     print(f"{name:12s} {total[0]:13,.1f} {total[1]:12,.1f} {total[2]:12,.1f}    (x {total[2] / total[1]:.1f})")
 
-assert swin.macs((1, 3, 448, 448)) < 4.01 * swin.macs((1, 3, 224, 224))
-assert fine.macs((1, 3, 224, 224)) > 20 * swin.macs((1, 3, 224, 224))
+assert nn.multiply_adds(swin, (1, 3, 448, 448)) < 4.01 * nn.multiply_adds(swin, (1, 3, 224, 224))
+assert nn.multiply_adds(fine, (1, 3, 224, 224)) > 20 * nn.multiply_adds(swin, (1, 3, 224, 224))
 
 # %% [markdown]
 # ## The cyclic shift

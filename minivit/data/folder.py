@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minivit.backend.threads import in_threads, usable_cores
 from minivit.data.batches import Array, Augment, epoch_order, holdout, num_batches
 from minivit.data.idx import DataError, StrPath
+from minivit.fast.threads import in_threads, usable_cores
 
 Read = Callable[[Path], Array]  # path -> (C, H, W), such as a Preprocess
 

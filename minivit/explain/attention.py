@@ -14,11 +14,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from minivit import functional as F
-from minivit.backend import array_module
+from minivit.device import array_module
 from minivit.functional.permutations import Size
 from minivit.models import Model, ViT
-from minivit.models.tokens import patch_grid
-from minivit.nn import Attention, Block, CosineWindowAttention, Layer, Recompute, ShiftedWindows, WindowAttention
+from minivit.models.options import patch_grid
+from minivit.nn import (
+    Attention,
+    Block,
+    CosineWindowAttention,
+    Layer,
+    LinearHeadAttention,
+    Recompute,
+    ShiftedWindows,
+    WindowAttention,
+)
 from minivit.protocol import Array, Back, refuse
 
 
@@ -156,7 +165,7 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
     """
     refuse(not isinstance(layer, Attention), f"{type(layer).__name__} is no attention whose weights are known here")
     assert isinstance(layer, Attention)
-    (q, k, v), _ = layer._heads(tokens)
+    q, k, v = _heads(layer, tokens)
     xp, count = array_module(k), k.shape[-2]
     identity = xp.broadcast_to(xp.eye(count, dtype=k.dtype), (*k.shape[:-1], count))  # (..., H, N, N), one copy
     if isinstance(layer, CosineWindowAttention):
@@ -170,6 +179,17 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
         return F.scaled_dot_product_attention(q, k, identity, mask, bias, mask_value=layer.mask_value)[0], v
     bias = table.bias(layer.queries)[0] if table is not None else None
     return F.scaled_dot_product_attention(q, k, identity, bias=bias)[0], v
+
+
+def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
+    """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads."""
+    qkv, _ = layer.project_qkv(tokens)
+    if isinstance(layer, LinearHeadAttention):
+        wide = qkv.reshape(*qkv.shape[:-1], 3, -1)  # (..., N, 3, D)
+        q, k, v = array_module(qkv).einsum("...nsc,shcd->s...hnd", wide, layer.head_maps.data)
+    else:
+        (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
+    return q[..., : layer.queries, :], k, v
 
 
 # --- as maps --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from minivit.backend import array_module, to_numpy
+from minivit.device import array_module, to_numpy
 from minivit.explain.formulas import formula
 from minivit.explain.watched import Place, Run, watched
 from minivit.nn import Layer

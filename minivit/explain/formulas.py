@@ -45,7 +45,7 @@ from minivit.nn import (
     Tanh,
     WindowAttention,
 )
-from minivit.nn.patch_embed import _PatchProjection
+from minivit.nn.patch_embed import PatchProjection
 
 
 def formula(layer: Any) -> str:
@@ -72,7 +72,7 @@ def _first_line(thing: Any) -> str:
 
 def _tokens(layer: Any) -> str:
     patches = "patch_embed(x)"
-    prefix = [name.removesuffix("_token") for name in getattr(layer, "prefix_names", [])]
+    prefix = ["cls", "dist"][: len(getattr(layer, "prefix", []))]
     joined = f"[{'; '.join([*prefix, patches])}]" if prefix else patches
     return f"{joined} + positions" if layer.positions else joined
 
@@ -125,10 +125,10 @@ _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     Mlp: lambda layer: "fc2(gelu(fc1(x)))",
     Block: _block,
     Bottleneck: lambda layer: "max(0, norm3(conv3(...conv1(x))) + downsample(x))",
-    _PatchProjection: lambda layer: "patches(x) W^T + b",
+    PatchProjection: lambda layer: "patches(x) W^T + b",
     PatchEmbed: _patch_embed,
     PatchMerging: lambda layer: "norm(reduction(2x2))" if layer.post_norm else "reduction(norm(2x2))",
-    Recompute: lambda layer: "layer(x), run again on the way back",
+    Recompute: lambda layer: "layer(x), run again in the backward pass",
     Tokens: _tokens,
     MapTokens: _tokens,
     Pool: _pool,

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import array_module, to_numpy
+from minivit.device import array_module, to_numpy
 from minivit.explain.attention import prefix_tokens, stages
 from minivit.models import Model
-from minivit.models.tokens import patch_grid
+from minivit.models.options import patch_grid
 from minivit.protocol import Array, Back, refuse
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import to_numpy
+from minivit.device import to_numpy
 from minivit.explain import figures
 from minivit.protocol import Array, refuse
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.backend import array_module
-from minivit.models.tokens import patch_grid
+from minivit.device import array_module
+from minivit.models.options import patch_grid
 from minivit.nn import Layer
 from minivit.protocol import Array, refuse
 

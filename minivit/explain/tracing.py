@@ -13,7 +13,7 @@ from math import hypot
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, to_numpy
+from minivit.device import array_module, to_numpy
 from minivit.explain.formulas import formula
 from minivit.explain.watched import Place, Run, watched
 from minivit.nn import Chain, Layer

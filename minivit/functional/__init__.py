@@ -4,41 +4,121 @@
     dx, dweight, dbias = vjp(dy)
 
 `vjp` (vector-Jacobian product) returns the bare gradient where one input is differentiable, else a tuple in the order
-of the arguments, None where the argument was None. Integer and boolean arguments have no gradient and no place in it.
+of the arguments, None where the argument was None. Integer and boolean arguments have no gradient and no entry in it.
 
-Read in this order: `linear.py`, `permutations.py`, `activation.py`, `norm.py`, `batch_norm.py`, `dropout.py`,
+Each file holds formulas: plain array expressions for NumPy and CuPy, in the order of the paper. The arguments of `name`
+are checked by `check_name` below it. Here each formula becomes the public function: it checks its arguments, and runs
+the fast replacement of the same name (`minivit/fast/`) where the array's library and dtype have one. `F.name.plain` is
+always the formula; `with minivit.plain():` runs everything by formulas.
+
+Read in this order: `linear.py`, `permutations.py`, `erf.py`, `activation.py`, `norm.py`, `batch_norm.py`, `dropout.py`,
 `windows.py`, `position_bias.py`, `attention.py`, `patches.py`, `sliding.py`, `convolution.py`, `pooling.py`,
 `resize.py`, `loss.py`; then `minivit/nn/`, where layers own the parameters.
 """
 
-from minivit.functional.activation import gelu, log_softmax, relu, sigmoid, softmax, tanh
-from minivit.functional.attention import cosine_attention, scaled_dot_product_attention
-from minivit.functional.batch_norm import batch_norm, batch_statistics
-from minivit.functional.convolution import conv2d, standardise_weight
-from minivit.functional.dropout import drop_path, dropout
-from minivit.functional.linear import embedding, linear
-from minivit.functional.loss import mean_squared_error, softmax_cross_entropy
-from minivit.functional.norm import group_norm, layer_norm, normalize
-from minivit.functional.patches import patch_embed
-from minivit.functional.permutations import merge_heads, pair, patchify, split_heads, split_qkv, unpatchify
-from minivit.functional.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d, mean_pool
-from minivit.functional.position_bias import (
-    continuous_position_table,
-    log_spaced_offsets,
-    relative_position_bias,
-    relative_position_index,
+from minivit.fast.dispatch import accelerated
+from minivit.functional import (
+    activation as _activation,
 )
-from minivit.functional.resize import resize_grid, resize_images, resize_matrix
-from minivit.functional.windows import (
-    crop,
-    pad,
-    patch_merging,
-    roll,
-    shift_mask,
-    shift_regions,
-    window_partition,
-    window_reverse,
+from minivit.functional import (
+    attention as _attention,
 )
+from minivit.functional import (
+    batch_norm as _batch_norm,
+)
+from minivit.functional import (
+    convolution as _convolution,
+)
+from minivit.functional import (
+    dropout as _dropout,
+)
+from minivit.functional import (
+    linear as _linear,
+)
+from minivit.functional import (
+    loss as _loss,
+)
+from minivit.functional import (
+    norm as _norm,
+)
+from minivit.functional import (
+    patches as _patches,
+)
+from minivit.functional import (
+    permutations as _permutations,
+)
+from minivit.functional import (
+    pooling as _pooling,
+)
+from minivit.functional import (
+    position_bias as _position_bias,
+)
+from minivit.functional import (
+    resize as _resize,
+)
+from minivit.functional import (
+    windows as _windows,
+)
+from minivit.functional.batch_norm import batch_statistics
+from minivit.functional.permutations import pair
+from minivit.functional.position_bias import log_spaced_offsets, relative_position_index
+from minivit.functional.resize import resize_matrix
+from minivit.functional.windows import shift_mask, shift_regions
+
+gelu = accelerated(_activation.gelu)
+log_softmax = accelerated(_activation.log_softmax)
+relu = accelerated(_activation.relu)
+sigmoid = accelerated(_activation.sigmoid)
+softmax = accelerated(_activation.softmax)
+tanh = accelerated(_activation.tanh)
+
+cosine_attention = accelerated(_attention.cosine_attention)
+scaled_dot_product_attention = accelerated(_attention.scaled_dot_product_attention)
+self_attention = accelerated(_attention.self_attention)
+
+batch_norm = accelerated(_batch_norm.batch_norm)
+
+conv2d = accelerated(_convolution.conv2d)
+standardize_weight = accelerated(_convolution.standardize_weight)
+
+drop_path = accelerated(_dropout.drop_path)
+dropout = accelerated(_dropout.dropout)
+
+embedding = accelerated(_linear.embedding)
+linear = accelerated(_linear.linear)
+
+mean_squared_error = accelerated(_loss.mean_squared_error)
+softmax_cross_entropy = accelerated(_loss.softmax_cross_entropy)
+
+group_norm = accelerated(_norm.group_norm)
+layer_norm = accelerated(_norm.layer_norm)
+normalize = accelerated(_norm.normalize)
+
+patch_embed = accelerated(_patches.patch_embed)
+
+merge_heads = accelerated(_permutations.merge_heads)
+patchify = accelerated(_permutations.patchify)
+split_heads = accelerated(_permutations.split_heads)
+split_qkv = accelerated(_permutations.split_qkv)
+unpatchify = accelerated(_permutations.unpatchify)
+
+adaptive_avg_pool2d = accelerated(_pooling.adaptive_avg_pool2d)
+avg_pool2d = accelerated(_pooling.avg_pool2d)
+max_pool2d = accelerated(_pooling.max_pool2d)
+mean_pool = accelerated(_pooling.mean_pool)
+
+continuous_position_table = accelerated(_position_bias.continuous_position_table)
+relative_position_bias = accelerated(_position_bias.relative_position_bias)
+
+resize_grid = accelerated(_resize.resize_grid)
+resize_images = accelerated(_resize.resize_images)
+
+crop = accelerated(_windows.crop)
+pad = accelerated(_windows.pad)
+patch_merging = accelerated(_windows.patch_merging)
+roll = accelerated(_windows.roll)
+window_partition = accelerated(_windows.window_partition)
+window_reverse = accelerated(_windows.window_reverse)
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -76,6 +156,7 @@ __all__ = [
     "resize_matrix",
     "roll",
     "scaled_dot_product_attention",
+    "self_attention",
     "shift_mask",
     "shift_regions",
     "sigmoid",
@@ -83,7 +164,7 @@ __all__ = [
     "softmax_cross_entropy",
     "split_heads",
     "split_qkv",
-    "standardise_weight",
+    "standardize_weight",
     "tanh",
     "unpatchify",
     "window_partition",

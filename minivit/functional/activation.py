@@ -1,12 +1,15 @@
-"""Element by element: GELU, ReLU, tanh, sigmoid. Row by row: softmax and log-softmax, each with its true Jacobian.
+"""Element by element: GELU, ReLU, tanh, sigmoid. Row by row: softmax and log-softmax, each with its full Jacobian.
 
 Nothing here assumes what comes after it: softmax's vjp is softmax's, whatever the loss. Next: `norm.py`.
 """
 
 from __future__ import annotations
 
-from minivit.backend import array_module, kernels
-from minivit.protocol import Array, Back, once, refuse
+from math import pi
+
+from minivit.device import array_module
+from minivit.functional.erf import erf
+from minivit.protocol import Array, Back, once
 
 
 def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
@@ -18,26 +21,32 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
 
     Returns:
         y of x's shape, and vjp(dy) -> dx.
+
+    Raises:
+        ValueError: for another word in `approximate`.
+
+    Derivation: docs/derivations/gelu.md.
     """
-    refuse(approximate not in ("none", "tanh"), f"gelu: approximate={approximate!r}: choose 'none' or 'tanh'")
-    if approximate == "none":
-        y, slope = kernels(x).gelu(x)
+    xp = array_module(x)
+    if approximate == "tanh":
+        tanh = xp.tanh((2 / pi) ** 0.5 * (x + 0.044715 * x**3))
+        cdf = 0.5 * (1 + tanh)
+        density = 0.5 * (1 - tanh * tanh) * (2 / pi) ** 0.5 * (1 + 3 * 0.044715 * x * x)
     else:
-        y, slope = kernels(x).gelu_tanh(x)
+        cdf = 0.5 * (1 + erf(x * 0.5**0.5))  # Phi(x)
+        density = (2 * pi) ** -0.5 * xp.exp(-0.5 * x * x)  # phi(x), its derivative
+    slope = cdf + x * density  # of x Phi(x), by the product rule
 
     @once
     def vjp(dy: Array) -> Array:
-        return array_module(dy).multiply(dy, slope, out=slope)  # in place: the slope is ours and done with
+        return dy * slope
 
-    return y, vjp
+    return x * cdf, vjp
 
 
-def inplace_gelu(x: Array, approximate: str = "none") -> Array:
-    """Overwrites x by `gelu(x)` and returns it: the value without a way back, for inference."""
-    if approximate == "none":
-        return kernels(x).inplace_gelu(x)
-    x[...] = gelu(x, approximate)[0]
-    return x
+def check_gelu(x: Array, approximate: str = "none") -> None:
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate={approximate!r}: choose 'none' or 'tanh'")
 
 
 def relu(x: Array) -> tuple[Array, Back]:
@@ -46,7 +55,7 @@ def relu(x: Array) -> tuple[Array, Back]:
 
     @once
     def vjp(dy: Array) -> Array:
-        return dy * (y.real > 0)  # y is there anyway: whatever comes next keeps it as its input
+        return dy * (y.real > 0)
 
     return y, vjp
 
@@ -64,13 +73,11 @@ def tanh(x: Array) -> tuple[Array, Back]:
 
 def sigmoid(x: Array) -> tuple[Array, Back]:
     """y = 1 / (1 + exp(-x)), with slope y (1 - y). Returns y, and vjp(dy) -> dx."""
-    y = array_module(x).tanh(x * 0.5)  # (1 + tanh(x/2)) / 2 cannot overflow
-    y += 1
-    y *= 0.5
+    y = 0.5 * (1 + array_module(x).tanh(0.5 * x))  # the same function, and it cannot overflow
 
     @once
     def vjp(dy: Array) -> Array:
-        return dy * (y * (1 - y))
+        return dy * y * (1 - y)
 
     return y, vjp
 
@@ -79,15 +86,17 @@ def softmax(x: Array) -> tuple[Array, Back]:
     """y = exp(x) / sum(exp(x)) along the last axis, without overflow at any x.
 
     A row of -inf only gives 0, and gradient 0. Returns y of x's shape, and vjp(dy) -> dx.
+
+    Derivation: docs/derivations/softmax.md.
     """
-    y = x.copy()
-    y *= kernels(x).inplace_exp(y)
+    exponential = array_module(x).exp(x - row_maximum(x))  # the shift cancels in the quotient
+    total = exponential.sum(axis=-1, keepdims=True)
+    y = exponential / (total + (total == 0))  # a row of -inf only has no weights to share: 0 / 1
 
     @once
     def vjp(dy: Array) -> Array:
         # dy_i/dx_j = y_i (1[i = j] - y_j), so dx = y (dy - sum(dy y))
-        weighted = dy * y
-        return weighted - y * weighted.sum(axis=-1, keepdims=True)
+        return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
     return y, vjp
 
@@ -95,11 +104,20 @@ def softmax(x: Array) -> tuple[Array, Back]:
 def log_softmax(x: Array) -> tuple[Array, Back]:
     """y = x - log(sum(exp(x))) along the last axis; NaN where all of a row is -inf. Returns y, and vjp(dy) -> dx."""
     xp = array_module(x)
-    y = x - x.real.max(axis=-1, keepdims=True) if x.size else x.copy()
-    y -= xp.log(xp.exp(y).sum(axis=-1, keepdims=True))
+    shifted = x - row_maximum(x)
+    y = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
     @once
     def vjp(dy: Array) -> Array:
         return dy - xp.exp(y) * dy.sum(axis=-1, keepdims=True)
 
     return y, vjp
+
+
+def row_maximum(x: Array) -> Array:
+    """The largest real part along the last axis (..., 1); 0 where a row holds -inf only, or nothing."""
+    xp = array_module(x)
+    if x.shape[-1] == 0:
+        return xp.zeros((*x.shape[:-1], 1), x.real.dtype)
+    top = x.real.max(axis=-1, keepdims=True)
+    return xp.where(xp.isneginf(top), xp.zeros_like(top), top)

@@ -1,29 +1,20 @@
-"""Convolution of maps, with any kernel, stride, padding, dilation and groups; and weights standardised for it.
+"""Convolution of maps, with any kernel, stride, padding, dilation and groups; and weights standardized for it.
 
-The windows of the map are a strided view, read block by block as the columns of a matrix: each block is one product.
+The windows of the map are unfolded into the columns of a matrix, and the convolution is one product with the filters.
 Derivation: docs/derivations/convolution.md. Next: `pooling.py`.
 
 Alphabet: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
-numbers of a filter, Oh x Ow the places of the windows, P places of one block, s stride, d dilation.
+numbers of a filter, Oh x Ow the output, P = Oh Ow its pixels, s stride, p padding, d dilation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
 from math import prod
 
-from minivit.backend import array_module, kernels
+from minivit.functional.norm import layer_norm
 from minivit.functional.permutations import Size
-from minivit.functional.sliding import Padding, Slide, inner, places, slide, surround, windows
-from minivit.protocol import Array, Back, once, refuse
-
-# The unfolded windows of one block. They are Kh Kw times as large as the map, so they must not exist all at once. 2 MiB
-# lose no time: on one core, forward and backward, a 7x7 stem of 8 images took 82 ms with blocks of 0.5 MiB, 76 with 1,
-# 74 with 2, 3 and 4; a 3x3 convolution of 64 channels 55 to 57 with all of them.
-_MOST_BYTES = 2 << 20
-
-Block = tuple[slice, slice, slice]  # images, rows and columns of the output
+from minivit.functional.sliding import Padding, output_size, slide, unfold
+from minivit.protocol import Array, Back, once
 
 
 def conv2d(
@@ -38,7 +29,7 @@ def conv2d(
 ) -> tuple[Array, Back]:
     """y[o, u, v] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[c, s u + d i - p, s v + d j - p].
 
-    Where s u + d i - p lies outside the map, x counts as 0. (It is a cross-correlation: the kernel is not turned.)
+    Where s u + d i - p lies outside the map, x counts as 0. (It is a cross-correlation: the kernel is not flipped.)
 
     Args:
         x: (B, C, H, W).
@@ -58,33 +49,56 @@ def conv2d(
 
     Derivation: docs/derivations/convolution.md.
     """
-    _check(x, weight, bias, groups)
-    x_shape, shape, size = x.shape, weight.shape, x.shape[2:]
-    how = slide("conv2d", size, shape[2:], stride, padding, dilation)
-    count = places("conv2d", size, how)
-    maps = _grouped(x, groups)  # (B, G, C/G, H, W)
-    filters = weight.reshape(groups, shape[0] // groups, *shape[1:])  # (G, O/G, C/G, Kh, Kw)
-    y = _correlate(maps, filters, how, count).reshape(x.shape[0], shape[0], *count)  # (B, O, Oh, Ow)
-    if bias is not None:
-        y += bias[:, None, None]
+    how = slide("conv2d", x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    size = output_size("conv2d", x.shape[2:], how)  # Oh, Ow
+    unfolded, back_unfold = unfold(x, how, size)  # (B, C, Kh Kw, Oh, Ow)
+    columns = unfolded.reshape(len(x), groups, prod(weight.shape[1:]), prod(size))  # (B, G, F, P)
+    filters = weight.reshape(groups, len(weight) // groups, prod(weight.shape[1:]))  # (G, O/G, F)
+    y = (filters @ columns).reshape(len(x), len(weight), *size)  # (B, O, Oh, Ow)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
-        dmaps = _grouped(dy, groups)  # (B, G, O/G, Oh, Ow)
-        dweight = _filter_gradient(maps, dmaps, how, count).reshape(shape)
-        # two ways to the same numbers: unfolding dy takes O Kh Kw numbers a place, folding dx C Kh Kw
-        turns = how.stride == (1, 1) and shape[0] <= maps.shape[1] * shape[1]
-        if turns and all(side[axis] <= how.reach[axis] for side in (how.before, how.after) for axis in (0, 1)):
-            dx = _gradient_by_turned_filters(dmaps, filters, how, size)
-        else:
-            dx = _gradient_by_folding(dmaps, filters, how, size)
+        # y = filters @ columns + bias
+        dproduct = dy.reshape(len(x), groups, len(weight) // groups, prod(size))  # (B, G, O/G, P)
+        dfilters = (dproduct @ columns.swapaxes(-1, -2)).sum(axis=0)  # (G, O/G, F)
+        dcolumns = filters.swapaxes(-1, -2) @ dproduct  # (B, G, F, P)
         dbias = None if bias is None else dy.sum(axis=(0, 2, 3))  # (O,)
-        return dx.reshape(x_shape), dweight, dbias
+        return back_unfold(dcolumns.reshape(unfolded.shape)), dfilters.reshape(weight.shape), dbias
 
-    return y, vjp
+    return y if bias is None else y + bias[:, None, None], vjp
 
 
-def standardise_weight(weight: Array, eps: float = 1e-6) -> tuple[Array, Back]:
+def check_conv2d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: int | Size = 1,
+    padding: Padding = 0,
+    dilation: int | Size = 1,
+    groups: int = 1,
+) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"conv2d: x must be (B, C, H, W), got shape {x.shape}")
+    if weight.ndim != 4:
+        raise ValueError(f"conv2d: weight must be (O, C/groups, Kh, Kw), got shape {weight.shape}")
+    channels, (outputs, inputs) = x.shape[1], weight.shape[:2]
+    if groups < 1 or channels % groups or outputs % groups:
+        raise ValueError(
+            f"conv2d: groups={groups} must divide both the {channels} channels of x and the {outputs} outputs of weight"
+        )
+    if channels != groups * inputs:
+        raise ValueError(
+            f"conv2d: x has {channels} channels, but weight {weight.shape} with groups={groups} takes "
+            f"{groups * inputs}: build the layer with {channels} input channels (a model with in_chans={channels}), or "
+            "convert the images"
+        )
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"conv2d: bias must have shape ({outputs},), one number for each filter, got {bias.shape}")
+    output_size("conv2d", x.shape[2:], slide("conv2d", x.shape[2:], weight.shape[2:], stride, padding, dilation))
+
+
+def standardize_weight(weight: Array, eps: float = 1e-6) -> tuple[Array, Back]:
     """Each filter shifted to mean 0 and scaled to variance 1: (w - mean) / sqrt(var + eps), var divided by F.
 
     Args:
@@ -98,144 +112,20 @@ def standardise_weight(weight: Array, eps: float = 1e-6) -> tuple[Array, Back]:
         ValueError: if the filters are empty.
 
     Source: Qiao et al. 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"; where
-    eps stands and which variance is taken follow StdConv2d in timm. The derivative is LayerNorm's, filter by filter:
+    eps stands and which variance is taken follow StdConv2d in timm. It is LayerNorm of each filter:
     docs/derivations/layer_norm.md.
     """
-    shape, numbers = weight.shape, prod(weight.shape[1:])
-    refuse(len(shape) < 2 or numbers == 0, f"standardise_weight: filters of shape {shape} have no numbers to average")
-    y, rstd = kernels(weight).normalise_rows(weight.reshape(shape[0], numbers), eps)  # (O, F), (O, 1)
+    filters = weight.reshape(len(weight), prod(weight.shape[1:]))  # (O, F)
+    y, back_normalize = layer_norm(filters, None, None, eps)
 
     @once
     def vjp(dy: Array) -> Array:
-        return kernels(dy).normalise_rows_backward(dy.reshape(shape[0], numbers), y, rstd).reshape(shape)
+        dfilters, _, _ = back_normalize(dy.reshape(filters.shape))
+        return dfilters.reshape(weight.shape)
 
-    return y.reshape(shape), vjp
-
-
-# --- products of strided views --------------------------------------------------------------------------------------
+    return y.reshape(weight.shape), vjp
 
 
-def _correlate(maps: Array, filters: Array, how: Slide, count: Size) -> Array:
-    """(B, G, C/G, H, W) and (G, O/G, C/G, Kh, Kw) -> (B, G, O/G, Oh, Ow), without bias."""
-    xp, (groups, outputs) = array_module(maps), filters.shape[:2]
-    matrices = filters.reshape(groups, outputs, prod(filters.shape[2:]))  # (G, O/G, F)
-    y = xp.empty((maps.shape[0], groups, outputs, *count), xp.result_type(maps.dtype, filters.dtype))
-    for block, part in _views(maps, how, count):
-        _write(y, block, matrices @ _unfold(part))
-    return y
-
-
-def _filter_gradient(maps: Array, dmaps: Array, how: Slide, count: Size) -> Array:
-    """In the forward pass: y = W columns, for each block; so dW (G, O/G, F) = sum over blocks of dy columns^T."""
-    groups, inputs, *_ = maps.shape[1:]
-    dmatrices = array_module(dmaps).zeros((groups, dmaps.shape[2], inputs * prod(how.kernel)), dmaps.dtype)
-    for block, part in _views(maps, how, count):
-        dmatrices += _read(dmaps, block) @ _unfold(part).swapaxes(-1, -2)  # (G, O/G, P) @ (G, P, F)
-    return dmatrices
-
-
-def _gradient_by_turned_filters(dmaps: Array, filters: Array, how: Slide, size: Size) -> Array:
-    """dx for stride 1: pixel h was read by tap i from place h + p - d i, so dx is a convolution of dy.
-
-    Its filters are turned by half a circle, with inputs and outputs exchanged, and its padding is d (K - 1) - p.
-    """
-    turned = filters[..., ::-1, ::-1].swapaxes(1, 2)  # (G, C/G, O/G, Kh, Kw)
-    before, after = ((how.reach[0] - side[0], how.reach[1] - side[1]) for side in (how.before, how.after))
-    return _correlate(dmaps, turned, how._replace(before=before, after=after), size)
-
-
-def _gradient_by_folding(dmaps: Array, filters: Array, how: Slide, size: Size) -> Array:
-    """dx for any stride: dcolumns = W^T dy, and every tap added where it was read; the padding is cut off."""
-    xp, (batch, groups, _, *count) = array_module(dmaps), dmaps.shape
-    inputs, numbers = filters.shape[2], prod(filters.shape[2:])
-    matrices = filters.reshape(groups, filters.shape[1], numbers)  # (G, O/G, F)
-    dx = xp.empty((batch, groups, inputs, *size), dmaps.dtype)
-    for images, blocks in _blocks(batch, (count[0], count[1]), numbers * groups * dx.dtype.itemsize):
-        padded = xp.zeros((*dx[images].shape[:3], *how.padded(size)), dx.dtype)
-        view = windows(padded, how, (count[0], count[1]))  # (b, G, C/G, Kh, Kw, Oh, Ow)
-        for block in blocks:
-            part = view[..., block[1], block[2]]  # (b, G, C/G, Kh, Kw, rows, columns)
-            _fold(part, matrices.swapaxes(-1, -2) @ _read(dmaps, block))  # (G, F, O/G) @ (G, O/G, P)
-        dx[images] = inner(padded, how, size)
-    return dx
-
-
-def _fold(view: Array, dcolumns: Array) -> None:
-    """Adds dcolumns (G, F, P) to the windows (b, G, C/G, Kh, Kw, rows, columns) from which the columns were copied."""
-    images, groups, inputs, *rest = view.shape
-    dtaps = dcolumns.reshape(groups, inputs, *rest[:2], images, *rest[2:]).transpose(4, 0, 1, 2, 3, 5, 6)
-    for i in range(rest[0]):
-        for j in range(rest[1]):
-            view[:, :, :, i, j] += dtaps[:, :, :, i, j]  # (b, G, C/G, rows, columns): one tap meets no pixel twice
-
-
-# --- blocks of places -----------------------------------------------------------------------------------------------
-
-
-def _views(maps: Array, how: Slide, count: Size) -> Iterator[tuple[Block, Array]]:
-    """Blocks of the output, each with a view of its windows (b, G, C/G, Kh, Kw, rows, columns)."""
-    batch, groups, inputs = maps.shape[:3]
-    for images, blocks in _blocks(batch, count, groups * inputs * prod(how.kernel) * maps.dtype.itemsize):
-        view = windows(surround(maps[images], how), how, count)  # (b, G, C/G, Kh, Kw, Oh, Ow)
-        for block in blocks:
-            yield block, view[..., block[1], block[2]]
-
-
-def _unfold(part: Array) -> Array:
-    """A view of windows (b, G, C/G, Kh, Kw, rows, columns) as a matrix (G, F, P): here the numbers are copied."""
-    turned = part.transpose(1, 2, 3, 4, 0, 5, 6)  # (G, C/G, Kh, Kw, b, rows, columns)
-    return turned.reshape(turned.shape[0], prod(turned.shape[1:4]), prod(turned.shape[4:]))
-
-
-def _blocks(batch: int, count: Size, bytes_of_place: int) -> Iterator[tuple[slice, list[Block]]]:
-    """The output cut so that a block unfolds to _MOST_BYTES or less: whole images, or rows of one, or a part of a row.
-
-    Never less than one place, whatever it takes. Yields some images, and the blocks that are made of them.
-    """
-    most = max(1, _MOST_BYTES // max(1, bytes_of_place))  # places
-    columns = min(count[1], most)
-    rows = min(count[0], max(1, most // count[1]))
-    for images in _slices(batch, max(1, most // (count[0] * count[1]))):
-        yield images, [(images, *place) for place in product(_slices(count[0], rows), _slices(count[1], columns))]
-
-
-def _slices(length: int, step: int) -> list[slice]:
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
-
-
-def _read(maps: Array, block: Block) -> Array:
-    """A block of maps (B, G, O/G, Oh, Ow) as a matrix (G, O/G, P)."""
-    part = maps[block[0], :, :, block[1], block[2]].transpose(1, 2, 0, 3, 4)  # (G, O/G, b, rows, columns)
-    return part.reshape(*part.shape[:2], prod(part.shape[2:]))
-
-
-def _write(maps: Array, block: Block, values: Array) -> None:
-    """The opposite of `_read`: values (G, O/G, P) into a block of maps."""
-    part = maps[block[0], :, :, block[1], block[2]]  # (b, G, O/G, rows, columns)
-    images, groups, outputs, *rest = part.shape
-    part[...] = values.reshape(groups, outputs, images, *rest).transpose(2, 0, 1, 3, 4)
-
-
-def _grouped(x: Array, groups: int) -> Array:
-    batch, channels, *size = x.shape
-    return x.reshape(batch, groups, channels // groups, *size)  # (B, G, C/G, H, W)
-
-
-def _check(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
-    refuse(x.ndim != 4, f"conv2d: x must be (B, C, H, W), got shape {x.shape}")
-    refuse(weight.ndim != 4, f"conv2d: weight must be (O, C/groups, Kh, Kw), got shape {weight.shape}")
-    channels, (outputs, inputs) = x.shape[1], weight.shape[:2]
-    refuse(
-        groups < 1 or channels % groups != 0 or outputs % groups != 0,
-        f"conv2d: groups={groups} must divide both the {channels} channels of x and the {outputs} outputs of weight",
-    )
-    refuse(
-        channels != groups * inputs,
-        f"conv2d: x has {channels} channels, but weight {weight.shape} with groups={groups} takes {groups * inputs}: "
-        f"build the layer with {channels} input channels (a model with in_chans={channels}), or convert the images",
-    )
-    refuse(
-        bias is not None and bias.shape != (outputs,),
-        f"conv2d: bias must have shape ({outputs},), one number for each filter, "
-        f"got {None if bias is None else bias.shape}",
-    )
+def check_standardize_weight(weight: Array, eps: float = 1e-6) -> None:
+    if weight.ndim < 2 or prod(weight.shape[1:]) == 0:
+        raise ValueError(f"standardize_weight: filters of shape {weight.shape} have no numbers to average")

@@ -1,19 +1,20 @@
 """Noise for training: dropout of single numbers, and drop_path, which drops a whole residual branch of a sample.
 
 Both divide what stays by the probability of staying, so that the expected value is the input and inference needs no
-correction. Without a generator (`rng=None`) both are the identity. Next: `attention.py`.
+correction. Without a generator (`rng=None`) both are the identity, and return the very array that they were given.
+Next: `windows.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from minivit.backend import keep_mask
-from minivit.protocol import Array, Back, once, refuse
+from minivit.protocol import Array, Back, once
+from minivit.random import keep_mask
 
 
 def dropout(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
-    """y = x * m, each m being 0 with probability `rate`, else 1/(1 - rate).
+    """y = x * m, each element of m being 0 with probability `rate`, else 1/(1 - rate).
 
     Args:
         x: any shape.
@@ -23,9 +24,16 @@ def dropout(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
     Returns:
         y of x's shape, and vjp(dy) -> dx.
 
+    Raises:
+        ValueError: for a rate outside [0, 1).
+
     Source: Srivastava et al. 2014.
     """
-    return _times(x, dropout_factor(rng, rate, x))
+    return _times(x, dropout_factor(rng, rate, x.shape, x))
+
+
+def check_dropout(x: Array, rate: float, rng: Any = None) -> None:
+    check_rate("dropout", rate)
 
 
 def drop_path(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
@@ -38,20 +46,28 @@ def drop_path(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
 
     Returns:
         y of x's shape, and vjp(dy) -> dx.
+
+    Raises:
+        ValueError: for a rate outside [0, 1).
     """
-    refuse(not 0 <= rate < 1, f"drop_path rate must lie in [0, 1), got {rate}")
-    if rng is None or rate == 0:
-        return _times(x, None)
-    shape = (x.shape[0],) + (1,) * (x.ndim - 1)  # (B, 1, ...)
-    return _times(x, keep_mask(rng, 1 - rate, shape, x).astype(x.dtype) * (1 / (1 - rate)))
+    return _times(x, dropout_factor(rng, rate, (len(x),) + (1,) * (x.ndim - 1), x))  # m (B, 1, ...)
 
 
-def dropout_factor(rng: Any, rate: float, like: Array) -> Array | None:
-    """What dropout multiplies an array with: 0 with probability `rate`, else 1/(1 - rate); None for nothing."""
-    refuse(not 0 <= rate < 1, f"dropout rate must lie in [0, 1), got {rate}")
+def check_drop_path(x: Array, rate: float, rng: Any = None) -> None:
+    check_rate("drop_path", rate)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Refuse a rate outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} rate must lie in [0, 1), got {rate}")
+
+
+def dropout_factor(rng: Any, rate: float, shape: tuple[int, ...], like: Array) -> Array | None:
+    """m, on the device and in the dtype of `like`; None where nothing is dropped."""
     if rng is None or rate == 0:
         return None
-    return keep_mask(rng, 1 - rate, like.shape, like).astype(like.dtype) * (1 / (1 - rate))
+    return keep_mask(rng, 1 - rate, shape, like).astype(like.dtype) * (1 / (1 - rate))
 
 
 def _times(x: Array, factor: Array | None) -> tuple[Array, Back]:

@@ -1,6 +1,6 @@
 """The linear map and the table look-up, which is the linear map of a one-hot vector without the multiplications.
 
-Alphabet: B batch, N tokens, R rows (all leading axes taken together), I inputs, O outputs, D channels.
+Alphabet: B batch, N tokens, R rows of a table, I inputs, O outputs, D channels; "..." any leading axes.
 Next: `permutations.py`.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from math import prod
 
-from minivit.backend import array_module, kernels
-from minivit.protocol import Array, Back, once, refuse
+from minivit.device import array_module
+from minivit.protocol import Array, Back, once
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Back]:
@@ -24,30 +24,33 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, B
         y (..., O), and vjp(dy) -> (dx, dweight, dbias).
 
     Raises:
-        ValueError: if the last axis of x is not I.
+        ValueError: if the last axis of x is not I, or the bias does not fit.
     """
-    outputs, inputs = weight.shape
-    refuse(
-        x.shape[-1:] != (inputs,),
-        f"linear: x has shape {x.shape}, but its last axis must be {inputs}, the second axis of weight {weight.shape}",
-    )
-    shape = x.shape
-    count = prod(shape[:-1])  # R, given to reshape as a number because -1 means nothing for an empty array
-    rows = x.reshape(count, inputs)  # (R, I): one product for all rows
-    y = rows @ weight.T  # (R, O)
-    if bias is not None:
-        y += bias
+    y = x @ weight.T if bias is None else x @ weight.T + bias  # (..., O)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
-        drows = dy.reshape(count, outputs)  # (R, O)
-        # in the forward pass: y[r] = W x[r] + b
-        dx = (drows @ weight).reshape(shape)  # (..., I)
-        dweight = drows.T @ rows  # (O, I)
-        dbias = None if bias is None else kernels(dy).sum_rows(drows)  # (O,)
+        dx = dy @ weight  # (..., I)
+        dweight = rows(dy).T @ rows(x)  # (O, I): y = x W^T, summed over all leading axes
+        dbias = None if bias is None else rows(dy).sum(axis=0)  # (O,)
         return dx, dweight, dbias
 
-    return y.reshape(*shape[:-1], outputs), vjp
+    return y, vjp
+
+
+def check_linear(x: Array, weight: Array, bias: Array | None = None) -> None:
+    if x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(
+            f"linear: x has shape {x.shape}, but its last axis must be {weight.shape[1]}, the second axis of weight "
+            f"{weight.shape}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear: bias must have shape {weight.shape[:1]}, one number per output, got {bias.shape}")
+
+
+def rows(x: Array) -> Array:
+    """(..., D) -> (R, D): all leading axes as one. R is given as a number, because -1 cannot be found for empty x."""
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
 def embedding(index: Array, table: Array) -> tuple[Array, Back]:
@@ -58,21 +61,33 @@ def embedding(index: Array, table: Array) -> tuple[Array, Back]:
         table: (R, D).
 
     Returns:
-        y (..., D), and vjp(dy) -> dtable (R, D): rows looked up several times collect several gradients.
+        y (..., D), and vjp(dy) -> dtable (R, D).
 
     Raises:
-        ValueError: if an index lies outside the table (a GPU would wrap it around without a word).
+        ValueError: if an index lies outside the table (a GPU would wrap it around silently).
     """
-    rows, channels = table.shape
-    refuse(index.dtype.kind not in "iu", f"embedding: index must be integers, got {index.dtype}")
-    if index.size:
-        low, high = int(index.min()), int(index.max())
-        bad = low if low < 0 else high
-        refuse(low < 0 or high >= rows, f"embedding: index {bad} is outside the table of {rows} rows")
     y = array_module(table).take(table, index, axis=0)  # (..., D)
 
     @once
     def vjp(dy: Array) -> Array:
-        return kernels(dy).scatter_add(index.reshape(-1), dy.reshape(index.size, channels), rows)
+        return scatter_add(index.reshape(-1), rows(dy), len(table))
 
     return y, vjp
+
+
+def check_embedding(index: Array, table: Array) -> None:
+    if index.dtype.kind not in "iu":
+        raise ValueError(f"embedding: index must be integers, got {index.dtype}: convert it with astype('int64')")
+    if index.size:
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= len(table):
+            bad = low if low < 0 else high
+            raise ValueError(f"embedding: index {bad} is outside the table of {len(table)} rows")
+
+
+def scatter_add(index: Array, values: Array, count: int) -> Array:
+    """Derivative of a look-up: out[index[i]] += values[i] for values (M, D) -> out (count, D); equal indices add up."""
+    xp = array_module(values)
+    out = xp.zeros((count, values.shape[1]), values.dtype)
+    xp.add.at(out, index, values)
+    return out

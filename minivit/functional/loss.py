@@ -6,8 +6,9 @@ backward pass. Alphabet: B batch, K classes. This is the last file of the calcul
 
 from __future__ import annotations
 
-from minivit.backend import array_module
-from minivit.protocol import Array, Back, once, refuse
+from minivit.device import array_module
+from minivit.functional.activation import log_softmax
+from minivit.protocol import Array, Back, once
 
 
 def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> tuple[Array, Back]:
@@ -24,51 +25,50 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
     Raises:
         ValueError: for an empty batch (it has no mean), a label outside [0, K), or shapes that do not fit.
     """
-    refuse(logits.ndim != 2, f"softmax_cross_entropy: logits must be (B, K), got shape {logits.shape}")
-    batch, classes = logits.shape
-    refuse(batch == 0, "softmax_cross_entropy: the batch is empty, so its mean loss is undefined: skip empty batches")
-    xp = array_module(logits)
-    target = _targets(logits, labels, label_smoothing)  # (B, K)
-    shifted = logits - logits.real.max(axis=1, keepdims=True)
-    exponential = xp.exp(shifted)
-    total = exponential.sum(axis=1, keepdims=True)  # (B, 1)
-    mass = target.sum(axis=1, keepdims=True)  # (B, 1): 1 for a distribution
-    each = (mass * xp.log(total))[:, 0] - (target * shifted).sum(axis=1)  # (B,)
-    loss = (each / batch).sum()  # divided before the sum: NumPy 1 makes float64 of a float32 scalar / int
+    p = _targets(logits, labels, label_smoothing)  # (B, K)
+    log_probability, back_log_softmax = log_softmax(logits)  # (B, K)
+    loss = -(p * log_probability / len(logits)).sum()  # divided before the sum, which keeps float32 in NumPy 1 too
 
     @once
     def back(dloss: float = 1.0) -> Array:
-        # d(-sum_k p_k log softmax_k)/dlogits = softmax * sum(p) - p
-        dlogits = exponential / total * mass - target
-        dlogits *= dloss / batch
-        return dlogits
+        return back_log_softmax(p * (-dloss / len(logits)))
 
     return loss, back
 
 
-def _targets(logits: Array, labels: Array, smoothing: float) -> Array:
-    """The distributions (B, K) to be matched, from class numbers or soft targets, smoothed."""
+def check_softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> None:
+    if logits.ndim != 2:
+        raise ValueError(f"softmax_cross_entropy: logits must be (B, K), got shape {logits.shape}")
     batch, classes = logits.shape
-    refuse(not 0 <= smoothing <= 1, f"label_smoothing must lie in [0, 1], got {smoothing}")
-    refuse(not hasattr(labels, "dtype"), f"labels are a {type(labels).__name__}: convert them with numpy.asarray")
-    real = logits.real.dtype
-    if labels.dtype.kind in "iu":
-        refuse(labels.shape != (batch,), f"labels must be ({batch},) for logits {logits.shape}, got {labels.shape}")
-        low, high = int(labels.min()), int(labels.max())  # checked here: a GPU would wrap a bad label around
+    if batch == 0:
+        raise ValueError("softmax_cross_entropy: the batch is empty, so its mean loss is undefined: skip empty batches")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
+    if not hasattr(labels, "dtype"):
+        raise ValueError(f"labels are a {type(labels).__name__}: convert them with numpy.asarray")
+    if labels.dtype.kind not in "iu":
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"soft targets must have the shape of the logits, {logits.shape}, got {labels.shape}; "
+                "class numbers must be integers"
+            )
+        return
+    if labels.shape != (batch,):
+        raise ValueError(f"labels must be ({batch},) for logits {logits.shape}, got {labels.shape}")
+    low, high = int(labels.min()), int(labels.max())  # checked here: a GPU would wrap a bad label around
+    if low < 0 or high >= classes:
         bad = low if low < 0 else high
-        refuse(
-            low < 0 or high >= classes,
-            f"label {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}",
-        )
-        target = (array_module(logits).asarray(labels)[:, None] == array_module(logits).arange(classes)).astype(real)
-    else:
-        refuse(
-            labels.shape != logits.shape,
-            f"soft targets must have the shape of the logits, {logits.shape}, got {labels.shape}; "
-            "class numbers must be integers",
-        )
-        target = array_module(logits).asarray(labels).astype(real)
-    return target * (1 - smoothing) + smoothing / classes if smoothing else target
+        raise ValueError(f"label {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+
+
+def _targets(logits: Array, labels: Array, smoothing: float) -> Array:
+    """The distributions p (B, K), from class numbers or soft targets, smoothed."""
+    xp, classes = array_module(logits), logits.shape[1]
+    p = xp.asarray(labels)
+    if p.dtype.kind in "iu":
+        p = p[:, None] == xp.arange(classes)  # one-hot
+    p = p.astype(logits.real.dtype)
+    return p * (1 - smoothing) + smoothing / classes if smoothing else p
 
 
 def mean_squared_error(prediction: Array, target: Array) -> tuple[Array, Back]:
@@ -81,11 +81,6 @@ def mean_squared_error(prediction: Array, target: Array) -> tuple[Array, Back]:
     Returns:
         loss, a scalar, and back(dloss=1.0) -> dprediction.
     """
-    refuse(
-        prediction.shape != target.shape,
-        f"mean_squared_error: prediction {prediction.shape} and target {target.shape} differ in shape",
-    )
-    refuse(prediction.size == 0, "mean_squared_error: the batch is empty, so its mean loss is undefined")
     difference = prediction - target
     loss = (difference * difference / prediction.size).sum()
 
@@ -94,3 +89,10 @@ def mean_squared_error(prediction: Array, target: Array) -> tuple[Array, Back]:
         return difference * (2 * dloss / difference.size)
 
     return loss, back
+
+
+def check_mean_squared_error(prediction: Array, target: Array) -> None:
+    if prediction.shape != target.shape:
+        raise ValueError(f"mean_squared_error: prediction {prediction.shape} and target {target.shape} differ in shape")
+    if prediction.size == 0:
+        raise ValueError("mean_squared_error: the batch is empty, so its mean loss is undefined: skip empty batches")

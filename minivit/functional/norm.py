@@ -3,7 +3,7 @@
 GroupNorm does the same with groups of channels of a map. And `normalize` only scales a vector to length 1, for Swin
 v2's cosine attention.
 
-Alphabet: R rows (all leading axes taken together), D channels; for maps B batch, C channels, G groups, S places.
+Alphabet: B batch, N tokens, D channels of a token; for maps C channels, G groups, S pixels.
 Next: `batch_norm.py`.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from math import prod
 
-from minivit.backend import array_module, kernels
-from minivit.protocol import Array, Back, once, refuse
+from minivit.device import array_module
+from minivit.functional.linear import rows
+from minivit.protocol import Array, Back, once
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-6) -> tuple[Array, Back]:
@@ -27,44 +28,57 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     Returns:
         y (..., D), and vjp(dy) -> (dx, dweight, dbias).
 
+    Raises:
+        ValueError: if x has no channels, or a vector does not fit.
+
     Source: Ba, Kiros and Hinton 2016. Derivation: docs/derivations/layer_norm.md.
     """
-    shape, channels = x.shape, x.shape[-1]
-    for name, vector in (("weight", weight), ("bias", bias)):
-        refuse(
-            vector is not None and vector.shape != (channels,),
-            f"layer_norm: {name} must have shape ({channels},), the last axis of x {x.shape}, got {_shape(vector)}",
-        )
-    refuse(channels == 0, "layer_norm: x has no channels to normalise over")
-    rows = x.reshape(x.size // channels, channels)  # (R, D)
-    xhat, rstd = kernels(x).normalise_rows(rows, eps)  # (R, D), (R, 1)
-    y = xhat * weight if weight is not None else xhat.copy()
-    if bias is not None:
-        y += bias
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = (centered * centered).mean(axis=-1, keepdims=True)
+    rstd = (variance + eps) ** -0.5  # 1 / standard deviation
+    xhat = centered * rstd
+    y = scale_and_shift(xhat, weight, bias)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
-        kernel = kernels(dy)
-        drows = dy.reshape(xhat.shape)  # (R, D)
-        # in the forward pass: y[r] = xhat[r] * weight + bias
-        dweight = None if weight is None else kernel.sum_rows_of_product(drows, xhat)  # (D,)
-        dbias = None if bias is None else kernel.sum_rows(drows)  # (D,)
-        dxhat = drows if weight is None else drows * weight  # (R, D)
-        # in the forward pass: xhat[r] = (x[r] - mean[r]) * rstd[r], where x[r, j] also moves the mean and the std
-        dx = kernel.normalise_rows_backward(dxhat, xhat, rstd)
-        return dx.reshape(shape), dweight, dbias
+        # y = xhat * weight + bias
+        dweight = None if weight is None else rows(dy * xhat).sum(axis=0)
+        dbias = None if bias is None else rows(dy).sum(axis=0)
+        dxhat = dy if weight is None else dy * weight
+        # xhat = (x - mean) / std: x enters by itself, through the mean, and through the standard deviation
+        by_mean = dxhat.mean(axis=-1, keepdims=True)
+        by_std = xhat * (dxhat * xhat).mean(axis=-1, keepdims=True)
+        dx = rstd * (dxhat - by_mean - by_std)
+        return dx, dweight, dbias
 
-    return y.reshape(shape), vjp
+    return y, vjp
+
+
+def check_layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-6) -> None:
+    channels = x.shape[-1:]
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and vector.shape != channels:
+            raise ValueError(
+                f"layer_norm: {name} must have shape {channels}, the last axis of x {x.shape}, got {vector.shape}"
+            )
+    if channels in ((), (0,)):
+        raise ValueError(f"layer_norm: x {x.shape} has no channels to normalize over")
+
+
+def scale_and_shift(xhat: Array, gain: Array | None, offset: Array | None) -> Array:
+    """xhat * gain + offset, either of which may be None."""
+    y = xhat if gain is None else xhat * gain
+    return y if offset is None else y + offset
 
 
 def group_norm(
     x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float = 1e-5
 ) -> tuple[Array, Back]:
-    """y = xhat * weight + bias, with xhat normalised over each group of C/G channels of a sample and all their places.
+    """y = xhat * weight + bias, with xhat normalized over each group of C/G channels of a sample and all their pixels.
 
     Args:
         x: (B, C, ...), such as (B, C, H, W).
-        groups: G. With 1, all channels of a sample are normalised together; with C, each by itself.
+        groups: G. With 1, all channels of a sample are normalized together; with C, each by itself.
         weight: (C,) or None for no gain.
         bias: (C,) or None for no offset.
         eps: added to the variance; PyTorch's default.
@@ -77,45 +91,47 @@ def group_norm(
 
     Source: Wu and He 2018. Derivation: docs/derivations/group_norm.md.
     """
-    refuse(x.ndim < 2, f"group_norm: x must be (B, C, ...), got shape {x.shape}")
-    (batch, channels), places = x.shape[:2], prod(x.shape[2:])
-    refuse(
-        groups < 1 or channels % groups != 0,
-        f"group_norm: groups={groups} must divide the {channels} channels of x {x.shape}",
-    )
-    check_channels("group_norm", x.shape, weight, bias)
-    refuse(channels * places == 0, f"group_norm: x {x.shape} has nothing to normalise over")
-    shape, rows_shape = x.shape, (batch * groups, channels // groups * places)
-    xhat, rstd = kernels(x).normalise_rows(x.reshape(rows_shape), eps)  # (B G, C/G S), (B G, 1)
-    y = xhat.reshape(batch, channels, places).copy()  # (B, C, S)
-    if weight is not None:
-        y *= weight[:, None]
-    if bias is not None:
-        y += bias[:, None]
+    shape, maps = x.shape, (*x.shape[:2], prod(x.shape[2:]))  # (B, C, S)
+    rows = (len(x), groups, maps[1] // groups * maps[2])  # (B, G, C/G S)
+    xhat, back_normalize = layer_norm(x.reshape(rows), None, None, eps)
+    xhat = xhat.reshape(maps)
+    y = scale_and_shift(xhat, by_channel(weight), by_channel(bias))
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
-        xp, dmap = array_module(dy), dy.reshape(batch, channels, places)  # (B, C, S)
-        # in the forward pass: y[b, c] = xhat[b, c] * weight[c] + bias[c]
-        by_channel = xhat.reshape(batch, channels, places)
-        dweight = None if weight is None else xp.einsum("bcs,bcs->c", dmap, by_channel)  # (C,)
-        dbias = None if bias is None else dmap.sum(axis=(0, 2))  # (C,)
-        dxhat = dmap if weight is None else dmap * weight[:, None]
-        # a group is one row, so what follows is LayerNorm's
-        dx = kernels(dy).normalise_rows_backward(dxhat.reshape(rows_shape), xhat, rstd)
+        dy = dy.reshape(maps)
+        dweight = None if weight is None else (dy * xhat).sum(axis=(0, 2))  # (C,)
+        dbias = None if bias is None else dy.sum(axis=(0, 2))  # (C,)
+        dxhat = dy if weight is None else dy * by_channel(weight)
+        dx, _, _ = back_normalize(dxhat.reshape(rows))
         return dx.reshape(shape), dweight, dbias
 
     return y.reshape(shape), vjp
 
 
-def check_channels(name: str, shape: tuple[int, ...], *vectors: Array | None) -> None:
-    """Refuses a gain, offset or statistic that has not one number for each channel of x (B, C, ...)."""
+def check_group_norm(x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"group_norm: x must be (B, C, ...), got shape {x.shape}")
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"group_norm: groups={groups} must divide the {x.shape[1]} channels of x {x.shape}")
+    check_channels("group_norm", x, weight, bias)
+    if prod(x.shape[1:]) == 0:
+        raise ValueError(f"group_norm: x {x.shape} has nothing to normalize over")
+
+
+def check_channels(name: str, x: Array, *vectors: Array | None) -> None:
+    """Refuse a gain, offset or statistic that has not one number for each channel of x (B, C, ...)."""
     for vector in vectors:
-        refuse(
-            vector is not None and vector.shape != shape[1:2],
-            f"{name}: x {shape} has {shape[1]} channels, so gain, offset and statistics must have shape "
-            f"({shape[1]},), got {_shape(vector)}",
-        )
+        if vector is not None and vector.shape != x.shape[1:2]:
+            raise ValueError(
+                f"{name}: x {x.shape} has {x.shape[1]} channels, so gain, offset and statistics must have shape "
+                f"({x.shape[1]},), got {vector.shape}"
+            )
+
+
+def by_channel(vector: Array | None) -> Array | None:
+    """(C,) -> (C, 1), to meet maps (B, C, S); None stays None."""
+    return None if vector is None else vector[:, None]
 
 
 def normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Back]:
@@ -129,20 +145,15 @@ def normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Back]:
         y of x's shape, and vjp(dy) -> dx.
     """
     xp = array_module(x)
-    length = xp.sqrt(xp.einsum("...d,...d->...", x, x))[..., None]  # (..., 1)
-    short = length.real < eps
-    length = xp.where(short, xp.asarray(eps, x.dtype), length)
+    norm = xp.sqrt((x * x).sum(axis=-1, keepdims=True))  # (..., 1)
+    short = norm.real < eps
+    length = xp.where(short, xp.full_like(norm, eps), norm)
     y = x / length
 
     @once
     def vjp(dy: Array) -> Array:
-        # a step along y changes the length and not y, so that part of dy is taken out
-        along = xp.einsum("...d,...d->...", dy, y)[..., None]
-        along = xp.where(short, xp.zeros_like(along), along)
+        # a step along y changes the length and not y, so that part of dy is taken out; a fixed length is a constant
+        along = ~short * (dy * y).sum(axis=-1, keepdims=True)
         return (dy - y * along) / length
 
     return y, vjp
-
-
-def _shape(array: Array | None) -> tuple[int, ...] | None:
-    return None if array is None else array.shape

@@ -8,8 +8,8 @@ Alphabet: B batch, C image channels, P patch size, N patches, D embedding channe
 from __future__ import annotations
 
 from minivit.functional.linear import linear
-from minivit.functional.permutations import patchify
-from minivit.protocol import Array, Back, once, refuse
+from minivit.functional.permutations import check_patchify, patchify
+from minivit.protocol import Array, Back, once
 
 
 def patch_embed(images: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Back]:
@@ -28,18 +28,21 @@ def patch_embed(images: Array, weight: Array, bias: Array | None = None) -> tupl
 
     Source: Dosovitskiy et al. 2021, equation 1. Derivation: docs/derivations/patch_embed.md.
     """
-    shape = weight.shape
-    refuse(
-        images.ndim == 4 and images.shape[1] != shape[1],
-        f"patch_embed: got images with {images.shape[1:2]} channels, expected {shape[1]}: build the model with "
-        f"in_chans={images.shape[1] if images.ndim > 1 else '?'}, or convert the images",
-    )
-    rows, back_patchify = patchify(images, shape[2:])  # (B, N, C Ph Pw)
-    y, back_linear = linear(rows, weight.reshape(shape[0], -1), bias)  # (B, N, D)
+    patches, back_patchify = patchify(images, weight.shape[2:])  # (B, N, C Ph Pw)
+    y, back_linear = linear(patches, weight.reshape(len(weight), -1), bias)  # (B, N, D)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
-        drows, dweight, dbias = back_linear(dy)
-        return back_patchify(drows), dweight.reshape(shape), dbias
+        dpatches, dweight, dbias = back_linear(dy)
+        return back_patchify(dpatches), dweight.reshape(weight.shape), dbias
 
     return y, vjp
+
+
+def check_patch_embed(images: Array, weight: Array, bias: Array | None = None) -> None:
+    if images.ndim == 4 and images.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"patch_embed: got images with {images.shape[1:2]} channels, expected {weight.shape[1]}: build the model "
+            f"with in_chans={images.shape[1]}, or convert the images"
+        )
+    check_patchify(images, weight.shape[2:])

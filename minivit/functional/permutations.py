@@ -1,7 +1,7 @@
 """Moves that change no number: cutting images into patches, splitting channels into heads.
 
-Each element goes to exactly one place, so the Jacobian is a permutation matrix, its transpose is its inverse, and the
-backward pass is the same move undone. This is said once, in `permutation`; every function here is two moves.
+Each element goes to exactly one position, so the Jacobian is a permutation matrix, its transpose is its inverse, and
+the backward pass is the same move undone. This is said once, in `permutation`; every function here is two moves.
 
 Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw tokens, H heads, d head size;
 "..." stands for any leading axes (the batch, or the batch and its windows).
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import kernels
-from minivit.protocol import Array, Back, once, refuse
+from minivit.device import array_module
+from minivit.protocol import Array, Back, once
 
 Move = Callable[[Array], Array]
 Size = tuple[int, int]  # height, width
@@ -29,10 +29,8 @@ def pair(size: Any) -> Size:
         ValueError: if it is neither a whole number nor two of them.
     """
     sizes = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    refuse(
-        len(sizes) != 2 or not all(isinstance(number, int | np.integer) for number in sizes),
-        f"{size!r} is no size: give a whole number, or two of them for height and width",
-    )
+    if len(sizes) != 2 or not all(isinstance(number, int | np.integer) for number in sizes):
+        raise ValueError(f"{size!r} is no size: give a whole number, or two of them for height and width")
     return int(sizes[0]), int(sizes[1])
 
 
@@ -47,9 +45,12 @@ def split_heads(x: Array, heads: int) -> tuple[Array, Back]:
     Raises:
         ValueError: if the heads do not divide the channels.
     """
-    channels = x.shape[-1]
-    refuse(channels % heads != 0, f"split_heads: {heads} heads do not divide {channels} channels")
     return permutation(x, lambda a: _split(a, heads), _merge)
+
+
+def check_split_heads(x: Array, heads: int) -> None:
+    if heads < 1 or x.shape[-1] % heads:
+        raise ValueError(f"split_heads: {heads} heads do not divide {x.shape[-1]} channels")
 
 
 def merge_heads(x: Array) -> tuple[Array, Back]:
@@ -58,21 +59,31 @@ def merge_heads(x: Array) -> tuple[Array, Back]:
     return permutation(x, _merge, lambda a: _split(a, heads))
 
 
-def split_qkv(qkv: Array, heads: int) -> tuple[tuple[Array, Array, Array], Back]:
+def split_qkv(qkv: Array, heads: int, parts: int = 3) -> tuple[tuple[Array, ...], Back]:
     """(..., N, 3 H d) -> q, k, v, each (..., H, N, d), as views; vjp(dq, dk, dv) -> dqkv.
 
     The rows of timm's fused weight are q's, then k's, then v's, each head after head.
+
+    Args:
+        parts: how many are fused; with 2, k and v.
+
+    Raises:
+        ValueError: if the heads do not divide the channels of a part.
     """
     *lead, tokens, channels = qkv.shape
-    refuse(channels % (3 * heads) != 0, f"split_qkv: {heads} heads do not divide {channels} / 3 channels")
-    parts = qkv.reshape(*lead, tokens, 3, heads, channels // (3 * heads)).swapaxes(-4, -2)  # (..., H, 3, N, d)
+    split = qkv.reshape(*lead, tokens, parts, heads, channels // (parts * heads)).swapaxes(-4, -2)  # (..., H, 3, N, d)
 
     @once
-    def vjp(dq: Array, dk: Array, dv: Array) -> Array:
-        by_token = [part.swapaxes(-3, -2) for part in (dq, dk, dv)]  # each (..., N, H, d)
-        return kernels(dq).stack_parts(by_token).reshape(*lead, tokens, channels)
+    def vjp(*dparts: Array) -> Array:
+        dsplit = array_module(dparts[0]).stack(dparts, axis=-3)  # (..., H, 3, N, d)
+        return dsplit.swapaxes(-4, -2).reshape(*lead, tokens, channels)
 
-    return (parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]), vjp
+    return tuple(split[..., part, :, :] for part in range(parts)), vjp
+
+
+def check_split_qkv(qkv: Array, heads: int, parts: int = 3) -> None:
+    if heads < 1 or parts < 1 or qkv.shape[-1] % (parts * heads):
+        raise ValueError(f"split_qkv: {heads} heads do not divide {qkv.shape[-1]} / {parts} channels")
 
 
 def _split(x: Array, heads: int) -> Array:
@@ -94,21 +105,34 @@ def patchify(images: Array, patch_size: int | Size) -> tuple[Array, Back]:
         ValueError: if the patch does not divide the image.
     """
     patch = pair(patch_size)
-    _check_patch(images.shape, patch)
     _, channels, height, width = images.shape
     grid = (height // patch[0], width // patch[1])
     return permutation(images, lambda a: _cut(a, patch), lambda a: _glue(a, patch, grid, channels))
 
 
+def check_patchify(images: Array, patch_size: int | Size) -> None:
+    patch = pair(patch_size)
+    if images.ndim != 4:
+        raise ValueError(f"images must be (B, C, H, W), got shape {images.shape}")
+    height, width = images.shape[2:]
+    if height % patch[0] or width % patch[1]:
+        raise ValueError(
+            f"image {height}x{width} is not divisible by patch {patch[0]}x{patch[1]}: pad or resize it, "
+            f"or choose a patch whose height divides {height} and whose width divides {width}"
+        )
+
+
 def unpatchify(rows: Array, patch_size: int | Size, grid: Size) -> tuple[Array, Back]:
     """(B, gh gw, C Ph Pw) -> (B, C, gh Ph, gw Pw): the inverse of `patchify`."""
     patch = pair(patch_size)
-    refuse(
-        rows.shape[1] != grid[0] * grid[1] or rows.shape[2] % (patch[0] * patch[1]) != 0,
-        f"unpatchify: rows of shape {rows.shape} do not make a grid {grid} of patches {patch}",
-    )
     channels = rows.shape[2] // (patch[0] * patch[1])
     return permutation(rows, lambda a: _glue(a, patch, grid, channels), lambda a: _cut(a, patch))
+
+
+def check_unpatchify(rows: Array, patch_size: int | Size, grid: Size) -> None:
+    patch = pair(patch_size)
+    if rows.ndim != 3 or rows.shape[1] != grid[0] * grid[1] or rows.shape[2] % (patch[0] * patch[1]):
+        raise ValueError(f"unpatchify: rows of shape {rows.shape} do not make a grid {grid} of patches {patch}")
 
 
 def _cut(images: Array, patch: Size) -> Array:
@@ -122,13 +146,3 @@ def _glue(rows: Array, patch: Size, grid: Size, channels: int) -> Array:
     batch = rows.shape[0]
     cut = rows.reshape(batch, grid[0], grid[1], channels, patch[0], patch[1])  # (B, gh, gw, C, Ph, Pw)
     return cut.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, grid[0] * patch[0], grid[1] * patch[1])
-
-
-def _check_patch(shape: tuple[int, ...], patch: Size) -> None:
-    refuse(len(shape) != 4, f"images must be (B, C, H, W), got shape {shape}")
-    height, width = shape[2:]
-    refuse(
-        height % patch[0] != 0 or width % patch[1] != 0,
-        f"image {height}x{width} is not divisible by patch {patch[0]}x{patch[1]}: pad or resize it, "
-        f"or choose a patch whose height divides {height} and whose width divides {width}",
-    )

@@ -13,11 +13,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from minivit.backend import array_module, kernels
+from minivit.device import array_module
 from minivit.functional.activation import relu, sigmoid
-from minivit.functional.linear import linear
+from minivit.functional.linear import linear, scatter_add
 from minivit.functional.permutations import Size, pair
-from minivit.protocol import Array, Back, once, refuse
+from minivit.protocol import Array, Back, once
 
 
 def relative_position_index(window_size: int | Size, table: int | Size | None = None) -> Array:
@@ -36,11 +36,11 @@ def relative_position_index(window_size: int | Size, table: int | Size | None = 
 
 @lru_cache(maxsize=32)  # read at every step
 def _relative_position_index(window: Size, made: Size) -> Array:
-    refuse(
-        made[0] < window[0] or made[1] < window[1],
-        f"windows of {window[0]}x{window[1]} have offsets that a table made for {made[0]}x{made[1]} lacks: build it "
-        f"with window_size={window}",
-    )
+    if made[0] < window[0] or made[1] < window[1]:
+        raise ValueError(
+            f"windows of {window[0]}x{window[1]} have offsets that a table made for {made[0]}x{made[1]} lacks: build "
+            f"it with window_size={window}"
+        )
     y, x = np.divmod(np.arange(window[0] * window[1]), window[1])
     dy = y[:, None] - y[None, :] + made[0] - 1  # (N, N)
     dx = x[:, None] - x[None, :] + made[1] - 1
@@ -62,7 +62,7 @@ def relative_position_bias(table: Array, index: Array) -> tuple[Array, Back]:
 
     @once
     def vjp(dy: Array) -> Array:
-        return kernels(dy).scatter_add(index.reshape(-1), dy.reshape(heads, index.size).T, rows)
+        return scatter_add(index.reshape(-1), dy.reshape(heads, index.size).T, rows)
 
     return y, vjp
 
@@ -79,7 +79,8 @@ def log_spaced_offsets(window_size: int | Size, pretrained: int | Size = 0) -> A
     """
     axes = []
     for size, trained in zip(pair(window_size), pair(pretrained)):
-        refuse(trained < 0, f"pretrained window {pretrained} must not be negative")
+        if trained < 0:
+            raise ValueError(f"pretrained window {pretrained} must not be negative")
         reach = max((trained or size) - 1, 1)  # a window of 1 has only the offset 0
         offset = np.arange(1 - size, size) * (8 / reach)
         axes.append(np.sign(offset) * np.log2(np.abs(offset) + 1) / 3)
@@ -102,14 +103,14 @@ def continuous_position_table(offsets: Array, weight1: Array, bias1: Array, weig
     Source: Liu et al. 2022, section 3.3; the sigmoid and the 16 are in its code.
     """
     hidden, back_first = linear(offsets, weight1, bias1)  # (R, U)
-    bent, back_relu = relu(hidden)
-    raw, back_second = linear(bent, weight2)  # (R, H)
+    active, back_relu = relu(hidden)
+    raw, back_second = linear(active, weight2)  # (R, H)
     squashed, back_sigmoid = sigmoid(raw)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array, Array]:
-        dbent, dweight2, _ = back_second(back_sigmoid(dy * 16))
-        doffsets, dweight1, dbias1 = back_first(back_relu(dbent))
+        dactive, dweight2, _ = back_second(back_sigmoid(dy * 16))
+        doffsets, dweight1, dbias1 = back_first(back_relu(dactive))
         return doffsets, dweight1, dbias1, dweight2
 
     return squashed * 16, vjp

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minivit.backend import array_module
-from minivit.protocol import Array, Back, once, refuse
+from minivit.device import array_module
+from minivit.protocol import Array, Back, once
 
 # Keys 1981, the cubic kernel's free parameter: -0.5 (third-order exact) with antialiasing, as Pillow and PyTorch's
 # antialias mode use, and -0.75 without, as OpenCV and PyTorch's plain bicubic use.
@@ -30,9 +30,12 @@ def resize_matrix(
     Both are what torch.nn.functional.interpolate does under these names; beyond the ends, the plain kernel repeats the
     last point, the antialiased one drops the missing points and rescales, as PyTorch does.
     """
-    refuse(mode not in ("bicubic", "bilinear"), f"resize: mode={mode!r}: choose 'bicubic' or 'bilinear'")
-    refuse(source < 1 or target < 1, f"resize: cannot resample {source} points to {target}: both must be positive")
-    refuse(align_corners and antialias, "resize: align_corners=True needs antialias=False")
+    if mode not in ("bicubic", "bilinear"):
+        raise ValueError(f"resize: mode={mode!r}: choose 'bicubic' or 'bilinear'")
+    if source < 1 or target < 1:
+        raise ValueError(f"resize: cannot resample {source} points to {target}: both must be positive")
+    if align_corners and antialias:
+        raise ValueError("resize: align_corners=True needs antialias=False")
     ratio = source / target
     width = max(ratio, 1.0) if antialias else 1.0  # of the kernel, in source points
     reach = 2 if mode == "bicubic" else 1

@@ -1,18 +1,20 @@
-"""Windows that slide over a map: at how many places they fit, and all of them as one strided view.
+"""Windows that slide over a map: how many positions they have, and all of their numbers side by side (`unfold`).
 
 Convolution and pooling both read maps in this way. Next: `convolution.py`.
 
-Alphabet: H x W the map, Kh x Kw the kernel, Oh x Ow the places at which a window can lie; "..." stands for any leading
-axes (batch, groups, channels). Tap (i, j) of a window is its number in row i and column j.
+Alphabet: H x W the map, Kh x Kw the kernel, Oh x Ow the positions of a window; "..." stands for any leading axes
+(batch, groups, channels). Tap (i, j) of a window is its number in row i and column j.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from minivit.backend import array_module
+import numpy as np
+
+from minivit.device import array_module
 from minivit.functional.permutations import Size, pair
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array, Back, once
 
 Padding = int | Size | Literal["same"]
 
@@ -42,13 +44,14 @@ def slide(name: str, size: Size, kernel: Any, stride: Any, padding: Padding, dil
     Args:
         kernel, stride, dilation: each a whole number or a pair.
         padding: zeros on both sides, a number or a pair; or "same": so many that a map of H x W has ceil(H / stride) x
-            ceil(W / stride) places, with the odd one below and to the right. That is TensorFlow's rule; with stride 1
-            PyTorch's padding="same" is a case of it.
+            ceil(W / stride) positions, with the odd one below and to the right. That is TensorFlow's rule; with stride
+            1 PyTorch's padding="same" is a case of it.
 
     Raises:
         ValueError: if a kernel, stride or dilation is below 1, or a padding below 0.
     """
-    refuse(isinstance(padding, str) and padding != "same", f"{name}: padding={padding!r}: give numbers, or 'same'")
+    if isinstance(padding, str) and padding != "same":
+        raise ValueError(f"{name}: padding={padding!r}: give numbers, or 'same'")
     sides = pair(0 if padding == "same" else padding)
     how = Slide(pair(kernel), pair(stride), sides, sides, pair(dilation))
     for label, numbers, least in (
@@ -57,7 +60,8 @@ def slide(name: str, size: Size, kernel: Any, stride: Any, padding: Padding, dil
         ("padding", sides, 0),
         ("dilation", how.dilation, 1),
     ):
-        refuse(min(numbers) < least, f"{name}: {label} {numbers} must be at least {least} in height and width")
+        if min(numbers) < least:
+            raise ValueError(f"{name}: {label} {numbers} must be at least {least} in height and width")
     if padding != "same":
         return how
     # the last of ceil(size / stride) windows begins at (ceil(size / stride) - 1) stride, and must end in the padding
@@ -66,20 +70,20 @@ def slide(name: str, size: Size, kernel: Any, stride: Any, padding: Padding, dil
     return how._replace(before=before, after=(lack[0] - before[0], lack[1] - before[1]))
 
 
-def places(name: str, size: Size, how: Slide) -> Size:
-    """Oh x Ow: at how many places a window fits into a map of height and width `size` with its padding.
+def output_size(name: str, size: Size, how: Slide) -> Size:
+    """Oh x Ow: at how many positions a window fits into a map of height and width `size` with its padding.
 
     Raises:
         ValueError: if it fits nowhere.
     """
     padded = how.padded(size)
     room = (padded[0] - how.reach[0] - 1, padded[1] - how.reach[1] - 1)
-    refuse(
-        min(room) < 0,
-        f"{name}: a kernel of {how.kernel[0]}x{how.kernel[1]} with dilation {how.dilation} reaches over "
-        f"{how.reach[0] + 1}x{how.reach[1] + 1} pixels, more than the map's {size[0]}x{size[1]} with its padding "
-        f"({padded[0]}x{padded[1]}): pad the map, or choose a smaller kernel or dilation",
-    )
+    if min(room) < 0:
+        raise ValueError(
+            f"{name}: a kernel of {how.kernel[0]}x{how.kernel[1]} with dilation {how.dilation} reaches over "
+            f"{how.reach[0] + 1}x{how.reach[1] + 1} pixels, more than the map's {size[0]}x{size[1]} with its padding "
+            f"({padded[0]}x{padded[1]}): pad the map, or choose a smaller kernel or dilation"
+        )
     return room[0] // how.stride[0] + 1, room[1] // how.stride[1] + 1
 
 
@@ -98,15 +102,35 @@ def inner(x: Array, how: Slide, size: Size) -> Array:
     return x[..., how.before[0] : how.before[0] + size[0], how.before[1] : how.before[1] + size[1]]
 
 
-def windows(x: Array, how: Slide, count: Size) -> Array:
-    """(..., H, W), already padded -> (..., Kh, Kw, Oh, Ow): view[..., i, j, u, v] = x[..., s u + d i, s v + d j].
+def taps(how: Slide, count: Size) -> list[tuple[Any, slice, slice]]:
+    """For each tap of the window, in reading order, the index (..., rows, columns) that it meets in the padded map."""
 
-    A view, because the address of an element is a sum of index times stride: a step from one place to the next is s
-    rows, a step from one tap to the next d rows, and likewise columns. Windows overlap, so one number of x stands in
-    many places of the view. For one tap (i, j), all places are different numbers: there, `+=` is safe.
+    def along(axis: int, tap: int) -> slice:
+        start = tap * how.dilation[axis]
+        return slice(start, start + (count[axis] - 1) * how.stride[axis] + 1, how.stride[axis])
+
+    return [(..., along(0, i), along(1, j)) for i, j in np.ndindex(*how.kernel)]
+
+
+def unfold(x: Array, how: Slide, count: Size, value: float = 0.0) -> tuple[Array, Back]:
+    """(..., H, W) -> (..., Kh Kw, Oh, Ow): for each tap, the number that it meets at every position of the window.
+
+    Args:
+        value: of the padding.
+
+    Returns:
+        y, and vjp(dy) -> dx: a pixel that several windows read collects the gradients of all.
     """
-    *lead, down, right = x.strides  # bytes from one element to the next
-    taps = (how.dilation[0] * down, how.dilation[1] * right)
-    steps = (how.stride[0] * down, how.stride[1] * right)
-    shape = (*x.shape[:-2], *how.kernel, *count)
-    return array_module(x).lib.stride_tricks.as_strided(x, shape, (*lead, *taps, *steps))
+    padded = surround(x, how, value)
+    met = taps(how, count)
+    y = array_module(x).stack([padded[tap] for tap in met], axis=-3)
+    shape, size = padded.shape, x.shape[-2:]
+
+    @once
+    def vjp(dy: Array) -> Array:
+        dpadded = array_module(dy).zeros(shape, dy.dtype)
+        for number, tap in enumerate(met):
+            dpadded[tap] += dy[..., number, :, :]  # one tap meets no pixel twice
+        return inner(dpadded, how, size)
+
+    return y, vjp

@@ -1,8 +1,8 @@
-"""Windows of a feature map, the shift that lets neighbours meet, the mask that keeps strangers apart, and merging.
+"""Windows of a feature map, the cyclic shift between blocks, the mask over its seam, and patch merging.
 
 All moves are permutations, or a permutation after zeros were appended; their backward pass is the move undone.
 
-Alphabet: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw places of a window.
+Alphabet: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw pixels of a window.
 Windows are channels last, as in Swin's code (Liu et al. 2021). Next: `position_bias.py`.
 """
 
@@ -12,9 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from minivit.backend import array_module
+from minivit.device import array_module
 from minivit.functional.permutations import Size, pair, permutation
-from minivit.protocol import Array, Back, refuse
+from minivit.protocol import Array, Back
 
 
 def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
@@ -24,23 +24,30 @@ def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
         ValueError: if the window does not divide the map (`pad` makes it fit).
     """
     window = pair(window_size)
-    _check_map("window_partition", x)
-    _check_window(x.shape[1:3], window)
     height, width = x.shape[1:3]
     return permutation(x, lambda a: _cut(a, window), lambda a: _glue(a, height, width))
+
+
+def check_window_partition(x: Array, window_size: int | Size) -> None:
+    _check_map("window_partition", x)
+    _check_window(x.shape[1:3], pair(window_size))
 
 
 def window_reverse(windows: Array, window_size: int | Size, height: int, width: int) -> tuple[Array, Back]:
     """(B nW, Mh, Mw, C) -> (B, H, W, C): the windows laid side by side again, `window_partition` undone."""
     window = pair(window_size)
+    return permutation(windows, lambda a: _glue(a, height, width), lambda a: _cut(a, window))
+
+
+def check_window_reverse(windows: Array, window_size: int | Size, height: int, width: int) -> None:
+    window = pair(window_size)
     _check_window((height, width), window)
     count = (height // window[0]) * (width // window[1])
-    refuse(
-        windows.ndim != 4 or windows.shape[1:3] != window or windows.shape[0] % count != 0,
-        f"window_reverse: shape {windows.shape} is not (B * {count}, {window[0]}, {window[1]}, C), "
-        f"the windows of maps of {height}x{width}",
-    )
-    return permutation(windows, lambda a: _glue(a, height, width), lambda a: _cut(a, window))
+    if windows.ndim != 4 or windows.shape[1:3] != window or windows.shape[0] % count:
+        raise ValueError(
+            f"window_reverse: shape {windows.shape} is not (B * {count}, {window[0]}, {window[1]}, C), "
+            f"the windows of maps of {height}x{width}"
+        )
 
 
 def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
@@ -48,29 +55,36 @@ def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
 
     Swin's cyclic shift is roll(x, (-s, -s)): the place that was s further right and down comes here.
     """
-    _check_axes("roll", x, axis)
-    if not any(shift):
-        return permutation(x, _same, _same)
-    xp = array_module(x)
     opposite = (-shift[0], -shift[1])
-    return permutation(x, lambda a: xp.roll(a, shift, axis), lambda a: xp.roll(a, opposite, axis))
+    return permutation(x, lambda a: _roll(a, shift, axis), lambda a: _roll(a, opposite, axis))
+
+
+def check_roll(x: Array, shift: Size, axis: Size = (1, 2)) -> None:
+    _axis_lengths("roll", x, axis)
 
 
 def pad(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
     """Zeros appended at the end of two axes (right and bottom), so that they have lengths `size`; vjp crops."""
-    start = _check_axes("pad", x, axis)
-    refuse(size[0] < start[0] or size[1] < start[1], f"pad: size {size} is smaller than the map's {start}")
+    start = (x.shape[axis[0]], x.shape[axis[1]])
     return permutation(x, lambda a: _grow(a, size, axis), lambda a: _shrink(a, start, axis))
+
+
+def check_pad(x: Array, size: Size, axis: Size = (1, 2)) -> None:
+    start = _axis_lengths("pad", x, axis)
+    if size[0] < start[0] or size[1] < start[1]:
+        raise ValueError(f"pad: size {size} is smaller than the map's {start}")
 
 
 def crop(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
     """The first `size` places of two axes, `pad` undone; vjp appends zeros, because what is cut off has no effect."""
-    start = _check_axes("crop", x, axis)
-    refuse(
-        not (0 <= size[0] <= start[0] and 0 <= size[1] <= start[1]),
-        f"crop: size {size} must lie between 0 and the map's {start}",
-    )
+    start = (x.shape[axis[0]], x.shape[axis[1]])
     return permutation(x, lambda a: _shrink(a, size, axis), lambda a: _grow(a, start, axis))
+
+
+def check_crop(x: Array, size: Size, axis: Size = (1, 2)) -> None:
+    start = _axis_lengths("crop", x, axis)
+    if not (0 <= size[0] <= start[0] and 0 <= size[1] <= start[1]):
+        raise ValueError(f"crop: size {size} must lie between 0 and the map's {start}")
 
 
 def patch_merging(x: Array) -> tuple[Array, Back]:
@@ -79,7 +93,6 @@ def patch_merging(x: Array) -> tuple[Array, Back]:
     The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
     published Swin; a convolution's unfolding would give another order.
     """
-    _check_map("patch_merging", x)
     batch, height, width, channels = x.shape
     size = (height + height % 2, width + width % 2)
     half = (size[0] // 2, size[1] // 2)
@@ -95,7 +108,11 @@ def patch_merging(x: Array) -> tuple[Array, Back]:
     return permutation(x, merge, split)
 
 
-# --- who may look at whom -------------------------------------------------------------------------------------------
+def check_patch_merging(x: Array) -> None:
+    _check_map("patch_merging", x)
+
+
+# --- which pixels of a window attend to each other -------------------------------------------------------------------
 
 
 def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
@@ -147,19 +164,19 @@ def _shift_mask(size: Size, window: Size, shift: Size, real: Size | None) -> Arr
 
 def _bands(length: int, window: int, shift: int) -> Array:
     """(length,): 0 before the last window, 1 in it before the seam, 2 after the seam; all 0 without a shift."""
-    refuse(
-        length % window != 0 or not 0 <= shift < window,
-        f"shift_regions: window {window} must divide the map's {length}, and shift {shift} lie below the window",
-    )
-    place = np.arange(length)
-    return (place >= length - window).astype(np.int64) + (place >= length - shift) if shift else 0 * place
+    if length % window or not 0 <= shift < window:
+        raise ValueError(
+            f"shift_regions: window {window} must divide the map's {length}, and shift {shift} lie below the window"
+        )
+    row = np.arange(length)
+    return (row >= length - window).astype(np.int64) + (row >= length - shift) if shift else 0 * row
 
 
 # --- the moves ------------------------------------------------------------------------------------------------------
 
 
-def _same(x: Array) -> Array:
-    return x
+def _roll(x: Array, shift: Size, axis: Size) -> Array:
+    return array_module(x).roll(x, shift, axis) if any(shift) else x
 
 
 def _cut(x: Array, window: Size) -> Array:
@@ -199,19 +216,19 @@ def _first(ndim: int, size: Size, axis: Size) -> tuple[slice, ...]:
 
 
 def _check_map(name: str, x: Array) -> None:
-    refuse(x.ndim != 4, f"{name}: the map must be (B, H, W, C), got shape {x.shape}")
+    if x.ndim != 4:
+        raise ValueError(f"{name}: the map must be (B, H, W, C), got shape {x.shape}")
 
 
-def _check_axes(name: str, x: Array, axis: Size) -> Size:
+def _axis_lengths(name: str, x: Array, axis: Size) -> Size:
     """The lengths of two axes, which must exist."""
-    refuse(
-        not all(-x.ndim <= each < x.ndim for each in axis), f"{name}: an array of shape {x.shape} has no axes {axis}"
-    )
+    if not all(-x.ndim <= each < x.ndim for each in axis):
+        raise ValueError(f"{name}: an array of shape {x.shape} has no axes {axis}")
     return x.shape[axis[0]], x.shape[axis[1]]
 
 
 def _check_window(size: tuple[int, ...], window: Size) -> None:
-    refuse(
-        min(window) < 1 or min(size) < 1 or size[0] % window[0] != 0 or size[1] % window[1] != 0,
-        f"a map of {size[0]}x{size[1]} cannot be cut into windows of {window[0]}x{window[1]}: pad it to a multiple",
-    )
+    if min(window) < 1 or min(size) < 1 or size[0] % window[0] or size[1] % window[1]:
+        raise ValueError(
+            f"a map of {size[0]}x{size[1]} cannot be cut into windows of {window[0]}x{window[1]}: pad it to a multiple"
+        )

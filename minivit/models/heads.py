@@ -9,9 +9,10 @@ from math import prod
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, as_generator
+from minivit.device import array_module
 from minivit.nn import Chain, Dropout, Layer, Linear, Tanh
 from minivit.protocol import Array, Back, once
+from minivit.random import as_generator
 
 
 class Pool(Layer):
@@ -50,12 +51,6 @@ class PreLogits(Chain):
         self.fc = Linear(dim, size, dtype=dtype, seed=rng)
         self.tanh = Tanh()
 
-    def steps(self) -> list[Layer]:
-        return [self.fc, self.tanh]
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return self.fc.macs(shape)
-
 
 class Classifier(Chain):
     """Dropout and a linear layer, (B, D) -> (B, K): Swin's head; keys `head.fc.weight` and `head.fc.bias`."""
@@ -63,12 +58,6 @@ class Classifier(Chain):
     def __init__(self, dim: int, num_classes: int, drop: float, dtype: Any, rng: Any) -> None:
         self.drop = Dropout(drop)
         self.fc = Linear(dim, num_classes, dtype=dtype, seed=rng)
-
-    def steps(self) -> list[Layer]:
-        return [self.drop, self.fc]
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return self.fc.macs(shape)
 
 
 class DistilledHead(Layer):
@@ -101,6 +90,3 @@ class DistilledHead(Layer):
             return back_both(half, half)
 
         return (logits + distilled) * 0.5, back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return shape[0] * (self.head.weight.size + self.head_dist.weight.size)

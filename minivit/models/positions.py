@@ -1,4 +1,4 @@
-"""Where a token stands: attention sees a set, so the place of each patch is added to its vector.
+"""Positions: attention sees a set of tokens, so the position of each patch is added to its vector.
 
 Each class here gives a table of vectors for a grid of patches and takes the table's gradient back; `relative` positions
 are a bias inside attention instead, in `minivit/nn/position_bias.py`.
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import array_module
+from minivit.device import array_module
 from minivit.nn import init
-from minivit.nn.layer import Layer, Param
-from minivit.protocol import Array, Back, once, refuse
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param
+from minivit.protocol import Array, Back, once
 
 KINDS = ("learned_1d", "none", "learned_2d", "sincos_1d", "sincos_2d", "relative")
 
@@ -33,19 +34,20 @@ class Positions(Layer):
 class Learned1d(Positions):
     """One learned vector for each token in reading order: `pos_embed` (1, p + N, D), timm's. The ViT paper's choice.
 
-    For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does. Swin calls its
-    table `absolute_pos_embed`.
+    For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does.
     """
 
-    def __init__(
-        self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any, name: str = "pos_embed"
-    ) -> None:
-        self.grid, self.prefix, self.name = grid, prefix, name
-        tokens = prefix + grid[0] * grid[1]
-        setattr(self, name, Param(init.trunc_normal(rng, (1, tokens, dim), 0.02, dtype)))
+    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
+        self.grid, self.prefix = grid, prefix
+        self.pos_embed = Param(init.trunc_normal(rng, (1, prefix + grid[0] * grid[1], dim), 0.02, dtype))
+
+    @property
+    def learned(self) -> Param:
+        """The parameter (1, p + N, D)."""
+        return self.pos_embed
 
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
-        param: Param = getattr(self, self.name)
+        param = self.learned
         learned = param.data[0]  # (p + N, D)
         if grid == self.grid:
             return learned, once(lambda dtable: param.accumulate(dtable[None]))
@@ -62,6 +64,18 @@ class Learned1d(Positions):
         return table, back
 
 
+class AbsolutePositions(Learned1d):
+    """The same for Swin's first map, without prefix tokens; Swin calls the table `absolute_pos_embed` (1, N, D)."""
+
+    def __init__(self, grid: tuple[int, int], dim: int, dtype: Any, rng: Any) -> None:
+        self.grid, self.prefix = grid, 0
+        self.absolute_pos_embed = Param(init.trunc_normal(rng, (1, grid[0] * grid[1], dim), 0.02, dtype))
+
+    @property
+    def learned(self) -> Param:
+        return self.absolute_pos_embed
+
+
 class Learned2d(Positions):
     """Half of the channels tell the row, half the column: `pos_embed_row` (gh, D/2) and `pos_embed_col` (gw, D/2).
 
@@ -69,9 +83,10 @@ class Learned2d(Positions):
     """
 
     def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
-        refuse(
-            dim % 2 != 0, f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}"
-        )
+        if dim % 2:
+            raise ValueError(
+                f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}"
+            )
         self.prefix = prefix
         self.pos_embed_row = Param(init.trunc_normal(rng, (grid[0], dim // 2), 0.02, dtype))
         self.pos_embed_col = Param(init.trunc_normal(rng, (grid[1], dim // 2), 0.02, dtype))
@@ -112,7 +127,8 @@ class SinCos(Positions):
 
     def __init__(self, kind: str, prefix: int, dim: int, dtype: Any) -> None:
         parts = 4 if kind == "sincos_2d" else 2
-        refuse(dim % parts != 0, f"pos_embed={kind!r} needs an embed_dim that is a multiple of {parts}, got {dim}")
+        if dim % parts:
+            raise ValueError(f"pos_embed={kind!r} needs an embed_dim that is a multiple of {parts}, got {dim}")
         self.kind, self.prefix, self.dim = kind, prefix, dim
         self.anchor = np.zeros((0,), dtype)  # knows the dtype and the device
 
@@ -136,7 +152,8 @@ def _waves(place: Array, dim: int) -> Array:
 
 def make_positions(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> Positions | None:
     """The table of a kind; None for "none" and for "relative", which adds nothing to the tokens."""
-    refuse(kind not in KINDS, f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
+    if kind not in KINDS:
+        raise ValueError(f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
     if kind == "learned_1d":
         return Learned1d(grid, prefix, dim, dtype, rng)
     if kind == "learned_2d":

@@ -1,18 +1,18 @@
 """The convolutional stem of the hybrid ViT: a small ResNet, from whose map the patches are cut.
 
-Alphabet: B batch, C image channels, W the width. Names and shapes are those of timm's ResNetV2, as its hybrids build it
-(norms behind the convolutions). Sources: Dosovitskiy et al. 2021, section 3.1; Kolesnikov et al. 2020, "Big Transfer".
-Next: `tokens.py`.
+Alphabet: B batch, C image channels, H x W pixels. Names and shapes are those of timm's ResNetV2, as its hybrids build
+it (norms behind the convolutions). Next: `options.py`.
+
+Sources: Dosovitskiy et al. 2021, section 3.1; Kolesnikov et al. 2020, "Big Transfer".
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from minivit.backend import as_generator
-from minivit.nn import Bottleneck, Chain, GroupNorm, Layer, MaxPool2d, Relu
-from minivit.nn.bottleneck import standardised
-from minivit.protocol import refuse
+from minivit.nn import Bottleneck, Chain, GroupNorm, MaxPool2d, Relu
+from minivit.nn.bottleneck import standardized
+from minivit.random import as_generator
 
 
 def checked_layers(layers: Any) -> tuple[int, ...] | None:
@@ -24,16 +24,16 @@ def checked_layers(layers: Any) -> tuple[int, ...] | None:
     if layers is None:
         return None
     given = isinstance(layers, tuple | list) and all(isinstance(depth, int) and depth > 0 for depth in layers)
-    refuse(
-        not given,
-        f"resnet_layers={layers!r}: give the number of blocks of each stage, such as (3, 4, 9); () is the root alone, "
-        "and None no stem",
-    )
+    if not given:
+        raise ValueError(
+            f"resnet_layers={layers!r}: give the number of blocks of each stage, such as (3, 4, 9); () is the root "
+            "alone, and None no stem"
+        )
     return tuple(layers)
 
 
 def reduction(layers: tuple[int, ...]) -> int:
-    """How many pixels become one place of the map: the root halves twice, and each stage but the first once."""
+    """How many pixels become one pixel of the map: the root halves twice, and each stage but the first once."""
     return 4 * 2 ** max(0, len(layers) - 1)
 
 
@@ -43,24 +43,13 @@ def map_size(size: tuple[int, int], layers: tuple[int, ...]) -> tuple[int, int]:
 
 
 class Root(Chain):
-    """Images (B, C, H, W) -> (B, W, H/4, W/4), rounded up: a 7x7 convolution and a 3x3 maximum, each with stride 2."""
+    """Images (B, C, H, W) -> (B, width, H/4, W/4), rounded up: a 7x7 convolution and a 3x3 maximum, stride 2 each."""
 
     def __init__(self, in_chans: int, width: int, groups: int, dtype: Any, seed: Any) -> None:
-        self.conv = standardised(in_chans, width, 7, 2, dtype, seed)
+        self.conv = standardized(in_chans, width, 7, 2, dtype, seed)
         self.norm = GroupNorm(groups, width, dtype=dtype)
         self.relu = Relu()
         self.pool = MaxPool2d(3, 2, "same")
-
-    def steps(self) -> list[Layer]:
-        return [self.conv, self.norm, self.relu, self.pool]
-
-    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what comes out for images (B, C, H, W)."""
-        return shape[0], self.conv.weight.shape[0], *map_size((shape[2], shape[3]), ())
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W)."""
-        return self.conv.macs(shape)
 
 
 class Stage(Chain):
@@ -73,16 +62,13 @@ class Stage(Chain):
         others = [Bottleneck(out_channels, out_channels, 1, groups, dtype=dtype, seed=seed) for _ in range(depth - 1)]
         self.blocks: list[Bottleneck] = [first, *others]
 
-    def steps(self) -> list[Layer]:
-        return list(self.blocks)
-
 
 class ResNetV2(Chain):
-    """Images (B, C, H, W) -> a map with 4 W 2^(stages - 1) channels: the root, then stages that halve and double.
+    """Images (B, C, H, W) -> a map with 4 width 2^(stages - 1) channels: the root, then stages that halve and double.
 
     Args:
         layers: the number of bottlenecks of each stage, such as (3, 4, 9).
-        width: W, the channels of the root; 64 in all published models.
+        width: the channels of the root; 64 in all published models.
         groups: of the norms; 32 in all published models.
     """
 
@@ -98,25 +84,6 @@ class ResNetV2(Chain):
             self.stages.append(Stage(channels, outputs, 2 if index else 1, depth, groups, dtype, rng))
             channels = outputs
 
-    def steps(self) -> list[Layer]:
-        return [self.stem, *self.stages]
-
-    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what comes out for images (B, C, H, W)."""
-        for part in self._parts():
-            shape = part.out_shape(shape)
-        return shape
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W)."""
-        total = 0
-        for part in self._parts():
-            total, shape = total + part.macs(shape), part.out_shape(shape)
-        return total
-
-    def _parts(self) -> list[Root | Bottleneck]:
-        return [self.stem, *(block for stage in self.stages for block in stage.blocks)]
-
 
 def make_stem(
     in_chans: int, layers: tuple[int, ...], width: int, groups: int, dtype: Any, seed: Any
@@ -126,10 +93,8 @@ def make_stem(
     Raises:
         ValueError: if the groups do not divide the width.
     """
-    refuse(
-        width < 1 or groups < 1 or width % groups != 0,
-        f"resnet_groups={groups} must divide resnet_width={width}: choose {_divisor(width, groups)}",
-    )
+    if width < 1 or groups < 1 or width % groups:
+        raise ValueError(f"resnet_groups={groups} must divide resnet_width={width}: choose {_divisor(width, groups)}")
     if not layers:
         return Root(in_chans, width, groups, dtype, seed), width
     return ResNetV2(in_chans, layers, width, groups, dtype=dtype, seed=seed), 4 * width * 2 ** (len(layers) - 1)

@@ -12,24 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, kernels
-from minivit.functional.permutations import pair
-from minivit.models.resnet import map_size
+from minivit.device import array_module
 from minivit.nn import Layer, Param, PatchEmbed
 from minivit.nn.init import normal
-from minivit.protocol import Array, Back, once, refuse
-
-
-def patch_grid(config: dict[str, Any], size: Any = None) -> tuple[int, int]:
-    """(gh, gw): the grid of patches that a model cuts an image (H, W) into; a partial patch counts whole.
-
-    Args:
-        config: the model's, a ViT's or a Swin's.
-        size: of the image, a number or a pair; None is the one that the model was built for.
-    """
-    image, layers = pair(config["img_size"] if size is None else size), config.get("resnet_layers")
-    cut, patch = image if layers is None else map_size(image, layers), pair(config["patch_size"])
-    return -(-cut[0] // patch[0]), -(-cut[1] // patch[1])
+from minivit.protocol import Array, Back, once
 
 
 class Tokens(Layer):
@@ -37,8 +23,8 @@ class Tokens(Layer):
 
     Args:
         image: the (H, W) that the model is built for.
-        grid: (H, W) -> (gh, gw); see `patch_grid`.
-        prefix_names: of the parameters that are put in front.
+        grid: (H, W) -> (gh, gw); see `options.patch_grid`.
+        prefix: how many tokens stand in front: 0, 1 (the class token) or 2 (and the distillation token).
         patch_embed: with a stem or without.
         positions: see `positions.py`, or None.
         drop: the dropout rate of what comes out.
@@ -51,7 +37,7 @@ class Tokens(Layer):
         self,
         image: tuple[int, int],
         grid: Callable[[tuple[int, int]], tuple[int, int]],
-        prefix_names: list[str],
+        prefix: int,
         patch_embed: PatchEmbed,
         positions: Any,
         drop: float,
@@ -60,64 +46,61 @@ class Tokens(Layer):
         rng: Any,
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
-        self.image, self.grid, self.prefix_names, self.dynamic = image, grid, prefix_names, dynamic
-        # the order of attributes is the order of parameters, and timm's: class token, positions, distillation token
-        for name in prefix_names[:1]:
-            setattr(self, name, Param(normal(rng, (1, 1, dim), 1e-6, dtype)))  # 1e-6: timm's start of the class token
+        self.image, self.grid, self.dynamic = image, grid, dynamic
+        # the order of attributes is the order of parameters, and timm's; 1e-6 is timm's start of both tokens
+        self.cls_token = Param(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 0 else None
         self.positions = positions
-        for name in prefix_names[1:]:
-            setattr(self, name, Param(normal(rng, (1, 1, dim), 1e-6, dtype)))
+        self.dist_token = Param(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 1 else None
         self.patch_embed = patch_embed
         self.drop = drop
 
+    @property
+    def prefix(self) -> list[Param]:
+        """The tokens in front of the patches, (1, 1, D) each."""
+        return [token for token in (self.cls_token, self.dist_token) if token is not None]
+
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        grid = self._grid_of(x)
+        grid, prefix, xp = self._grid_of(x), self.prefix, array_module(x)
         patches, back_patches = self.patch_embed(x)  # (B, N, D)
-        prefix, dim = self._prefix(), patches.shape[2]
-        table, back_table = self.positions.table(grid) if self.positions else (None, None)  # (T, D)
-        y, back_drop = F.dropout(_placed(patches, prefix, table), self.drop, rng)
+        batch, _, dim = patches.shape
+        front = [xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix]
+        tokens = xp.concatenate([*front, patches], axis=1)  # (B, T, D)
+        placed, back_positions = add_positions(tokens, self.positions, grid)
+        y, back_drop = F.dropout(placed, self.drop, rng)
 
         @once
         def back(dy: Array) -> Array:
-            dtokens = back_drop(dy)  # (B, T, D)
-            batch, tokens, _ = dtokens.shape
-            # the same table and prefix were added to every image, so their gradients are sums over the batch
-            dtable = kernels(dtokens).sum_rows(dtokens.reshape(batch, tokens * dim)).reshape(tokens, dim)
-            for place, token in enumerate(prefix):
-                token.accumulate(dtable[place].reshape(1, 1, dim))
-            if back_table is not None:
-                back_table(dtable)
+            dtokens = back_positions(back_drop(dy))  # (B, T, D)
+            for number, token in enumerate(prefix):
+                token.accumulate(dtokens[:, number].sum(axis=0).reshape(1, 1, dim))  # the same token for every image
             return back_patches(dtokens[:, len(prefix) :])
 
         return y, back
 
-    def infer(self, x: Array, **context: Any) -> Array:
-        grid = self._grid_of(x)
-        table = self.positions.table(grid)[0] if self.positions else None
-        return _placed(self.patch_embed.infer(x), self._prefix(), table)
-
-    def _prefix(self) -> list[Param]:
-        return [getattr(self, name) for name in self.prefix_names]
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return self.patch_embed.macs(shape)
-
     def _grid_of(self, x: Array) -> tuple[int, int]:
-        refuse(x.ndim != 4, f"images must be (B, C, H, W), got shape {x.shape}")
+        if x.ndim != 4:
+            raise ValueError(f"images must be (B, C, H, W), got shape {x.shape}")
         height, width = x.shape[2:]
-        refuse(
-            not self.dynamic and (height, width) != self.image,
-            f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
-            f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True",
-        )
+        if not self.dynamic and (height, width) != self.image:
+            raise ValueError(
+                f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
+                f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True"
+            )
         return self.grid((height, width))
 
 
-def _placed(patches: Array, prefix: list[Param], table: Array | None) -> Array:
-    """(B, N, D) -> (B, T, D): the prefix in front of each image's patches, and the positions (T, D) added."""
-    xp, (batch, _, dim) = array_module(patches), patches.shape
-    joined = xp.concatenate([xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix] + [patches], axis=1)
-    return joined if table is None else joined + table
+def add_positions(tokens: Array, positions: Any, grid: tuple[int, int]) -> tuple[Array, Back]:
+    """tokens (B, T, D) + a table (T, D), the same for every image, so its gradient is a sum over the batch."""
+    if positions is None:
+        return tokens, once(lambda dy: dy)
+    table, back_table = positions.table(grid)
+
+    @once
+    def back(dy: Array) -> Array:
+        back_table(dy.sum(axis=0))
+        return dy
+
+    return tokens + table, back
 
 
 class MapTokens(Layer):
@@ -137,27 +120,20 @@ class MapTokens(Layer):
         self.patch_embed = patch_embed
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        refuse(x.ndim != 4, f"images must be (B, C, H, W), got shape {x.shape}")
-        refuse(min(x.shape[2:]) < 1, f"images of shape {x.shape} have no pixels")
+        if x.ndim != 4:
+            raise ValueError(f"images must be (B, C, H, W), got shape {x.shape}")
+        if min(x.shape[2:]) < 1:
+            raise ValueError(f"images of shape {x.shape} have no pixels")
         grid, patch = self.grid(x.shape[2:]), self.patch_embed.proj.weight.shape[2:]
         padded, back_pad = F.pad(x, (grid[0] * patch[0], grid[1] * patch[1]), (2, 3))
         patches, back_patches = self.patch_embed(padded)  # (B, N, D)
         batch, tokens, dim = patches.shape
-        table, back_table = self.positions.table(grid) if self.positions else (None, None)  # (N, D)
-        placed = patches if table is None else patches + table
+        placed, back_positions = add_positions(patches, self.positions, grid)
         y, back_drop = F.dropout(placed, self.drop, rng)
 
         @once
         def back(dy: Array) -> Array:
-            dtokens = back_drop(dy.reshape(batch, tokens, dim))
-            if back_table is not None:
-                back_table(kernels(dtokens).sum_rows(dtokens.reshape(batch, tokens * dim)).reshape(tokens, dim))
-            return back_pad(back_patches(dtokens))
+            dpatches = back_positions(back_drop(dy.reshape(batch, tokens, dim)))
+            return back_pad(back_patches(dpatches))
 
         return y.reshape(batch, *grid, dim), back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W)."""
-        batch, _, height, width = shape
-        grid = self.grid((height, width))
-        return batch * grid[0] * grid[1] * self.patch_embed.proj.weight.size

@@ -1,25 +1,108 @@
 """The Vision Transformer: an image is cut into patches, and the patches are read like words.
 
-Alphabet: B batch, C image channels, D channels, K classes. Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16
-Words"; names and shapes are timm's. Next: `swin.py`.
+Alphabet: B batch, C image channels, N patches, T = prefix tokens + N, D channels, K classes. Source: Dosovitskiy et al.
+2021, "An Image is Worth 16x16 Words"; names and shapes are timm's. Next: `swin.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from minivit.backend import as_generator
-from minivit.functional.permutations import pair
+from minivit.functional.permutations import Size, pair
 from minivit.models.heads import DistilledHead, Pool, PreLogits
-from minivit.models.model import Model, plain_size
+from minivit.models.model import Model
+from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size
 from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
-from minivit.models.tokens import Tokens, patch_grid
-from minivit.models.vit_init import initialise
-from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
+from minivit.models.tokens import Tokens
+from minivit.models.vit_init import initialize
+from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, LinearHeadAttention, Mlp, PatchEmbed
 from minivit.nn.init import dtype_of
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array, Back, compose
+from minivit.random import as_generator
+
+
+@dataclass
+class ViTOptions(Options):
+    """The arguments of `ViT`, whose documentation says what each means; what makes no model together is refused."""
+
+    img_size: int | Size = 224
+    patch_size: int | Size = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    class_token: bool = True
+    global_pool: str = "token"
+    fc_norm: bool | None = None
+    pos_embed: str = "learned_1d"
+    representation_size: int | None = None
+    patch_norm: bool = False
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    gelu: str = "none"
+    norm_eps: float = 1e-6
+    weight_init: str = "timm"
+    distilled: bool = False
+    dynamic_img_size: bool = False
+    heads: str = "split"
+    skip_unused_tokens: bool = True
+    resnet_layers: tuple[int, ...] | None = None
+    resnet_width: int = 64
+    resnet_groups: int = 32
+    dtype: Any = "float32"
+    seed: Any = 0
+
+    def __post_init__(self) -> None:
+        check_rates(self)
+        self._check_pooling()
+        self.resnet_layers = checked_layers(self.resnet_layers)
+        self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
+        check_whole(self, embed_dim=1, depth=1, in_chans=1, num_classes=0)
+        if self.representation_size is not None:
+            check_whole(self, representation_size=1)
+        if self.heads not in ("split", "linear"):
+            raise ValueError(f"heads={self.heads!r}: choose 'split' or 'linear'")
+        if self.fc_norm is None:
+            self.fc_norm = self.global_pool == "avg"
+        self._check_patch()
+
+    def _check_pooling(self) -> None:
+        if self.global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool={self.global_pool!r}: choose 'token' or 'avg'")
+        if not self.class_token and (self.global_pool == "token" or self.distilled):
+            raise ValueError("class_token=False leaves no token to read: use global_pool='avg' and distilled=False")
+        if self.distilled and self.global_pool == "avg":
+            raise ValueError("distilled=True reads its two tokens: use global_pool='token'")
+        if self.distilled and self.representation_size is not None:
+            raise ValueError("distilled=True has two plain heads: use representation_size=None")
+        if self.pos_embed == "relative" and self.dynamic_img_size:
+            raise ValueError(
+                "pos_embed='relative' learns a bias for each offset of one grid: build the model with the img_size you "
+                "need, or use absolute positions with dynamic_img_size=True"
+            )
+
+    def _check_patch(self) -> None:
+        """The patch must divide the image, or the map that a stem makes of it."""
+        image, patch, layers = pair(self.img_size), pair(self.patch_size), self.resnet_layers
+        cut = image if layers is None else map_size(image, layers)
+        if min(patch) > 0 and cut[0] % patch[0] == 0 and cut[1] % patch[1] == 0 and min(cut) > 0:
+            return
+        fits = [size for size in range(1 if layers else 2, min(cut) + 1) if cut[0] % size == 0 and cut[1] % size == 0]
+        near = sorted(fits, key=lambda size: abs(size - patch[0]))[:2]
+        remedy = f"choose patch {' or '.join(map(str, sorted(near)))}" if near else "choose another size"
+        what = f"image {image[0]}x{image[1]}"
+        if layers is not None:
+            what = f"the {cut[0]}x{cut[1]} map that resnet_layers={layers} make of an {what}"
+        raise ValueError(f"{what} is not divisible by patch {patch[0]}x{patch[1]}: pad it, or {remedy}")
 
 
 class ViT(Model):
@@ -46,7 +129,7 @@ class ViT(Model):
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
         distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each.
         dynamic_img_size: take any image that the patch divides, resampling the positions.
-        heads: "split" or "linear", see `minivit.nn.Attention`.
+        heads: "split" (`nn.Attention`) or "linear" (`nn.LinearHeadAttention`).
         skip_unused_tokens: where the head reads only prefix tokens, the last block computes only theirs. Exact.
         resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
             hybrid); () is its root alone, and None no stem. See `resnet.py`.
@@ -55,108 +138,79 @@ class ViT(Model):
         seed: of the initial weights, an int or a generator.
     """
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        class_token: bool = True,
-        global_pool: str = "token",
-        fc_norm: bool | None = None,
-        pos_embed: str = "learned_1d",
-        representation_size: int | None = None,
-        patch_norm: bool = False,
-        drop_rate: float = 0.0,
-        pos_drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        gelu: str = "none",
-        norm_eps: float = 1e-6,
-        weight_init: str = "timm",
-        distilled: bool = False,
-        dynamic_img_size: bool = False,
-        heads: str = "split",
-        skip_unused_tokens: bool = True,
-        resnet_layers: tuple[int, ...] | None = None,
-        resnet_width: int = 64,
-        resnet_groups: int = 32,
-        dtype: Any = "float32",
-        seed: Any = 0,
-    ) -> None:
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__", "seed")}
-        self.config["dtype"] = dtype_of(dtype).name
-        rng, dtype = as_generator(seed), dtype_of(dtype)
-        _refuse_contradictions(self.config)
-        image, patch = pair(img_size), pair(patch_size)
-        layers = checked_layers(resnet_layers)
-        self.config |= {"img_size": plain_size(img_size), "patch_size": plain_size(patch_size), "resnet_layers": layers}
-        _refuse_a_rest(self.config)
-        grid = patch_grid(self.config)
-        prefix = (["cls_token"] if class_token else []) + (["dist_token"] if distilled else [])
-        self.num_classes = num_classes
-        stem, channels = None, in_chans
-        if layers is not None:
-            stem, channels = make_stem(in_chans, layers, resnet_width, resnet_groups, dtype, rng)
-        patch_eps = norm_eps if patch_norm else None
+    @built_from(ViTOptions)
+    def __init__(self, o: ViTOptions) -> None:
+        self.config, self.num_classes = o.config(), o.num_classes
+        rng, dtype, prefix = as_generator(o.seed), dtype_of(o.dtype), o.class_token + o.distilled
+        stem, channels = None, o.in_chans
+        if o.resnet_layers is not None:
+            stem, channels = make_stem(o.in_chans, o.resnet_layers, o.resnet_width, o.resnet_groups, dtype, rng)
         self.embed = Tokens(
-            image,
+            pair(o.img_size),
             partial(patch_grid, self.config),
             prefix,
-            PatchEmbed(patch, channels, embed_dim, norm_eps=patch_eps, backbone=stem, dtype=dtype, seed=rng),
-            make_positions(pos_embed, grid, len(prefix), embed_dim, dtype, rng),
-            pos_drop_rate,
-            dynamic_img_size,
+            PatchEmbed(
+                pair(o.patch_size),
+                channels,
+                o.embed_dim,
+                norm_eps=o.norm_eps if o.patch_norm else None,
+                backbone=stem,
+                dtype=dtype,
+                seed=rng,
+            ),
+            make_positions(o.pos_embed, patch_grid(self.config), prefix, o.embed_dim, dtype, rng),
+            o.pos_drop_rate,
+            o.dynamic_img_size,
             dtype,
             rng,
         )
-        self.blocks = [self._block(index, grid, len(prefix), rng) for index in range(depth)]
-        self.config["fc_norm"] = behind = global_pool == "avg" if fc_norm is None else bool(fc_norm)
-        self.norm = None if behind else LayerNorm(embed_dim, norm_eps, dtype=dtype)
-        self.pool = Pool(global_pool, len(prefix))
-        self.fc_norm = LayerNorm(embed_dim, norm_eps, dtype=dtype) if behind else None
-        self.pre_logits = PreLogits(embed_dim, representation_size, dtype, rng) if representation_size else None
-        self.head_drop = Dropout(drop_rate)
+        self.blocks = [self._block(o, index, prefix, rng) for index in range(o.depth)]
+        self.norm = None if o.fc_norm else LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype)
+        self.pool = Pool(o.global_pool, prefix)
+        self.fc_norm = LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype) if o.fc_norm else None
+        self.pre_logits = PreLogits(o.embed_dim, o.representation_size, dtype, rng) if o.representation_size else None
+        self.head_drop: Layer | None = None
         self.head: Layer | None = None
-        if num_classes:
-            kind = DistilledHead if distilled else Linear
-            self.head = kind(representation_size or embed_dim, num_classes, dtype=dtype, seed=rng)
-        initialise(self, weight_init, rng)
+        if o.num_classes:
+            self.head_drop = Dropout(o.drop_rate)
+            kind = DistilledHead if o.distilled else Linear
+            self.head = kind(o.representation_size or o.embed_dim, o.num_classes, dtype=dtype, seed=rng)
+        initialize(self, o.weight_init, rng)
 
-    def _block(self, index: int, grid: tuple[int, int], prefix: int, rng: Any) -> Block:
-        c = self.config
-        dim, dtype, last = c["embed_dim"], c["dtype"], index == c["depth"] - 1
-        only_prefix = last and c["skip_unused_tokens"] and c["global_pool"] == "token"
-        attention = Attention(
-            dim,
-            c["num_heads"],
-            c["qkv_bias"],
-            heads=c["heads"],
-            attn_drop=c["attn_drop_rate"],
-            proj_drop=c["proj_drop_rate"],
+    def _block(self, o: ViTOptions, index: int, prefix: int, rng: Any) -> Block:
+        last = index == o.depth - 1
+        only_prefix = last and o.skip_unused_tokens and o.global_pool == "token"
+        kind = LinearHeadAttention if o.heads == "linear" else Attention
+        attention = kind(
+            o.embed_dim,
+            o.num_heads,
+            o.qkv_bias,
+            attn_drop=o.attn_drop_rate,
+            proj_drop=o.proj_drop_rate,
             queries=prefix if only_prefix else None,
-            position_bias=grid if c["pos_embed"] == "relative" else None,
+            position_bias=patch_grid(self.config) if o.pos_embed == "relative" else None,
             prefix_tokens=prefix,
-            dtype=dtype,
+            dtype=o.dtype,
             seed=rng,
         )
-        hidden = int(dim * c["mlp_ratio"])
-        mlp = Mlp(dim, hidden, gelu=c["gelu"], drop=c["proj_drop_rate"], dtype=dtype, seed=rng)
-        norms = [LayerNorm(dim, c["norm_eps"], dtype=dtype) for _ in range(2)]
-        return Block(norms[0], attention, norms[1], mlp, c["drop_path_rate"] * index / max(1, c["depth"] - 1))
+        hidden = int(o.embed_dim * o.mlp_ratio)
+        mlp = Mlp(o.embed_dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)
+        norms = [LayerNorm(o.embed_dim, o.norm_eps, dtype=o.dtype) for _ in range(2)]
+        return Block(norms[0], attention, norms[1], mlp, o.drop_path_rate * index / max(1, o.depth - 1))
 
-    def body(self) -> list[Layer]:
-        stages = [self.embed, *self.blocks, self.norm, self.pool, self.fc_norm, self.pre_logits]
-        return [stage for stage in stages if stage is not None]
-
-    def tail(self) -> list[Layer]:
-        return [self.head_drop, self.head] if self.head is not None else []
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return compose(
+            x,  # (B, C, H, W)
+            self.embed,  # (B, T, D): patches embedded, class token in front, positions added
+            *self.blocks,  # (B, T, D): attention between tokens, then an MLP of each token
+            self.norm,  # (B, T, D)
+            self.pool,  # (B, D): the class token, or the mean of the patches
+            self.fc_norm,  # (B, D), where the norm stands behind the pooling
+            self.pre_logits,  # (B, representation_size), in the pretraining head
+            self.head_drop,
+            self.head,  # (B, K)
+            rng=rng,
+        )
 
     def heads(self, x: Array) -> tuple[Array, Array]:
         """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
@@ -164,58 +218,3 @@ class ViT(Model):
             raise ValueError("heads(x) is for distilled models: build with distilled=True and num_classes > 0")
         (logits, distilled), _ = self.head.both(self.features(x))
         return logits, distilled
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W), counted as published: every token in every block."""
-        c, batch, (rows, columns) = self.config, shape[0], patch_grid(self.config, shape[2:])
-        tokens, dim = rows * columns + c["class_token"] + c["distilled"], c["embed_dim"]
-        attention = (4 + 3 * (c["heads"] == "linear")) * tokens * dim * dim + 2 * tokens * tokens * dim
-        mlp = 2 * tokens * dim * int(dim * c["mlp_ratio"])
-        width = c["representation_size"] or dim
-        head = dim * (c["representation_size"] or 0) + width * c["num_classes"] * (1 + c["distilled"])
-        return self.embed.macs(shape) + batch * (c["depth"] * (attention + mlp) + head)
-
-
-def _refuse_a_rest(config: dict[str, Any]) -> None:
-    """The patch must divide the image, or the map that a stem makes of it."""
-    image, patch, layers = pair(config["img_size"]), pair(config["patch_size"]), config["resnet_layers"]
-    cut = image if layers is None else map_size(image, layers)
-    if min(patch) > 0 and cut[0] % patch[0] == 0 and cut[1] % patch[1] == 0 and min(cut) > 0:
-        return
-    fits = [size for size in range(1 if layers else 2, min(cut) + 1) if cut[0] % size == 0 and cut[1] % size == 0]
-    near = sorted(fits, key=lambda size: abs(size - patch[0]))[:2]
-    remedy = f"choose patch {' or '.join(map(str, sorted(near)))}" if near else "choose another size"
-    what = f"image {image[0]}x{image[1]}"
-    if layers is not None:
-        what = f"the {cut[0]}x{cut[1]} map that resnet_layers={layers} make of an {what}"
-    raise ValueError(f"{what} is not divisible by patch {patch[0]}x{patch[1]}: pad it, or {remedy}")
-
-
-def _refuse_contradictions(config: dict[str, Any]) -> None:
-    """Arguments that make no model together are refused, with what to change."""
-    pool, token, distilled = config["global_pool"], config["class_token"], config["distilled"]
-    refuse(pool not in ("token", "avg"), f"global_pool={pool!r}: choose 'token' or 'avg'")
-    refuse(
-        not token and (pool == "token" or distilled),
-        "class_token=False leaves no token to read: use global_pool='avg' and distilled=False",
-    )
-    refuse(distilled and pool == "avg", "distilled=True reads its two tokens: use global_pool='token'")
-    refuse(
-        distilled and config["representation_size"] is not None,
-        "distilled=True has two plain heads: use representation_size=None",
-    )
-    refuse(
-        config["pos_embed"] == "relative" and config["dynamic_img_size"],
-        "pos_embed='relative' learns a bias for each offset of one grid: build the model with the img_size you need, "
-        "or use absolute positions with dynamic_img_size=True",
-    )
-    for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
-        refuse(not 0 <= config[name] < 1, f"{name}={config[name]} must lie in [0, 1)")
-    refuse(config["gelu"] not in ("none", "tanh"), f"gelu={config['gelu']!r}: choose 'none' or 'tanh'")
-    for name in ("norm_eps", "mlp_ratio"):
-        refuse(not config[name] > 0, f"{name}={config[name]} must be positive")
-    size = config["representation_size"]
-    refuse(size is not None and size < 1, f"representation_size={size} must be at least 1, or None for a plain head")
-    for name in ("embed_dim", "depth", "in_chans"):
-        refuse(config[name] < 1, f"{name}={config[name]} must be at least 1")
-    refuse(config["num_classes"] < 0, f"num_classes={config['num_classes']} must be at least 0 (0: pooled features)")

@@ -9,21 +9,21 @@ from __future__ import annotations
 from math import log
 from typing import Any
 
-from minivit.backend import UNSET
 from minivit.nn import Layer, init
-from minivit.protocol import refuse
+from minivit.random import UNSET
 
 SCHEMES = ("timm", "jax", "jax_nlhb")
 
 
-def initialise(model: Layer, scheme: str, rng: Any) -> None:
+def initialize(model: Layer, scheme: str, rng: Any) -> None:
     """Redraw a ViT's weights in place.
 
     "jax" (google-research/vision_transformer): linear layers Xavier uniform, MLP biases N(0, 1e-6), the
     convolutions LeCun normal, the patches' with bias 0, the classifier 0. "jax_nlhb": its bias at -log K besides, so
     that sigmoid outputs start at 1/K.
     """
-    refuse(scheme not in SCHEMES, f"weight_init={scheme!r}: choose one of {', '.join(map(repr, SCHEMES))}")
+    if scheme not in SCHEMES:
+        raise ValueError(f"weight_init={scheme!r}: choose one of {', '.join(map(repr, SCHEMES))}")
     if scheme == "timm" or rng is UNSET:
         return
     for name, param in model.parameters().items():

@@ -1,11 +1,12 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
-Read in this order: `layer.py` (Param, Layer, Chain), `basic.py`, `position_bias.py`, `attention.py`,
-`window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`, `bottleneck.py`,
-`patch_embed.py`, `patch_merging.py`, `recompute.py`; `init.py` says where weights start. Then `minivit/models/`.
+Read in this order: `parameter.py` (Param, apply), `layer.py` (Layer, Chain), `basic.py`, `position_bias.py`,
+`attention.py`, `window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`,
+`bottleneck.py`, `patch_embed.py`, `patch_merging.py`, `recompute.py`, `kept.py`, `counting.py`; `init.py` says where
+weights start. Then `minivit/models/`.
 """
 
-from minivit.nn.attention import Attention
+from minivit.nn.attention import Attention, LinearHeadAttention
 from minivit.nn.basic import (
     Dropout,
     DropPath,
@@ -21,9 +22,11 @@ from minivit.nn.basic import (
 from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d, StdConv2d
-from minivit.nn.layer import Buffer, Chain, Layer, Param
+from minivit.nn.counting import multiply_adds
+from minivit.nn.layer import Chain, Layer
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
 from minivit.nn.mlp import Mlp
+from minivit.nn.parameter import Buffer, Param, apply
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.patch_merging import PatchMerging
 from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -52,6 +55,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "LinearHeadAttention",
     "MaxPool2d",
     "Mlp",
     "Param",
@@ -65,5 +69,7 @@ __all__ = [
     "StdConv2d",
     "Tanh",
     "WindowAttention",
+    "apply",
+    "multiply_adds",
     "update_statistics",
 ]

@@ -1,7 +1,7 @@
 """Multi-head self-attention: several small attentions side by side, each over its own part of the channels.
 
-Alphabet: B batch, N tokens, n tokens that ask (all N, or only the first few), D channels, H heads, d = D/H head size.
-Next: `window_attention.py`.
+Alphabet: B batch, N tokens, n queries (all N, or only those of the first few tokens), D channels, H heads, d = D/H head
+size. Next: `window_attention.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, as_generator
+from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear
-from minivit.nn.layer import Layer, Param
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param, apply
 from minivit.nn.position_bias import RelativePositionBias
-from minivit.protocol import Array, Back, once, refuse
+from minivit.protocol import Array, Back, compose, once
+from minivit.random import as_generator
 
 
 class Attention(Layer):
@@ -24,17 +26,14 @@ class Attention(Layer):
         dim: D.
         num_heads: H, which must divide D.
         qkv_bias: whether the fused projection to q, k and v has a bias.
-        heads: how q, k and v (each (B, N, D)) become H heads of (B, N, d). "split" cuts the channels into H equal
-            parts, as every published model does; "linear" gives each head its own learned map (D, d) of q, k and v.
-            With maps that select columns both are the same.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate after the output projection.
-        queries: how many of the first tokens ask; None means all. Tokens that do not ask are still looked at.
+        queries: how many of the first tokens have a query; None means all. Every token has a key and a value.
         position_bias: grid (h, w) of a relative position bias added to the scores, or None.
         prefix_tokens: tokens before the grid (the class token), for `position_bias`.
 
     Parameters: qkv.weight (3D, D), rows q | k | v, each head after head; qkv.bias; proj.weight (D, D), the Wo that
-    mixes the heads; proj.bias; with heads="linear" also head_maps (3, H, D, d).
+    mixes the heads; proj.bias.
 
     Source: Vaswani et al. 2017, section 3.2.2; names and layout are timm's.
     """
@@ -45,7 +44,6 @@ class Attention(Layer):
         num_heads: int = 8,
         qkv_bias: bool = True,
         *,
-        heads: str = "split",
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         queries: int | None = None,
@@ -54,19 +52,14 @@ class Attention(Layer):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        refuse(
-            num_heads < 1 or dim % num_heads != 0,
-            f"embed_dim={dim} is not divisible by num_heads={num_heads}: choose a number of heads that divides it",
-        )
-        refuse(heads not in ("split", "linear"), f"heads={heads!r}: choose 'split' or 'linear'")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(
+                f"embed_dim={dim} is not divisible by num_heads={num_heads}: choose a number of heads that divides it"
+            )
         rng, dtype = as_generator(seed), init.dtype_of(dtype)
         self.num_heads, self.queries = num_heads, queries
         self.attn_drop, self.proj_drop = attn_drop, proj_drop
         self.qkv = Linear(dim, 3 * dim, qkv_bias, dtype=dtype, seed=rng)
-        self.head_maps: Param | None = None
-        if heads == "linear":
-            shape = (3, num_heads, dim, dim // num_heads)
-            self.head_maps = Param(init.normal(rng, shape, dim**-0.5, dtype))  # keeps the variance of q, k and v
         self.position_bias = (
             RelativePositionBias(position_bias, num_heads, prefix_tokens, dtype=dtype, seed=rng)
             if position_bias is not None
@@ -75,103 +68,109 @@ class Attention(Layer):
         self.proj = Linear(dim, dim, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        bias, back_bias = self.position_bias.bias(self.queries) if self.position_bias else (None, None)
-        (q, k, v), back_heads = self._heads(x)  # each (B, H, N, d), q (B, H, n, d)
-        seen, back_attention = F.scaled_dot_product_attention(
-            q, k, v, bias=bias, dropout_rate=self.attn_drop, rng=rng
-        )  # (B, H, n, d)
-        y, back_join = self._join(seen, rng)  # (B, n, D)
+        attend = self._attend_first if self.queries is not None and self.queries < x.shape[1] else self._attend
+        heads, back_heads = attend(x, rng)  # (B, n, D): the heads' outputs side by side
+        y, back_project = self._project(heads, rng)  # (B, n, D)
 
         @once
         def back(dy: Array) -> Array:
-            dq, dk, dv, dbias = back_attention(back_join(dy))
-            if back_bias is not None:
-                back_bias(dbias)
-            return back_heads(dq, dk, dv)
+            return back_heads(back_project(dy))
 
         return y, back
 
-    def _join(self, seen: Array, rng: Any) -> tuple[Array, Back]:
-        """The heads' outputs (..., H, n, d) side by side, mixed by the output projection: (..., n, D)."""
-        joined, back_merge = F.merge_heads(seen)
-        mixed, back_proj = self.proj(joined)
-        y, back_drop = F.dropout(mixed, self.proj_drop, rng)
+    def _attend(self, x: Array, rng: Any) -> tuple[Array, Back]:
+        """Every token's query."""
+        qkv, back_qkv = self.project_qkv(x)  # (B, N, 3D)
+        bias, back_bias = self._bias(x.shape[1])
+        y, back_attention = F.self_attention(qkv, self.num_heads, bias=bias, dropout_rate=self.attn_drop, rng=rng)
 
         @once
         def back(dy: Array) -> Array:
-            return back_merge(back_proj(back_drop(dy)))
+            dqkv, dbias = back_attention(dy)
+            back_bias(dbias)
+            return back_qkv(dqkv)
 
         return y, back
 
-    def _heads(self, x: Array) -> tuple[tuple[Array, Array, Array], Back]:
-        """x -> the heads' q, k, v; the back takes dq, dk, dv to dx."""
-        if self.head_maps is not None:
-            return self._mapped_heads(x)
-        if self.queries is not None and self.queries < x.shape[1]:
-            return self._heads_of_first(x, self.queries)
-        qkv, back_qkv = self.qkv(x)  # (B, N, 3D)
-        parts, back_split = F.split_qkv(qkv, self.num_heads)
+    def project_qkv(self, x: Array) -> tuple[Array, Back]:
+        """The fused projection (..., N, 3D) to q | k | v."""
+        return self.qkv(x)
 
-        @once
-        def back(dq: Array, dk: Array, dv: Array) -> Array:
-            return back_qkv(back_split(dq, dk, dv))
-
-        return parts, back
-
-    def _heads_of_first(self, x: Array, asking: int) -> tuple[tuple[Array, Array, Array], Back]:
-        """q of the first tokens only, k and v of all: what a head that reads the class token alone needs."""
+    def _attend_first(self, x: Array, rng: Any) -> tuple[Array, Back]:
+        """The queries of the first tokens alone, the keys and values of all: what a head on the class token reads."""
+        assert self.queries is not None
+        first, back_first = F.crop(x, (self.queries, x.shape[2]))  # (B, n, D)
+        bias, back_bias = self._bias(self.queries)
         dim = x.shape[2]
-        weight, bias = self.qkv.weight.data, None if self.qkv.bias is None else self.qkv.bias.data
-        first, rest = slice(0, dim), slice(dim, 3 * dim)  # rows of q; rows of k and v
-        q, vjp_q = F.linear(x[:, :asking], weight[first], None if bias is None else bias[first])  # (B, n, D)
-        kv, vjp_kv = F.linear(x, weight[rest], None if bias is None else bias[rest])  # (B, N, 2D)
-        q, back_q = F.split_heads(q, self.num_heads)
-        k, back_k = F.split_heads(kv[:, :, :dim], self.num_heads)
-        v, back_v = F.split_heads(kv[:, :, dim:], self.num_heads)
+        (q,), back_q = self._project_rows(first, 0, dim)  # (B, H, n, d)
+        (k, v), back_kv = self._project_rows(x, dim, 3 * dim)  # each (B, H, N, d)
+        heads, back_attention = F.scaled_dot_product_attention(q, k, v, bias=bias, dropout_rate=self.attn_drop, rng=rng)
+        y, back_merge = F.merge_heads(heads)  # (B, n, D)
 
         @once
-        def back(dq: Array, dk: Array, dv: Array) -> Array:
-            xp = array_module(dq)
-            dkv = xp.concatenate((back_k(dk), back_v(dv)), axis=2)  # (B, N, 2D)
-            dx, dweight_kv, dbias_kv = vjp_kv(dkv)
-            dx_asking, dweight_q, dbias_q = vjp_q(back_q(dq))
-            dx[:, :asking] += dx_asking
-            self.qkv.weight.accumulate(xp.concatenate((dweight_q, dweight_kv)))
-            if self.qkv.bias is not None:
-                self.qkv.bias.accumulate(xp.concatenate((dbias_q, dbias_kv)))
-            return dx
+        def back(dy: Array) -> Array:
+            dq, dk, dv, dbias = back_attention(back_merge(dy))
+            back_bias(dbias)
+            return back_kv(dk, dv) + back_first(back_q(dq))
 
-        return (q, k, v), back
+        return y, back
 
-    def _mapped_heads(self, x: Array) -> tuple[tuple[Array, Array, Array], Back]:
-        """heads="linear": head h's q is q M_h with M_h (D, d), likewise k and v."""
-        head_maps = self.head_maps
-        assert head_maps is not None
-        maps = head_maps.data  # (3, H, D, d)
-        xp = array_module(x)
+    def _project_rows(self, x: Array, start: int, stop: int) -> tuple[tuple[Array, ...], Back]:
+        """The heads of q, of k, or of v, or of several of them: some rows of the fused projection."""
+        bias = None if self.qkv.bias is None else self.qkv.bias.rows(start, stop)
+        y, back_linear = apply(F.linear, x, self.qkv.weight.rows(start, stop), bias)
+        heads, back_split = F.split_qkv(y, self.num_heads, (stop - start) // x.shape[2])
+
+        @once
+        def back(*dheads: Array) -> Array:
+            return back_linear(back_split(*dheads))
+
+        return heads, back
+
+    def _bias(self, queries: int) -> tuple[Array | None, Back]:
+        """The position bias of the scores (H, n, N), or none."""
+        return (None, once(lambda dbias: None)) if self.position_bias is None else self.position_bias.bias(queries)
+
+    def _project(self, heads: Array, rng: Any) -> tuple[Array, Back]:
+        """The heads' outputs mixed by the output projection."""
+        return compose(heads, self.proj, lambda a: F.dropout(a, self.proj_drop, rng))
+
+
+class LinearHeadAttention(Attention):
+    """Attention whose heads each have a learned linear map (D, d) of q, k and v, instead of a part of the channels.
+
+    Where the maps select columns it is `Attention`. Parameters besides: head_maps (3, H, D, d).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int = 8, qkv_bias: bool = True, *, seed: Any = None, **options: Any
+    ) -> None:
+        rng = as_generator(seed)
+        super().__init__(dim, num_heads, qkv_bias, seed=rng, **options)
+        shape = (3, num_heads, dim, dim // num_heads)
+        self.head_maps = Param(init.normal(rng, shape, dim**-0.5, self.dtype))  # keeps the variance of q, k and v
+
+    def _attend(self, x: Array, rng: Any) -> tuple[Array, Back]:
+        xp, (batch, tokens, dim) = array_module(x), x.shape
+        maps, queries = self.head_maps.data, tokens if self.queries is None else min(self.queries, tokens)
         qkv, back_qkv = self.qkv(x)
-        batch, tokens, channels = qkv.shape
-        wide = qkv.reshape(batch, tokens, 3, channels // 3)  # (B, N, 3, D)
+        wide = qkv.reshape(batch, tokens, 3, dim)
         q, k, v = xp.einsum("bnsc,shcd->sbhnd", wide, maps)  # each (B, H, N, d)
-        asking = tokens if self.queries is None else self.queries
+        first, back_first = F.crop(q, (queries, q.shape[3]), (2, 3))
+        bias, back_bias = self._bias(queries)
+        heads, back_attention = F.scaled_dot_product_attention(
+            first, k, v, bias=bias, dropout_rate=self.attn_drop, rng=rng
+        )
+        y, back_merge = F.merge_heads(heads)
 
         @once
-        def back(dq: Array, dk: Array, dv: Array) -> Array:
-            if asking < tokens:
-                silent = xp.zeros((batch, dq.shape[1], tokens - asking, dq.shape[3]), dq.dtype)
-                dq = xp.concatenate((dq, silent), axis=2)
-            dheads = xp.stack((dq, dk, dv))  # (3, B, H, N, d)
-            head_maps.accumulate(xp.einsum("bnsc,sbhnd->shcd", wide, dheads))
-            dwide = xp.einsum("sbhnd,shcd->bnsc", dheads, maps)
-            return back_qkv(dwide.reshape(batch, tokens, channels))
+        def back(dy: Array) -> Array:
+            dq, dk, dv, dbias = back_attention(back_merge(dy))
+            back_bias(dbias)
+            dheads = xp.stack((back_first(dq), dk, dv))  # (3, B, H, N, d)
+            self.head_maps.accumulate(xp.einsum("bnsc,sbhnd->shcd", wide, dheads))
+            return back_qkv(xp.einsum("sbhnd,shcd->bnsc", dheads, maps).reshape(batch, tokens, 3 * dim))
 
-        return (q[:, :, :asking], k, v), back
+        return y, back
 
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for tokens (B, N, D): projections to q, k, v and out of the heads, scores, weighted sums."""
-        batch, tokens, dim = shape
-        asking = tokens if self.queries is None else min(self.queries, tokens)
-        projections = 2 * asking + 2 * tokens
-        if self.head_maps is not None:
-            projections = asking + 6 * tokens  # every token's q, k and v, and again through the heads' maps
-        return batch * (projections * dim * dim + 2 * asking * tokens * dim)
+    _attend_first = _attend

@@ -1,18 +1,19 @@
 """The first layers: Linear, LayerNorm, Embedding, Identity, the activations, two kinds of noise, and Sequential.
 
-Each calls its function of the calculus and adds the parameters' gradients. Next: `position_bias.py`.
+Each calls its function of the calculus on its parameters. Next: `position_bias.py`.
 """
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import as_generator
+from minivit.functional.dropout import check_rate
 from minivit.nn import init
-from minivit.nn.layer import Chain, Layer, Param
-from minivit.protocol import Array, Back, once, refuse
+from minivit.nn.layer import Chain, Layer
+from minivit.nn.parameter import Param, apply
+from minivit.protocol import Array, Back, once
+from minivit.random import as_generator
 
 
 class Linear(Layer):
@@ -29,20 +30,7 @@ class Linear(Layer):
         self.bias = Param(init.zeros((out_features,), dtype)) if bias else None
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        y, vjp = F.linear(x, self.weight.data, None if self.bias is None else self.bias.data)
-
-        @once
-        def back(dy: Array) -> Array:
-            dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight, fresh=True)
-            if self.bias is not None:
-                self.bias.accumulate(dbias, fresh=True)
-            return dx
-
-        return y, back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        return prod(shape[:-1]) * self.weight.size
+        return apply(F.linear, x, self.weight, self.bias)
 
 
 class LayerNorm(Layer):
@@ -58,16 +46,7 @@ class LayerNorm(Layer):
         self.eps = eps
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        y, vjp = F.layer_norm(x, self.weight.data, self.bias.data, self.eps)
-
-        @once
-        def back(dy: Array) -> Array:
-            dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight)
-            self.bias.accumulate(dbias)
-            return dx
-
-        return y, back
+        return apply(F.layer_norm, x, self.weight, self.bias, eps=self.eps)
 
 
 class Embedding(Layer):
@@ -77,16 +56,11 @@ class Embedding(Layer):
         self.weight = Param(init.trunc_normal(as_generator(seed), (count, dim), 0.02, init.dtype_of(dtype)))
 
     def check_dtype(self, x: Array) -> None:
-        refuse(x.dtype.kind not in "iu", f"Embedding: input is {x.dtype}, but row numbers must be integers")
+        if x.dtype.kind not in "iu":
+            raise ValueError(f"Embedding: input is {x.dtype}, but row numbers must be integers")
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        y, vjp = F.embedding(x, self.weight.data)
-
-        @once
-        def back(dy: Array) -> None:
-            self.weight.accumulate(vjp(dy))
-
-        return y, back
+        return apply(F.embedding, x, self.weight)
 
 
 class Identity(Layer):
@@ -124,7 +98,7 @@ class Dropout(Layer):
     """Single numbers dropped with probability `rate` while training."""
 
     def __init__(self, rate: float) -> None:
-        refuse(not 0 <= rate < 1, f"dropout rate must lie in [0, 1), got {rate}")
+        check_rate("dropout", rate)
         self.rate = rate
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -135,7 +109,7 @@ class DropPath(Layer):
     """Whole samples of a residual branch dropped with probability `rate` while training."""
 
     def __init__(self, rate: float) -> None:
-        refuse(not 0 <= rate < 1, f"drop_path rate must lie in [0, 1), got {rate}")
+        check_rate("drop_path", rate)
         self.rate = rate
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -148,6 +122,3 @@ class Sequential(Chain):
     def __init__(self, *layers: Layer) -> None:
         for index, layer in enumerate(layers):
             setattr(self, str(index), layer)
-
-    def steps(self) -> list[Layer]:
-        return [part for _, part in self.parts()]

@@ -1,4 +1,4 @@
-"""The transformer encoder block: attention between tokens, then an MLP within each, both as additions to the stream.
+"""The transformer encoder block: attention between tokens, then an MLP of each token, both as residual branches.
 
 With attention over all tokens it is ViT's block, with attention in shifted windows Swin's. Next: `convolution.py`.
 """
@@ -10,10 +10,10 @@ from typing import Any
 from minivit import functional as F
 from minivit.nn.attention import Attention
 from minivit.nn.basic import LayerNorm
-from minivit.nn.layer import Layer, by_tokens
+from minivit.nn.layer import Layer
 from minivit.nn.mlp import Mlp
 from minivit.nn.window_attention import ShiftedWindows
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, compose, once
 
 
 class Block(Layer):
@@ -44,45 +44,21 @@ class Block(Layer):
         self.drop_path, self.post_norm = drop_path, post_norm
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        seen, back_seen = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
-        asking = seen.shape[1]
-        middle = x[:, :asking] + seen
-        thought, back_thought = self._branch(self.norm2, self.mlp, middle, rng)
+        attended, back_attn = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
+        first, back_first = F.crop(x, attended.shape[1:3])  # x itself, unless n < N
+        middle = first + attended
+        transformed, back_mlp = self._branch(self.norm2, self.mlp, middle, rng)
 
         @once
         def back(dy: Array) -> Array:
-            # in the forward pass: y = middle + thought(middle)
-            dmiddle = back_thought(dy)  # made by the norm of the branch, so nobody else's, and may be added to
-            dmiddle += dy
-            # in the forward pass: middle = x[:, :n] + seen(x)
-            dx = back_seen(dmiddle)
-            dx[:, :asking] += dmiddle
-            return dx
+            # y = middle + transformed(middle)
+            dmiddle = dy + back_mlp(dy)
+            # middle = first(x) + attended(x)
+            return back_first(dmiddle) + back_attn(dmiddle)
 
-        return middle + thought, back
+        return middle + transformed, back
 
     def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Any) -> tuple[Array, Back]:
         """drop_path(layer(norm(x))), or drop_path(norm(layer(x)))."""
-        first, last = (layer, norm) if self.post_norm else (norm, layer)
-        middle, back_first = first(x, rng)
-        whole, back_last = last(middle, rng)
-        y, back_path = F.drop_path(whole, self.drop_path, rng)
-
-        @once
-        def back(dy: Array) -> Array:
-            return back_first(back_last(back_path(dy)))
-
-        return y, back
-
-    def infer(self, x: Array, **context: Any) -> Array:
-        seen = self._infer_branch(self.norm1, self.attn, x)  # (B, n, D)
-        middle = x[:, : seen.shape[1]] + seen
-        return by_tokens(lambda rows: rows + self._infer_branch(self.norm2, self.mlp, rows), middle)
-
-    def _infer_branch(self, norm: Layer, layer: Layer, x: Array) -> Array:
-        return norm.infer(layer.infer(x)) if self.post_norm else layer.infer(norm.infer(x))
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for tokens (B, N, D) or a map (B, H, W, D)."""
-        asking = shape if self.attn.queries is None else (shape[0], min(self.attn.queries, shape[1]), shape[2])
-        return self.attn.macs(shape) + self.mlp.macs(asking)
+        order = (layer, norm) if self.post_norm else (norm, layer)
+        return compose(x, *order, lambda a, rng=rng: F.drop_path(a, self.drop_path, rng), rng=rng)

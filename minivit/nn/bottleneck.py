@@ -8,22 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import as_generator
 from minivit.nn import init
 from minivit.nn.basic import Identity
 from minivit.nn.convolution import StdConv2d
 from minivit.nn.layer import Chain, Layer
 from minivit.nn.map_norm import GroupNorm
-from minivit.protocol import Array, Back, compose, once, refuse
+from minivit.protocol import Array, Back, compose, once
+from minivit.random import as_generator
 
 # added to a filter's variance: what timm's hybrids use. (Google's code adds 1e-5 to the standard deviation instead.)
 _WEIGHT_EPS = 1e-8
 
 
-def standardised(
+def standardized(
     in_channels: int, out_channels: int, kernel: int, stride: int, dtype: Any, seed: Any = None
 ) -> StdConv2d:
-    """The convolution of these blocks: weights standardised, no bias, and ceil(H / stride) rows of places."""
+    """The convolution of these blocks: weights standardized, no bias, and ceil(H / stride) rows."""
     return StdConv2d(
         in_channels, out_channels, kernel, stride, "same", bias=False, eps=_WEIGHT_EPS, dtype=dtype, seed=seed
     )
@@ -35,11 +35,8 @@ class Projection(Chain):
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, groups: int, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
-        self.conv = standardised(in_channels, out_channels, 1, stride, dtype, seed)
+        self.conv = standardized(in_channels, out_channels, 1, stride, dtype, seed)
         self.norm = GroupNorm(groups, out_channels, dtype=dtype)
-
-    def steps(self) -> list[Layer]:
-        return [self.conv, self.norm]
 
 
 class Bottleneck(Layer):
@@ -54,7 +51,7 @@ class Bottleneck(Layer):
         groups: of the norms.
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", with the stride in the 3x3 convolution,
-    norms of groups and standardised weights (Kolesnikov et al. 2020, "Big Transfer"); names are timm's.
+    norms of groups and standardized weights (Kolesnikov et al. 2020, "Big Transfer"); names are timm's.
     """
 
     def __init__(
@@ -67,20 +64,20 @@ class Bottleneck(Layer):
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
-        refuse(
-            out_channels % (4 * groups) != 0,
-            f"Bottleneck: a quarter of out_channels={out_channels} must be a multiple of groups={groups}",
-        )
+        if out_channels % (4 * groups):
+            raise ValueError(
+                f"Bottleneck: a quarter of out_channels={out_channels} must be a multiple of groups={groups}"
+            )
         rng, dtype, middle = as_generator(seed), init.dtype_of(dtype), out_channels // 4
         same = in_channels == out_channels and stride == 1
         self.downsample: Layer = (
             Identity() if same else Projection(in_channels, out_channels, stride, groups, dtype=dtype, seed=rng)
         )
-        self.conv1 = standardised(in_channels, middle, 1, 1, dtype, rng)
+        self.conv1 = standardized(in_channels, middle, 1, 1, dtype, rng)
         self.norm1 = GroupNorm(groups, middle, dtype=dtype)
-        self.conv2 = standardised(middle, middle, 3, stride, dtype, rng)
+        self.conv2 = standardized(middle, middle, 3, stride, dtype, rng)
         self.norm2 = GroupNorm(groups, middle, dtype=dtype)
-        self.conv3 = standardised(middle, out_channels, 1, 1, dtype, rng)
+        self.conv3 = standardized(middle, out_channels, 1, 1, dtype, rng)
         self.norm3 = GroupNorm(groups, out_channels, zero=True, dtype=dtype)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -93,17 +90,6 @@ class Bottleneck(Layer):
         @once
         def back(dy: Array) -> Array:
             dsum = back_relu(dy)
-            return back_branch(dsum) + back_shortcut(dsum)  # x went both ways
+            return back_branch(dsum) + back_shortcut(dsum)  # x took both paths
 
         return y, back
-
-    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what comes out for maps (B, C, H, W)."""
-        return self.conv3.out_shape(self.conv2.out_shape(self.conv1.out_shape(shape)))
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for maps (B, C, H, W)."""
-        middle = self.conv1.out_shape(shape)
-        shortcut = self.downsample.conv.macs(shape) if isinstance(self.downsample, Projection) else 0
-        branch = self.conv1.macs(shape) + self.conv2.macs(middle) + self.conv3.macs(self.conv2.out_shape(middle))
-        return shortcut + branch

@@ -1,4 +1,4 @@
-"""Convolutions with their parameters: plain, and with weights that are standardised at every use.
+"""Convolutions with their parameters: plain, and with weights that are standardized at every use.
 
 Next: `map_norm.py`.
 """
@@ -9,12 +9,13 @@ from math import prod
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import as_generator
 from minivit.functional.permutations import pair
-from minivit.functional.sliding import Padding, places, slide
+from minivit.functional.sliding import Padding, slide
 from minivit.nn import init
-from minivit.nn.layer import Layer, Param
-from minivit.protocol import Array, Back, once, refuse
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param, apply
+from minivit.protocol import Array, Back, once
+from minivit.random import as_generator
 
 
 class Conv2d(Layer):
@@ -39,11 +40,11 @@ class Conv2d(Layer):
         seed: Any = None,
     ) -> None:
         name, dtype, rng = type(self).__name__, init.dtype_of(dtype), as_generator(seed)
-        refuse(
-            groups < 1 or in_channels % groups != 0 or out_channels % groups != 0,
-            f"{name}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}",
-        )
-        slide(name, (1, 1), kernel_size, stride, padding, dilation)  # refuses bad settings now, before any map comes
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+            )
+        slide(name, (1, 1), kernel_size, stride, padding, dilation)  # refuses bad settings now, before any input comes
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         shape = (out_channels, in_channels // groups, *pair(kernel_size))
         self.weight = Param(self.start(rng, shape, dtype))
@@ -55,46 +56,20 @@ class Conv2d(Layer):
         return init.conv_uniform(rng, shape, prod(shape[1:]), dtype)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        y, vjp = self.convolve(x, self.weight.data)
+        return apply(F.conv2d, x, self.weight, self.bias, **self.settings)
 
-        @once
-        def back(dy: Array) -> Array:
-            dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight, fresh=True)
-            self.accumulate_bias(dbias)
-            return dx
-
-        return y, back
-
-    def convolve(self, x: Array, weight: Array) -> tuple[Array, Back]:
-        """y, and vjp(dy) -> (dx, dweight, dbias), with the layer's settings and bias."""
-        bias = None if self.bias is None else self.bias.data
-        return F.conv2d(
-            x, weight, bias, stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups
-        )
-
-    def accumulate_bias(self, dbias: Array | None) -> None:
-        if self.bias is not None:
-            self.bias.accumulate(dbias, fresh=True)
-
-    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(B, out_channels, Oh, Ow), for maps (B, in_channels, H, W)."""
-        name, size = type(self).__name__, (shape[2], shape[3])
-        how = slide(name, size, self.weight.shape[2:], self.stride, self.padding, self.dilation)
-        return shape[0], self.weight.shape[0], *places(name, size, how)
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for maps (B, C, H, W); taps in the padding count as any other."""
-        batch, _, *count = self.out_shape(shape)
-        return batch * prod(count) * self.weight.size
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `F.conv2d`."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
 
 class StdConv2d(Conv2d):
-    """A convolution whose filters are standardised before each use (weight standardisation, Qiao et al. 2019).
+    """A convolution whose filters are standardized before each use (weight standardization, Qiao et al. 2019).
 
-    The parameter is the weight before that; its gradient goes through the standardisation. eps is timm's. The weight
-    starts normal with variance 2 / (out_channels Kh Kw), as in timm's ResNetV2 (He et al. 2015, for the way back). What
-    comes out does not depend on its size; how far a step of the optimiser turns a filter does.
+    The parameter is the weight before that; its gradient goes through the standardization. eps is timm's. The weight
+    starts normal with variance 2 / (out_channels Kh Kw), as in timm's ResNetV2 (He et al. 2015, for the backward pass).
+    The output does not depend on its scale; how far a step of the optimizer turns a filter does.
     """
 
     def __init__(self, *args: Any, eps: float = 1e-6, **options: Any) -> None:
@@ -106,14 +81,13 @@ class StdConv2d(Conv2d):
         return init.normal(rng, shape, (2 / (shape[0] * prod(shape[2:]))) ** 0.5, dtype)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        weight, back_standardise = F.standardise_weight(self.weight.data, self.eps)
-        y, back_convolve = self.convolve(x, weight)
+        weight, back_weight = apply(F.standardize_weight, self.weight, eps=self.eps)
+        y, back_conv = apply(F.conv2d, x, weight, self.bias, **self.settings)
 
         @once
         def back(dy: Array) -> Array:
-            dx, dweight, dbias = back_convolve(dy)
-            self.weight.accumulate(back_standardise(dweight), fresh=True)
-            self.accumulate_bias(dbias)
+            dx, dweight = back_conv(dy)
+            back_weight(dweight)
             return dx
 
         return y, back

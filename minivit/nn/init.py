@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import UNSET
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
+from minivit.random import UNSET
 
 
 def dtype_of(dtype: Any) -> Any:
@@ -21,7 +21,8 @@ def dtype_of(dtype: Any) -> Any:
         found = np.dtype(dtype)
     except TypeError:
         found = None
-    refuse(found not in (np.float32, np.float64), f"dtype={dtype!r}: choose 'float32' or 'float64'")
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64'")
     return found
 
 

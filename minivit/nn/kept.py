@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import array_module, owner
-from minivit.nn.layer import Layer, Param
+from minivit.device import array_module, owner
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, once
 
 

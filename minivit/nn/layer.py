@@ -1,83 +1,22 @@
-"""Parameters, and the layer: an object that owns parameters and follows `y, back = layer(x, rng)`.
+"""The layer: an object that owns parameters and follows `y, back = layer(x, rng)`. A layer is forward and back.
 
-A layer keeps nothing of a forward pass on itself, so it can be used twice in one network, and by two threads.
-Next: `basic.py`, the first layers.
+A layer keeps nothing of a forward pass on itself, so it can be used twice in one network, and by two threads. What cuts
+across layers (multiply-adds, kept memory, names of formulas) stands in one file per concern, which dispatches on the
+layer's type. Next: `basic.py`, the first layers.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
-from math import prod
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from minivit.backend import array_module
-from minivit.protocol import Array, Back, compose, refuse
-
-
-class Param:
-    """A learned array and its gradient.
-
-    Attributes:
-        data: the array. Assigning copies into the same buffer and keeps its dtype, so that everything that shares
-            the buffer (the replicas of `minivit.parallel`) sees the new values.
-        grad: dLoss/d(data), None or an array of data's shape and dtype. `p.grad = None` clears it.
-    """
-
-    def __init__(self, data: Array) -> None:
-        self._data = data
-        self.grad: Array | None = None
-
-    @property
-    def data(self) -> Array:
-        return self._data
-
-    @data.setter
-    def data(self, values: Array) -> None:
-        shape = values.shape if hasattr(values, "shape") else np.shape(values)
-        refuse(shape != self._data.shape, f"a parameter of shape {self.shape} cannot take values of shape {shape}")
-        self._data[...] = array_module(self._data).asarray(values)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self._data.shape
-        return shape
-
-    @property
-    def size(self) -> int:
-        return int(self._data.size)
-
-    def accumulate(self, grad: Array, fresh: bool = False) -> None:
-        """grad is added to `.grad`: the only place where gradients accumulate, and always by addition.
-
-        Args:
-            fresh: the caller has made this array and lets go of it, so the first one may stay as it is.
-        """
-        if self.grad is not None:
-            self.grad += grad
-        elif fresh and grad.dtype == self._data.dtype:
-            self.grad = grad
-        else:
-            self.grad = array_module(grad).array(grad, dtype=self._data.dtype)  # a copy: grad may be somebody's dy
-
-    def replica(self) -> Param:
-        """A parameter that shares this one's data and has a gradient of its own."""
-        return Param(self._data)
-
-    def swap(self, data: Array) -> Array:
-        """Puts another array in the place of the buffer and returns the old one (for moves and gradient checks)."""
-        data, self._data = self._data, data
-        return data
-
-    def __repr__(self) -> str:
-        return f"Param(shape={self.shape}, dtype={self._data.dtype})"
-
-
-class Buffer(Param):
-    """Numbers of the state that are not learned, such as running statistics: saved and moved, but no parameter."""
+from minivit.device import array_module
+from minivit.nn.parameter import Buffer, Param
+from minivit.protocol import Array, Back, compose
 
 
 class Layer:
@@ -89,11 +28,6 @@ class Layer:
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if "forward" in vars(cls) and "infer" not in vars(cls):
-            cls.infer = Layer.infer  # type: ignore[method-assign]  # an inherited one is that of another forward
-
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
 
@@ -102,40 +36,29 @@ class Layer:
         self.check_dtype(x)
         return self.forward(x, rng, **context)
 
-    def infer(self, x: Array, **context: Any) -> Array:
-        """y alone, as `predict` wants it: no randomness, and nothing kept.
-
-        The same numbers as the forward pass; a layer has its own `infer` where it can then do with less memory, or let
-        several threads share its work.
-        """
-        return self(x, **context)[0]
-
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
         name = type(self).__name__
-        refuse(not hasattr(x, "dtype"), f"{name}: input is a {type(x).__name__}: convert it with numpy.asarray")
+        if not hasattr(x, "dtype"):
+            raise ValueError(f"{name}: input is a {type(x).__name__}: convert it with numpy.asarray")
         kind, dtype = x.dtype.kind, self.dtype
         if x.dtype == dtype or kind == "c":
             return
         wanted = "float32" if dtype is None or dtype.kind != "f" else str(dtype)
-        refuse(
-            kind != "f",
-            f"{name}: input is {x.dtype}: convert it with x.astype({wanted!r}) (images: divide by 255 first)",
-        )
-        refuse(
-            dtype is not None and dtype.kind == "f",
-            f"{name}: input is {x.dtype}, but the parameters are {dtype}: convert it with x.astype({wanted!r}), or "
-            f"build the model with dtype={str(x.dtype)!r}",
-        )
+        if kind != "f":
+            raise ValueError(
+                f"{name}: input is {x.dtype}: convert it with x.astype({wanted!r}) (images: divide by 255 first)"
+            )
+        if dtype is not None and dtype.kind == "f":
+            raise ValueError(
+                f"{name}: input is {x.dtype}, but the parameters are {dtype}: convert it with x.astype({wanted!r}), or "
+                f"build the model with dtype={str(x.dtype)!r}"
+            )
 
     @cached_property
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer that has none."""
         return next((param.data.dtype for param in self.parameters().values()), None)
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds of the products in a forward pass over an input of this shape; 0 for a layer without any."""
-        return 0
 
     # --- the tree of parts ---
 
@@ -172,11 +95,11 @@ class Layer:
                         yield from item._walk(f"{prefix}{name}.{index}.")
             elif isinstance(value, tuple | dict):
                 items = value.values() if isinstance(value, dict) else value
-                refuse(
-                    any(isinstance(item, Layer | Param) for item in items),
-                    f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would not "
-                    "be found: keep layers in a list, and each Param in an attribute of its own",
-                )
+                if any(isinstance(item, Layer | Param) for item in items):
+                    raise ValueError(
+                        f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would "
+                        "not be found: keep layers in a list, and each Param in an attribute of its own"
+                    )
 
     def replica(self) -> Layer:
         """The same layer with the same parameter data, but gradients of its own: one for each thread."""
@@ -223,28 +146,29 @@ class Layer:
         missing = [name for name in params if name not in state]
         unexpected = [name for name in state if name not in params]
         if strict:
-            refuse(bool(missing), f"state has no entry {missing[:1]} ({len(missing)} of {len(params)} are missing)")
-            refuse(
-                bool(unexpected), f"state has {len(unexpected)} entries that the model lacks, first {unexpected[:1]}"
-            )
+            if missing:
+                raise ValueError(f"state has no entry {missing[:1]} ({len(missing)} of {len(params)} are missing)")
+            if unexpected:
+                raise ValueError(f"state has {len(unexpected)} entries that the model lacks, first {unexpected[:1]}")
         common = [name for name in params if name in state]
         for name in common:
-            refuse(
-                tuple(state[name].shape) != params[name].shape,
-                f"{name}: the model has shape {params[name].shape}, the state has {tuple(state[name].shape)}",
-            )
+            if tuple(state[name].shape) != params[name].shape:
+                raise ValueError(
+                    f"{name}: the model has shape {params[name].shape}, the state has {tuple(state[name].shape)}"
+                )
         for name in common:
             params[name].data = state[name]
 
 
 class Chain(Layer):
-    """A layer whose steps follow one another; a subclass says which."""
+    """A layer whose parts run one after the other, in the order in which they were set as attributes."""
 
     def steps(self) -> list[Layer]:
-        raise TypeError(f"{type(self).__name__} must define steps(self), the list of its layers in order")
+        """The parts in the order in which they run."""
+        return [part for _, part in self.parts()]
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-        """(name, layer) of what runs one after the other; a chain among the steps is unfolded into its own."""
+        """(name, layer) of what runs one after the other; a chain among the parts is unfolded into its own."""
         names = {id(part): name for name, part in self.parts()}
         for step in self.steps():
             name = prefix + names[id(step)]
@@ -254,30 +178,7 @@ class Chain(Layer):
                 yield name, step
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        return compose(x, *(partial(step, rng=rng) for step in self.steps()))
-
-    def infer(self, x: Array, **context: Any) -> Array:
-        for step in self.steps():
-            x = step.infer(x)
-        return x
-
-
-_MOST_TOKENS = 2048  # in one part of `by_tokens`: large enough that its products lose no speed
-
-
-def by_tokens(function: Callable[[Array], Array], x: Array) -> Array:
-    """function(x) of one that treats each token by itself, (..., D) -> (..., E), for some tokens after the others.
-
-    What it needs in between, such as an MLP's wide activations, then never exists for all tokens at once.
-    """
-    *lead, channels = x.shape
-    rows = x.reshape(prod(lead), channels)  # (R, D)
-    if len(rows) <= _MOST_TOKENS:
-        y = function(rows)
-    else:
-        starts = range(0, len(rows), _MOST_TOKENS)
-        y = array_module(x).concatenate([function(rows[start : start + _MOST_TOKENS]) for start in starts])  # (R, E)
-    return y.reshape(*lead, y.shape[-1])
+        return compose(x, *self.steps(), rng=rng)
 
 
 def _is_array(value: Any) -> bool:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import array_module
+from minivit.device import array_module
 from minivit.nn import init
-from minivit.nn.layer import Buffer, Layer, Param
-from minivit.protocol import Array, Back, once, refuse
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Buffer, Param, apply
+from minivit.protocol import Array, Back, once
 
 _turn = threading.Lock()  # replicas of a layer share what it has seen, and add to it one after the other
 
@@ -29,26 +30,15 @@ class GroupNorm(Layer):
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, *, zero: bool = False, dtype: Any = "float32"
     ) -> None:
-        refuse(
-            num_groups < 1 or num_channels % num_groups != 0,
-            f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}",
-        )
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
         dtype = init.dtype_of(dtype)
         self.weight = Param((init.zeros if zero else init.ones)((num_channels,), dtype))
         self.bias = Param(init.zeros((num_channels,), dtype))
         self.num_groups, self.eps = num_groups, eps
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        y, vjp = F.group_norm(x, self.num_groups, self.weight.data, self.bias.data, self.eps)
-
-        @once
-        def back(dy: Array) -> Array:
-            dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight)
-            self.bias.accumulate(dbias)
-            return dx
-
-        return y, back
+        return apply(F.group_norm, x, self.num_groups, self.weight, self.bias, eps=self.eps)
 
 
 class BatchNorm2d(Layer):
@@ -72,7 +62,8 @@ class BatchNorm2d(Layer):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
-        refuse(not 0 <= momentum <= 1, f"BatchNorm2d: momentum must lie in [0, 1], got {momentum}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"BatchNorm2d: momentum must lie in [0, 1], got {momentum}")
         dtype = init.dtype_of(dtype)
         self.weight = Param(init.ones((num_features,), dtype))
         self.bias = Param(init.zeros((num_features,), dtype))
@@ -82,16 +73,20 @@ class BatchNorm2d(Layer):
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        refuse(x.ndim != 4, f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
+        if x.ndim != 4:
+            raise ValueError(f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
         mean, variance = (self.running_mean.data, self.running_var.data) if rng is None else (None, None)
-        y, vjp = F.batch_norm(x, self.weight.data, self.bias.data, mean, variance, self.eps)
+        y, back_norm = apply(
+            lambda x, weight, bias: _weights_first(F.batch_norm(x, mean, variance, weight, bias, self.eps)),
+            x,
+            self.weight,
+            self.bias,
+        )
         sums = None if rng is None or x.size == 0 else _sums(x)
 
         @once
         def back(dy: Array) -> Array:
-            dx, dweight, dbias, _, _ = vjp(dy)
-            self.weight.accumulate(dweight)
-            self.bias.accumulate(dbias)
+            dx = back_norm(dy)
             if sums is not None:
                 with _turn:
                     self.seen += sums
@@ -112,6 +107,18 @@ class BatchNorm2d(Layer):
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
                 running.data += (self.momentum * (new - running.data)).astype(running.data.dtype)
             self.seen[...] = 0
+
+
+def _weights_first(result: tuple[Array, Back]) -> tuple[Array, Back]:
+    """Without the gradients of the statistics, which are constants here."""
+    y, vjp = result
+
+    @once
+    def back(dy: Array) -> tuple[Array, Array, Array]:
+        dx, _, _, dweight, dbias = vjp(dy)
+        return dx, dweight, dbias
+
+    return y, back
 
 
 def update_statistics(model: Layer) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import as_generator
 from minivit.nn import init
 from minivit.nn.basic import LayerNorm
-from minivit.nn.layer import Chain, Layer, Param
-from minivit.protocol import Array, Back, once
+from minivit.nn.layer import Chain, Layer
+from minivit.nn.parameter import Param, apply
+from minivit.protocol import Array, Back
+from minivit.random import as_generator
 
 
-class _PatchProjection(Layer):
+class PatchProjection(Layer):
     """weight (D, C, Ph, Pw) and bias (D,), the `proj` of timm's names."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: Any, rng: Any) -> None:
@@ -24,22 +25,7 @@ class _PatchProjection(Layer):
         self.bias = Param(init.conv_uniform(rng, shape[:1], fan_in, dtype))
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        y, vjp = F.patch_embed(x, self.weight.data, self.bias.data)
-
-        @once
-        def back(dy: Array) -> Array:
-            dx, dweight, dbias = vjp(dy)
-            self.weight.accumulate(dweight, fresh=True)
-            self.bias.accumulate(dbias, fresh=True)
-            return dx
-
-        return y, back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W)."""
-        batch, _, height, width = shape
-        patch = self.weight.shape[2:]
-        return batch * (height // patch[0]) * (width // patch[1]) * self.weight.size
+        return apply(F.patch_embed, x, self.weight, self.bias)
 
 
 class PatchEmbed(Chain):
@@ -52,7 +38,7 @@ class PatchEmbed(Chain):
         in_chans: C, the channels of what is cut into patches.
         embed_dim: D.
         norm_eps: eps of a LayerNorm over the tokens, or None for none (ViT has none, Swin has one).
-        backbone: a layer from maps to maps that runs before and has `out_shape`, such as a `Bottleneck`; or None.
+        backbone: a layer from maps to maps that runs before, such as a ResNet's stages; or None.
     """
 
     def __init__(
@@ -68,14 +54,5 @@ class PatchEmbed(Chain):
     ) -> None:
         dtype = init.dtype_of(dtype)
         self.backbone: Any = backbone
-        self.proj = _PatchProjection((embed_dim, in_chans, *patch_size), dtype, as_generator(seed))
+        self.proj = PatchProjection((embed_dim, in_chans, *patch_size), dtype, as_generator(seed))
         self.norm = None if norm_eps is None else LayerNorm(embed_dim, norm_eps, dtype=dtype)
-
-    def steps(self) -> list[Layer]:
-        return [step for step in (self.backbone, self.proj, self.norm) if step is not None]
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for images (B, C, H, W)."""
-        if self.backbone is None:
-            return self.proj.macs(shape)
-        return self.backbone.macs(shape) + self.proj.macs(self.backbone.out_shape(shape))

@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import as_generator
 from minivit.nn.basic import LayerNorm, Linear
-from minivit.nn.layer import Layer, by_tokens
-from minivit.protocol import Array, Back, once
+from minivit.nn.layer import Layer
+from minivit.protocol import Array, Back, compose
+from minivit.random import as_generator
 
 
 class PatchMerging(Layer):
-    """A map (B, H, W, D) -> (B, ceil(H/2), ceil(W/2), 2D): 2x2 neighbours joined, normalised and mapped.
+    """A map (B, H, W, D) -> (B, ceil(H/2), ceil(W/2), 2D): 2x2 neighbors joined, normalized and mapped.
 
     Args:
         dim: D.
-        post_norm: normalise after the linear map (Swin v2), over 2D channels, instead of before it, over 4D.
+        post_norm: normalize after the linear map (Swin v2), over 2D channels, instead of before it, over 4D.
         norm_eps: 1e-5 in Swin.
 
     Parameters: norm.weight, norm.bias, reduction.weight (2D, 4D), without a bias.
@@ -33,22 +33,5 @@ class PatchMerging(Layer):
         self.post_norm = post_norm
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        merged, back_merge = F.patch_merging(x)  # (B, H/2, W/2, 4D)
-        first, last = (self.reduction, self.norm) if self.post_norm else (self.norm, self.reduction)
-        middle, back_first = first(merged)
-        y, back_last = last(middle)  # (B, H/2, W/2, 2D)
-
-        @once
-        def back(dy: Array) -> Array:
-            return back_merge(back_first(back_last(dy)))
-
-        return y, back
-
-    def infer(self, x: Array, **context: Any) -> Array:
-        first, last = (self.reduction, self.norm) if self.post_norm else (self.norm, self.reduction)
-        return by_tokens(lambda rows: last.infer(first.infer(rows)), F.patch_merging(x)[0])
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for a map (B, H, W, D)."""
-        batch, height, width, _ = shape
-        return batch * -(-height // 2) * -(-width // 2) * self.reduction.weight.size
+        order = (self.reduction, self.norm) if self.post_norm else (self.norm, self.reduction)
+        return compose(x, F.patch_merging, *order)  # (B, H/2, W/2, 4D), then (B, H/2, W/2, 2D)

@@ -1,8 +1,9 @@
-"""A bias for each head and each offset between two places of a grid, added to the attention scores.
+"""A bias for each head and each offset between two positions of a grid, added to the attention scores.
 
-Either a learned table (Swin, BEiT) or a small MLP of the offset (Swin v2), which also knows offsets it never saw.
+Either a learned table (Swin, BEiT) or a small MLP of the offset (Swin v2), which also covers offsets it was not trained
+with.
 
-Alphabet: h x w the grid, N = h w its places, p prefix tokens (class token), R rows of the table, H heads.
+Alphabet: h x w the grid, N = h w its positions, p prefix tokens (class token), R rows of the table, H heads.
 Next: `attention.py`.
 """
 
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import array_module, as_generator
+from minivit.device import array_module
 from minivit.functional.permutations import Size
 from minivit.nn import init
 from minivit.nn.basic import Linear, Relu, Sequential
-from minivit.nn.layer import Layer, Param
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param, apply
 from minivit.protocol import Array, Back, once
+from minivit.random import as_generator
 
 
 class RelativePositionBias(Layer):
@@ -51,13 +54,7 @@ class RelativePositionBias(Layer):
         `grid` may be smaller than the one the table was made for: its offsets are among the table's.
         """
         index = self.index if grid in (None, self.grid) else F.relative_position_index(grid, self.grid)
-        y, vjp = F.relative_position_bias(self.relative_position_bias_table.data, index[:queries])
-
-        @once
-        def back(dy: Array) -> None:
-            self.relative_position_bias_table.accumulate(vjp(dy))
-
-        return y, back
+        return apply(F.relative_position_bias, self.relative_position_bias_table, index[:queries])
 
 
 class ContinuousPositionBias(Layer):
@@ -92,16 +89,14 @@ class ContinuousPositionBias(Layer):
 
     def bias(self, grid: Size | None = None) -> tuple[Array, Back]:
         """(H, N, N), each element in (0, 16); its back adds the MLP's gradients."""
-        first, _, last = self.cpb_mlp.steps()
-        params = [first.weight, first.bias, last.weight]  # type: ignore[attr-defined]
+        params = list(self.cpb_mlp.parameters().values())  # weight and bias of the first layer, weight of the last
         offsets = self.offsets.astype(params[0].data.dtype)  # the complex step makes parameters complex
-        table, vjp_table = F.continuous_position_table(offsets, *(param.data for param in params))  # (R, H)
+        table, back_table = apply(F.continuous_position_table, offsets, *params)  # (R, H)
         index = array_module(table).asarray(F.relative_position_index(grid or self.grid, self.grid))
-        y, vjp_bias = F.relative_position_bias(table, index)
+        y, back_lookup = F.relative_position_bias(table, index)
 
         @once
         def back(dy: Array) -> None:
-            for param, grad in zip(params, vjp_table(vjp_bias(dy))[1:]):
-                param.accumulate(grad)
+            back_table(back_lookup(dy))
 
         return y, back

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from minivit.backend import copy_generator
-from minivit.nn.layer import Layer, Param
+from minivit.fast.dispatch import current_mode, in_mode
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, Back, once
+from minivit.random import copy_generator
 
 
 class Recompute(Layer):
@@ -25,19 +27,13 @@ class Recompute(Layer):
         return self.layer._walk(prefix)
 
     def forward(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
-        replay = copy_generator(rng)
+        replay, mode = copy_generator(rng), current_mode()
         y, _ = self.layer(x, rng, **context)
 
         @once
         def back(dy: Array) -> Any:
-            _, back_layer = self.layer(x, replay, **context)
+            with in_mode(mode):  # formulas or fast functions, as in the forward pass
+                _, back_layer = self.layer(x, replay, **context)
             return back_layer(dy)
 
         return y, back
-
-    def infer(self, x: Array, **context: Any) -> Array:
-        return self.layer.infer(x, **context)
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds of one forward pass; the backward pass adds one more."""
-        return self.layer.macs(shape)

@@ -1,4 +1,4 @@
-"""Attention within windows, and the journey of a feature map into its windows and back: pad, shift, cut, attend, undo.
+"""Attention within windows, and the windows of a feature map: pad, shift, cut, attend, and back to the map.
 
 `ShiftedWindows` is the whole idea of Swin: any attention that works on windows, put where a block has its attention.
 
@@ -8,24 +8,26 @@ Hd heads, d = D/Hd head size. Next: `mlp.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import log
 from typing import Any
 
 from minivit import functional as F
-from minivit.backend import array_module, as_generator
+from minivit.device import array_module
 from minivit.functional.permutations import Size, pair
 from minivit.nn import init
 from minivit.nn.attention import Attention
-from minivit.nn.layer import Layer, Param
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param, apply
 from minivit.nn.position_bias import ContinuousPositionBias
-from minivit.protocol import Array, Back, compose, once, refuse
+from minivit.protocol import Array, Back, compose, once
+from minivit.random import as_generator
 
 
 class WindowAttention(Attention):
     """Windows (B nW, Mh, Mw, D) -> the same shape: multi-head attention with a relative position bias (Swin v1).
 
-    Called as `attention(windows, rng, mask=mask)`, mask (nW, N, N) booleans, True = may look, or None.
+    Called as `attention(windows, rng, mask=mask)`, mask (nW, N, N) booleans, True = attends, or None.
 
     Args:
         dim: D.
@@ -34,7 +36,7 @@ class WindowAttention(Attention):
         qkv_bias: whether the fused projection to q, k and v has a bias.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate after the output projection.
-        mask_value: what a forbidden score gets added, -100 as published, or -inf to shut it out for certain.
+        mask_value: added to a masked score, -100 as published, or -inf to exclude it exactly.
 
     Parameters: qkv.weight (3D, D), qkv.bias, relative_position_bias_table ((2Mh-1)(2Mw-1), Hd), proj.weight, proj.bias.
 
@@ -67,46 +69,42 @@ class WindowAttention(Attention):
         self.mask_value = mask_value
 
     def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> tuple[Array, Back]:
-        refuse(x.ndim != 4, f"windows must be (B nW, Mh, Mw, D), got shape {x.shape}")
+        if x.ndim != 4:
+            raise ValueError(f"windows must be (B nW, Mh, Mw, D), got shape {x.shape}")
         count, height, width, dim = shape = x.shape
         windows, places = 1 if mask is None else len(mask), height * width
-        refuse(
-            count % windows != 0 or (mask is not None and mask.shape[1:] != (places, places)),
-            f"mask {() if mask is None else mask.shape} does not fit {count} windows of {height}x{width}: it must be "
-            "(nW, N, N) for the nW windows of one map and their N places",
-        )
+        if count % windows or (mask is not None and mask.shape[1:] != (places, places)):
+            raise ValueError(
+                f"mask {() if mask is None else mask.shape} does not fit {count} windows of {height}x{width}: it must "
+                "be (nW, N, N) for the nW windows of one map and their N pixels"
+            )
         tokens = x.reshape(count // windows, windows, places, dim)  # (B, nW, N, D)
-        seen, back_attend = self._attend(
+        heads, back_heads = self._attend_in_window(
             tokens, None if mask is None else mask[:, None], (height, width), rng
-        )  # (B, nW, Hd, N, d)
-        y, back_join = self._join(seen, rng)  # (B, nW, N, D)
+        )  # (B, nW, N, D)
+        y, back_project = self._project(heads, rng)
 
         @once
         def back(dy: Array) -> Array:
-            return back_attend(back_join(dy.reshape(tokens.shape))).reshape(shape)
+            return back_heads(back_project(dy.reshape(tokens.shape))).reshape(shape)
 
         return y.reshape(shape), back
 
-    def _attend(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
+    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
         assert self.position_bias is not None
+        qkv, back_qkv = self.project_qkv(tokens)  # (B, nW, N, 3D)
         bias, back_bias = self.position_bias.bias(grid=window)  # (Hd, N, N)
-        (q, k, v), back_heads = self._heads(tokens)  # each (B, nW, Hd, N, d)
-        y, back_attention = F.scaled_dot_product_attention(
-            q, k, v, mask, bias, mask_value=self.mask_value, dropout_rate=self.attn_drop, rng=rng
-        )
+        y, back_attention = F.self_attention(
+            qkv, self.num_heads, mask, bias, mask_value=self.mask_value, dropout_rate=self.attn_drop, rng=rng
+        )  # (B, nW, N, D)
 
         @once
         def back(dy: Array) -> Array:
-            dq, dk, dv, dbias = back_attention(dy)
+            dqkv, dbias = back_attention(dy)
             back_bias(dbias)
-            return back_heads(dq, dk, dv)
+            return back_qkv(dqkv)
 
         return y, back
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for windows (B nW, Mh, Mw, D)."""
-        count, height, width, dim = shape
-        return super().macs((count, height * width, dim))
 
 
 class CosineWindowAttention(WindowAttention):
@@ -148,48 +146,43 @@ class CosineWindowAttention(WindowAttention):
             pair(window_size), num_heads, cpb_hidden, pair(pretrained_window), dtype=dtype, seed=rng
         )
 
-    def _attend(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
+    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
+        qkv, back_qkv = self.project_qkv(tokens)  # (B, nW, N, 3D)
+        (q, k, v), back_split = F.split_qkv(qkv, self.num_heads)  # each (B, nW, Hd, N, d)
         bias, back_bias = self.continuous_bias.bias(window)  # (Hd, N, N)
-        (q, k, v), back_heads = self._heads(tokens)  # each (B, nW, Hd, N, d)
-        y, back_attention = F.cosine_attention(
-            q,
-            k,
-            v,
-            self.logit_scale.data,
-            mask,
-            bias,
-            mask_value=self.mask_value,
-            dropout_rate=self.attn_drop,
-            rng=rng,
-        )
+        heads, back_attention = F.cosine_attention(
+            q, k, v, self.logit_scale.data, mask, bias,
+            mask_value=self.mask_value, dropout_rate=self.attn_drop, rng=rng,
+        )  # fmt: skip
+        y, back_merge = F.merge_heads(heads)  # (B, nW, N, D)
 
         @once
         def back(dy: Array) -> Array:
-            dq, dk, dv, dlogit_scale, dbias = back_attention(dy)
+            dq, dk, dv, dlogit_scale, dbias = back_attention(back_merge(dy))
             self.logit_scale.accumulate(dlogit_scale)
             back_bias(dbias)
-            return back_heads(dq, dk, dv)
+            return back_qkv(back_split(dq, dk, dv))
 
         return y, back
 
-    def _heads(self, x: Array) -> tuple[tuple[Array, Array, Array], Back]:
+    def project_qkv(self, x: Array) -> tuple[Array, Back]:
+        """The fused projection, whose bias is q's and v's with zeros for k."""
         q_bias, v_bias = self.q_bias, self.v_bias
         if q_bias is None or v_bias is None:
-            return super()._heads(x)
-        xp, dim = array_module(x), x.shape[-1]
-        fused = xp.concatenate((q_bias.data, xp.zeros_like(q_bias.data), v_bias.data))  # (3D,), k's third is 0
-        qkv, vjp = F.linear(x, self.qkv.weight.data, fused)  # (..., N, 3D)
-        parts, back_split = F.split_qkv(qkv, self.num_heads)
+            return self.qkv(x)
+        zeros = array_module(x).zeros_like(q_bias.data)
+        bias = array_module(x).concatenate((q_bias.data, zeros, v_bias.data))  # (3D,)
+        y, back_linear = apply(F.linear, x, self.qkv.weight, bias)  # (..., N, 3D)
 
         @once
-        def back(dq: Array, dk: Array, dv: Array) -> Array:
-            dx, dweight, dbias = vjp(back_split(dq, dk, dv))
-            self.qkv.weight.accumulate(dweight)
-            q_bias.accumulate(dbias[:dim])
-            v_bias.accumulate(dbias[2 * dim :])
+        def back(dy: Array) -> Array:
+            dx, dbias = back_linear(dy)
+            dq_bias, _, dv_bias = dbias.reshape(3, len(zeros))
+            q_bias.accumulate(dq_bias)
+            v_bias.accumulate(dv_bias)
             return dx
 
-        return parts, back
+        return y, back
 
 
 COVERED = ("shrink", "shrink_both", "stay", "shift")
@@ -200,14 +193,14 @@ class ShiftedWindows(Layer):
 
     The map is padded at the right and bottom to a multiple of the window, rolled so that shifted windows become plain
     ones, cut, attended to with a mask over the seam, and all of it is undone. On an axis that the window covers
-    whole, the window shrinks to the map and does not shift: everyone sees everyone there already.
+    whole, the window shrinks to the map and does not shift: all its pixels attend to each other already.
 
     Args:
         attention: a `WindowAttention` or alike: `attention(windows, rng, mask=mask)`; its parameters keep their names.
         window_size: (Mh, Mw).
         shift_size: (sh, sw), each less than the window; half a window in every second block, else 0.
-        mask_padding: keep padded places from being looked at. The published models let them be (they are zeros, but
-            projections give them values), so this is off.
+        mask_padding: mask the padding. The published models do not (it is zeros, but projections give it values), so
+            this is off.
         covered: what happens where a window covers the map; the projects differ. "shrink" (as above, timm): on that
             axis the window shrinks and does not shift. "shrink_both" (Microsoft, transformers): both axes take the
             shorter side of the map, without a shift. "stay" (torchvision): the window stays, over padding, and does
@@ -217,7 +210,7 @@ class ShiftedWindows(Layer):
     Source: Liu et al. 2021, section 3.2. Derivation and pictures: docs/derivations/windows.md.
     """
 
-    queries = None  # every token asks
+    queries = None  # every token has a query
 
     def __init__(
         self,
@@ -232,12 +225,13 @@ class ShiftedWindows(Layer):
         self.attention = attention
         self.window_size, self.shift_size, self.mask_padding = pair(window_size), pair(shift_size), mask_padding
         self.covered, self.pad_first = covered, pad_first
-        refuse(covered not in COVERED, f"covered={covered!r}: choose one of {', '.join(map(repr, COVERED))}")
-        refuse(mask_padding and not pad_first, "mask_padding=True needs pad_first=True: only then padding has a place")
-        for shift, window in zip(self.shift_size, self.window_size):
-            refuse(
-                not 0 <= shift < window,
-                f"shift_size={shift_size} must lie between 0 and window_size={window_size} less 1 on each axis",
+        if covered not in COVERED:
+            raise ValueError(f"covered={covered!r}: choose one of {', '.join(map(repr, COVERED))}")
+        if mask_padding and not pad_first:
+            raise ValueError("mask_padding=True needs pad_first=True: only then it is known where the padding lies")
+        if not all(0 <= shift < window for shift, window in zip(self.shift_size, self.window_size)):
+            raise ValueError(
+                f"shift_size={shift_size} must lie between 0 and window_size={window_size} less 1 on each axis"
             )
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
@@ -255,37 +249,22 @@ class ShiftedWindows(Layer):
         return (wh, ww), (sh, sw), (ph, pw)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        return compose(x, *self._journey(x, lambda windows, mask: self.attention(windows, rng, mask=mask)))
-
-    def infer(self, x: Array, **context: Any) -> Array:
-        for step in self._journey(x, lambda windows, mask: (self.attention.infer(windows, mask=mask), None)):
-            x, _ = step(x)
-        return x
-
-    def _journey(self, x: Array, attend: Callable[[Array, Array | None], Any]) -> list[Callable[[Array], Any]]:
-        """What happens to the map, step by step, with `attend(windows, mask)` in the middle."""
         real = (x.shape[1], x.shape[2])
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None
         mask = None if mask is None else array_module(x).asarray(mask)
-        moves = [lambda a: F.pad(a, size), lambda a: F.roll(a, (-shift[0], -shift[1]))]
-        undo = [lambda a: F.roll(a, shift), lambda a: F.crop(a, real)]
+        shifted = [lambda a: F.pad(a, size), lambda a: F.roll(a, (-shift[0], -shift[1]))]
+        restored = [lambda a: F.roll(a, shift), lambda a: F.crop(a, real)]
         if not self.pad_first:
-            moves, undo = moves[::-1], undo[::-1]
-        return [
-            *moves,
+            shifted, restored = shifted[::-1], restored[::-1]
+        return compose(
+            x,
+            *shifted,  # (B, H', W', D)
             lambda a: F.window_partition(a, window),  # (B nW, Mh, Mw, D)
-            lambda a: attend(a, mask),
+            lambda a: self.attention(a, rng, mask=mask),
             lambda a: F.window_reverse(a, window, *size),  # (B, H', W', D)
-            *undo,
-        ]
-
-    def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-adds for a map (B, H, W, D), padding included."""
-        batch, height, width, dim = shape
-        window, _, size = self.plan(height, width)
-        count = batch * (size[0] // window[0]) * (size[1] // window[1])
-        return self.attention.macs((count, *window, dim))
+            *restored,  # (B, H, W, D)
+        )
 
 
 def _fit(length: int, window: int, shift: int, covered: str) -> tuple[int, int, int]:

@@ -8,13 +8,13 @@ The step of training is four lines:
     opt.step()
 
 Gradients add up until they are cleared, so accumulating over several small batches needs nothing special: call
-`loss_and_grad` n times with `dloss=1/n` before one `step`. Read in this order: `optimisers.py`, `groups.py` (which
+`loss_and_grad` n times with `dloss=1/n` before one `step`. Read in this order: `optimizers.py`, `groups.py` (which
 parameters take no decay, a smaller step, or none), `schedule.py`, `average.py`; then `minivit/parallel.py`.
 """
 
 from minivit.optim.average import ModelEma
 from minivit.optim.groups import layer_decay, matching, no_decay, parameter_count
-from minivit.optim.optimisers import SGD, AdamW, Optimiser, Params
+from minivit.optim.optimizers import SGD, AdamW, Optimiser, Params
 from minivit.optim.schedule import clip_grad_norm, warmup_cosine
 
 __all__ = [

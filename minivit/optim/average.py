@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.nn.layer import Layer
-from minivit.optim.optimisers import restore
+from minivit.optim.optimizers import restore
 from minivit.protocol import refuse
 
 

@@ -12,7 +12,7 @@ from math import prod
 
 from minivit.nn import Block, Recompute
 from minivit.nn.layer import Chain, Layer
-from minivit.optim.optimisers import Params
+from minivit.optim.optimizers import Params
 from minivit.protocol import refuse
 
 # Parameters that weight decay would hurt: they are not weights of a product but places, offsets and gains.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from minivit.optim.optimisers import Params
+from minivit.optim.optimizers import Params
 from minivit.protocol import refuse
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minivit import data, optim, parallel
-from minivit.backend import to_device, to_numpy
+from minivit.device import to_device, to_numpy
 from minivit.models import Model
-from minivit.nn.layer import Chain, Layer, Param
-from minivit.protocol import Array, Back
+from minivit.nn.layer import Layer
+from minivit.nn.parameter import Param
+from minivit.protocol import Array, Back, compose, inference
 from minivit.train.loop import Batches, fit
 from minivit.train.metrics import CountingLoss, accuracy
 from minivit.train.run import Run, fingerprint
@@ -85,7 +86,7 @@ class Best:
         self.weights = {name: state[name] for name in self.weights}
 
 
-class PartlyFrozen(Chain):
+class PartlyFrozen(Layer):
     """A model whose lowest stages are frozen: they run as in inference, keep nothing, and get no gradient.
 
     A step with a frozen body therefore costs a third of a whole one. `back` stops at the lowest stage that is trained,
@@ -101,14 +102,12 @@ class PartlyFrozen(Chain):
             raise ValueError("all parameters are frozen, so there is nothing to learn: freeze fewer")
         self.frozen_stages = learns.index(True)
 
-    def steps(self) -> list[Layer]:
-        """The stages from the lowest that is trained."""
-        return [stage for _, stage in self.model.leaves()][self.frozen_stages :]
-
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        for _, stage in list(self.model.leaves())[: self.frozen_stages]:
-            x, _ = stage(x)
-        return super().forward(x, rng)
+        stages = [stage for _, stage in self.model.leaves()]
+        with inference():
+            for stage in stages[: self.frozen_stages]:
+                x, _ = stage(x)
+        return compose(x, *stages[self.frozen_stages :], rng=rng)
 
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The model's logits."""

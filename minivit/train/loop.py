@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from minivit import optim
-from minivit.backend import to_device
+from minivit.device import to_device
 from minivit.parallel import DataParallel
 from minivit.protocol import Array
 from minivit.train.metrics import CountingLoss

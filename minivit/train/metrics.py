@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import to_device, to_numpy
+from minivit.device import to_device, to_numpy
 from minivit.protocol import Array, Back
 
 

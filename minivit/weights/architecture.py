@@ -12,8 +12,8 @@ from typing import Any
 
 from minivit.functional import pair
 from minivit.models import configs
+from minivit.models.options import patch_grid
 from minivit.models.resnet import reduction
-from minivit.models.tokens import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.config_json import told
 

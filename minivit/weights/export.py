@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.backend import to_numpy
 from minivit.checkpoint import save_arrays
+from minivit.device import to_numpy
 from minivit.files import write_atomically
-from minivit.models.tokens import patch_grid
+from minivit.models.options import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.layouts import LAYOUTS, Layout
 from minivit.weights.rules import translate

@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.models import Model
-from minivit.models.tokens import patch_grid
+from minivit.models.options import patch_grid
 from minivit.protocol import Array, refuse
 from minivit.weights.profiles import Profile
 

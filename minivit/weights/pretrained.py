@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend import UNSET, owner
 from minivit.checkpoint import CheckpointError
+from minivit.device import owner
 from minivit.functional import pair
 from minivit.models import MODELS, Model, configs
-from minivit.models.tokens import patch_grid
+from minivit.models.options import patch_grid
 from minivit.protocol import Array, refuse
+from minivit.random import UNSET
 from minivit.weights import architecture, hub
 from minivit.weights.fit import HEADS, choose_classes, fit
 from minivit.weights.profiles import PROFILES

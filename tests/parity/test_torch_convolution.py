@@ -62,7 +62,7 @@ def test_conv2d(name: str, bias: bool, dtype: str) -> None:
 
 
 @dtypes
-def test_standardise_weight(dtype: str) -> None:
+def test_standardize_weight(dtype: str) -> None:
     rng = np.random.default_rng(1)
     weight = rng.standard_normal((5, 3, 3, 2)).astype(dtype)
     weight[1] *= 1.5e-3  # a variance near eps
@@ -71,7 +71,7 @@ def test_standardise_weight(dtype: str) -> None:
         rows = w.reshape(1, len(w), -1)
         return TF.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(w)
 
-    compare_function(F.standardise_weight, theirs, [weight], rng)
+    compare_function(F.standardize_weight, theirs, [weight], rng)
 
 
 MAPS = {"maps": (4, 6, 5, 3), "rows": (4, 6, 7), "one_place": (8, 6)}

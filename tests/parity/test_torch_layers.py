@@ -172,7 +172,7 @@ def test_attention_with_relative_positions(prefix: int, queries: int | None, dty
 @pytest.mark.parametrize("queries", [None, 2])
 def test_attention_with_linear_heads(queries: int | None, dtype: str) -> None:
     rng = np.random.default_rng(1)
-    layer = nn.Attention(D, H, heads="linear", queries=queries, dtype=dtype, seed=0)
+    layer = nn.LinearHeadAttention(D, H, queries=queries, dtype=dtype, seed=0)
     randomise(layer, rng)
     x = drawn(2, B, N, D, dtype=dtype)
     params = {name: tensor(param.data) for name, param in layer.parameters().items()}

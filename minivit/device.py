@@ -6,12 +6,10 @@ There is no global device to set or to race on. Next: `random.py`.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minivit.backend import kernels_numpy
 from minivit.protocol import Array
 
 
@@ -31,15 +29,6 @@ def owner(array: Array) -> Array:
     while isinstance(getattr(array, "base", None), type(array)):
         array = array.base
     return array
-
-
-def kernels(x: Any) -> ModuleType:
-    """The fused kernels for the library of `x`: the same names and signatures for NumPy and CuPy."""
-    if array_module(x) is np:
-        return kernels_numpy
-    from minivit.backend import kernels_cupy
-
-    return kernels_cupy
 
 
 def gpu_available() -> bool:

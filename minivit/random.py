@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit.backend.devices import array_module
-from minivit.protocol import Array, refuse
+from minivit.device import array_module
+from minivit.protocol import Array
 
 
 class _Unset:
@@ -32,7 +32,8 @@ def as_generator(seed: Any) -> Any:
     """
     if seed is UNSET:
         return seed
-    refuse(isinstance(seed, int) and seed < 0, f"seed={seed} must not be negative")
+    if isinstance(seed, int) and seed < 0:
+        raise ValueError(f"seed={seed} must not be negative")
     return np.random.default_rng(seed)
 
 

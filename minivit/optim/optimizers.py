@@ -1,4 +1,4 @@
-"""The optimisers: SGD and AdamW, as PyTorch computes them, and what both share.
+"""The optimizers: SGD and AdamW, as PyTorch computes them, and what both share.
 
 A parameter that is not given to an optimiser is frozen. Next: `groups.py`.
 """
@@ -9,9 +9,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minivit.backend import array_module, kernels
-from minivit.backend.threads import in_threads, usable_cores
-from minivit.nn.layer import Param
+import numpy as np
+
+from minivit.device import array_module
+from minivit.fast.dispatch import accelerated
+from minivit.fast.threads import in_threads, usable_cores
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, refuse
 
 Params = dict[str, Param]
@@ -132,6 +135,41 @@ class SGD(Optimiser):
         return {f"velocity.{name}": array for name, array in self.velocity.items()}
 
 
+def adamw(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    lr: float,
+    weight_decay: Array | float,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+) -> None:
+    """One step of AdamW; writes into the parameters p and their moments m and v.
+
+    Args:
+        p, g, m, v: parameters, gradients, first and second moments, of one shape.
+        lr: the learning rate.
+        weight_decay: a number, or one for each parameter.
+        betas: decay rates of m and v.
+        eps: added to the root of the second moment.
+        step: t, counted from 1.
+
+    Source: Loshchilov and Hutter 2019, algorithm 2; the decay takes p before the step, as in torch.optim.AdamW.
+    """
+    beta1, beta2 = betas
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    m_hat = m / (1 - beta1**step)
+    v_hat = v / (1 - beta2**step)
+    p[...] = p - lr * (m_hat / (array_module(v).sqrt(v_hat) + eps) + weight_decay * p)
+
+
+update = accelerated(adamw)
+
+
 class AdamW(Optimiser):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
@@ -187,7 +225,7 @@ class AdamW(Optimiser):
 
     def _pieces(self) -> list[_Piece]:
         """The live parameters, cut and gathered to the size that suits their device."""
-        limit = kernels(self.first).ADAMW_PIECE
+        limit = _PIECE if array_module(self.first) is np else self.first.size
         pieces: list[_Piece] = []
         stop = 0
         for name, param in self.params.items():
@@ -214,13 +252,13 @@ class AdamW(Optimiser):
         decays: Any = decay[0]
         if any(each != decays for each in decay):
             decays = xp.concatenate([xp.full(part.size, each, part.dtype) for part, each in zip(data, decay)])
-        kernels(gathered).inplace_adamw(
+        update(
             gathered,
             xp.concatenate(grad) if len(grad) > 1 else grad[0],
             self.first[place],
             self.second[place],
             lr=piece.lr,
-            decay=decays,
+            weight_decay=decays,
             betas=self.betas,
             eps=self.eps,
             step=self.steps,
@@ -234,6 +272,7 @@ class AdamW(Optimiser):
         return {"first": self.first, "second": self.second}
 
 
+_PIECE = 1 << 18  # elements: a megabyte of float32; smaller ones cost more in calls, larger ones miss the cache
 _WORTH_THREADS = 3  # pieces; fewer are done before a second thread has started
 
 

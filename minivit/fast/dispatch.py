@@ -1,0 +1,162 @@
+"""The choice between a formula and a fast replacement of the same name and signature.
+
+    layer_norm = accelerated(norm.layer_norm)   # in functional/__init__.py, and only there
+    y, vjp = layer_norm(x, weight, bias)        # the replacement for x's library and dtype, else the formula
+    layer_norm.plain                            # always the formula
+    with minivit.plain(): ...                   # formulas everywhere
+
+A formula that calls another formula calls it directly, so a formula is formulas all the way down. A composite that
+needs speed has a replacement of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from importlib import import_module
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+
+import numpy as np
+
+from minivit.device import array_module
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+FLOATS = ("float32", "float64", "complex64", "complex128")
+
+
+class Replacement(NamedTuple):
+    """A fast function, and the dtypes for which it is chosen."""
+
+    function: Callable[..., Any]
+    dtypes: tuple[str, ...] = FLOATS
+
+
+class Accelerated(Protocol[P, R_co]):
+    """A function that may have fast replacements; `plain` is its formula."""
+
+    @property
+    def plain(self) -> Callable[P, R_co]: ...
+
+    def __call__(self, *args: P.args, **options: P.kwargs) -> R_co: ...
+
+
+def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
+    """The formula with its arguments checked, or its replacement where the arrays' library and dtype have one.
+
+    The check is the function `check_<name>` beside the formula, called with the same arguments; it raises ValueError.
+    Neither the formula nor a replacement repeats it.
+    """
+    name = formula.__name__
+    check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
+
+    @wraps(formula)
+    def function(*args: P.args, **options: P.kwargs) -> R:
+        if check is not None:
+            check(*args, **options)
+        return _implementation(name, formula, (*args, *options.values()))(*args, **options)
+
+    function.plain = formula  # type: ignore[attr-defined]
+    return cast(Accelerated[P, R], function)
+
+
+def _implementation(name: str, formula: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    if current_mode() == "plain":
+        return formula
+    for argument in arguments:
+        dtype = getattr(argument, "dtype", None)
+        if dtype is not None and dtype.kind in "fc":
+            library = "numpy" if array_module(argument) is np else "cupy"
+            found = replacements(library).get(name)
+            return found.function if found and dtype.name in found.dtypes else formula
+    return formula
+
+
+@lru_cache(maxsize=4)
+def replacements(library: str) -> Mapping[str, Replacement]:
+    """The replacements for a library, "numpy" or "cupy", by name; imported when the first function is called."""
+    return cast(Mapping[str, Replacement], import_module(f"minivit.fast.{library}").REPLACEMENTS)
+
+
+# --- the mode -------------------------------------------------------------------------------------------------------
+
+MODES = ("auto", "plain")
+
+_mode = os.environ.get("MINIVIT_FUNCTIONS", "auto")  # of the process, so that the threads of a batch see it too
+if _mode not in MODES:
+    raise ValueError(f"the environment has MINIVIT_FUNCTIONS={_mode!r}: choose one of {', '.join(MODES)}")
+_of_thread = threading.local()  # what a backward pass repeats of its forward pass; see `in_mode`
+_turn = threading.Lock()
+
+
+def current_mode() -> str:
+    """ "auto" or "plain"."""
+    return getattr(_of_thread, "mode", None) or _mode
+
+
+@contextmanager
+def use(mode: str) -> Iterator[None]:
+    """A context in which the whole process chooses in this mode; contexts may be nested, not interleaved by threads."""
+    global _mode
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
+    with _turn:
+        before, _mode = _mode, mode
+    try:
+        yield
+    finally:
+        with _turn:
+            _mode = before
+
+
+def plain() -> Any:
+    """A context in which every function runs by its formula, in all threads of the process.
+
+    MINIVIT_FUNCTIONS=plain in the environment does the same for a whole program.
+    """
+    return use("plain")
+
+
+@contextmanager
+def in_mode(mode: str) -> Iterator[None]:
+    """A context in which this thread alone chooses in this mode: a recomputed layer repeats its forward pass."""
+    before = getattr(_of_thread, "mode", None)
+    _of_thread.mode = mode
+    try:
+        yield
+    finally:
+        _of_thread.mode = before
+
+
+# --- composites -----------------------------------------------------------------------------------------------------
+
+
+def with_parts(formula: Callable[P, R], **parts: Any) -> Callable[P, R]:
+    """The same composite with other functions under the names that its formula calls.
+
+    A composite is then written once: `with_parts(patches.patch_embed, linear=linear)` is the formula of patch_embed on
+    the fast `linear`.
+    """
+    if not isinstance(formula, FunctionType):
+        raise TypeError(f"{formula!r} is not a Python function")
+    unknown = set(parts) - _names(formula.__code__)
+    if unknown:
+        raise ValueError(f"{formula.__name__} calls nothing named {', '.join(sorted(unknown))}")
+    twin = FunctionType(
+        formula.__code__, {**formula.__globals__, **parts}, formula.__name__, formula.__defaults__, formula.__closure__
+    )
+    twin.__kwdefaults__, twin.__doc__ = formula.__kwdefaults__, formula.__doc__
+    return twin
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that a function uses, itself or in the functions that it defines."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))

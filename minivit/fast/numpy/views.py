@@ -1,0 +1,23 @@
+"""Every window of a map as one strided view, in which nothing is copied."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minivit.functional.permutations import Size
+from minivit.functional.sliding import Slide
+from minivit.protocol import Array
+
+
+def windows(x: Array, how: Slide, count: Size) -> Array:
+    """(..., H, W), already padded -> (..., Kh, Kw, Oh, Ow): view[..., i, j, u, v] = x[..., s u + d i, s v + d j].
+
+    A view, because the address of an element is a sum of index times stride: a step from one place to the next is s
+    rows, a step from one tap to the next d rows, and likewise columns. Windows overlap, so one number of x stands in
+    many places of the view. For one tap (i, j), all places are different numbers: there, `+=` is safe.
+    """
+    *lead, down, right = x.strides  # bytes from one element to the next
+    taps = (how.dilation[0] * down, how.dilation[1] * right)
+    steps = (how.stride[0] * down, how.stride[1] * right)
+    shape = (*x.shape[:-2], *how.kernel, *count)
+    return np.lib.stride_tricks.as_strided(x, shape, (*lead, *taps, *steps))

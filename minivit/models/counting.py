@@ -1,0 +1,37 @@
+"""What the models' own layers cost, for `minivit/nn/counting.py`. Next: `configs.py`, the published sizes."""
+
+from __future__ import annotations
+
+from math import prod
+
+from minivit.functional.permutations import pair
+from minivit.models.heads import DistilledHead, Pool
+from minivit.models.tokens import MapTokens, Tokens
+from minivit.nn.counting import Cost, Shape, cost
+
+
+@cost.register
+def _(layer: Tokens, shape: Shape, every_token: bool = False) -> Cost:
+    patches = cost(layer.patch_embed, shape)
+    batch, tokens, dim = patches.shape
+    return patches._replace(shape=(batch, len(layer.prefix) + tokens, dim))
+
+
+@cost.register
+def _(layer: MapTokens, shape: Shape, every_token: bool = False) -> Cost:
+    batch, channels, *size = shape
+    grid, patch = layer.grid((size[0], size[1])), pair(tuple(layer.patch_embed.proj.weight.shape[2:]))
+    patches = cost(layer.patch_embed, (batch, channels, grid[0] * patch[0], grid[1] * patch[1]))
+    return patches._replace(shape=(batch, *grid, patches.shape[2]))
+
+
+@cost.register
+def _(layer: Pool, shape: Shape, every_token: bool = False) -> Cost:
+    two = layer.mode == "token" and layer.prefix > 1
+    return Cost((shape[0], 2, shape[-1]) if two else (shape[0], shape[-1]))
+
+
+@cost.register
+def _(layer: DistilledHead, shape: Shape, every_token: bool = False) -> Cost:
+    classes = layer.head.weight.shape[0]
+    return Cost((shape[0], classes), shape[0] * (layer.head.weight.size + layer.head_dist.weight.size), prod(shape))

@@ -1,0 +1,83 @@
+"""The arguments of a model, said once: a dataclass whose fields are the constructor's arguments, with their defaults.
+
+Next: `tokens.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from minivit.functional.permutations import Size, pair
+from minivit.models.resnet import map_size
+from minivit.nn.init import dtype_of
+
+P = ParamSpec("P")
+O = TypeVar("O")  # noqa: E741
+
+
+@dataclass
+class Options:
+    """What the options of every model have in common; a subclass adds the fields."""
+
+    def config(self) -> dict[str, Any]:
+        """The options as plain numbers, strings and tuples, without the seed: what a file keeps."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "seed"}
+
+
+def built_from(options: Callable[P, O]) -> Callable[[Callable[[Any, O], None]], Callable[Concatenate[Any, P], None]]:
+    """Decorator of `__init__(self, options)`: the constructor takes the fields of the class `options` as arguments."""
+
+    def decorate(build: Callable[[Any, O], None]) -> Callable[Concatenate[Any, P], None]:
+        @wraps(build)
+        def __init__(self: Any, *args: P.args, **named: P.kwargs) -> None:
+            build(self, options(*args, **named))
+
+        parameters = inspect.signature(options).parameters.values()
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        __init__.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
+        return cast(Callable[Concatenate[Any, P], None], __init__)
+
+    return decorate
+
+
+def plain_size(size: Any) -> int | Size:
+    """A size as a configuration keeps it: plain integers, and a tuple also where a file gave a list."""
+    both = pair(size)
+    return both if isinstance(size, tuple | list) else both[0]
+
+
+def patch_grid(config: dict[str, Any], size: Any = None) -> Size:
+    """(gh, gw): the grid of patches that a model cuts an image (H, W) into; a partial patch counts whole.
+
+    Args:
+        config: the model's, a ViT's or a Swin's.
+        size: of the image, a number or a pair; None is the one that the model was built for.
+    """
+    image, layers = pair(config["img_size"] if size is None else size), config.get("resnet_layers")
+    cut, patch = image if layers is None else map_size(image, layers), pair(config["patch_size"])
+    return -(-cut[0] // patch[0]), -(-cut[1] // patch[1])
+
+
+def check_rates(options: Any) -> None:
+    """Refuse what no model can have: rates outside [0, 1), an unknown GELU or dtype, sizes that are not positive."""
+    for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+        if not 0 <= getattr(options, name) < 1:
+            raise ValueError(f"{name}={getattr(options, name)} must lie in [0, 1)")
+    if options.gelu not in ("none", "tanh"):
+        raise ValueError(f"gelu={options.gelu!r}: choose 'none' or 'tanh'")
+    for name in ("norm_eps", "mlp_ratio"):
+        if not getattr(options, name) > 0:
+            raise ValueError(f"{name}={getattr(options, name)} must be positive")
+    options.dtype = dtype_of(options.dtype).name
+
+
+def check_whole(options: Any, **least: int) -> None:
+    """Refuse an option that is not a whole number of at least its `least`."""
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if not isinstance(value, int) or value < smallest:
+            raise ValueError(f"{name}={value} must be a whole number of at least {smallest}")

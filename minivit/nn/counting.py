@@ -1,0 +1,201 @@
+"""What a layer costs, from shapes alone: shape of the output, multiply-adds, numbers kept for the backward pass.
+
+One function for each type of layer. Products occur in linear maps, convolutions and attention, so only those count.
+Nothing is computed: `minivit/parallel.py` plans with it before a step, and summaries print it.
+
+Alphabet: B batch, N tokens, n queries, D channels, H x W a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import singledispatch
+from math import prod
+from typing import NamedTuple
+
+from minivit.fast.blocks import FEW_KEYS
+from minivit.functional.permutations import pair
+from minivit.functional.sliding import output_size, slide
+from minivit.nn.attention import Attention, LinearHeadAttention
+from minivit.nn.basic import Dropout, DropPath, Embedding, Gelu, Identity, LayerNorm, Linear, Relu, Tanh
+from minivit.nn.block import Block
+from minivit.nn.bottleneck import Bottleneck
+from minivit.nn.convolution import Conv2d
+from minivit.nn.layer import Chain, Layer
+from minivit.nn.map_norm import BatchNorm2d, GroupNorm
+from minivit.nn.mlp import Mlp
+from minivit.nn.patch_embed import PatchProjection
+from minivit.nn.patch_merging import PatchMerging
+from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from minivit.nn.recompute import Recompute
+from minivit.nn.window_attention import CosineWindowAttention, ShiftedWindows, WindowAttention
+
+Shape = tuple[int, ...]
+
+
+class Cost(NamedTuple):
+    """The cost of a forward pass.
+
+    Attributes:
+        shape: of the output.
+        macs: multiply-adds of the products; the backward pass has twice as many.
+        kept: numbers that the backs hold in training without dropout, an estimate: an array that two neighbors hold
+            is counted for the one that reads it.
+    """
+
+    shape: Shape
+    macs: int = 0
+    kept: int = 0
+
+
+def multiply_adds(layer: Layer, shape: Shape, every_token: bool = True) -> int:
+    """Multiply-adds of a forward pass over an input of this shape.
+
+    Args:
+        every_token: count all tokens in every block, as papers do; False leaves out those that a forward pass skips.
+    """
+    return cost(layer, shape, every_token).macs
+
+
+@singledispatch
+def cost(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
+    """The cost of a layer for an input of this shape.
+
+    A subclass that changes what is computed registers its own: `@cost.register def _(layer: MyLayer, shape, ...)`.
+
+    Raises:
+        LookupError: for a type of layer that is not known here.
+    """
+    raise LookupError(f"the cost of {type(layer).__name__} is not known: register it with minivit.nn.counting.cost")
+
+
+@cost.register(Identity)
+@cost.register(Relu)
+@cost.register(Tanh)
+@cost.register(Dropout)
+@cost.register(DropPath)
+def _(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
+    return Cost(shape)
+
+
+def in_order(layers: Iterable[Layer], shape: Shape, every_token: bool = False) -> Cost:
+    """The cost of layers that run one after the other."""
+    macs = kept = 0
+    for layer in layers:
+        each = cost(layer, shape, every_token)
+        macs, kept, shape = macs + each.macs, kept + each.kept, each.shape
+    return Cost(shape, macs, kept)
+
+
+@cost.register
+def _(layer: Chain, shape: Shape, every_token: bool = False) -> Cost:
+    return in_order(layer.steps(), shape, every_token)
+
+
+@cost.register
+def _(layer: Recompute, shape: Shape, every_token: bool = False) -> Cost:
+    return cost(layer.layer, shape, every_token)._replace(kept=prod(shape))
+
+
+@cost.register
+def _(layer: Linear, shape: Shape, every_token: bool = False) -> Cost:
+    return Cost((*shape[:-1], layer.weight.shape[0]), prod(shape[:-1]) * layer.weight.size, prod(shape))
+
+
+@cost.register
+def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
+    return Cost((*shape, layer.weight.shape[1]))
+
+
+@cost.register(LayerNorm)
+@cost.register(GroupNorm)
+@cost.register(BatchNorm2d)
+@cost.register(Gelu)
+def _(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
+    return Cost(shape, kept=prod(shape))  # the normalized input, or GELU's input
+
+
+@cost.register
+def _(layer: Mlp, shape: Shape, every_token: bool = False) -> Cost:
+    return in_order((layer.fc1, Gelu(), layer.fc2), shape)
+
+
+@cost.register
+def _(layer: Attention, shape: Shape, every_token: bool = False) -> Cost:
+    batch, tokens, dim = shape
+    queries = tokens if every_token or layer.queries is None else min(layer.queries, tokens)
+    projections = 2 * queries + 2 * tokens  # q and the output projection; k and v
+    if isinstance(layer, LinearHeadAttention):
+        projections = queries + 6 * tokens  # every token's q, k and v, and again through the heads' maps
+    macs = batch * (projections * dim * dim + 2 * queries * tokens * dim)  # and scores, and weighted sums
+    weights = 0 if tokens > FEW_KEYS * dim // layer.num_heads else layer.num_heads * queries * tokens
+    return Cost((batch, queries, dim), macs, batch * (3 * tokens * dim + 2 * queries * dim + weights))
+
+
+@cost.register
+def _(layer: WindowAttention, shape: Shape, every_token: bool = False) -> Cost:
+    windows, height, width, dim = shape
+    inner = cost.dispatch(Attention)(layer, (windows, height * width, dim), every_token)
+    cosine = isinstance(layer, CosineWindowAttention)  # q and k of length 1, and q with its factor
+    return Cost(shape, inner.macs, inner.kept + (3 * prod(shape) if cosine else 0))
+
+
+@cost.register
+def _(layer: ShiftedWindows, shape: Shape, every_token: bool = False) -> Cost:
+    batch, height, width, dim = shape
+    window, _, size = layer.plan(height, width)
+    windows = batch * (size[0] // window[0]) * (size[1] // window[1])  # padding counts
+    return cost(layer.attention, (windows, *window, dim), every_token)._replace(shape=shape)
+
+
+@cost.register
+def _(layer: Block, shape: Shape, every_token: bool = False) -> Cost:
+    attention = in_order((layer.norm1, layer.attn), shape, every_token)
+    mlp = in_order((layer.norm2, layer.mlp), attention.shape, every_token)
+    return Cost(mlp.shape, attention.macs + mlp.macs, attention.kept + mlp.kept)
+
+
+@cost.register
+def _(layer: PatchProjection, shape: Shape, every_token: bool = False) -> Cost:
+    batch, _, height, width = shape
+    outputs, _, *patch = layer.weight.shape
+    patches = (height // patch[0]) * (width // patch[1])
+    return Cost((batch, patches, outputs), batch * patches * layer.weight.size, prod(shape))
+
+
+@cost.register
+def _(layer: PatchMerging, shape: Shape, every_token: bool = False) -> Cost:
+    batch, height, width, dim = shape
+    return in_order((layer.norm, layer.reduction), (batch, -(-height // 2), -(-width // 2), 4 * dim))._replace(
+        shape=(batch, -(-height // 2), -(-width // 2), 2 * dim)
+    )
+
+
+@cost.register
+def _(layer: Conv2d, shape: Shape, every_token: bool = False) -> Cost:
+    name, size, outputs = type(layer).__name__, (shape[2], shape[3]), layer.weight.shape[0]
+    how = slide(name, size, layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
+    output = output_size(name, size, how)
+    # taps in the padding count as any other
+    return Cost((shape[0], outputs, *output), shape[0] * prod(output) * layer.weight.size, prod(shape))
+
+
+@cost.register(MaxPool2d)
+@cost.register(AvgPool2d)
+def _(layer: MaxPool2d | AvgPool2d, shape: Shape, every_token: bool = False) -> Cost:
+    name, size = type(layer).__name__, (shape[2], shape[3])
+    stride = layer.kernel_size if layer.stride is None else layer.stride
+    output = output_size(name, size, slide(name, size, layer.kernel_size, stride, layer.padding))
+    return Cost((*shape[:2], *output))
+
+
+@cost.register
+def _(layer: AdaptiveAvgPool2d, shape: Shape, every_token: bool = False) -> Cost:
+    return Cost((*shape[:2], *pair(layer.output_size)))
+
+
+@cost.register
+def _(layer: Bottleneck, shape: Shape, every_token: bool = False) -> Cost:
+    convolutions = (layer.conv1, layer.norm1, layer.conv2, layer.norm2, layer.conv3, layer.norm3)
+    branch, shortcut = in_order(convolutions, shape), cost(layer.downsample, shape)
+    return Cost(branch.shape, branch.macs + shortcut.macs, branch.kept + shortcut.kept)
