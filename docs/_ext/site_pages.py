@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[1]
 
 NAVIGATION = {
     "Lessons": ["Overview <lessons/index>", "lessons/[0-9]*"],
-    "How it works": ["protocol", "gradcheck", "add_a_layer", "hybrid", "why_swin_is_linear"],
+    "How it works": ["protocol", "formulas", "gradcheck", "add_a_layer", "hybrid", "why_swin_is_linear"],
     "Derivations": [
         "derivations/linear",
         "derivations/gelu",

@@ -30,7 +30,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
         dbias = None if bias is None else rows(dy).sum(axis=0)
         dxhat = dy if weight is None else dy * weight
         along = xhat * (dxhat * xhat).mean(axis=-1, keepdims=True)
-        dx = rstd * shrink * (dxhat - dxhat.mean(axis=-1, keepdims=True) - along)
-        return dx, dweight, dbias
+        dx = rstd * (dxhat - dxhat.mean(axis=-1, keepdims=True) - along)
+        return dx * shrink, dweight, dbias  # shrink last: rstd * shrink may be subnormal, which a GPU takes for 0
 
     return y, vjp
