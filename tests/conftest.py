@@ -1,7 +1,7 @@
 """What all tests share: hypothesis profiles, and the device that arrays live on.
 
-Profiles: `ci` (200 examples, always the same ones) is the default; `long` draws 5,000 new ones:
-`HYPOTHESIS_PROFILE=long pytest tests/test_gradients.py`.
+Profiles: `ci` (200 examples, always the same ones) is the default; `quick` draws 10, for every change; `long` draws
+5,000 new ones: `HYPOTHESIS_PROFILE=long pytest tests/test_gradients.py`.
 """
 
 from __future__ import annotations
