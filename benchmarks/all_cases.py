@@ -160,7 +160,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    arguments.set_defaults(case=None, rounds=5, steps=3, pytorch=True)
+    arguments.set_defaults(case=None, rounds=5, steps=None, pytorch=True)
     options = arguments.parse_args()
     names = options.case or [*GOALS, RECOMPUTE]
     options = finish(options)

@@ -1,7 +1,9 @@
 """Worker processes, and the turns in which they are timed: A, B, A, B, ..., so that both meet the same machine.
 
 PyTorch's threads and NumPy's never live in one process. A turn begins after a pause longer than any OpenMP library
-lets idle threads spin, and with one step that is not timed; the thread policy of both libraries is left as it is.
+lets idle threads spin. Then come steps that are not timed, and at least two seconds of timed work in a row: after a
+pause a library needs some steps to reach its steady state, torch.compile the most, and short turns would flatter the
+other side. The thread policy of both libraries is left as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from cases import Case
 
 HERE = Path(__file__).resolve().parent
 PAUSE = 0.25  # seconds; libgomp spins for a few milliseconds, OpenBLAS for about 30, LLVM's and Intel's OpenMP for 200
+TURN = 2.0  # seconds of timed work in a turn, at the pace of the fastest side
+LEAST = 3  # steps in a turn, however slow
 QUIET = 0.1  # cores' worth of other programs' work that does not spoil a measurement
 
 
@@ -41,12 +46,12 @@ class Variant:
 class Side:
     """A worker process that computes one variant of one case, until `close()`."""
 
-    def __init__(self, case: Case, variant: Variant, threads: int, start: Path) -> None:
+    def __init__(self, case: Case, variant: Variant, threads: int, start: Path, checkout: Path = HERE.parent) -> None:
         self.variant, self.busy, self.used, self.took = variant, 0.0, 0.0, 0.0
         self.about: dict[str, str] = {}  # what the library says of itself
         self.process = subprocess.Popen(
             self.command(case, variant, threads, start),
-            env=environment(threads),
+            env=environment(threads, checkout),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -85,9 +90,9 @@ class Side:
         self.process.stdout.close()
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: this checkout first, and every thread pool held to the same size."""
-    path = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
+def environment(threads: int, checkout: Path = HERE.parent) -> dict[str, str]:
+    """The environment of a worker: a checkout of minivit first, and every thread pool held to the same size."""
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     pools += ("NPROC",)  # XLA's, which heeds none of the others, nor intra_op_parallelism_threads
     return {**os.environ, "PYTHONPATH": path, **dict.fromkeys(pools, str(threads))}
@@ -98,11 +103,16 @@ def make_start(case: Case, threads: int, path: Path) -> None:
     subprocess.run(_command("start", case.name, str(path)), env=environment(threads), check=True)
 
 
-def take_turns(sides: list[Side], rounds: int, steps: int) -> tuple[np.ndarray, float | None]:
+def take_turns(sides: list[Side], rounds: int, steps: int | None = None) -> tuple[np.ndarray, float | None]:
     """Seconds (rounds, sides, steps), and how many cores' worth of time other programs took meanwhile.
 
     In each round every side has one turn, always in the same order.
+
+    Args:
+        steps: timed steps in a turn; None: as many as the fastest side does in `TURN` seconds.
     """
+    if steps is None:
+        steps = max(LEAST, ceil(TURN / min(side.ask("pace") for side in sides)))
     begin, machine, ours = time.perf_counter(), machine_seconds(), sum(side.used for side in sides)
     seconds = np.array([[side.turn(steps) for side in sides] for _ in range(rounds)])
     if machine is None:

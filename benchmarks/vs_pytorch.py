@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import results
 from cases import CASES, Case
-from turns import PAUSE, QUIET, Side, SideFailed, Variant, make_start, take_turns
+from turns import PAUSE, QUIET, TURN, Side, SideFailed, Variant, make_start, take_turns
 
 LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
 TRIAL_ROUNDS = 5
@@ -144,12 +144,13 @@ def compare(case: Case, options: argparse.Namespace, kind: type[Comparison]) -> 
 
 def header(machine: dict[str, Any], about: dict[str, dict[str, str]], options: argparse.Namespace) -> str:
     load = "unknown" if machine["load_before"] is None else f"{machine['load_before']:.1f}"
+    turn = f"{TURN:g} s of steps" if options.steps is None else f"{options.steps} steps"
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, load before: {load}",
         f"Python {machine['python']}, float32, {options.threads} threads on each side",
         *(f"{name}={os.environ[name]} is set" for name in CHANGED_BY if name in os.environ),
         *(f"{library}: {facts['library']} with {facts['blas']} {facts['detail']}" for library, facts in about.items()),
-        f"{options.rounds} rounds of {options.steps} steps in turn, each after {PAUSE} s of pause and one untimed step",
+        f"{options.rounds} rounds in turn, each {turn} after {PAUSE} s of pause and some untimed steps",
     ]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -175,7 +176,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--infer", action="store_true", help="the inference cases instead of flagship and small")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=10, help="steps in a row in each turn")
+    parser.add_argument("--steps", type=int, help="steps in a row in each turn (default: what takes 2 s)")
     parser.add_argument("--quick", action="store_true", help="5 rounds of 3 steps, to see whether it runs")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")

@@ -17,11 +17,13 @@ import memory
 import numpy as np
 from cases import CASES, WARM_UP, read_start, tiny, write_start
 
+UNTIMED = 8  # steps in front of each turn: after a pause torch.compile takes that many to reach its steady state
+UNTIMED_SECONDS = 2.0  # but no longer than that
 SLACK = 1.1  # the main thread of a library may do a little beside its pool
 
 
 class Worker:
-    """Answers `build`, `outcome`, `warm_up`, `steps` and `memory`."""
+    """Answers `build`, `outcome`, `warm_up`, `pace`, `steps` and `memory`."""
 
     def __init__(self, side: str, case: str, variant: str, threads: str, start: str) -> None:
         self.library, self.variant, self.threads = side, variant, int(threads)
@@ -40,6 +42,10 @@ class Worker:
     def warm_up(self) -> list[float]:
         return [self.side.step() for _ in range(WARM_UP)]
 
+    def pace(self) -> float:
+        """Seconds of one step, the fastest of three."""
+        return min(self.steps(3)["seconds"])
+
     def steps(self, count: int) -> dict[str, Any]:
         """Seconds of each of `count` steps in a row, the processor time they took, and any taken while waiting.
 
@@ -48,7 +54,11 @@ class Worker:
         began = _clocks()
         waited, busy = (now - then for now, then in zip(began, self.rested, strict=True))
         self.side.check_threads()
-        self.side.step()  # not timed: the other side has just had the caches
+        start = time.perf_counter()
+        for _ in range(min(UNTIMED, count)):
+            self.side.step()
+            if time.perf_counter() - start > UNTIMED_SECONDS:
+                break
         seconds = []
         for _ in range(count):
             begin = time.perf_counter()

@@ -10,7 +10,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.nn.basic import Linear
 from minivit.nn.layer import Layer
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, compose
 from minivit.random import as_generator
 
 
@@ -40,14 +40,11 @@ class Mlp(Layer):
         self.fc2 = Linear(hidden, dim, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
-        hidden, back_fc1 = self.fc1(x)  # (..., hidden)
-        active, back_gelu = F.gelu(hidden, self.gelu)
-        dropped, back_drop1 = F.dropout(active, self.drop, rng)
-        output, back_fc2 = self.fc2(dropped)  # (..., dim)
-        y, back_drop2 = F.dropout(output, self.drop, rng)
-
-        @once
-        def back(dy: Array) -> Array:
-            return back_fc1(back_gelu(back_drop1(back_fc2(back_drop2(dy)))))
-
-        return y, back
+        return compose(
+            x,
+            self.fc1,  # (..., hidden)
+            lambda a: F.gelu(a, self.gelu),
+            lambda a: F.dropout(a, self.drop, rng),
+            self.fc2,  # (..., dim)
+            lambda a: F.dropout(a, self.drop, rng),
+        )
