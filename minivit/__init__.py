@@ -3,15 +3,45 @@
 Start with `minivit/protocol.py` (one page), then `minivit/functional/`; docs/ gives the order and the derivations.
 """
 
-from minivit import data, functional, nn, optim, parallel
-from minivit.checkpoint import CheckpointError, save
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from minivit import functional, nn, optim, parallel
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
-from minivit.gradcheck import GradientError, check_complex_step, check_vjp
 from minivit.models import Swin, SwinV2, ViT, create_model, list_models
 from minivit.summary import summary
 from minivit.version import __version__
-from minivit.weights import export, from_pretrained, load
+
+if TYPE_CHECKING:
+    from minivit import data, explain, train
+    from minivit.checkpoint import CheckpointError, save
+    from minivit.gradcheck import GradientError, check_complex_step, check_vjp
+    from minivit.weights import export, from_pretrained, load  # type: ignore[no-redef]  # a module has the name too
+
+# imported when they are first asked for: a third of what `import minivit` would take
+_LATER = {
+    "minivit.checkpoint": ("CheckpointError", "save"),
+    "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
+    "minivit.weights": ("export", "from_pretrained", "load"),
+}
+_MODULES = ("data", "explain", "train", "weights")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"minivit.{name}")
+    for module, names in _LATER.items():
+        if name in names:
+            found = getattr(import_module(module), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module 'minivit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "CheckpointError",
@@ -24,6 +54,7 @@ __all__ = [
     "check_vjp",
     "create_model",
     "data",
+    "explain",
     "export",
     "from_pretrained",
     "functional",
@@ -37,4 +68,5 @@ __all__ = [
     "summary",
     "to_device",
     "to_numpy",
+    "train",
 ]
