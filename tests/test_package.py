@@ -138,39 +138,82 @@ FLOORS = [
     {"protocol", "version", "files"},
     {"device"},
     {"random"},
-    {"fast"},  # the choice, threads, BLAS, memory; what replaces a formula (REPLACING) stands on the formulas
+    {"fast"},  # the choice, threads, BLAS, memory
     {"functional"},
+    {"fast.numpy", "fast.cupy"},  # the replacements stand on the formulas; the choice loads them at the first call
     {"nn"},
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies", "explain"},
     {"train", "weights"},
     {"__main__"},
 ]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
-REPLACING = ("fast/numpy/", "fast/cupy/")
+def room_of(module):
+    """The name in FLOORS that a module belongs to; None for a name of the package itself, such as minivit.plain."""
+    parts = module.split(".")[1:3]
+    return next((name for name in (".".join(parts), *parts[:1]) if name in FLOOR), None)
 
 
-def floor_of(name):
-    return next(number for number, names in enumerate(FLOORS) if name in names)
+def module_of(file):
+    return "minivit." + file.removesuffix(".py").replace("/", ".")
+
+
+def wrong_imports(file, tree):
+    """What a file imports from its own floor or one above, but not from its own package."""
+    room = room_of(module_of(file))
+    for module, line in imported(tree):
+        other = room_of(module) if module.split(".")[0] == "minivit" else None
+        if other not in (None, room) and FLOOR[other] >= FLOOR[room]:
+            yield f"{file}:{line} imports {module}"
+
+
+def private_imports(file, tree):
+    """What a file imports from another package by a private name."""
+    for module, line in imported(tree):
+        name = module.rpartition(".")[2]
+        if (
+            name.startswith("_")
+            and not name.startswith("__")
+            and room_of(module) not in (None, room_of(module_of(file)))
+        ):
+            yield f"{file}:{line} imports {module}"
 
 
 @pytest.mark.parametrize("file", [file for file in TREES if file != "__init__.py"])
 def test_a_floor_stands_only_on_those_below(file):
-    room = "functional" if file.startswith(REPLACING) else file.split("/")[0].removesuffix(".py")
-    for module, line in imported(TREES[file]):
-        parts = module.split(".")
-        if parts[0] != "minivit" or len(parts) == 1:
-            continue
-        if room == "functional" and parts[1] == "fast":
-            continue  # loaded when a function is first called
-        if parts[1] in {name for names in FLOORS for name in names} and parts[1] != room:
-            assert floor_of(parts[1]) < floor_of(room), f"{file}:{line} imports {module}"
+    assert not list(wrong_imports(file, TREES[file]))
+    assert not list(private_imports(file, TREES[file]))
+
+
+@pytest.mark.parametrize("file", [file for file in TREES if not file.startswith(("fast/numpy/", "fast/cupy/"))])
+def test_only_the_choice_knows_the_replacements(file):
+    rooms = {room_of(module) for module, _ in imported(TREES[file]) if module.split(".")[0] == "minivit"}
+    assert not rooms & {"fast.numpy", "fast.cupy"}
+
+
+def test_these_rules_can_fail():
+    for file, source in (
+        ("functional/norm.py", "from minivit.fast.numpy import norm"),
+        ("functional/norm.py", "from minivit.nn.basic import Linear"),
+        ("fast/blocks.py", "from minivit import functional as F"),
+        ("fast/cupy/norm.py", "import minivit.fast.numpy.norm"),
+        ("nn/basic.py", "def f():\n    from minivit.models import ViT"),
+        ("parallel.py", "from minivit.optim import AdamW"),
+    ):
+        assert list(wrong_imports(file, ast.parse(source))), source
+    assert list(private_imports("nn/basic.py", ast.parse("from minivit.functional.windows import _cut")))
+    for file, source in (
+        ("fast/numpy/norm.py", "from minivit.functional.norm import by_channel"),
+        ("fast/numpy/norm.py", "from minivit.fast.dispatch import Replacement"),
+        ("functional/norm.py", "from minivit.functional.linear import _rows\nfrom minivit import plain"),
+    ):
+        assert not [*wrong_imports(file, ast.parse(source)), *private_imports(file, ast.parse(source))], source
 
 
 def test_every_file_has_a_floor():
-    rooms = {file.split("/")[0].removesuffix(".py") for file in TREES} - {"__init__"}
-    assert rooms == {name for names in FLOORS for name in names}
+    assert {room_of(module_of(file)) for file in TREES if file != "__init__.py"} == set(FLOOR)
 
 
 def bindings(function, name):
