@@ -353,6 +353,28 @@ def test_a_batch_is_cut_further_where_that_saves_memory_and_leaves_enough_to_do(
     assert DataParallel(model, threads=2, shards=3)._shards_for(x) == 3
 
 
+def test_shards_are_planned_without_a_forward_pass(monkeypatch):
+    seen = []
+    plain = minivit.ViT.forward
+    monkeypatch.setattr(minivit.ViT, "forward", lambda model, x, rng=None: seen.append(len(x)) or plain(model, x, rng))
+    monkeypatch.setattr(parallel, "_WORTH_A_SHARD", 1)
+    model, (x, y) = vit(), batch(200)
+    DataParallel(model, threads=2).loss_and_grad(x, y)
+    assert len(seen) > 2 and sum(seen) == 200
+
+
+def test_a_model_of_unknown_cost_is_cut_for_the_threads():
+    class Halved(nn.Layer):
+        def forward(self, x, rng=None):
+            return 0.5 * x, lambda dy: 0.5 * dy
+
+    model, (x, y) = vit(), batch()
+    model.norm = Halved()
+    assert DataParallel(model, threads=3)._shards_for(x) == 3
+    assert np.isfinite(DataParallel(model, threads=2).loss_and_grad(x, y))
+    assert np.allclose(model.predict(x), model(x)[0])
+
+
 def test_replicas_are_added_when_a_larger_batch_comes(monkeypatch):
     model, (x, y) = vit(), batch()
     step = DataParallel(model, threads=2)
