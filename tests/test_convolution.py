@@ -6,6 +6,7 @@ The loops are slow and obvious; nothing in them is shared with the library.
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from minivit import functional as F
 from minivit import nn
+from minivit.fast import dispatch
 from minivit.fast.numpy import convolution
 from minivit.functional import sliding
 from minivit.strategies import seeds
@@ -81,8 +83,11 @@ def test_convolution_and_its_gradients_equal_their_loop(drawn: dict[str, Any], s
         y, vjp = F.conv2d(x, weight, bias, **options)
         dy = rng.standard_normal(y.shape)
         found = (y, *vjp(dy))
-    for got, expected in zip(found, naive_conv2d(x, weight, bias, dy, **options)):
-        np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
+    by_formula, vjp_of_formula = F.conv2d.plain(x, weight, bias, **options)
+    loop = naive_conv2d(x, weight, bias, dy, **options)
+    for results in (found, (by_formula, *vjp_of_formula(dy))):
+        for got, expected in zip(results, loop):
+            np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
 
 
 def same_padding(length: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -220,6 +225,14 @@ def test_what_is_kept_is_the_input_and_the_weight() -> None:
 # --- pooling --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=dispatch.MODES)
+def both(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The fast functions, and the formulas."""
+    with dispatch.use(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("both")
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding"),
     [((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 2), (1, 0)), ((3, 3), (2, 1), (1, 1)), ((1, 4), (2, 3), (0, 2))],
@@ -249,6 +262,7 @@ def test_pooling_equals_its_loop(kernel: Any, stride: Any, padding: Any) -> None
         np.testing.assert_allclose(vjp(dy), expected_dx, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.usefixtures("both")
 def test_of_equal_numbers_the_first_in_reading_order_takes_the_gradient() -> None:
     x = np.array([[[[1.0, 5.0, 5.0], [5.0, 5.0, 2.0]]]])
     y, vjp = F.max_pool2d(x, (2, 3))
@@ -256,19 +270,30 @@ def test_of_equal_numbers_the_first_in_reading_order_takes_the_gradient() -> Non
     np.testing.assert_array_equal(vjp(np.ones((1, 1, 1, 1)))[0, 0], [[0, 1, 0], [0, 0, 0]])
 
 
+@pytest.mark.usefixtures("both")
 def test_nothing_is_taken_from_the_padding() -> None:
+    x = np.full((1, 1, 2, 2), -7.0)
+    y, vjp = F.max_pool2d(x, 3, 1, 1)
+    assert (y == -7).all()
+    np.testing.assert_array_equal(vjp(np.ones(y.shape))[0, 0], [[4, 0], [0, 0]])
+
+
+def test_the_padding_is_not_taken_where_the_map_is_minus_infinity() -> None:
+    """The fast function's alone; docs/formulas.md lists it."""
     x = np.full((1, 1, 2, 2), -np.inf)
     y, vjp = F.max_pool2d(x, 3, 1, 1)
     assert (y == -np.inf).all()
-    np.testing.assert_array_equal(vjp(np.ones(y.shape))[0, 0], [[4, 0], [0, 0]])  # the first of the map, not of -inf
-    y, _ = F.max_pool2d(np.full((1, 1, 2, 2), -7.0), 3, 1, 1)
-    assert (y == -7).all()
+    np.testing.assert_array_equal(vjp(np.ones(y.shape))[0, 0], [[4, 0], [0, 0]])
 
 
+@pytest.mark.usefixtures("both")
 def test_a_nan_is_seen_and_a_large_kernel_has_numbers_enough_for_its_taps() -> None:
     x = np.arange(20.0 * 17).reshape(1, 1, 20, 17)
     x[0, 0, 3, 3] = np.nan
-    assert np.isnan(F.max_pool2d(x, 5)[0][0, 0, 0, 0]) and not np.isnan(F.max_pool2d(x, 5)[0][0, 0, 1:]).any()
+    y, vjp = F.max_pool2d(x, 5)
+    assert np.isnan(y[0, 0, 0, 0]) and not np.isnan(y[0, 0, 1:]).any()
+    dx = vjp(np.ones(y.shape))
+    assert dx[0, 0, 3, 3] == 1 and dx.sum() == y.size  # the NaN was taken, so it gets the gradient
     x[0, 0, 3, 3] = 0
     _, vjp = F.max_pool2d(x, (20, 17))  # 340 taps, the last of which is the largest
     dx = vjp(np.ones((1, 1, 1, 1)))
@@ -347,7 +372,7 @@ def test_macs_count_every_product() -> None:
     assert nn.multiply_adds(nn.Conv2d(64, 64, 3, padding=1), (8, 64, 56, 56)) == 8 * 56 * 56 * 64 * 64 * 9
 
 
-def test_a_standardised_convolution_does_not_see_scale_and_shift_of_its_filters() -> None:
+def test_a_standardized_convolution_does_not_see_scale_and_shift_of_its_filters() -> None:
     x = np.random.default_rng(5).standard_normal((2, 3, 5, 5))
     layer = nn.StdConv2d(3, 4, 3, eps=0.0, dtype="float64", seed=0)
     before = layer(x)[0]

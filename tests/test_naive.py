@@ -60,18 +60,31 @@ def naive_layer_norm_gradient(x: Any, weight: Any, eps: float, dy: Any) -> Any:
 @given(arrays("BHNd BHMd BHMd"))
 def test_attention_equals_its_loop(args: Any) -> None:
     q, k, v = args
-    y, _ = F.scaled_dot_product_attention(q, k, v)
+    fast, formula = F.scaled_dot_product_attention(q, k, v)[0], F.scaled_dot_product_attention.plain(q, k, v)[0]
     for b, h in np.ndindex(*q.shape[:2]):
-        np.testing.assert_allclose(y[b, h], naive_attention(q[b, h], k[b, h], v[b, h]), rtol=1e-12, atol=1e-13)
+        expected = naive_attention(q[b, h], k[b, h], v[b, h])
+        for y in (fast, formula):
+            np.testing.assert_allclose(y[b, h], expected, rtol=1e-12, atol=1e-13)
 
 
 @given(arrays("RD D D RD", D=4))
 def test_layer_norm_and_its_gradient_equal_their_loops(args: Any) -> None:
     x, weight, bias, dy = args
-    y, vjp = F.layer_norm(x, weight, bias, 1e-5)
-    np.testing.assert_allclose(y, naive_layer_norm(x, weight, bias, 1e-5), rtol=1e-9, atol=1e-11)
-    expected = naive_layer_norm_gradient(x, weight, 1e-5, dy)
-    np.testing.assert_allclose(vjp(dy)[0], expected, rtol=1e-8, atol=1e-10 * (1 + np.abs(expected).max()))
+    expected, expected_dx = naive_layer_norm(x, weight, bias, 1e-5), naive_layer_norm_gradient(x, weight, 1e-5, dy)
+    for layer_norm in (F.layer_norm, F.layer_norm.plain):
+        y, vjp = layer_norm(x, weight, bias, 1e-5)
+        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(vjp(dy)[0], expected_dx, rtol=1e-8, atol=1e-10 * (1 + np.abs(expected_dx).max()))
+
+
+@given(arrays("RD RD"))
+def test_vectors_shorter_than_eps_are_divided_by_it(args: Any) -> None:
+    x, dy = args
+    long = np.linalg.norm(x, axis=1, keepdims=True).max()
+    for normalize in (F.normalize, F.normalize.plain):
+        y, vjp = normalize(x, 2 * long + 1)
+        np.testing.assert_allclose(y, x / (2 * long + 1), rtol=1e-13)
+        np.testing.assert_allclose(vjp(dy), dy / (2 * long + 1), rtol=1e-13)  # a constant: nothing is taken out
 
 
 def test_multi_head_attention_equals_one_head_at_a_time() -> None:
@@ -107,10 +120,12 @@ def test_embedding_equals_one_hot_times_table(args: Any) -> None:
     index = np.array([[0, 4, 4], [2, 0, 4]])
     one_hot = np.eye(5)[index]
     dy = np.random.default_rng(0).standard_normal((2, 3, 3))
-    y, vjp = F.embedding(index, table)
     z, vjp_product = F.linear(one_hot, table.T)
-    np.testing.assert_allclose(y, z, rtol=1e-13)
-    np.testing.assert_allclose(vjp(dy), vjp_product(dy)[1].T, rtol=1e-12, atol=1e-14)
+    dtable = vjp_product(dy)[1].T
+    for embedding in (F.embedding, F.embedding.plain):
+        y, vjp = embedding(index, table)
+        np.testing.assert_allclose(y, z, rtol=1e-13)
+        np.testing.assert_allclose(vjp(dy), dtable, rtol=1e-12, atol=1e-14)
 
 
 @given(arrays("BChw DCpp D", C=2, h=4, w=6, p=2))
