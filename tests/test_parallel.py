@@ -17,6 +17,7 @@ import minivit
 from minivit import functional as F
 from minivit import nn, parallel
 from minivit.fast.threads import usable_cores
+from minivit.nn.counting import cost
 from minivit.parallel import DataParallel
 
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 2, "num_heads": 2}
@@ -351,6 +352,18 @@ def test_a_batch_is_cut_further_where_that_saves_memory_and_leaves_enough_to_do(
     x = np.zeros((images, 1, 28, 28), np.float32)
     assert DataParallel(model, threads=2)._shards_for(x) == shards
     assert DataParallel(model, threads=2, shards=3)._shards_for(x) == 3
+
+
+@pytest.mark.parametrize("threads, images", [(2, 3000), (3, 3000), (2, 12000)])
+def test_where_all_shards_have_enough_to_do_their_number_takes_least_memory(threads, images, monkeypatch):
+    monkeypatch.setattr(parallel, "_WORTH_A_SHARD", 1)
+    model = minivit.ViT(img_size=28, in_chans=1, num_classes=10, **SMALL)
+    x = np.broadcast_to(np.float32(0), (images, 1, 28, 28))
+    kept, gradients = cost(model, x.shape, every_token=True).kept, sum(p.size for p in model.parameters().values())
+    memory = {n: threads / n * kept + n * gradients for n in range(threads, images, threads)}
+    best = min(memory, key=memory.get)
+    assert best > 20 * threads  # so that a slip in the formula shows
+    assert best - threads <= DataParallel(model, threads=threads)._shards_for(x) <= best
 
 
 def test_shards_are_planned_without_a_forward_pass(monkeypatch):

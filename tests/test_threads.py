@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import parallel
+from minivit import nn, parallel
 from minivit.fast import threads
 from minivit.fast.threads import at_most, in_threads, workers
 from minivit.models import model as model_module
@@ -95,6 +95,22 @@ def test_predictions_by_several_threads_are_the_same(batch: int, kind: str, monk
             assert np.array_equal(model.predict(x), model.predict(x))  # from run to run
         step = parallel.DataParallel(model, threads=count)
         assert np.allclose(step.predict(x, 2), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images_go_through_a_few_at_a_time(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a layer keeps until it is done must not grow with the batch."""
+    model = minivit.ViT(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=1, num_classes=3)
+    x = np.random.default_rng(0).standard_normal((11, 3, 16, 16), dtype=np.float32)
+    expected = model.predict(x)
+    monkeypatch.setattr(model_module, "_MOST_WORK", 2 * nn.multiply_adds(model, (1, 3, 16, 16)))
+    monkeypatch.setattr(model_module, "_WORTH_THREADS", 0)
+    seen: list[int] = []
+    plain = nn.Block.forward
+    monkeypatch.setattr(nn.Block, "forward", lambda block, x, rng=None: seen.append(len(x)) or plain(block, x, rng))
+    with at_most(threads):
+        assert np.allclose(model.predict(x), expected, rtol=1e-5, atol=1e-6)
+    assert max(seen) == 2 and sum(seen) == 11
 
 
 def test_no_images_give_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
