@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from table import MODELS
 from test_planted_bugs import CASES, checks
+from test_planted_fast_bugs import plant
 
 import minivit
 import minivit.models.tokens
 from minivit import functional as F
 from minivit import models
-from minivit.fast.dispatch import Replacement, with_parts
-from minivit.fast.numpy import REPLACEMENTS
-from minivit.fast.numpy import attention as fast_attention
+from minivit.fast.numpy import linear as fast_linear
+from minivit.fast.numpy import norm as fast_norm
+from minivit.functional.attention import sum_to
+from minivit.functional.linear import scatter_add
 from minivit.gradcheck import GradientError
 from minivit.protocol import once
 
@@ -88,7 +90,7 @@ def bias_gradient_of_one_window(patch: Any) -> None:
     def first_of_all(array: Any, shape: Any) -> Any:
         return array[(0,) * (array.ndim - len(shape))]
 
-    patch.setattr(fast_attention, "sum_to", first_of_all)
+    patch.setattr(sum_to, "__code__", first_of_all.__code__)
 
 
 def bias_gradient_averaged(patch: Any) -> None:
@@ -97,19 +99,19 @@ def bias_gradient_averaged(patch: Any) -> None:
     def mean(array: Any, shape: Any) -> Any:
         return array.mean(axis=tuple(range(array.ndim - len(shape)))).reshape(shape)
 
-    patch.setattr(fast_attention, "sum_to", mean)
+    patch.setattr(sum_to, "__code__", mean.__code__)
 
 
 def bias_gradient_assigned(patch: Any) -> None:
     """`table_gradient[index] += rows` keeps one of the pairs that share an offset, and loses the others."""
 
-    def scatter(index: Any, rows: Any, count: int) -> Any:
-        out = np.zeros((count, rows.shape[1]), rows.dtype)
-        out[index] += rows
+    def scatter(index: Any, values: Any, count: int) -> Any:
+        out = 0 * values[:1].repeat(count, axis=0)
+        out[index] += values
         return out
 
-    buggy = with_parts(F.relative_position_bias.plain, scatter_add=scatter)
-    patch.setitem(REPLACEMENTS, "relative_position_bias", Replacement(buggy))
+    for function in (scatter_add, fast_linear.scatter_add):
+        patch.setattr(function, "__code__", scatter.__code__)
 
 
 def mask_missing_in_the_backward(patch: Any) -> None:
@@ -130,14 +132,8 @@ def mask_missing_in_the_backward(patch: Any) -> None:
 
 def normalize_without_projection(patch: Any) -> None:
     """x / |x| is differentiated as if |x| were a constant."""
-    plain = F.normalize
-
-    def normalize(x: Any, eps: float = 1e-12) -> Any:
-        length = np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), eps)
-        return plain(x, eps)[0], once(lambda dy: dy / length)
-
-    buggy = with_parts(F.cosine_attention.plain, normalize=normalize)
-    patch.setitem(REPLACEMENTS, "cosine_attention", Replacement(buggy))
+    for normalize in (F.normalize.plain, fast_norm.normalize):
+        plant(patch, normalize, "(dy - y * along) / length", "dy / length")
 
 
 def logit_scale_without_its_exponential(patch: Any) -> None:
@@ -245,3 +241,26 @@ def test_a_planted_bug_is_caught_by_the_gradient_checks(
     bug(monkeypatch)
     with pytest.raises(GradientError):
         quick(name)
+
+
+@pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        (bias_gradient_of_one_window, "attention_biased"),
+        (bias_gradient_of_one_window, "ShiftedWindows"),
+        (bias_gradient_averaged, "WindowAttention"),
+        (bias_gradient_assigned, "relative_position_bias"),
+        (bias_gradient_assigned, "CosineWindowAttention"),
+        (mask_missing_in_the_backward, "attention_masked"),
+        (normalize_without_projection, "cosine_attention"),
+    ],
+)
+def test_a_planted_bug_is_caught_where_formulas_run(
+    bug: Callable[[Any], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a formula and its fast function do apart; all else above is the same code for both."""
+    with minivit.plain():
+        quick(name)  # healthy before
+        bug(monkeypatch)
+        with pytest.raises(GradientError):
+            quick(name)

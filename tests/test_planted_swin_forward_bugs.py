@@ -19,7 +19,6 @@ from test_planted_swin_bugs import columns_of_windows_first, quick, right_before
 
 from minivit import functional as F
 from minivit import nn
-from minivit.fast.dispatch import Replacement, with_parts
 from minivit.fast.numpy import REPLACEMENTS
 from minivit.functional import permutations
 from minivit.models import Swin, SwinV2
@@ -101,8 +100,8 @@ def offsets_negated(patch: Any) -> None:
 
 def factor_without_a_limit(patch: Any) -> None:
     """The learned factor of cosine attention grows beyond 100."""
-    buggy = with_parts(F.cosine_attention.plain, MAX_LOGIT_SCALE=1e9)
-    patch.setitem(REPLACEMENTS, "cosine_attention", Replacement(buggy))
+    for attention in (F.cosine_attention.plain, REPLACEMENTS["cosine_attention"].function):
+        patch.setitem(attention.__globals__, "MAX_LOGIT_SCALE", 1e9)
 
 
 def limit_ignored_in_the_backward(patch: Any) -> None:
