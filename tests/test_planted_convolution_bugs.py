@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from table import EVERYTHING
+from test_planted_fast_bugs import plant
 
 import minivit
 from minivit import functional as F
 from minivit import nn
+from minivit.fast import dispatch
 from minivit.fast.numpy import convolution, pooling
 from minivit.functional import sliding
 from minivit.gradcheck import GradientError
@@ -45,31 +47,22 @@ def kernel_not_flipped(patch: Any) -> None:
 
 def overlaps_overwritten(patch: Any) -> None:
     """Folding assigns where windows overlap, as is right for patches only."""
-
-    def fold(view: Any, dcolumns: Any) -> None:
-        images, groups, inputs, *rest = view.shape
-        taps = dcolumns.reshape(groups, inputs, *rest[:2], images, *rest[2:]).transpose(4, 0, 1, 2, 3, 5, 6)
-        for i, j in np.ndindex(*rest[:2]):
-            view[:, :, :, i, j] = taps[:, :, :, i, j]
-
-    patch.setattr(convolution, "_fold", fold)
+    plant(patch, convolution._fold, "+= dtaps", "= dtaps")
+    plant(patch, sliding.unfold, "+= dy[..., number, :, :]", "= dy[..., number, :, :]")
 
 
 def padding_not_cut_off(patch: Any) -> None:
     """The gradient is read from the corner of the padded map; right without padding."""
-    patch.setattr(convolution, "inner", lambda x, padding, size: x[..., : size[0], : size[1]])
+    corner = "[..., : size[0], : size[1]]"
+    plant(patch, convolution._gradient_by_folding, "inner(padded, how, size)", f"padded{corner}")
+    plant(patch, sliding.unfold, "inner(dpadded, how, size)", f"dpadded{corner}")
 
 
-def weight_gradient_of_the_last_block(patch: Any) -> None:
-    """The weight's gradient is that of the last block of the map; right for maps of one block."""
-
-    def gradient(maps: Any, dmaps: Any, how: Any, count: Any) -> Any:
-        for block, part in convolution._views(maps, how, count):
-            last = convolution._read(dmaps, block) @ convolution._unfold(part).swapaxes(-1, -2)
-        return last
-
+def weight_gradient_of_the_last_part(patch: Any) -> None:
+    """The weight's gradient is that of the last block of the map, or of the last image; right where there is one."""
     patch.setattr(convolution, "_MOST_BYTES", 600)
-    patch.setattr(convolution, "_filter_gradient", gradient)
+    plant(patch, convolution._filter_gradient, "dmatrices += ", "dmatrices = ")
+    plant(patch, F.conv2d.plain, ".sum(axis=0)  # (G, O/G, F)", "[-1]")
 
 
 def batch_statistics_held_constant(patch: Any) -> None:
@@ -84,15 +77,15 @@ def batch_statistics_held_constant(patch: Any) -> None:
 
 
 def standardization_forgotten(patch: Any) -> None:
-    """The gradient of the standardised weight is taken for that of the parameter."""
+    """The gradient of the standardized weight is taken for that of the parameter."""
     plain = F.standardize_weight
     patch.setattr(F, "standardize_weight", lambda w, eps=1e-6: (plain(w, eps)[0], once(lambda dw: dw)))
 
 
 def pooled_gradient_doubled(patch: Any) -> None:
     """Every tap is folded twice."""
-    plain = pooling._fold
-    patch.setattr(pooling, "_fold", lambda how, size, like, gradient: plain(how, size, like, lambda n: gradient(n) * 2))
+    plant(patch, pooling._fold, "+= gradient(number)", "+= 2 * gradient(number)")
+    plant(patch, sliding.unfold, "+= dy[..., number, :, :]", "+= 2 * dy[..., number, :, :]")
 
 
 def slope_of_relu_forgotten(patch: Any) -> None:
@@ -113,7 +106,7 @@ def shortcut_forgotten_in_the_backward(patch: Any) -> None:
         (overlaps_overwritten, "conv2d_groups"),
         (overlaps_overwritten, "conv2d_strided"),
         (padding_not_cut_off, "conv2d_strided"),
-        (weight_gradient_of_the_last_block, "conv2d"),
+        (weight_gradient_of_the_last_part, "conv2d"),
         (batch_statistics_held_constant, "batch_norm"),
         (batch_statistics_held_constant, "BatchNorm2d_training"),
         (standardization_forgotten, "StdConv2d"),
@@ -122,6 +115,7 @@ def shortcut_forgotten_in_the_backward(patch: Any) -> None:
         (slope_of_relu_forgotten, "Bottleneck_projection"),
         (shortcut_forgotten_in_the_backward, "Bottleneck"),
         (pooled_gradient_doubled, "max_pool2d_same"),
+        (pooled_gradient_doubled, "avg_pool2d_inside"),
         (pooled_gradient_doubled, "MaxPool2d"),
     ],
 )
@@ -133,12 +127,33 @@ def test_a_planted_bug_is_caught(bug: Callable[[Any], None], name: str, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("bug", "name"),
+    [
+        (overlaps_overwritten, "conv2d_groups"),
+        (padding_not_cut_off, "conv2d_same_strided"),
+        (weight_gradient_of_the_last_part, "conv2d"),
+        (batch_statistics_held_constant, "batch_norm"),
+        (pooled_gradient_doubled, "max_pool2d_same"),
+    ],
+)
+def test_a_planted_bug_is_caught_where_formulas_run(
+    bug: Callable[[Any], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a formula and its fast function do apart; all else above is the same code for both."""
+    with minivit.plain():
+        checks(name)  # healthy before
+        bug(monkeypatch)
+        with pytest.raises(GradientError):
+            checks(name)
+
+
+@pytest.mark.parametrize(
     ("bug", "shape", "weight", "options"),
     [
         (kernel_not_flipped, (2, 4, 5, 5), (3, 4, 1, 1), {}),  # a kernel of 1x1 cannot be flipped
         (overlaps_overwritten, (2, 3, 6, 6), (4, 3, 2, 2), {"stride": 2}),  # patches do not overlap
         (padding_not_cut_off, (2, 3, 6, 6), (4, 3, 3, 3), {"stride": 2}),
-        (weight_gradient_of_the_last_block, (1, 1, 3, 3), (2, 1, 2, 2), {}),  # one block
+        (weight_gradient_of_the_last_part, (1, 1, 3, 3), (2, 1, 2, 2), {}),  # one block
     ],
 )
 def test_a_setting_that_hides_it(
@@ -147,7 +162,9 @@ def test_a_setting_that_hides_it(
     rng = np.random.default_rng(0)
     bug(monkeypatch)
     x, w = rng.standard_normal(shape), rng.standard_normal(weight)
-    minivit.check_vjp(lambda x, w: F.conv2d(x, w, **options), x, w)
+    for mode in dispatch.MODES:
+        with dispatch.use(mode):
+            minivit.check_vjp(lambda x, w: F.conv2d(x, w, **options), x, w)
 
 
 def test_statistics_written_by_the_forward_pass_are_caught_by_recomputation() -> None:
