@@ -184,6 +184,7 @@ FUNCTIONS = [
     Case("gelu", "BND", F.gelu),
     Case("gelu_tanh", "BND", lambda x: F.gelu(x, "tanh")),
     Case("gelu_fitted", "BND", _fitted, analytic=False, host_only=True),
+    Case("gelu_tanh_fast", "BND", lambda x: numpy_activation.gelu(x, "tanh"), host_only=True),
     Case("relu", "BND", F.relu, kink=True),
     Case("tanh", "BND", F.tanh),
     Case("softmax", "BNK", F.softmax, fixed=_CLASSES),
@@ -235,6 +236,7 @@ FUNCTIONS = [
     Case("adaptive_avg_pool2d", "BCab", lambda x: F.adaptive_avg_pool2d(x, (2, 3)), empty="B"),
     Case("sigmoid", "BND", F.sigmoid),
     Case("normalize", "BND", F.normalize, fixed={"D": 3}),
+    Case("normalize_short", "BND", lambda x: F.normalize(x, 50.0), fixed={"D": 3}),
     Case("window_partition", "BabD", lambda x: F.window_partition(x, (2, 3)), fixed={"a": 4, "b": 6}, empty="B"),
     Case(
         "window_reverse", "WabD", lambda x: F.window_reverse(x, (2, 3), 4, 3), fixed={"W": 4, "a": 2, "b": 3}, empty=""

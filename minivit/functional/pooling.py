@@ -51,7 +51,7 @@ def max_pool2d(
     """y = the largest number of each window; its gradient goes to the number that was taken, and to no other.
 
     Of equal numbers the first in reading order is taken, as PyTorch does on a CPU. A NaN counts as the largest. What
-    lies outside the map is never taken.
+    lies outside the map is -inf, and so never taken where the window holds any other number.
 
     Args:
         x: (B, C, H, W).
