@@ -1,7 +1,7 @@
 """Write the golden files. It ran once, on the first edition, whose programs it calls:
 
-    git worktree add /tmp/first 1541888
-    PYTHONPATH=/tmp/first OPENBLAS_NUM_THREADS=1 python tests/golden/make.py
+    git worktree add ../first 1541888
+    PYTHONPATH=../first OPENBLAS_NUM_THREADS=1 python tests/golden/make.py
 
 Run it again only to pin a behavior that has changed on purpose.
 """
