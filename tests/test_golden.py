@@ -40,7 +40,8 @@ def test_files_of_the_first_edition_load(family: str, mode: str) -> None:
     with dispatch.use(mode):
         logits = model.predict(content.images(family, "float32"))
     expected = np.array(EXPECTED["logits"][family])
-    assert np.abs(logits - expected).max() <= 1e-6 * np.abs(expected).max()
+    # other BLAS kernels alone, such as OPENBLAS_CORETYPE=Haswell, move them by 1.2e-6
+    assert np.abs(logits - expected).max() <= 3e-6 * np.abs(expected).max()
     twin = content.model(family, "float32")
     for param in twin.parameters().values():
         param.data = param.data * 0
@@ -49,13 +50,13 @@ def test_files_of_the_first_edition_load(family: str, mode: str) -> None:
         np.testing.assert_array_equal(array, twin.state_dict()[name])
 
 
-@families
+@pytest.mark.parametrize("family", [*content.MODELS, *content.OPTIONS])
 @both_modes
 @pytest.mark.parametrize("noise", [False, True], ids=["plain", "noise"])
 def test_gradients_are_those_of_the_first_edition(family: str, mode: str, noise: bool) -> None:
     with dispatch.use(mode):
         found = content.gradients(family, noise)
-    with np.load(GOLDEN / "gradients.npz") as file:
+    with np.load(GOLDEN / ("gradients.npz" if family in content.MODELS else "options.npz")) as file:
         prefix = f"{family}/{'noise' if noise else 'plain'}/"
         expected = {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
     assert found.keys() == expected.keys()
@@ -90,7 +91,8 @@ def resumed(name: str, tmp_path: Path) -> Path:
     return out
 
 
-def check_history(name: str, out: Path, printed: str) -> None:
+def check_run(name: str, out: Path, printed: str, trained: Any) -> None:
+    """Its metrics, and the trained model: the average of an example's weights, the best epoch's of a fine-tuning."""
     assert "resumed" in printed and "in epoch 2" in printed  # it was stopped after five steps
     lines = (out / "metrics.csv").read_text().splitlines()
     history = [dict(zip(lines[0].split(","), map(float, line.split(",")))) for line in lines[1:]]
@@ -98,6 +100,9 @@ def check_history(name: str, out: Path, printed: str) -> None:
     for row, expected in zip(history, EXPECTED["histories"][name]):
         for column in ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy"):
             assert row[column] == pytest.approx(expected[column], rel=1e-6), column
+    expected = np.array(EXPECTED["trained"][name])
+    logits = content.logits_of_test_images(trained, out.parent / "mnist")
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("name", "options"), [("vit", content.VIT_RUN), ("swin", content.SWIN_RUN)])
@@ -115,7 +120,7 @@ def test_a_run_of_the_first_edition_resumes(
         data=str(tmp_path / "mnist"), out=str(out), device="cpu", threads=1, seed=1, resume=True, **given
     )
     program["main"](args)
-    check_history(name, out, capsys.readouterr().out)
+    check_run(name, out, capsys.readouterr().out, minivit.from_pretrained(out / "model.safetensors"))
 
 
 def test_a_fine_tuning_of_the_first_edition_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,5 +128,7 @@ def test_a_fine_tuning_of_the_first_edition_resumes(tmp_path: Path, capsys: pyte
     model = minivit.ViT(**content.VIT_RUN, seed=2)
     frozen = {name for name in model.parameters() if name.startswith("patch_embed")}
     task = mnist_task(data.load_mnist(tmp_path / "mnist"), 60, 1, 20)
-    fine_tune(model, task, Recipe(epochs=3, batch_size=16), out, frozen=frozen, seed=1, threads=1, resume=True)
-    check_history("finetune", out, capsys.readouterr().out)
+    recipe, seed = Recipe(**content.TUNING), content.TUNING_SEED
+    outcome = fine_tune(model, task, recipe, out, frozen=frozen, seed=seed, threads=1, resume=True)
+    assert outcome.epoch == 1
+    check_run("finetune", out, capsys.readouterr().out, model)

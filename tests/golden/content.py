@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import minivit
-from minivit import optim, parallel
+from minivit import data, optim, parallel
 
 MODELS: dict[str, Any] = {
     "vit": (minivit.ViT, {"img_size": 12, "patch_size": 4, "in_chans": 2, "embed_dim": 12, "depth": 2, "num_heads": 3}),
@@ -33,22 +33,40 @@ MODELS: dict[str, Any] = {
         | {"window_size": 4, "mlp_ratio": 2.0, "cpb_hidden": 6},
     ),
 }
+# the same families with the options that the models above leave out; only their gradients are stored
+_VIT = {"img_size": (12, 8), "patch_size": 4, "in_chans": 2, "embed_dim": 8, "depth": 2, "num_heads": 2}
+_VIT |= {"mlp_ratio": 2.0}
+_SWIN = MODELS["swin"][1] | {"embed_dim": 4, "img_size": (10, 14), "mlp_ratio": 1.0}  # a map of 5x7, padded to 8x8
+OPTIONS: dict[str, Any] = {
+    "vit, mean of patches": (
+        minivit.ViT,
+        _VIT
+        | {"class_token": False, "global_pool": "avg", "pos_embed": "relative", "qkv_bias": False, "gelu": "tanh"}
+        | {"patch_norm": True, "representation_size": 6},
+    ),
+    "vit, distilled": (minivit.ViT, _VIT | {"distilled": True, "pos_embed": "learned_2d"}),
+    "swin, masked padding": (minivit.Swin, _SWIN | {"mask_padding": True, "ape": True, "covered": "shift"}),
+    "swin, padded after the shift": (minivit.Swin, _SWIN | {"pad_first": False, "gelu": "tanh"}),
+    "swin_v2, limited scale": (minivit.SwinV2, _SWIN | {"cpb_hidden": 4}),
+}
 NOISE = {"drop_rate": 0.2, "pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.2, "drop_path_rate": 0.3}
 
 
 def model(family: str, dtype: str, noise: bool = False) -> Any:
     """A tiny model whose every parameter is far from where it starts, norms and tables included."""
-    kind, options = MODELS[family]
+    kind, options = (MODELS | OPTIONS)[family]
     built = kind(**{**options, "num_classes": 3, **(NOISE if noise else {})}, dtype=dtype, seed=3)
     rng = np.random.default_rng(11)
     for param in built.parameters().values():
         param.data = param.data + 0.2 * rng.standard_normal(param.shape)
+    if family == "swin_v2, limited scale":
+        built.parameters()["layers.1.blocks.1.attn.logit_scale"].data[-1] = 5.0  # one head above the limit log(100)
     return built
 
 
 def images(family: str, dtype: str, count: int = 3, seed: int = 5) -> Any:
     """Images (B, C, H, W) of the size that the model is built for."""
-    size = MODELS[family][1]["img_size"]
+    size = (MODELS | OPTIONS)[family][1]["img_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return np.random.default_rng(seed).standard_normal((count, 2, height, width)).astype(dtype)
 
@@ -86,6 +104,8 @@ VIT_RUN = DIGITS | {"patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2
 SWIN_RUN = DIGITS | {"patch_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
 RECIPE = {"epochs": 3, "batch_size": 16, "held_out": 20}
 RECIPES = {"vit": RECIPE | {"degrees": 5.0, "scale": 0.1}, "swin": RECIPE}  # the Swin example only shifts digits
+TUNING = {"epochs": 3, "batch_size": 16}
+TUNING_SEED = 6  # the first epoch is then the best, so its weights must come from the checkpoint
 STOP_AFTER = 5  # steps of the four in each epoch
 
 
@@ -99,3 +119,8 @@ def write_mnist(folder: Path) -> None:
         for what, array in (("images-idx3", pixels.astype(np.uint8)), ("labels-idx1", labels)):
             header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
             (folder / f"{name}-{what}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), mtime=0))
+
+
+def logits_of_test_images(trained: Any, folder: Path) -> Any:
+    """What a trained model says of the 30 test images, (30, 10)."""
+    return trained.predict(data.normalise(data.load_mnist(folder).test_images[:, None]))
