@@ -5,14 +5,12 @@
     python benchmarks/compare_checkouts.py ../before . --case flagship --rounds 3
 
 The turns are those of `turns.py`: each side alone in its process, at least two seconds of work in a row after untimed
-steps, in turn. Both sides run this checkout's benchmark code and their own minivit. The variables that hold OpenBLAS to
-other kernels are taken out of the environment, because users do not set them.
+steps, in turn. Both sides run this checkout's benchmark code and their own minivit.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,6 @@ import results
 from cases import CASES
 from turns import QUIET, Side, Variant, environment, make_start, take_turns
 
-HELD_BY = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 IMPORTS = 25  # processes of each side
 
 
@@ -78,7 +75,11 @@ def import_seconds(checkouts: list[Path], threads: int) -> list[float]:
     for number in range(IMPORTS + 2):
         for seconds, checkout in zip(found, checkouts, strict=True):
             done = subprocess.run(
-                [sys.executable, "-c", code], env=environment(threads, checkout), capture_output=True, check=True
+                [sys.executable, "-c", code],
+                cwd=checkout,  # with -c, Python looks in the working directory before PYTHONPATH
+                env=environment(threads, checkout),
+                capture_output=True,
+                check=True,
             )
             if number >= 2:  # the first ones write the byte code
                 seconds.append(float(done.stdout))
@@ -92,8 +93,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    for name in HELD_BY:
-        os.environ.pop(name, None)
     checkouts = [path.resolve() for path in options.checkouts]
     for path in checkouts:
         if not (path / "minivit").is_dir():

@@ -195,7 +195,7 @@ def differences(sides: list[Side]) -> list[float]:
     return far
 
 
-def measure(case: Convolution, threads: int, rounds: int, steps: int) -> tuple[list[results.Row], float | None]:
+def measure(case: Convolution, threads: int, rounds: int, steps: int | None) -> tuple[list[results.Row], float | None]:
     """Rows of the table; the last is PyTorch's, and ratios are to it. And what other programs took meanwhile."""
     sides = [Side(case, variant, threads) for variant in VARIANTS]
     try:
@@ -229,8 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, help="one of them; repeat for several")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=5, help="of one turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, help="of one turn (default: what takes 2 s)")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 2 steps")
     parser.add_argument("--json", type=Path, help="write all numbers there")
     options = parser.parse_args()

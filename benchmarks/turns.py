@@ -25,6 +25,9 @@ HERE = Path(__file__).resolve().parent
 PAUSE = 0.25  # seconds; libgomp spins for a few milliseconds, OpenBLAS for about 30, LLVM's and Intel's OpenMP for 200
 TURN = 2.0  # seconds of timed work in a turn, at the pace of the fastest side
 LEAST = 3  # steps in a turn, however slow
+# a core type or cache size that is not the processor's makes OpenBLAS take kernels that are up to twice as slow; users
+# do not set these
+HELD_BY = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 QUIET = 0.1  # cores' worth of other programs' work that does not spoil a measurement
 
 
@@ -91,11 +94,12 @@ class Side:
 
 
 def environment(threads: int, checkout: Path = HERE.parent) -> dict[str, str]:
-    """The environment of a worker: a checkout of minivit first, and every thread pool held to the same size."""
+    """The environment of a worker: a checkout of minivit first, thread pools of one size, OpenBLAS's own kernels."""
     path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
     pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     pools += ("NPROC",)  # XLA's, which heeds none of the others, nor intra_op_parallelism_threads
-    return {**os.environ, "PYTHONPATH": path, **dict.fromkeys(pools, str(threads))}
+    inherited = {name: value for name, value in os.environ.items() if name not in HELD_BY}
+    return {**inherited, "PYTHONPATH": path, **dict.fromkeys(pools, str(threads))}
 
 
 def make_start(case: Case, threads: int, path: Path) -> None:

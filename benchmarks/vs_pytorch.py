@@ -27,7 +27,7 @@ from turns import PAUSE, QUIET, TURN, Side, SideFailed, Variant, make_start, tak
 LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
 TRIAL_ROUNDS = 5
 # variables that make a library use other instructions than it would choose for this processor
-CHANGED_BY = ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")
+CHANGED_BY = ("MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")
 EAGER = (Variant("PyTorch", "sdpa"), Variant("PyTorch", "plain"))
 
 
@@ -175,7 +175,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="may be given several times")
     parser.add_argument("--infer", action="store_true", help="the inference cases instead of flagship and small")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, help="steps in a row in each turn (default: what takes 2 s)")
     parser.add_argument("--quick", action="store_true", help="5 rounds of 3 steps, to see whether it runs")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")

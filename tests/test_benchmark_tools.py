@@ -5,6 +5,7 @@ Read test_docs.py next.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -22,9 +23,12 @@ from minivit.summary import Row, Summary, summary
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import all_cases
+import compare_checkouts
 import products
 import profile_step
 import roofline
+import turns
+import worker
 from cases import CASES, SWIN, VIT, Case
 
 VIT_SIZES = {
@@ -302,6 +306,107 @@ def test_the_profile_is_printed_and_written(task, monkeypatch, tmp_path, capsys)
         with pytest.raises(SystemExit):
             profile_step.main(["--case", case.name, "--clip"])
         assert "leave --clip out" in capsys.readouterr().err
+
+
+# --- turns ----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A worker's side whose steps take made-up seconds, and the clock that shows them."""
+
+    def __init__(self, step):
+        self.now, self.taken, self.seconds = 0.0, 0, step
+
+    def step(self):
+        self.taken += 1
+        self.now += self.seconds(self.taken)
+        return 0.0
+
+    def check_threads(self):
+        pass
+
+
+@pytest.mark.parametrize(("seconds", "count", "untimed"), [(0.1, 20, 8), (0.9, 3, 3), (0.1, 2, 2), (1.1, 9, 2)])
+def test_a_turn_times_its_steps_after_some_that_are_not_timed(monkeypatch, seconds, count, untimed):
+    clock = Clock(lambda number: seconds if number > untimed else seconds + 1e-6 * number)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock.now)
+    side = worker.Worker("minivit", "small", "every token", "1", "none")
+    side.side, side.rested = clock, (-1.0, 0.0)
+    monkeypatch.setattr(worker, "_clocks", lambda: (clock.now, 0.0))
+    assert side.steps(count)["seconds"] == pytest.approx([seconds] * count, rel=1e-9)
+    assert clock.taken == untimed + count
+
+
+class MadeUpSide:
+    """A side that always takes the same time for a step."""
+
+    def __init__(self, seconds, log):
+        self.seconds, self.log, self.used = seconds, log, 0.0
+
+    def ask(self, command):
+        assert command == "pace"
+        return self.seconds
+
+    def turn(self, steps):
+        self.log.append((self.seconds, steps))
+        return [self.seconds] * steps
+
+
+@pytest.mark.parametrize(("fast", "steps"), [(0.1, 20), (0.3, 7), (1.5, 3)])
+def test_turns_alternate_and_last_two_seconds_on_the_fastest_side(fast, steps):
+    log = []
+    seconds, _ = turns.take_turns([MadeUpSide(2 * fast, log), MadeUpSide(fast, log)], rounds=3)
+    assert log == [(2 * fast, steps), (fast, steps)] * 3 and seconds.shape == (3, 2, steps)
+    assert steps * fast >= turns.TURN - 1e-9
+    turns.take_turns([MadeUpSide(fast, log)], 1, 5)
+    assert log[-1] == (fast, 5)
+
+
+def test_workers_get_their_checkout_and_openblas_its_own_kernels(monkeypatch, tmp_path):
+    for name in turns.HELD_BY:
+        monkeypatch.setenv(name, "Haswell")
+    found = turns.environment(3, tmp_path)
+    assert not found.keys() & set(turns.HELD_BY) and {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"} <= set(turns.HELD_BY)
+    assert found["PYTHONPATH"].startswith(str(tmp_path)) and found["OPENBLAS_NUM_THREADS"] == "3"
+
+
+SLOWER = """
+import time
+time.sleep(0.2)
+_plain = parallel.DataParallel.loss_and_grad
+def _slower(*args, **options):
+    time.sleep(0.05)
+    return _plain(*args, **options)
+parallel.DataParallel.loss_and_grad = _slower
+"""
+
+
+def test_each_checkout_is_measured_by_its_own_code(monkeypatch, tmp_path, capsys):
+    """A copy whose import takes 0.2 s longer, and each step 0.05 s."""
+    here = Path(turns.HERE).parent
+    shutil.copytree(here / "minivit", tmp_path / "minivit", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "minivit" / "__init__.py", "a") as file:
+        file.write(f"\nfrom minivit import parallel\n{SLOWER}")
+    monkeypatch.setattr(turns, "TURN", 0.1)
+    monkeypatch.setattr(compare_checkouts, "IMPORTS", 3)
+    arguments = [str(here), str(tmp_path), "--case", "small", "--rounds", "2", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["compare_checkouts.py", *arguments])
+    compare_checkouts.main()
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.split()[0] == "small").split()
+    assert float(row[2]) - float(row[1]) > 45 and float(row[3]) == pytest.approx(
+        float(row[2]) / float(row[1]), rel=0.05
+    )
+    assert 0.5 < float(row[7]) < 2 and float(row[8]) == 0  # memory, and the distance of the gradients
+    before, after = (float(word) for word in lines[-2].split() if word.replace(".", "").isdigit())
+    assert 0.15 < after - before < 1
+
+
+def test_a_folder_without_minivit_is_no_checkout(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare_checkouts.py", str(tmp_path), str(tmp_path)])
+    with pytest.raises(SystemExit):
+        compare_checkouts.main()
+    assert "holds no minivit" in capsys.readouterr().err
 
 
 # --- the table of all cases -----------------------------------------------------------------------------------------
