@@ -381,6 +381,7 @@ parallel.DataParallel.loss_and_grad = _slower
 """
 
 
+@pytest.mark.slow
 def test_each_checkout_is_measured_by_its_own_code(monkeypatch, tmp_path, capsys):
     """A copy whose import takes 0.2 s longer, and each step 0.05 s."""
     here = Path(turns.HERE).parent
