@@ -31,6 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,14 +156,15 @@ def _replacements(profile: Profile) -> dict[Any, Any]:
     """Each function that is timed, and what stands in for it."""
     functions = {getattr(F, name): name for name in F.__all__ if inspect.isfunction(getattr(F, name))}
     found = {function: profile.timed(name, function) for function, name in functions.items()}
-    found[F.linear] = profile.timed(_linear_name, F.linear)
+    for function in (F.linear, F.linear_gelu):
+        found[function] = profile.timed(partial(_linear_name, functions[function]), function)
     found[optim.clip_grad_norm] = profile.timed("clip_grad_norm", optim.clip_grad_norm, UPDATE)
     found[optimizers.update] = profile.timed("adamw", optimizers.update, UPDATE)
     return found
 
 
-def _linear_name(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
-    return f"linear {weight.shape[1]} to {weight.shape[0]}"
+def _linear_name(name: str, x: np.ndarray, weight: np.ndarray, *_: Any, **__: Any) -> str:
+    return f"{name} {weight.shape[1]} to {weight.shape[0]}"
 
 
 def _layer_name(layer: Layer, *_: Any, **__: Any) -> str:

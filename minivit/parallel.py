@@ -59,6 +59,7 @@ class DataParallel:
             raise ValueError(f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
+        self._planned: dict[tuple[int, ...], int] = {}  # shards by the shape of a batch
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
 
@@ -118,8 +119,13 @@ class DataParallel:
         """
         if self.shards or array_module(images) is not np or images.ndim != 4:
             return self.shards or self.threads
+        if images.shape not in self._planned:
+            self._planned[images.shape] = self._plan(images.shape)
+        return self._planned[images.shape]
+
+    def _plan(self, shape: tuple[int, ...]) -> int:
         try:
-            _, macs, kept = cost(self.model, images.shape, every_token=True)
+            _, macs, kept = cost(self.model, shape, every_token=True)
         except LookupError:  # a model with layers of unknown cost
             return self.threads
         leanest = (self.threads * kept / sum(param.size for param in self._params)) ** 0.5

@@ -28,7 +28,7 @@ def inference() -> Iterator[None]:
 
     Outputs are the same. It is for `predict`, whose memory then does not grow with the depth of what it runs.
     """
-    before = getattr(_thread, "inference", False)
+    before = in_inference()
     _thread.inference = True
     try:
         yield
@@ -36,12 +36,17 @@ def inference() -> Iterator[None]:
         _thread.inference = before
 
 
+def in_inference() -> bool:
+    """Whether this thread's forward passes keep nothing, so that what only a backward pass needs can be left out."""
+    return getattr(_thread, "inference", False)
+
+
 def _nothing_kept(*_: Any, **__: Any) -> Any:
     raise RuntimeError("this forward pass ran for inference and kept nothing: call model(x), not model.predict(x)")
 
 
 class once:  # lower case: it is read as the decorator `@once`
-    """Decorator of a backward pass: it runs a single time and lets go of what it captured as it runs.
+    """Decorator of a backward pass: it runs a single time and releases what it captured as it runs.
 
     A second call would add the same gradients twice, or use arrays that the first one overwrote, so it is a
     RuntimeError. This object forgets the function when it is called: what a part captured is freed when the part's
@@ -51,7 +56,7 @@ class once:  # lower case: it is read as the decorator `@once`
     __slots__ = ("_function", "__weakref__")
 
     def __init__(self, function: Back) -> None:
-        self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
+        self._function: Back | None = _nothing_kept if in_inference() else function
 
     def __call__(self, *gradients: Any, **named: Any) -> Any:
         function, self._function = self._function, None

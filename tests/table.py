@@ -37,6 +37,8 @@ class Case:
         example: lengths of letters for the tests that need one example.
         empty: letters whose length may be 0.
         host_only: a kernel of NumPy's alone.
+        scale: results are compared relative to their largest number, or to this if it is larger: arguments are near 1,
+            so smaller results are differences of larger numbers.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Case:
     example: dict[str, int] = field(default_factory=dict)
     empty: str = "BN"
     host_only: bool = False
+    scale: float = 0.1
 
     def callable(self, args: tuple[Any, ...]) -> Any:
         """What is called as f(*args): the function, or a new layer in the dtype of its input."""
@@ -181,9 +184,13 @@ FUNCTIONS = [
     # two channels make LayerNorm's rows (+1, -1) whatever x is, and its gradient rounding noise: 3 to 6 channels
     Case("layer_norm", "BND D D", F.layer_norm, fixed={"D": 5}),
     Case("layer_norm_plain", "ND", lambda x: F.layer_norm(x, None, None, 1e-5), fixed={"D": 4}),
-    Case("gelu", "BND", F.gelu),
-    Case("gelu_tanh", "BND", lambda x: F.gelu(x, "tanh")),
+    # the error of Phi(x) = (1 + tanh h(x)) / 2 is that of numbers near 1, also where GELU itself is small
+    Case("gelu", "BND", F.gelu, scale=1.0),
+    Case("gelu_tanh", "BND", lambda x: F.gelu(x, "tanh"), scale=1.0),
     Case("gelu_fitted", "BND", _fitted, analytic=False, host_only=True),
+    Case("linear_gelu", "BNI OI O", F.linear_gelu, scale=1.0),
+    Case("linear_gelu_tanh", "BI OI", lambda x, weight: F.linear_gelu(x, weight, None, "tanh"), scale=1.0),
+    Case("linear_gelu_fast", "BNI OI O", numpy_activation.linear_gelu, analytic=False, host_only=True),
     Case("gelu_tanh_fast", "BND", lambda x: numpy_activation.gelu(x, "tanh"), host_only=True),
     Case("relu", "BND", F.relu, kink=True),
     Case("tanh", "BND", F.tanh),
@@ -339,6 +346,7 @@ LAYERS = [
     Case("Linear_no_bias", "BI", lambda x: nn.Linear(x.shape[-1], 3, False, dtype=x.dtype, seed=1), layer=True),
     Case("LayerNorm", "BND", lambda x: nn.LayerNorm(x.shape[-1], dtype=x.dtype), layer=True, fixed={"D": 5}),
     Case("Gelu", "BND", lambda x: nn.Gelu(), layer=True),
+    Case("LinearGELU", "BNI", lambda x: nn.LinearGELU(x.shape[-1], 3, dtype=x.dtype, seed=1), layer=True),
     Case("Identity", "BND", lambda x: nn.Identity(), layer=True),
     Case("Relu", "BND", lambda x: nn.Relu(), layer=True, kink=True),
     Case("Tanh", "BND", lambda x: nn.Tanh(), layer=True),

@@ -432,7 +432,7 @@ def test_without_classes_the_features_come_out(changes):
     features = with_head.features(images())
     assert np.array_equal(without.predict(images()), features)
     assert np.array_equal(without(images())[0], features)
-    logits = with_head.tail()[-1](features)[0]
+    logits = with_head.head(features)[0]
     assert np.array_equal(logits, with_head.predict(images()))
 
 

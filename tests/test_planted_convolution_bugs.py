@@ -84,7 +84,7 @@ def standardization_forgotten(patch: Any) -> None:
 
 def pooled_gradient_doubled(patch: Any) -> None:
     """Every tap is folded twice."""
-    plant(patch, pooling._fold, "+= gradient(number)", "+= 2 * gradient(number)")
+    plant(patch, pooling.max_pool2d, "+= np.where(", "+= 2 * np.where(")
     plant(patch, sliding.unfold, "+= dy[..., number, :, :]", "+= 2 * dy[..., number, :, :]")
 
 

@@ -32,6 +32,7 @@ BUGS = [
     ("softmax", "(dy * y).sum(axis=-1, keepdims=True)", "(dy * y).sum(axis=0, keepdims=True)", "softmax"),
     ("log_softmax", "dy.sum(axis=-1, keepdims=True)", "1", "log_softmax"),
     ("gelu", "cdf + x * density", "cdf", "gelu"),
+    ("linear_gelu", "back_linear(back_gelu(dy))", "back_linear(dy)", "linear_gelu"),
     ("gelu", "cdf + x * density", "cdf + density", "gelu_tanh"),
     ("sigmoid", "dy * y * (1 - y)", "dy * y", "sigmoid"),
     ("tanh", "1 - y * y", "1 - y", "tanh"),

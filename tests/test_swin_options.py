@@ -142,12 +142,12 @@ def test_an_option_of_the_layers_reaches_every_one_of_them(kind: Any) -> None:
     model = kind(**settings(kind, **options, mask_padding=True, pos_drop_rate=0.3, drop_rate=0.4))
     found: dict[str, list[Any]] = {}
     for layer in everything_in(model):
-        for name in ("eps", "gelu", "proj_drop", "attn_drop", "mask_value", "mask_padding", "drop", "rate"):
+        for name in ("eps", "approximate", "proj_drop", "attn_drop", "mask_value", "mask_padding", "drop", "rate"):
             if name in vars(layer) and not isinstance(vars(layer)[name], nn.Layer):
                 found.setdefault(name, []).append(vars(layer)[name])
     assert found == {
         "eps": 11 * [0.5],  # of the patches, the merging, the end, and two in each of four blocks
-        "gelu": 4 * ["tanh"],
+        "approximate": 4 * ["tanh"],
         "proj_drop": 4 * [0.1],
         "attn_drop": 4 * [0.2],
         "mask_value": 4 * [-math.inf],

@@ -228,7 +228,8 @@ assert np.abs(weights.sum(axis=-1) - 1).max() < 1e-5
 
 # %%
 normed2, _ = block.norm2(middle)  # (1, 197, 768)
-wide, _ = block.mlp.fc1(normed2)  # (1, 197, 3072)
+fc1 = block.mlp.fc1
+wide, _ = F.linear(normed2, fc1.weight.data, fc1.bias.data)  # (1, 197, 3072)
 bent, _ = F.gelu(wide)  # (1, 197, 3072)
 narrow, _ = block.mlp.fc2(bent)  # (1, 197, 768)
 by_hand = middle + narrow  # the second residual connection

@@ -33,6 +33,7 @@ from minivit.nn import (
     Layer,
     LayerNorm,
     Linear,
+    LinearGELU,
     MaxPool2d,
     Mlp,
     PatchEmbed,
@@ -94,13 +95,20 @@ def _pool(layer: Any) -> str:
     return "x[:, 0]" if layer.prefix == 1 else f"x[:, :{layer.prefix}]"
 
 
-def _gelu(layer: Any) -> str:
-    return "x Phi(x)" if layer.approximate == "none" else "x (1 + tanh(0.798 (x + 0.0447 x^3))) / 2"
+def _linear(layer: Any) -> str:
+    return "x W^T" if layer.bias is None else "x W^T + b"
+
+
+def _gelu(layer: Any, x: str) -> str:
+    if layer.approximate == "none":
+        return f"{x} Phi({x})"
+    return f"{x} (1 + tanh(0.798 ({x} + 0.0447 {x}^3))) / 2"
 
 
 # v is mixed by the weights, the heads are put side by side, and `proj` mixes them
 _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
-    Linear: lambda layer: "x W^T" if layer.bias is None else "x W^T + b",
+    Linear: _linear,
+    LinearGELU: lambda layer: f"{_gelu(layer, 'h')}, h = {_linear(layer)}",
     LayerNorm: lambda layer: "(x - mean) / sqrt(var + eps) w + b",
     Embedding: lambda layer: "W[x]",
     Identity: lambda layer: "x",
@@ -113,7 +121,7 @@ _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     AdaptiveAvgPool2d: lambda layer: "mean of each cell",
     RelativePositionBias: lambda layer: "table[offset]",
     ContinuousPositionBias: lambda layer: "16 sigmoid(cpb_mlp(offset))",
-    Gelu: _gelu,
+    Gelu: lambda layer: _gelu(layer, "x"),
     Relu: lambda layer: "max(x, 0)",
     Tanh: lambda layer: "tanh(x)",
     Dropout: lambda layer: f"numbers dropped, rate {layer.rate:g}",
@@ -122,7 +130,7 @@ _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     WindowAttention: lambda layer: "proj(softmax(q k^T / sqrt(d) + bias) v)",
     CosineWindowAttention: lambda layer: "proj(softmax(s cos(q, k) + bias) v)",
     ShiftedWindows: lambda layer: "roll, cut, attention(x), undo",
-    Mlp: lambda layer: "fc2(gelu(fc1(x)))",
+    Mlp: lambda layer: "fc2(fc1(x))",
     Block: _block,
     Bottleneck: lambda layer: "max(0, norm3(conv3(...conv1(x))) + downsample(x))",
     PatchProjection: lambda layer: "patches(x) W^T + b",

@@ -12,7 +12,7 @@ import numpy as np
 
 from minivit.explain import figures
 from minivit.explain.drawing import BLUE, QUIET, RED
-from minivit.explain.tracing import Row, Trace, _norm
+from minivit.explain.tracing import Row, Trace, euclidean_norm
 
 _MOST_NAMES = 48  # along an axis: more would overlap
 _FEW = 3  # stages make no course
@@ -28,7 +28,7 @@ def draw_gradient_flow(trace: Trace, *, width: float = 8.0, height: float = 6.4)
     """
     figure, axes = figures.new(2, 1, width=width, height=height)
     _draw_stages(axes[0], trace)
-    _draw_parameters(axes[1], {name: _norm(grad) for name, grad in trace.gradients.items()})
+    _draw_parameters(axes[1], {name: euclidean_norm(grad) for name, grad in trace.gradients.items()})
     for each in axes:
         each.set(yscale="log", ylabel="Euclidean norm")
         each.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize=9, frameon=False)

@@ -199,14 +199,14 @@ class _Recorder:
         frame.met.append(row)
         y, back_part = self._within(row, run)
         row.shape_in, row.shape_out = tuple(x.shape), tuple(y.shape)
-        row.norm_x, row.norm_y = _norm(x), _norm(y)
+        row.norm_x, row.norm_y = euclidean_norm(x), euclidean_norm(y)
 
         @once
         def back(*dy: Array) -> Any:
             self.backward.append(row)
-            row.norm_dy = _norm(dy[0]) if dy else 1.0  # a loss starts with dloss = 1
+            row.norm_dy = euclidean_norm(dy[0]) if dy else 1.0  # a loss starts with dloss = 1
             dx = self._within(row, lambda: back_part(*dy))
-            row.norm_dx = None if dx is None else _norm(dx)
+            row.norm_dx = None if dx is None else euclidean_norm(dx)
             return dx
 
         self.backs.append((row, weakref.ref(back)))
@@ -235,7 +235,7 @@ class _Recorder:
             row.parameters = sum(param.size for param in params)
             for param in params:
                 if param.grad is not None and id(param) not in norms:
-                    norms[id(param)] = _norm(param.grad)
+                    norms[id(param)] = euclidean_norm(param.grad)
             if row.parameters:
                 row.norm_dparameters = hypot(*(norms.get(id(param), 0.0) for param in params))
 
@@ -245,7 +245,7 @@ def _add_up(row: Row, own: dict[int, int]) -> int:
     return row.kept
 
 
-def _norm(a: Any) -> float:
+def euclidean_norm(a: Any) -> float:
     """The square root of the sum of squares, in float64."""
     wide = abs(array_module(a).asarray(a)).astype("float64")
     return float(to_numpy((wide * wide).sum())) ** 0.5

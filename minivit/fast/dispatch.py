@@ -56,27 +56,36 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
+    chosen: dict[tuple[Any, np.dtype[Any]], Callable[P, R]] = {}  # by library and dtype: the search is not free
 
     @wraps(formula)
     def function(*args: P.args, **options: P.kwargs) -> R:
         if check is not None:
             check(*args, **options)
-        return _implementation(name, formula, (*args, *options.values()))(*args, **options)
+        array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
+        if array is None:
+            return formula(*args, **options)
+        key = (array_module(array), array.dtype)
+        if key not in chosen:
+            chosen[key] = _choose(name, formula, *key)
+        return chosen[key](*args, **options)
 
     function.plain = formula  # type: ignore[attr-defined]
     return cast(Accelerated[P, R], function)
 
 
-def _implementation(name: str, formula: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
-    if current_mode() == "plain":
-        return formula
+def _first_float(arguments: tuple[Any, ...]) -> Any:
+    """The first floating or complex array among the arguments, or None: it decides on library and dtype."""
     for argument in arguments:
         dtype = getattr(argument, "dtype", None)
         if dtype is not None and dtype.kind in "fc":
-            library = "numpy" if array_module(argument) is np else "cupy"
-            found = replacements(library).get(name)
-            return found.function if found and dtype.name in found.dtypes else formula
-    return formula
+            return argument
+    return None
+
+
+def _choose(name: str, formula: Callable[P, R], library: Any, dtype: np.dtype[Any]) -> Callable[P, R]:
+    found = replacements("numpy" if library is np else "cupy").get(name)
+    return found.function if found and dtype.name in found.dtypes else formula
 
 
 @lru_cache(maxsize=4)

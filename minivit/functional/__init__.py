@@ -66,6 +66,7 @@ from minivit.functional.resize import resize_matrix
 from minivit.functional.windows import shift_mask, shift_regions
 
 gelu = accelerated(_activation.gelu)
+linear_gelu = accelerated(_activation.linear_gelu)
 log_softmax = accelerated(_activation.log_softmax)
 relu = accelerated(_activation.relu)
 sigmoid = accelerated(_activation.sigmoid)
@@ -136,6 +137,7 @@ __all__ = [
     "group_norm",
     "layer_norm",
     "linear",
+    "linear_gelu",
     "log_softmax",
     "log_spaced_offsets",
     "max_pool2d",

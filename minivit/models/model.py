@@ -37,10 +37,6 @@ class Model(Chain):
         """The layers from the images to the pooled features (B, D)."""
         return [part for name, part in self.parts() if name not in HEAD]
 
-    def tail(self) -> list[Layer]:
-        """The layers from the pooled features to the logits."""
-        return [part for name, part in self.parts() if name in HEAD]
-
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), for inference: no randomness, and nothing kept.
 

@@ -1,6 +1,6 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
-Read in this order: `parameter.py` (Param, apply), `layer.py` (Layer, Chain), `basic.py`, `position_bias.py`,
+Read in this order: `parameter.py` (Param), `layer.py` (Layer, Chain, apply), `basic.py`, `position_bias.py`,
 `attention.py`, `window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`,
 `bottleneck.py`, `patch_embed.py`, `patch_merging.py`, `recompute.py`, `kept.py`, `counting.py`; `init.py` says where
 weights start. Then `minivit/models/`.
@@ -15,6 +15,7 @@ from minivit.nn.basic import (
     Identity,
     LayerNorm,
     Linear,
+    LinearGELU,
     Relu,
     Sequential,
     Tanh,
@@ -23,10 +24,10 @@ from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d, StdConv2d
 from minivit.nn.counting import multiply_adds
-from minivit.nn.layer import Chain, Layer
+from minivit.nn.layer import Chain, Layer, apply
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
 from minivit.nn.mlp import Mlp
-from minivit.nn.parameter import Buffer, Param, apply
+from minivit.nn.parameter import Buffer, Param
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.patch_merging import PatchMerging
 from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -55,6 +56,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "Linear",
+    "LinearGELU",
     "LinearHeadAttention",
     "MaxPool2d",
     "Mlp",

@@ -12,8 +12,8 @@ from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear
-from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param, apply
+from minivit.nn.layer import Layer, apply
+from minivit.nn.parameter import Param
 from minivit.nn.position_bias import RelativePositionBias
 from minivit.protocol import Array, Back, compose, once
 from minivit.random import as_generator

@@ -10,8 +10,8 @@ from typing import Any
 from minivit import functional as F
 from minivit.functional.dropout import check_rate
 from minivit.nn import init
-from minivit.nn.layer import Chain, Layer
-from minivit.nn.parameter import Param, apply
+from minivit.nn.layer import Chain, Layer, apply
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, Back, once
 from minivit.random import as_generator
 
@@ -31,6 +31,32 @@ class Linear(Layer):
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         return apply(F.linear, x, self.weight, self.bias)
+
+
+class LinearGELU(Linear):
+    """y = gelu(x W^T + b): (..., in_features) -> (..., out_features), the first half of a transformer's MLP.
+
+    One layer and not two, because GELU can then reuse the memory of the linear map's output.
+
+    Args:
+        approximate: "none" (exact) or "tanh".
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        approximate: str = "none",
+        dtype: Any = "float32",
+        seed: Any = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, dtype=dtype, seed=seed)
+        self.approximate = approximate
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        return apply(F.linear_gelu, x, self.weight, self.bias, approximate=self.approximate)
 
 
 class LayerNorm(Layer):

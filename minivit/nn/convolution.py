@@ -12,8 +12,8 @@ from minivit import functional as F
 from minivit.functional.permutations import pair
 from minivit.functional.sliding import Padding, slide
 from minivit.nn import init
-from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param, apply
+from minivit.nn.layer import Layer, apply
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, Back, once
 from minivit.random import as_generator
 

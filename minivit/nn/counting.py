@@ -17,7 +17,7 @@ from minivit.fast.blocks import FEW_KEYS
 from minivit.functional.permutations import pair
 from minivit.functional.sliding import output_size, slide
 from minivit.nn.attention import Attention, LinearHeadAttention
-from minivit.nn.basic import Dropout, DropPath, Embedding, Gelu, Identity, LayerNorm, Linear, Relu, Tanh
+from minivit.nn.basic import Dropout, DropPath, Embedding, Gelu, Identity, LayerNorm, Linear, LinearGELU, Relu, Tanh
 from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d
@@ -103,6 +103,12 @@ def _(layer: Linear, shape: Shape, every_token: bool = False) -> Cost:
 
 
 @cost.register
+def _(layer: LinearGELU, shape: Shape, every_token: bool = False) -> Cost:
+    linear = cost.dispatch(Linear)(layer, shape)
+    return linear._replace(kept=linear.kept + prod(linear.shape))  # GELU's slope
+
+
+@cost.register
 def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((*shape, layer.weight.shape[1]))
 
@@ -112,12 +118,12 @@ def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
 @cost.register(BatchNorm2d)
 @cost.register(Gelu)
 def _(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
-    return Cost(shape, kept=prod(shape))  # the normalized input, or GELU's input
+    return Cost(shape, kept=prod(shape))  # the normalized input, or GELU's slope
 
 
 @cost.register
 def _(layer: Mlp, shape: Shape, every_token: bool = False) -> Cost:
-    return in_order((layer.fc1, Gelu(), layer.fc2), shape)
+    return in_order((layer.fc1, layer.fc2), shape)
 
 
 @cost.register

@@ -2,7 +2,8 @@
 
 A layer keeps nothing of a forward pass on itself, so it can be used twice in one network, and by two threads. What cuts
 across layers (multiply-adds, kept memory, names of formulas) stands in one file per concern, which dispatches on the
-layer's type. Next: `basic.py`, the first layers.
+layer's type. `apply` is how most of them are written: a function of the calculus, called on parameters.
+Next: `basic.py`, the first layers.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from minivit.device import array_module
+from minivit.device import array_module, owner
 from minivit.nn.parameter import Buffer, Param
-from minivit.protocol import Array, Back, compose
+from minivit.protocol import Array, Back, compose, once
 
 
 class Layer:
@@ -179,6 +180,42 @@ class Chain(Layer):
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         return compose(x, *self.steps(), rng=rng)
+
+
+def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options: Any) -> tuple[Any, Back]:
+    """y, back of a function of the calculus on the data of parameters.
+
+    `back` adds the gradients of the parameters among the arguments to their `.grad` and returns those of the arrays:
+    one gradient as it is, several as a tuple, None where there is none.
+
+    Args:
+        function: such as `F.linear`; its vjp returns the gradients in the order of the arguments.
+        arguments: parameters, arrays and None. Whole numbers and arrays of them have no gradient.
+        options: keyword arguments of the function that need no gradient.
+    """
+    y, vjp = function(*[value.data if isinstance(value, Param) else value for value in arguments], **options)
+    takers = [value if isinstance(value, Param) else None for value in arguments if _has_gradient(value)]
+
+    @once
+    def back(*dy: Array) -> Any:
+        gradients = vjp(*dy)
+        callers = [id(owner(array)) for array in dy]
+        returned = []
+        for taker, gradient in zip(takers, gradients if isinstance(gradients, tuple) else (gradients,)):
+            if gradient is None:
+                continue
+            if taker is None:
+                returned.append(gradient)
+            else:
+                # a function may hand back the very dy that it was given, which is the caller's
+                taker.accumulate(gradient, fresh=id(owner(gradient)) not in callers)
+        return returned[0] if len(returned) == 1 else tuple(returned) or None
+
+    return y, back
+
+
+def _has_gradient(value: Any) -> bool:
+    return value is None or isinstance(value, Param) or (hasattr(value, "dtype") and value.dtype.kind in "fc")
 
 
 def _is_array(value: Any) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import init
-from minivit.nn.layer import Layer
-from minivit.nn.parameter import Buffer, Param, apply
+from minivit.nn.layer import Layer, apply
+from minivit.nn.parameter import Buffer, Param
 from minivit.protocol import Array, Back, once
 
 _turn = threading.Lock()  # replicas of a layer share what it has seen, and add to it one after the other
@@ -76,17 +76,14 @@ class BatchNorm2d(Layer):
         if x.ndim != 4:
             raise ValueError(f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
         mean, variance = (self.running_mean.data, self.running_var.data) if rng is None else (None, None)
-        y, back_norm = apply(
-            lambda x, weight, bias: _weights_first(F.batch_norm(x, mean, variance, weight, bias, self.eps)),
-            x,
-            self.weight,
-            self.bias,
-        )
+        y, back_norm = F.batch_norm(x, mean, variance, self.weight.data, self.bias.data, self.eps)
         sums = None if rng is None or x.size == 0 else _sums(x)
 
         @once
         def back(dy: Array) -> Array:
-            dx = back_norm(dy)
+            dx, _, _, dweight, dbias = back_norm(dy)  # the statistics are constants here
+            self.weight.accumulate(dweight, fresh=True)
+            self.bias.accumulate(dbias, fresh=True)
             if sums is not None:
                 with _turn:
                     self.seen += sums
@@ -107,18 +104,6 @@ class BatchNorm2d(Layer):
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
                 running.data += (self.momentum * (new - running.data)).astype(running.data.dtype)
             self.seen[...] = 0
-
-
-def _weights_first(result: tuple[Array, Back]) -> tuple[Array, Back]:
-    """Without the gradients of the statistics, which are constants here."""
-    y, vjp = result
-
-    @once
-    def back(dy: Array) -> tuple[Array, Array, Array]:
-        dx, _, _, dweight, dbias = vjp(dy)
-        return dx, dweight, dbias
-
-    return y, back
 
 
 def update_statistics(model: Layer) -> None:

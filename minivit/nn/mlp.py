@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
-from minivit.nn.basic import Linear
+from minivit.nn.basic import Linear, LinearGELU
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, Back, compose
 from minivit.random import as_generator
@@ -35,15 +35,14 @@ class Mlp(Layer):
         seed: Any = None,
     ) -> None:
         rng = as_generator(seed)
-        self.gelu, self.drop = gelu, drop
-        self.fc1 = Linear(dim, hidden, dtype=dtype, seed=rng)
+        self.drop = drop
+        self.fc1 = LinearGELU(dim, hidden, approximate=gelu, dtype=dtype, seed=rng)
         self.fc2 = Linear(hidden, dim, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         return compose(
             x,
-            self.fc1,  # (..., hidden)
-            lambda a: F.gelu(a, self.gelu),
+            self.fc1,  # (..., hidden): the linear map, then GELU
             lambda a: F.dropout(a, self.drop, rng),
             self.fc2,  # (..., dim)
             lambda a: F.dropout(a, self.drop, rng),

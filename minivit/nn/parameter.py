@@ -1,17 +1,14 @@
-"""Parameters, and `apply`, which calls a function of the calculus on them: the only place where gradients accumulate.
+"""Parameters: learned arrays with their gradients, and the only place where gradients accumulate.
 
 Next: `layer.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
-from minivit.device import array_module, owner
-from minivit.protocol import Array, Back, once
+from minivit.device import array_module
+from minivit.protocol import Array
 
 
 class Param:
@@ -91,37 +88,3 @@ class _Rows(Param):
 
 class Buffer(Param):
     """Numbers of the state that are not learned, such as running statistics: saved and moved, but no parameter."""
-
-
-def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options: Any) -> tuple[Any, Back]:
-    """y, back of a function of the calculus on the data of parameters.
-
-    `back` adds the gradients of the parameters among the arguments to their `.grad` and returns those of the arrays:
-    one gradient as it is, several as a tuple, None where there is none.
-
-    Args:
-        function: such as `F.linear`; its vjp returns the gradients in the order of the arguments.
-        arguments: parameters, arrays and None. Whole numbers and arrays of them have no gradient.
-        options: keyword arguments of the function that need no gradient.
-    """
-    y, vjp = function(*(value.data if isinstance(value, Param) else value for value in arguments), **options)
-    takers = [value if isinstance(value, Param) else None for value in arguments if _has_gradient(value)]
-
-    @once
-    def back(*dy: Array) -> Any:
-        found = vjp(*dy)
-        gradients = []
-        for taker, gradient in zip(takers, found if isinstance(found, tuple) else (found,)):
-            if taker is None:
-                gradients.append(gradient)
-            else:
-                # a function may hand back the very dy that it was given, which is the caller's
-                taker.accumulate(gradient, fresh=all(owner(gradient) is not owner(each) for each in dy))
-        gradients = [gradient for gradient in gradients if gradient is not None]
-        return gradients[0] if len(gradients) == 1 else tuple(gradients) or None
-
-    return y, back
-
-
-def _has_gradient(value: Any) -> bool:
-    return value is None or isinstance(value, Param) or (hasattr(value, "dtype") and value.dtype.kind in "fc")

@@ -10,8 +10,8 @@ from typing import Any
 from minivit import functional as F
 from minivit.nn import init
 from minivit.nn.basic import LayerNorm
-from minivit.nn.layer import Chain, Layer
-from minivit.nn.parameter import Param, apply
+from minivit.nn.layer import Chain, Layer, apply
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, Back
 from minivit.random import as_generator
 

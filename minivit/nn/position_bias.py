@@ -18,8 +18,8 @@ from minivit.device import array_module
 from minivit.functional.permutations import Size
 from minivit.nn import init
 from minivit.nn.basic import Linear, Relu, Sequential
-from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param, apply
+from minivit.nn.layer import Layer, apply
+from minivit.nn.parameter import Param
 from minivit.protocol import Array, Back, once
 from minivit.random import as_generator
 

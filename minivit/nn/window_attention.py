@@ -17,8 +17,8 @@ from minivit.device import array_module
 from minivit.functional.permutations import Size, pair
 from minivit.nn import init
 from minivit.nn.attention import Attention
-from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param, apply
+from minivit.nn.layer import Layer, apply
+from minivit.nn.parameter import Param
 from minivit.nn.position_bias import ContinuousPositionBias
 from minivit.protocol import Array, Back, compose, once
 from minivit.random import as_generator

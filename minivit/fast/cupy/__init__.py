@@ -12,10 +12,12 @@ from minivit.fast.cupy.norm import layer_norm
 from minivit.fast.dispatch import Replacement, with_parts
 
 _REAL = ("float32", "float64")
+_gelu = with_parts(F.gelu.plain, erf=erf)  # one launch instead of eighty
 _in_blocks = in_blocks_where_large(F.scaled_dot_product_attention.plain)
 
 REPLACEMENTS = {
-    "gelu": Replacement(with_parts(F.gelu.plain, erf=erf), _REAL),  # one launch instead of eighty
+    "gelu": Replacement(_gelu, _REAL),
+    "linear_gelu": Replacement(with_parts(F.linear_gelu.plain, gelu=_gelu), _REAL),
     "layer_norm": Replacement(layer_norm, _REAL),
     "group_norm": Replacement(with_parts(F.group_norm.plain, layer_norm=layer_norm), _REAL),
     "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=layer_norm), _REAL),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import cupy
 
-from minivit.functional.linear import rows
-from minivit.functional.norm import scale_and_shift
+from minivit import functional as F
 from minivit.protocol import Array, Back, once
 
 
@@ -18,19 +17,11 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     limit = float(cupy.finfo(x.dtype).max) ** 0.5 / (4 * x.shape[-1])
     shrink = cupy.minimum(limit / cupy.maximum(size, limit), 1).astype(size.dtype)
     scaled = x * shrink
-    scaled = scaled - scaled[..., :1]
-    centered = scaled - scaled.mean(axis=-1, keepdims=True)
-    rstd = ((centered * centered).mean(axis=-1, keepdims=True) + eps) ** -0.5
-    xhat = centered * rstd
-    y = scale_and_shift(xhat, weight, bias)
+    y, back_norm = F.layer_norm.plain(scaled - scaled[..., :1], weight, bias, eps)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
-        dweight = None if weight is None else rows(dy * xhat).sum(axis=0)
-        dbias = None if bias is None else rows(dy).sum(axis=0)
-        dxhat = dy if weight is None else dy * weight
-        along = xhat * (dxhat * xhat).mean(axis=-1, keepdims=True)
-        dx = rstd * (dxhat - dxhat.mean(axis=-1, keepdims=True) - along)
-        return dx * shrink, dweight, dbias  # shrink last: rstd * shrink may be subnormal, which a GPU takes for 0
+        dscaled, dweight, dbias = back_norm(dy)
+        return dscaled * shrink, dweight, dbias  # shrink last: rstd * shrink may be subnormal, which a GPU takes for 0
 
     return y, vjp

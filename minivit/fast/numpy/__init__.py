@@ -10,6 +10,7 @@ from minivit.fast.numpy import activation, adamw, attention, convolution, linear
 REPLACEMENTS = {
     # GELU in float64 runs by its formula: the fit is made for the precision of float32
     "gelu": Replacement(activation.gelu, ("float32",)),
+    "linear_gelu": Replacement(activation.linear_gelu, ("float32",)),
     "softmax": Replacement(activation.softmax),
     "linear": Replacement(linear.linear),
     "embedding": Replacement(linear.embedding),

@@ -6,8 +6,9 @@ from math import pi
 
 import numpy as np
 
+from minivit.fast.numpy.linear import linear
 from minivit.functional import activation
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, in_inference, once
 
 # The normal distribution function as Phi(x) = (1 + tanh h(x)) / 2, with u = x^2 and h(x) / x =
 #     _FIT_RATE (u + _FIT_START + a0 / (u + b0 + a1 / (u + b1 + a2 / (u + b2)))),  (a, b) in _FIT_TERMS,
@@ -21,97 +22,95 @@ _FIT_TERMS = (
     (-36.047128500545966, -9.07699938847844),
     (386.9066669921588, 22.463776141571817),
 )
-_CHUNK = 1 << 18  # elements: smaller ones stay in the cache, but make more calls, whose threads then wait for Python
 _NORMAL_DENSITY_AT_0 = (2 * pi) ** -0.5
+_CHUNK = 1 << 18  # elements: smaller ones stay in the cache, but make more calls, whose threads then wait for Python
 
 
-def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
-    """GELU with the fitted Phi: 6 times faster than through erf in float32, and as exact as float32 is.
-
-    Kept for the backward pass are x and y, which the next linear layer keeps anyway: Phi(x) is y / x, so that the
-    slope costs one exponential there and nothing here.
-    """
-    if approximate == "tanh":
-        return _gelu_tanh(x)
-    x = np.asarray(x, order="C")
-    y = np.empty_like(x)
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
-    with np.errstate(over="ignore"):  # x^2 may overflow far out, where Phi is 0 or 1 all the same
-        for part in _chunks(x.size):
-            _fitted_phi(flat_x[part], flat_y[part])
-            flat_y[part] *= flat_x[part]
+def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
+    """GELU in the memory of the linear map's output, which nobody else holds."""
+    hidden, back_linear = linear(x, weight, bias)
+    y, back_gelu = _gelu_in_place(hidden, approximate)
 
     @once
-    def vjp(dy: Array) -> Array:
-        dx = np.empty_like(x)
-        flat_dy, flat_dx = dy.reshape(-1), dx.reshape(-1)
-        for part in _chunks(x.size):
-            _slope(flat_x[part], flat_y[part], flat_dx[part])
-            flat_dx[part] *= flat_dy[part]
-        return dx
+    def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
+        gradients: tuple[Array, Array, Array | None] = back_linear(back_gelu(dy))
+        return gradients
 
     return y, vjp
 
 
-def _fitted_phi(x: Array, phi: Array) -> None:
-    """phi gets Phi(x)."""
+def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
+    """GELU with the fitted Phi: 6 times faster than through erf in float32, and as exact as float32 is."""
+    return _gelu_in_place(np.array(x, order="C"), approximate)
+
+
+def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
+    """GELU of an array that is given away: its memory gets the slope, or y where there is no backward pass."""
+    cdf_and_density = _tanh_cdf if approximate == "tanh" else _fitted_cdf
+    inference = in_inference()
+    y = x if inference else np.empty_like(x)
+    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    with np.errstate(over="ignore"):  # x^2 may overflow far out, where Phi is 0 or 1 all the same
+        for start in range(0, x.size, _CHUNK):
+            part = flat_x[start : start + _CHUNK]
+            cdf, density = cdf_and_density(part, not inference)
+            np.multiply(part, cdf, out=flat_y[start : start + _CHUNK])
+            if density is not None:  # part becomes the slope, cdf + part density
+                part *= density
+                part += cdf
+    slope = x
+
+    @once
+    def vjp(dy: Array) -> Array:
+        return np.multiply(dy, slope, out=slope)
+
+    return y, vjp
+
+
+def _fitted_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
+    """Phi(x), and its derivative exp(-x^2 / 2) / sqrt(2 pi)."""
     squares = x * x
     *outer, (a, b) = _FIT_TERMS
-    np.add(squares, b, out=phi)
-    np.divide(a, phi, out=phi)
+    cdf = squares + b
+    np.divide(a, cdf, out=cdf)
     for a, b in reversed(outer):
-        phi += squares
-        phi += b
-        np.divide(a, phi, out=phi)
-    phi += squares
-    phi += _FIT_START
-    phi *= _FIT_RATE
-    phi *= x  # h(x)
-    np.tanh(phi, out=phi)
-    phi *= 0.5
-    phi += 0.5
+        cdf += squares
+        cdf += b
+        np.divide(a, cdf, out=cdf)
+    cdf += squares
+    cdf += _FIT_START
+    cdf *= _FIT_RATE
+    cdf *= x  # h(x)
+    np.tanh(cdf, out=cdf)
+    cdf *= 0.5
+    cdf += 0.5
+    if not with_density:
+        return cdf, None
+    squares *= -0.5
+    density = np.exp(squares, out=squares)
+    density *= _NORMAL_DENSITY_AT_0
+    return cdf, density
 
 
-def _slope(x: Array, y: Array, slope: Array) -> None:
-    """slope gets Phi(x) + x phi(x), from y = x Phi(x)."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        np.multiply(x, x, out=slope)
-        tiny = None if slope.size and slope.real.min() > 0 else slope == 0  # x so small that y / x says nothing
-        slope *= -0.5
-        np.exp(slope, out=slope)
-        slope *= x
-        slope *= _NORMAL_DENSITY_AT_0
-        phi = y / x
-    if tiny is not None:
-        phi[tiny] = 0.5
-    slope += phi
-
-
-def _chunks(size: int) -> list[slice]:
-    return [slice(start, min(start + _CHUNK, size)) for start in range(0, size, _CHUNK)]
-
-
-def _gelu_tanh(x: Array) -> tuple[Array, Back]:
-    """With u = sqrt(2/pi) (x + 0.044715 x^3), y = x (1 + tanh u) / 2; the slope uses 1 - tanh^2, never cosh."""
+def _tanh_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
+    """(1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative with 1 - tanh^2, never cosh."""
     root = (2 / pi) ** 0.5
-    square = x * x
-    u = square * (0.044715 * root)
+    squares = x * x
+    u = squares * (0.044715 * root)
     u += root
     u *= x
     tanh = np.tanh(u, out=u)
-    square *= 3 * 0.044715 * root
-    square += root  # du/dx
-    slope = 1 - tanh * tanh
-    slope *= square
-    slope *= x
-    slope += tanh
-    slope += 1
-    slope *= 0.5
-    y = tanh
-    y += 1
-    y *= x
-    y *= 0.5
-    return y, once(lambda dy: np.multiply(dy, slope, out=slope))  # in place: the slope is this pass's own
+    density = None
+    if with_density:
+        squares *= 3 * 0.044715 * root
+        squares += root  # du/dx
+        density = 1 - tanh * tanh
+        density *= squares
+        density *= 0.5
+    cdf = tanh
+    cdf += 1
+    cdf *= 0.5
+    return cdf, density
 
 
 def softmax(x: Array) -> tuple[Array, Back]:

@@ -11,6 +11,7 @@ from minivit.fast.blocks import in_blocks_where_large
 from minivit.fast.numpy.activation import exponentials
 from minivit.functional.attention import sum_to
 from minivit.functional.dropout import dropout_factor
+from minivit.functional.permutations import merge_heads, split_qkv
 from minivit.protocol import Array, Back, once
 
 
@@ -84,22 +85,16 @@ def self_attention(
     qkv: Array, num_heads: int, mask: Array | None = None, bias: Array | None = None, **options: Any
 ) -> tuple[Array, Back]:
     """The gradients of q, k and v are written where they stand side by side, so nothing is stacked."""
-    *lead, tokens, channels = shape = qkv.shape
-    q, k, v = _split(qkv, num_heads)
+    shape = qkv.shape
+    (q, k, v), _ = split_qkv(qkv, num_heads)  # views, each (..., H, N, d)
     heads, back_attention = scaled_dot_product_attention(q, k, v, mask, bias, **options)  # (..., H, N, d)
+    y, back_merge = merge_heads(heads)  # (..., N, D), a view
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None]:
-        dheads = dy.reshape(*lead, tokens, num_heads, dy.shape[-1] // num_heads).swapaxes(-3, -2)
         dqkv = np.empty(shape, dy.dtype)
-        *_, dbias = back_attention(dheads, *_split(dqkv, num_heads))
+        dparts, _ = split_qkv(dqkv, num_heads)
+        *_, dbias = back_attention(back_merge(dy), *dparts)
         return dqkv, dbias
 
-    return heads.swapaxes(-3, -2).reshape(*lead, tokens, channels // 3), vjp
-
-
-def _split(qkv: Array, num_heads: int) -> tuple[Array, Array, Array]:
-    """Views of (..., N, 3 H d) as q, k and v, each (..., H, N, d)."""
-    *lead, tokens, channels = qkv.shape
-    parts = qkv.reshape(*lead, tokens, 3, num_heads, channels // (3 * num_heads)).swapaxes(-4, -2)
-    return parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]
+    return y, vjp
