@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 from minivit.checkpoint import CheckpointError
 from minivit.models import configs, create_model, list_models
-from minivit.protocol import refuse
 from minivit.summary import summary
 from minivit.version import __version__
 from minivit.weights import export, from_pretrained
@@ -34,7 +33,8 @@ def models(args: argparse.Namespace) -> None:
     """The names of `list_models()`, with class and image size; nothing is built."""
     sizes = dict(configs.published())
     names = [name for name in list_models() if fnmatch.fnmatchcase(name, f"*{args.pattern.lower()}*")]
-    refuse(not names, f"no model has {args.pattern!r} in its name: `models` alone lists all {len(sizes)}")
+    if not names:
+        raise ValueError(f"no model has {args.pattern!r} in its name: `models` alone lists all {len(sizes)}")
     _table([("name", "class", "image"), *((name, _kind(sizes[name]), str(sizes[name]["img_size"])) for name in names)])
 
 
@@ -107,8 +107,10 @@ def _sha256(path: Path) -> str:
 def convert(args: argparse.Namespace) -> None:
     """Read the model in a file, and write it under the names of another project."""
     out = Path(args.output)
-    refuse(out.is_dir(), f"{out} is a folder: name the file to write")
-    refuse(out.exists() and not args.force, f"{out} exists: say --force to replace it")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name the file to write")
+    if out.exists() and not args.force:
+        raise ValueError(f"{out} exists: say --force to replace it")
     model = from_pretrained(args.input, dtype=args.dtype, report=_note)
     export(model, out, args.layout)
     count = sum(param.size for param in model.parameters().values())

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minivit.nn.layer import Layer
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 # Steps of the 5-point differences. At 1e-3 truncation h^4 and rounding 1e-16/h are both near 1e-12; where the function
 # bends sharply (LayerNorm of a row with next to no variance) truncation is larger, and the next smaller step is tried;
@@ -103,10 +103,11 @@ class _Case:
     def __enter__(self) -> _Case:
         params = self.f.parameters() if isinstance(self.f, Layer) else {}
         for name, param in params.items():
-            refuse(
-                param.data.dtype != np.float64,
-                f"{self.name}.{name} is {param.data.dtype}: build the layer with dtype='float64' to check its gradient",
-            )
+            if param.data.dtype != np.float64:
+                raise ValueError(
+                    f"{self.name}.{name} is {param.data.dtype}: build the layer with dtype='float64' to check its "
+                    "gradient"
+                )
         self.restore = [(param, param.data, param.grad) for param in params.values()]
         for param in params.values():
             # one initial value (a gain of 1, a bias of 0) can hide a mistake, so parameters move to a general point
@@ -131,7 +132,8 @@ class _Case:
         self.dy = [self.draw(np.shape(part)) for part in _parts(y)]
         self._assign_input_gradients(self._back(back))
         for tensor, param in zip(weights, params.values()):
-            refuse(param.grad is None, f"{self.name}: back left no gradient in parameter {tensor.name}")
+            if param.grad is None:
+                raise ValueError(f"{self.name}: back left no gradient in parameter {tensor.name}")
             tensor.grad = self._checked(tensor, param.grad.copy())
         if weights:
             self._check_accumulation(params, weights)
@@ -201,9 +203,10 @@ class _Case:
         else:
             result = self.f(*self.args)
         pair = isinstance(result, tuple) and len(result) == 2 and callable(result[1])
-        refuse(
-            not pair, f"{self.name}: the forward pass must return y and back, a function; it returned {result!r:.60}"
-        )
+        if not pair:
+            raise ValueError(
+                f"{self.name}: the forward pass must return y and back, a function; it returned {result!r:.60}"
+            )
         return result
 
     def _projected(self) -> Any:

@@ -56,7 +56,7 @@ class once:  # lower case: it is read as the decorator `@once`
     __slots__ = ("_function", "__weakref__")
 
     def __init__(self, function: Back) -> None:
-        self._function: Back | None = _nothing_kept if in_inference() else function
+        self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
 
     def __call__(self, *gradients: Any, **named: Any) -> Any:
         function, self._function = self._function, None
@@ -100,9 +100,3 @@ def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Any
         return dy
 
     return x, back
-
-
-def refuse(condition: bool, message: str) -> None:
-    """Raise ValueError(message) if the condition holds: the one way in which bad arguments are refused."""
-    if condition:
-        raise ValueError(message)

@@ -174,7 +174,7 @@ CAUGHT_BY_THE_TABLE = [
     (softmax_backward_is_missing, "softmax"),
     (softmax_writes_into_dy, "softmax"),
     (heads_merged_by_a_bare_reshape, "Attention"),
-    (dropout_stays_on, "Mlp"),
+    (dropout_stays_on, "ViT"),
     (wo_forgotten, "Block"),
 ]
 

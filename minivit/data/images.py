@@ -17,7 +17,6 @@ import numpy as np
 from minivit.data.batches import Array, normalise
 from minivit.data.idx import DataError
 from minivit.functional.permutations import Size, pair
-from minivit.protocol import refuse
 
 # Pillow's filters by their numbers there, which Hugging Face's files use too
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
@@ -53,18 +52,20 @@ class Preprocess:
         object.__setattr__(self, "size", pair(self.size))
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(number) for number in getattr(self, name)))
-        refuse(min(pair(self.size)) < 1, f"size={self.size}: both sides must be at least 1")
-        refuse(not 0 < self.crop <= 1, f"crop={self.crop} is the share that is kept: above 0, at most 1")
-        refuse(
-            self.interpolation not in FILTERS,
-            f"interpolation={self.interpolation!r}: choose one of {', '.join(map(repr, FILTERS))}",
-        )
-        refuse(
-            len(self.mean) not in (1, 3) or len(self.std) != len(self.mean),
-            f"mean={self.mean}, std={self.std}: give three numbers each for colours, or one each for gray",
-        )
-        refuse(not np.isfinite(self.mean).all(), f"mean={self.mean} must be finite")
-        refuse(not (np.isfinite(self.std).all() and min(self.std) > 0), f"std={self.std} must be above 0: it divides")
+        if min(pair(self.size)) < 1:
+            raise ValueError(f"size={self.size}: both sides must be at least 1")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop={self.crop} is the share that is kept: above 0, at most 1")
+        if self.interpolation not in FILTERS:
+            raise ValueError(f"interpolation={self.interpolation!r}: choose one of {', '.join(map(repr, FILTERS))}")
+        if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
+            raise ValueError(
+                f"mean={self.mean}, std={self.std}: give three numbers each for colors, or one each for gray"
+            )
+        if not np.isfinite(self.mean).all():
+            raise ValueError(f"mean={self.mean} must be finite")
+        if not (np.isfinite(self.std).all() and min(self.std) > 0):
+            raise ValueError(f"std={self.std} must be above 0: it divides")
 
     @property
     def channels(self) -> int:
@@ -130,10 +131,11 @@ def read_image(image: Any) -> Any:
         raise ImportError("reading pictures needs Pillow: pip install 'minivit[examples]'") from None
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
-    refuse(
-        not isinstance(image, str | os.PathLike),
-        f"{type(image).__name__} is no picture: give a path or a PIL image (PIL.Image.fromarray makes one of an array)",
-    )
+    if not isinstance(image, str | os.PathLike):
+        raise ValueError(
+            f"{type(image).__name__} is no picture: give a path or a PIL image (PIL.Image.fromarray makes one of an "
+            "array)"
+        )
     name = os.fspath(image)
     if not os.path.isfile(name):
         raise DataError(f"{name}: {'is a folder, not a picture' if os.path.isdir(name) else 'no such file'}")

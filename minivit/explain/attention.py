@@ -28,7 +28,7 @@ from minivit.nn import (
     ShiftedWindows,
     WindowAttention,
 )
-from minivit.protocol import Array, Back, refuse
+from minivit.protocol import Array, Back
 
 
 class BlockAttention(NamedTuple):
@@ -94,11 +94,11 @@ def attention_rollout(model: Model, images: Array) -> Array:
     Raises:
         ValueError: for a Swin, whose windows and merging give no one set of tokens; and as `attention_weights`.
     """
-    refuse(
-        not isinstance(model, ViT),
-        f"attention rollout multiplies the attention of all blocks over the same tokens, and a {type(model).__name__} "
-        "has windows and merges its tokens: use grad_cam, or head_maps for each block",
-    )
+    if not isinstance(model, ViT):
+        raise ValueError(
+            "attention rollout multiplies the attention of all blocks over the same tokens, and a "
+            f"{type(model).__name__} has windows and merges its tokens: use grad_cam, or head_maps for each block"
+        )
     mixed: Any = None
     for _, layer, x in _walk(model, images):
         mean = _weights(layer, x)[0].mean(axis=1)  # (B, n, N)
@@ -128,9 +128,8 @@ def stages(model: Model) -> list[tuple[str, Layer, Block | None]]:
     for name, layer in model.leaves():
         inside = layer.layer if isinstance(layer, Recompute) else layer
         found.append((name, layer, inside if isinstance(inside, Block) else None))
-    refuse(
-        all(block is None for _, _, block in found), f"{type(model).__name__} has no encoder blocks that could be shown"
-    )
+    if all(block is None for _, _, block in found):
+        raise ValueError(f"{type(model).__name__} has no encoder blocks that could be shown")
     return found
 
 
@@ -163,7 +162,8 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
         mask: (nW, 1, N, N), of windows only.
         window: Mh x Mw = N, likewise.
     """
-    refuse(not isinstance(layer, Attention), f"{type(layer).__name__} is no attention whose weights are known here")
+    if not isinstance(layer, Attention):
+        raise ValueError(f"{type(layer).__name__} is no attention whose weights are known here")
     assert isinstance(layer, Attention)
     q, k, v = _heads(layer, tokens)
     xp, count = array_module(k), k.shape[-2]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minivit.explain.drawing import INK, QUIET, RED, WIDE, Strip, caption, height_of, panels, write_strips
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 _COLOURS = "cividis"  # dark blue to yellow: even steps of lightness, also for colour-blind readers and in grey print
 _OVER = 0.6  # how much of a map covers the image: both can still be seen
@@ -52,7 +52,8 @@ def write_explanation(
         ValueError: if the file's name ends in neither .png nor .svg.
     """
     file = Path(file)
-    refuse(file.suffix not in (".png", ".svg"), f"{file}: the picture must be a .png or .svg file")
+    if file.suffix not in (".png", ".svg"):
+        raise ValueError(f"{file}: the picture must be a .png or .svg file")
     tall = min(1.5, pixels.shape[0] / pixels.shape[1])
     title = textwrap.shorten(title, 80)
     strips: list[Strip] = [(title, 2.8 * tall + 1.75, lambda f: draw_overlays(f, pixels, rollout, cam, class_name))]

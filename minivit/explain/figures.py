@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from minivit.explain.drawing import BLUE, INK, QUIET, RED
-from minivit.protocol import refuse
 
 # Okabe and Ito 2008, without yellow, which is too faint for lines on white; LINES tell them apart without colour
 COLOURS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -69,7 +68,8 @@ def show(figure: Any, name: str, alt: str) -> None:
     """
     from matplotlib import rc_context
 
-    refuse(not alt.strip(), f"figure {name!r} has no alternative text: say in a sentence what there is to see")
+    if not alt.strip():
+        raise ValueError(f"figure {name!r} has no alternative text: say in a sentence what there is to see")
     for axes in figure.axes:  # what matplotlib decides when it is written, whatever the style was
         if title := axes.get_title():
             axes.set_title("")

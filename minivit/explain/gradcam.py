@@ -16,7 +16,7 @@ from minivit.device import array_module, to_numpy
 from minivit.explain.attention import prefix_tokens, stages
 from minivit.models import Model
 from minivit.models.options import patch_grid
-from minivit.protocol import Array, Back, refuse
+from minivit.protocol import Array, Back
 
 
 def grad_cam(model: Model, images: Array, classes: Any = None, block: int = -1) -> Array:
@@ -39,15 +39,16 @@ def grad_cam(model: Model, images: Array, classes: Any = None, block: int = -1) 
 
     Source: Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2, with tokens in the place of a convolution's map.
     """
-    refuse(model.num_classes == 0, "this model has no head (num_classes=0), so there is no logit to explain")
+    if model.num_classes == 0:
+        raise ValueError("this model has no head (num_classes=0), so there is no logit to explain")
     chain: Any = model.replica()  # the same parameters, gradients of its own
     chain.check_dtype(images)
     layers = stages(chain)
     places = [place for place, (_, _, inside) in enumerate(layers) if inside is not None]
-    refuse(
-        not -len(places) <= block < len(places),
-        f"block={block}: the model has {len(places)} blocks, choose {-len(places)} to {len(places) - 1}",
-    )
+    if not -len(places) <= block < len(places):
+        raise ValueError(
+            f"block={block}: the model has {len(places)} blocks, choose {-len(places)} to {len(places) - 1}"
+        )
     tokens = images
     for _, layer, _ in layers[: places[block]]:
         tokens = layer(tokens)[0]  # its way back is dropped at once
@@ -68,12 +69,11 @@ def _one_hot(logits: Array, classes: Any) -> Array:
     """(B, K): 1 at each image's class."""
     count, known = logits.shape
     chosen = to_numpy(logits).argmax(axis=1) if classes is None else np.asarray(classes)
-    refuse(
-        chosen.dtype.kind not in "iu" or chosen.shape not in ((), (count,)),
-        f"classes={classes!r}: give one whole number, or one for each of the {count} images",
-    )
+    if chosen.dtype.kind not in "iu" or chosen.shape not in ((), (count,)):
+        raise ValueError(f"classes={classes!r}: give one whole number, or one for each of the {count} images")
     wrong = chosen[(chosen < 0) | (chosen >= known)]
-    refuse(wrong.size > 0, f"class {wrong[:1]} does not exist: the model has {known}, 0 to {known - 1}")
+    if wrong.size > 0:
+        raise ValueError(f"class {wrong[:1]} does not exist: the model has {known}, 0 to {known - 1}")
     hot = np.arange(known) == np.broadcast_to(chosen, (count,))[:, None]
     return array_module(logits).asarray(hot.astype(logits.dtype))
 

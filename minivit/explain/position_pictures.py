@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit.device import to_numpy
 from minivit.explain import figures
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 _MOST = 8  # maps on a side: more would be too small to read
 
@@ -28,10 +28,10 @@ def draw_position_similarity(similarity: Array, *, width: float = 6.0) -> tuple[
         ValueError: for another shape.
     """
     maps = to_numpy(similarity)
-    refuse(
-        maps.ndim != 4 or maps.shape[:2] != maps.shape[2:],
-        f"similarity has shape {maps.shape}, but must be (gh, gw, gh, gw), as position_similarity(model) gives it",
-    )
+    if maps.ndim != 4 or maps.shape[:2] != maps.shape[2:]:
+        raise ValueError(
+            f"similarity has shape {maps.shape}, but must be (gh, gw, gh, gw), as position_similarity(model) gives it"
+        )
     gh, gw = maps.shape[:2]
     rows, columns = _spread(gh), _spread(gw)
     wall = np.full((len(rows) * (gh + 1) - 1, len(columns) * (gw + 1) - 1), np.nan, float)  # white lines between maps

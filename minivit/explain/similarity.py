@@ -11,7 +11,7 @@ from typing import Any
 from minivit.device import array_module
 from minivit.models.options import patch_grid
 from minivit.nn import Layer
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 
 def position_similarity(model: Layer) -> Array:
@@ -32,7 +32,8 @@ def position_similarity(model: Layer) -> Array:
     vectors = table[table.shape[0] - grid[0] * grid[1] :]  # (N, D): the prefix tokens' rows stand in front
     lengths = array_module(vectors).sqrt((vectors * vectors).sum(axis=1, keepdims=True))  # (N, 1)
     zero = int((lengths == 0).sum())
-    refuse(zero > 0, f"{zero} of {len(vectors)} position vectors are all zeros, so no angle to them is defined")
+    if zero > 0:
+        raise ValueError(f"{zero} of {len(vectors)} position vectors are all zeros, so no angle to them is defined")
     unit = vectors / lengths
     return (unit @ unit.T).reshape(*grid, *grid)  # (gh, gw, gh, gw)
 
@@ -44,11 +45,11 @@ def _table(model: Any) -> tuple[Array, tuple[int, int]]:
     config = getattr(model, "config", {})
     kind = config.get("pos_embed")
     why = f"pos_embed={kind!r}" if kind else "ape=False" if "ape" in config else "no positions in its embedding"
-    refuse(
-        positions is None,
-        f"{type(model).__name__} with {why} adds no vector of position to its tokens, so there is nothing to compare: "
-        "build a ViT with pos_embed='learned_1d', 'learned_2d', 'sincos_1d' or 'sincos_2d', or a Swin with ape=True "
-        "(relative positions are a bias in attention: see attn.relative_position_bias_table)",
-    )
+    if positions is None:
+        raise ValueError(
+            f"{type(model).__name__} with {why} adds no vector of position to its tokens, so there is nothing to "
+            "compare: build a ViT with pos_embed='learned_1d', 'learned_2d', 'sincos_1d' or 'sincos_2d', or a Swin "
+            "with ape=True (relative positions are a bias in attention: see attn.relative_position_bias_table)"
+        )
     grid = patch_grid(config)
-    return positions.table(grid)[0], grid  # type: ignore[union-attr]
+    return positions.table(grid)[0], grid

@@ -26,7 +26,7 @@ from minivit.explain.windows import (
     regions,
     window_masks,
 )
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 Size = tuple[int, int]
 
@@ -157,10 +157,10 @@ def write_pictures(
         ValueError: if there is no such part.
     """
     strips = _strips(at, blocks, mask_padding, place)
-    refuse(
-        part is not None and part not in strips,
-        f"part {part} is not among {', '.join(strips)}" + ", as nothing is both padded and rolled" * (part in PARTS),
-    )
+    if part is not None and part not in strips:
+        raise ValueError(
+            f"part {part} is not among {', '.join(strips)}" + ", as nothing is both padded and rolled" * (part in PARTS)
+        )
     chosen = [strips[part]] if part else list(strips.values())
     files = [Path(out) / name for name in ([f"{part}.svg"] if part else ["explain_swin.png", "explain_swin.svg"])]
     return write_strips(files, chosen)

@@ -15,7 +15,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit import nn
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 Size = tuple[int, int]
 PAD = -1  # the number of a padded place
@@ -40,15 +40,18 @@ def layout(real: Size, window: Size, shift: Size) -> Layout:
     Raises:
         ValueError: if a number is out of range, saying which and what is possible.
     """
-    refuse(min(real) < 1, f"map {by(real)}: both sides must be at least 1")
-    refuse(max(real) > _LARGEST, f"map {by(real)}: nobody can read more than {_LARGEST} places a side, make it smaller")
-    refuse(min(window) < 1, f"window {by(window)}: both sides must be at least 1")
+    if min(real) < 1:
+        raise ValueError(f"map {by(real)}: both sides must be at least 1")
+    if max(real) > _LARGEST:
+        raise ValueError(f"map {by(real)}: nobody can read more than {_LARGEST} places a side, make it smaller")
+    if min(window) < 1:
+        raise ValueError(f"window {by(window)}: both sides must be at least 1")
     for axis in (0, 1):
-        refuse(
-            not 0 <= shift[axis] < window[axis],
-            f"shift {by(shift)}: each number must lie between 0 and the window's side less 1, here "
-            f"{window[axis] - 1}; Swin takes half a window, {window[axis] // 2}",
-        )
+        if not 0 <= shift[axis] < window[axis]:
+            raise ValueError(
+                f"shift {by(shift)}: each number must lie between 0 and the window's side less 1, here "
+                f"{window[axis] - 1}; Swin takes half a window, {window[axis] // 2}"
+            )
     window, shift, size = nn.ShiftedWindows(nn.Layer(), window, shift).plan(*real)
     return Layout(real, size, window, shift)
 
@@ -107,12 +110,11 @@ def receptive_field(at: Layout, blocks: int, place: Size | None = None, seed: in
     Raises:
         ValueError: if there is no block, or no such place.
     """
-    refuse(blocks < 1, f"blocks {blocks}: at least 1 is needed")
+    if blocks < 1:
+        raise ValueError(f"blocks {blocks}: at least 1 is needed")
     row, column = (at.real[0] // 2, at.real[1] // 2) if place is None else place
-    refuse(
-        not (0 <= row < at.real[0] and 0 <= column < at.real[1]),
-        f"place {row} {column} is not on the map of {by(at.real)}: its rows and columns count from 0",
-    )
+    if not (0 <= row < at.real[0] and 0 <= column < at.real[1]):
+        raise ValueError(f"place {row} {column} is not on the map of {by(at.real)}: its rows and columns count from 0")
     rng = np.random.default_rng(seed)
     network = [_block(at.window, at.shift if number % 2 else (0, 0), rng) for number in range(blocks)]
     first = np.zeros(at.real, dtype=np.int64)

@@ -28,8 +28,8 @@ def pair(size: Any) -> Size:
     Raises:
         ValueError: if it is neither a whole number nor two of them.
     """
-    sizes = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(sizes) != 2 or not all(isinstance(number, int | np.integer) for number in sizes):
+    sizes = size if isinstance(size, tuple | list) else (size, size)
+    if len(sizes) != 2 or not (isinstance(sizes[0], int | np.integer) and isinstance(sizes[1], int | np.integer)):
         raise ValueError(f"{size!r} is no size: give a whole number, or two of them for height and width")
     return int(sizes[0]), int(sizes[1])
 

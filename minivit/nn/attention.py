@@ -133,7 +133,7 @@ class Attention(Layer):
 
     def _project(self, heads: Array, rng: Any) -> tuple[Array, Back]:
         """The heads' outputs mixed by the output projection."""
-        return compose(heads, self.proj, lambda a: F.dropout(a, self.proj_drop, rng))
+        return compose(heads, self.proj, (lambda a: F.dropout(a, self.proj_drop, rng)) if self.proj_drop else None)
 
 
 class LinearHeadAttention(Attention):

@@ -61,4 +61,5 @@ class Block(Layer):
     def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Any) -> tuple[Array, Back]:
         """drop_path(layer(norm(x))), or drop_path(norm(layer(x)))."""
         order = (layer, norm) if self.post_norm else (norm, layer)
-        return compose(x, *order, lambda a, rng=rng: F.drop_path(a, self.drop_path, rng), rng=rng)
+        drop = (lambda a, rng: F.drop_path(a, self.drop_path, rng)) if self.drop_path and rng is not None else None
+        return compose(x, *order, drop, rng=rng)

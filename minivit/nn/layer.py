@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.device import array_module, owner
+from minivit.device import array_module
 from minivit.nn.parameter import Buffer, Param
 from minivit.protocol import Array, Back, compose, once
 
@@ -193,13 +193,18 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
         arguments: parameters, arrays and None. Whole numbers and arrays of them have no gradient.
         options: keyword arguments of the function that need no gradient.
     """
-    y, vjp = function(*[value.data if isinstance(value, Param) else value for value in arguments], **options)
-    takers = [value if isinstance(value, Param) else None for value in arguments if _has_gradient(value)]
+    data: list[Any] = []
+    takers: list[Param | None] = []  # of the gradients, in their order
+    for value in arguments:
+        taker = value if isinstance(value, Param) else None
+        data.append(value if taker is None else taker.data)
+        if taker is not None or value is None or getattr(value, "dtype", _WHOLE).kind in "fc":
+            takers.append(taker)
+    y, vjp = function(*data, **options)
 
     @once
     def back(*dy: Array) -> Any:
-        gradients = vjp(*dy)
-        callers = [id(owner(array)) for array in dy]
+        gradients, given = vjp(*dy), set(map(id, dy))
         returned = []
         for taker, gradient in zip(takers, gradients if isinstance(gradients, tuple) else (gradients,)):
             if gradient is None:
@@ -207,15 +212,14 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
             if taker is None:
                 returned.append(gradient)
             else:
-                # a function may hand back the very dy that it was given, which is the caller's
-                taker.accumulate(gradient, fresh=id(owner(gradient)) not in callers)
+                # dy is the caller's: a function may hand it back, or a view of it
+                taker.accumulate(gradient, fresh=gradient.base is None and id(gradient) not in given)
         return returned[0] if len(returned) == 1 else tuple(returned) or None
 
     return y, back
 
 
-def _has_gradient(value: Any) -> bool:
-    return value is None or isinstance(value, Param) or (hasattr(value, "dtype") and value.dtype.kind in "fc")
+_WHOLE = np.dtype(int)  # what has no dtype counts as whole numbers: it has no gradient
 
 
 def _is_array(value: Any) -> bool:

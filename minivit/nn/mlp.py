@@ -40,10 +40,11 @@ class Mlp(Layer):
         self.fc2 = Linear(hidden, dim, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        drop = (lambda a: F.dropout(a, self.drop, rng)) if self.drop else None
         return compose(
             x,
             self.fc1,  # (..., hidden): the linear map, then GELU
-            lambda a: F.dropout(a, self.drop, rng),
+            drop,
             self.fc2,  # (..., dim)
-            lambda a: F.dropout(a, self.drop, rng),
+            drop,
         )

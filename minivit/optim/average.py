@@ -9,7 +9,6 @@ from typing import Any
 
 from minivit.nn.layer import Layer
 from minivit.optim.optimizers import restore
-from minivit.protocol import refuse
 
 
 class ModelEma:
@@ -20,7 +19,8 @@ class ModelEma:
     """
 
     def __init__(self, model: Layer, decay: float = 0.999) -> None:
-        refuse(not 0 <= decay < 1, f"decay={decay} must lie in [0, 1)")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay} must lie in [0, 1)")
         self.model, self.decay, self.steps = model, decay, 0
         self.average = model.state_dict()
 

@@ -13,7 +13,6 @@ from math import prod
 from minivit.nn import Block, Recompute
 from minivit.nn.layer import Chain, Layer
 from minivit.optim.optimizers import Params
-from minivit.protocol import refuse
 
 # Parameters that weight decay would hurt: they are not weights of a product but places, offsets and gains.
 _UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
@@ -48,10 +47,12 @@ def layer_decay(model: Chain, rate: float) -> dict[str, float]:
     Source: Clark et al. 2020 (ELECTRA, section 3.1), and Bao et al. 2021 (BEiT) for images, whose code counts the
     layers of a ViT in this way.
     """
-    refuse(not 0 < rate <= 1, f"rate={rate} must lie in (0, 1]")
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate={rate} must lie in (0, 1]")
     stages = [stage for _, stage in model.leaves()]
     blocks = sum(_is_block(stage) for stage in stages)
-    refuse(not blocks, f"{type(model).__name__} has no blocks to count, so it has no layer-wise learning rates")
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no blocks to count, so it has no layer-wise learning rates")
     factors: dict[int, float] = {}
     above = 0  # blocks passed on the way down from the head
     for stage in reversed(stages):
@@ -78,7 +79,8 @@ def matching(params: Collection[str], patterns: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         names = {name for name in params if fnmatch.fnmatchcase(name, pattern)}
-        refuse(not names, f"no parameter matches {pattern!r}: {_near(params, pattern)}")
+        if not names:
+            raise ValueError(f"no parameter matches {pattern!r}: {_near(params, pattern)}")
         found |= names
     return found
 

@@ -15,7 +15,7 @@ from minivit.device import array_module
 from minivit.fast.dispatch import accelerated
 from minivit.fast.threads import in_threads, usable_cores
 from minivit.nn.parameter import Param
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 
 Params = dict[str, Param]
 
@@ -34,17 +34,18 @@ class Optimiser:
         no_decay: Collection[str],
         lr_scale: Mapping[str, float] | None = None,
     ) -> None:
-        refuse(not params, "the optimiser got no parameters")
-        fine = lr >= 0 and weight_decay >= 0  # also False for NaN
-        refuse(not fine, f"lr={lr} and weight_decay={weight_decay} must not be negative")
+        if not params:
+            raise ValueError("the optimiser got no parameters")
+        if not (lr >= 0 and weight_decay >= 0):  # also where one is NaN
+            raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative")
         scales = dict(lr_scale or {})
         for argument, names in (("no_decay", no_decay), ("lr_scale", scales)):
             unknown = [name for name in names if name not in params]
-            refuse(bool(unknown), f"{argument} names {unknown[:1]}, which is not among the {len(params)} parameters")
+            if unknown:
+                raise ValueError(f"{argument} names {unknown[:1]}, which is not among the {len(params)} parameters")
         for name, factor in scales.items():
-            refuse(
-                not 0 <= factor < float("inf"), f"lr_scale of {name!r} is {factor}: it must be 0 or more, and finite"
-            )
+            if not 0 <= factor < float("inf"):
+                raise ValueError(f"lr_scale of {name!r} is {factor}: it must be 0 or more, and finite")
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
         self.no_decay, self.lr_scale = frozenset(no_decay), scales
         self.steps = 0
@@ -90,8 +91,10 @@ def restore(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None
     """
     for name, array in arrays.items():
         found = tuple(state[name].shape) if name in state else None
-        refuse(found != array.shape, f"{owner} state {name}: expected shape {array.shape}, found {found}")
-    refuse("steps" not in state, f"{owner} state: expected an entry 'steps', found {sorted(state)[:3]}")
+        if found != array.shape:
+            raise ValueError(f"{owner} state {name}: expected shape {array.shape}, found {found}")
+    if "steps" not in state:
+        raise ValueError(f"{owner} state: expected an entry 'steps', found {sorted(state)[:3]}")
     for name, array in arrays.items():
         array[...] = array_module(array).asarray(state[name])
 
@@ -110,8 +113,10 @@ class SGD(Optimiser):
         lr_scale: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, no_decay, lr_scale)
-        refuse(not 0 <= momentum < 1, f"momentum={momentum} must lie in [0, 1)")
-        refuse(nesterov and momentum == 0, "nesterov=True needs a momentum above 0")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} must lie in [0, 1)")
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=True needs a momentum above 0")
         self.momentum, self.nesterov = momentum, nesterov
         self.velocity = (
             {name: array_module(p.data).zeros_like(p.data) for name, p in params.items()} if momentum else {}
@@ -200,15 +205,18 @@ class AdamW(Optimiser):
         lr_scale: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(params, lr, weight_decay, no_decay, lr_scale)
-        fine = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-        refuse(not fine, f"betas={betas} must be two numbers in [0, 1)")
-        refuse(eps < 0, f"eps={eps} must not be negative")
-        refuse(threads is not None and threads < 1, f"threads={threads} must be at least 1")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas} must be two numbers in [0, 1)")
+        if eps < 0:
+            raise ValueError(f"eps={eps} must not be negative")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads={threads} must be at least 1")
         self.betas, self.eps = betas, eps
         self.threads = usable_cores() if threads is None else threads
         first = next(iter(params.values())).data
         dtypes = {param.data.dtype for param in params.values()}
-        refuse(len(dtypes) > 1, f"the parameters have different dtypes {sorted(map(str, dtypes))}")
+        if len(dtypes) > 1:
+            raise ValueError(f"the parameters have different dtypes {sorted(map(str, dtypes))}")
         xp, size = array_module(first), sum(param.size for param in params.values())
         self.first, self.second = xp.zeros(size, first.dtype), xp.zeros(size, first.dtype)
         for param in params.values():

@@ -8,7 +8,6 @@ from __future__ import annotations
 from math import cos, pi
 
 from minivit.optim.optimizers import Params
-from minivit.protocol import refuse
 
 
 def clip_grad_norm(params: Params, max_norm: float) -> float:
@@ -16,7 +15,8 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
 
     A norm that is not finite is returned and nothing is scaled, so that the caller can skip the step.
     """
-    refuse(max_norm <= 0, f"max_norm={max_norm} must be positive")
+    if max_norm <= 0:
+        raise ValueError(f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
     lines = [grad.reshape(-1) for grad in grads]
     norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
@@ -31,8 +31,10 @@ def warmup_cosine(step: int, total: int, *, peak: float, warmup: int = 0, final:
 
     Step 0 has peak/warmup, not 0, so that no step is wasted. Source: Loshchilov and Hutter 2017 (SGDR).
     """
-    refuse(step < 0, f"step={step} must not be negative")
-    refuse(total < 1 or warmup < 0 or warmup > total, f"warmup={warmup} must lie between 0 and total={total}")
+    if step < 0:
+        raise ValueError(f"step={step} must not be negative")
+    if total < 1 or warmup < 0 or warmup > total:
+        raise ValueError(f"warmup={warmup} must lie between 0 and total={total}")
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -14,7 +14,7 @@ from minivit.functional import pair
 from minivit.models import configs
 from minivit.models.options import patch_grid
 from minivit.models.resnet import reduction
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 from minivit.weights.config_json import told
 
 Shapes = dict[str, tuple[int, ...]]
@@ -39,7 +39,8 @@ def arguments(
     shapes: Shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     said = told(config)
     empty = [name for name, shape in shapes.items() if 0 in shape]
-    refuse(bool(empty), f"{empty[:1]} holds no numbers: fetch the file again")
+    if empty:
+        raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")
     try:
         found = _vit(shapes, said, image) if model == "ViT" else _swin(model, shapes, said, buffers)
     except (KeyError, IndexError, ZeroDivisionError) as error:
@@ -75,13 +76,14 @@ def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
         found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, said.get("img_size"), image)
     elif "img_size" in said:
         found["img_size"] = said["img_size"]
-    refuse(
-        found["distilled"] and "head_dist.weight" not in shapes and bool(head),
-        "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has not: "
-        "choose num_classes=0 for the features, or another file",
-    )
+    if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
+        raise ValueError(
+            "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
+            "not: choose num_classes=0 for the features, or another file"
+        )
     heads = said.get("num_heads")
-    refuse(isinstance(heads, tuple), f"config.json says num_heads={heads!r:.60}, expected one number for a ViT")
+    if isinstance(heads, tuple):
+        raise ValueError(f"config.json says num_heads={heads!r:.60}, expected one number for a ViT")
     found["num_heads"] = heads or _vit_heads(found)
     return found
 
@@ -95,11 +97,11 @@ def _stem(shapes: Shapes) -> Arguments:
     layers: tuple[int, ...] = ()
     root = shapes.get(f"{backbone}.conv.weight")
     if root is None:
-        refuse(
-            f"{backbone}.stem.conv.weight" not in shapes,
-            f"its stem has {names[0]!r:.80}, and minivit has no other stem than a ResNetV2's, which begins with "
-            f"{backbone}.stem.conv.weight",
-        )
+        if f"{backbone}.stem.conv.weight" not in shapes:
+            raise ValueError(
+                f"its stem has {names[0]!r:.80}, and minivit has no other stem than a ResNetV2's, which begins with "
+                f"{backbone}.stem.conv.weight"
+            )
         root = shapes[f"{backbone}.stem.conv.weight"]
         stage = rf"{re.escape(backbone)}\.stages\."
         count = _count(shapes, rf"{stage}(\d+)\.")
@@ -117,7 +119,8 @@ def _image(places: int, found: Arguments, *sizes: Any) -> Any:
             if rows * columns == places:
                 return size
     side = isqrt(places)
-    refuse(side * side != places, f"pos_embed has {places} places, which make no square: say img_size=(H, W)")
+    if side * side != places:
+        raise ValueError(f"pos_embed has {places} places, which make no square: say img_size=(H, W)")
     step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
     return _short(tuple(side * length * step for length in pair(found["patch_size"])))
 
@@ -185,7 +188,8 @@ def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, said: Argumen
         if rows * columns == table[0]:
             return said["window_size"]
         side = isqrt(table[0])
-        refuse(side * side != table[0], f"{attention} has a table of {table[0]} offsets, which is of no square window")
+        if side * side != table[0]:
+            raise ValueError(f"{attention} has a table of {table[0]} offsets, which is of no square window")
         return (side + 1) // 2
     index = buffers.get(f"{attention}.relative_position_index")
     return isqrt(isqrt(index.size)) if index is not None else None
@@ -216,7 +220,8 @@ def _trained_window(buffers: dict[str, Array], stage: int) -> int:
 def _count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number at a place of the names."""
     count = 1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1)
-    refuse(count > len(shapes), f"{len(shapes)} arrays cannot make {count} blocks: check where it came from")
+    if count > len(shapes):
+        raise ValueError(f"{len(shapes)} arrays cannot make {count} blocks: check where it came from")
     return count
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.models import configs
-from minivit.protocol import refuse
 
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 # transformers' names for the arguments of ours that no shape shows
@@ -35,7 +34,8 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
             found[ours] = config[theirs]
     if "hidden_act" in config:
         known = isinstance(config["hidden_act"], str) and config["hidden_act"] in _ACTIVATIONS
-        refuse(not known, f"config.json says hidden_act={config['hidden_act']!r}, and minivit has only GELU")
+        if not known:
+            raise ValueError(f"config.json says hidden_act={config['hidden_act']!r}, and minivit has only GELU")
         found["gelu"] = _ACTIVATIONS[config["hidden_act"]]
     for name in ("img_size", "window_size", "pretrained_window_sizes", "num_heads"):
         if isinstance(found.get(name), list):
@@ -45,7 +45,8 @@ def told(config: dict[str, Any]) -> dict[str, Any]:
         kinds = float if name == "norm_eps" else int
         plain = name == "gelu" or all(type(each) in (int, kinds) and 0 <= each < 1e6 for each in numbers)
         plain = plain and not (name == "norm_eps" and value == 0)
-        refuse(not plain, f"config.json says {name}={value!r:.60}, which is no size: mend it, or remove the file")
+        if not plain:
+            raise ValueError(f"config.json says {name}={value!r:.60}, which is no size: mend it, or remove the file")
     return found
 
 

@@ -17,7 +17,7 @@ from minivit.checkpoint import save_arrays
 from minivit.device import to_numpy
 from minivit.files import write_atomically
 from minivit.models.options import patch_grid
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 from minivit.weights.layouts import LAYOUTS, Layout
 from minivit.weights.rules import translate
 
@@ -42,7 +42,8 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     if tables[0].rules:
         arrays = _translated(model, arrays | _tables(model, layout), tables)
     if layout == "google":
-        refuse(Path(path).suffix != ".npz", f"{path}: layout 'google' is an archive of NumPy's, name it .npz")
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"{path}: layout 'google' is an archive of NumPy's, name it .npz")
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_atomically(Path(path), buffer.getbuffer())
@@ -60,11 +61,10 @@ def _with_plain_positions(model: Any) -> dict[str, Array]:
         ("pos_embed", "relative", "has a bias for each block"),
         ("heads", "linear", "has maps that mix the heads"),
     ):
-        refuse(
-            config[name] == value,
-            f"{name}={value!r} {why}, which no other project knows: keep it with minivit.save",
-        )
-    refuse(config["patch_norm"], "patch_norm=True is in no other project's ViT: keep it with minivit.save")
+        if config[name] == value:
+            raise ValueError(f"{name}={value!r} {why}, which no other project knows: keep it with minivit.save")
+    if config["patch_norm"]:
+        raise ValueError("patch_norm=True is in no other project's ViT: keep it with minivit.save")
     if config["pos_embed"] not in ("none", "learned_1d"):
         table = to_numpy(model.embed.positions.table(patch_grid(config))[0])
         arrays = {name: array for name, array in arrays.items() if not name.startswith("pos_embed")}

@@ -14,7 +14,7 @@ import numpy as np
 from minivit import functional as F
 from minivit.models import Model
 from minivit.models.options import patch_grid
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 from minivit.weights.profiles import Profile
 
 HEADS = ("head.", "head_dist.")
@@ -71,10 +71,12 @@ def choose_classes(arrays: dict[str, Array], classes: Sequence[int]) -> dict[str
     """
     rows = np.asarray(classes)
     heads = [name for name in arrays if name.startswith(HEADS)]
-    refuse(not heads, "classes: the file has no head to choose from")
+    if not heads:
+        raise ValueError("classes: the file has no head to choose from")
     count = len(arrays[heads[0]])
     whole = rows.ndim == 1 and rows.size and rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < count
-    refuse(not whole, f"classes must be whole numbers from 0 to {count - 1}, got {classes!r:.60}")
+    if not whole:
+        raise ValueError(f"classes must be whole numbers from 0 to {count - 1}, got {classes!r:.60}")
     return {name: array[rows] if name in heads else array for name, array in arrays.items()}
 
 
@@ -85,7 +87,8 @@ def _positions(
     prefix = int(config.get("class_token", False)) + int(config.get("distilled", False))
     old, new = patch_grid(stored), patch_grid(config)
     known = old[0] * old[1] == array.shape[1] - prefix and new[0] * new[1] == places - prefix
-    refuse(not known, f"the positions' {array.shape[1] - prefix} places are no grid of {old[0]} x {old[1]}")
+    if not known:
+        raise ValueError(f"the positions' {array.shape[1] - prefix} places are no grid of {old[0]} x {old[1]}")
     resized, _ = F.resize_grid(array[0, prefix:].reshape(*old, -1), new, **resize)  # (gh, gw, D)
     return np.concatenate((array[:, :prefix], resized.reshape(1, new[0] * new[1], -1)), axis=1)
 
@@ -93,7 +96,8 @@ def _positions(
 def _biases(array: Array, shape: tuple[int, ...], resize: dict[str, Any] | None) -> Array:
     """((2M-1)^2, H) resampled as a grid of offsets."""
     old, new = (round(rows**0.5) for rows in (array.shape[0], shape[0]))
-    refuse(old * old != len(array) or new * new != shape[0], "tables of windows that are not square stay as they are")
+    if old * old != len(array) or new * new != shape[0]:
+        raise ValueError("tables of windows that are not square stay as they are")
     grid = array.reshape(old, old, -1)
     if resize is None:
         matrix = stretch_matrix(old, new).astype(array.dtype)

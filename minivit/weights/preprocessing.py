@@ -14,7 +14,6 @@ from minivit.data.batches import MNIST_MEAN, MNIST_STD
 from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from minivit.functional.permutations import Size, pair
 from minivit.models import Model, ViT
-from minivit.protocol import refuse
 from minivit.weights.recognise import Recognised, StrPath, recognise
 
 _IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -77,7 +76,8 @@ def preprocessing(source: StrPath | Recognised, model: Model) -> Preprocess:
     """
     found = source if isinstance(source, Recognised) else recognise(source)
     channels = model.config["in_chans"]
-    refuse(channels not in (1, 3), f"in_chans={channels}: a picture has 3 channels, or 1 if it is gray")
+    if channels not in (1, 3):
+        raise ValueError(f"in_chans={channels}: a picture has 3 channels, or 1 if it is gray")
     file = found.weights.path.with_name("preprocessor_config.json")
     config = found.weights.config
     cfg = config.get("pretrained_cfg", config)  # older files of timm's have its keys at the top
@@ -137,7 +137,8 @@ def _size(said: Any) -> Size:
 def _timm(cfg: dict[str, Any]) -> dict[str, Any]:
     """Settings from timm's pretrained_cfg; what it leaves out is 0.875 and bilinear there (data/constants.py)."""
     mode = cfg.get("crop_mode") or "center"
-    refuse(mode not in ("center", "squash"), f"crop_mode={mode!r} is not known here, only 'center' and 'squash'")
+    if mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode={mode!r} is not known here, only 'center' and 'squash'")
     return {
         "size": tuple(cfg["input_size"][1:]) if "input_size" in cfg else None,
         "crop": cfg.get("crop_pct") or 0.875,

@@ -21,7 +21,7 @@ from minivit.device import owner
 from minivit.functional import pair
 from minivit.models import MODELS, Model, configs
 from minivit.models.options import patch_grid
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 from minivit.random import UNSET
 from minivit.weights import architecture, hub
 from minivit.weights.fit import HEADS, choose_classes, fit
@@ -82,7 +82,8 @@ def from_pretrained(
         CheckpointError: if the file is unreadable, of no known source, or makes no model; if a download fails.
         ValueError: for an unknown profile or argument.
     """
-    refuse(profile not in (None, *PROFILES), f"profile={profile!r}: choose one of {', '.join(map(repr, PROFILES))}")
+    if profile not in (None, *PROFILES):
+        raise ValueError(f"profile={profile!r}: choose one of {', '.join(map(repr, PROFILES))}")
     named = isinstance(path, str) and not os.path.exists(path)
     found = recognise(hub.fetch(str(path), report=report) if named else path)
     asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
