@@ -31,7 +31,7 @@ BATCHES, SIDES, DEPTHS = (8, 16, 32, 64, 128), (16, 24, 32, 48, 64), (1, 2, 4, 8
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FIGURE = DOCS / "performance.md", DOCS / "images" / "growth.svg"
 MARKERS = "<!-- measured by benchmarks/growth.py -->", "<!-- end of what was measured by benchmarks/growth.py -->"
-COLOUR, MARKER = "#0072B2", "o"  # colour-blind safe (Okabe and Ito 2008)
+COLOR, MARKER = "#0072B2", "o"  # color-blind safe (Okabe and Ito 2008)
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def draw(work: list[Axis], growths: dict[str, Growth], path: Path) -> None:
     for panel, axis in zip(panels.flat, work):
         growth, amounts = growths[axis.name], axis.amounts
         label = f"measured: {axis.name} to the {growth.exponent()[0]:.2f}"
-        look = {"color": COLOUR, "marker": MARKER, "ms": 5}
+        look = {"color": COLOR, "marker": MARKER, "ms": 5}
         lines = [panel.errorbar(amounts, growth.median, growth.spread(), label=label, **look)]
         label = f"as its multiply-adds: to the {growth.exponent_of_macs():.2f}"
-        lines += panel.plot(amounts, growth.as_macs_grow(), color=COLOUR, lw=0.9, ls="--", label=label)
+        lines += panel.plot(amounts, growth.as_macs_grow(), color=COLOR, lw=0.9, ls="--", label=label)
         panel.set(xscale="log", yscale="log", title=axis.name.capitalize(), xlabel=axis.remark)
         panel.set_xticks(amounts, [str(amount) for amount in amounts])
         low, high = panel.get_ylim()

@@ -27,7 +27,7 @@ _compiled: dict[str, tuple[Any, float]] = {}  # what this process has compiled, 
 
 
 class JaxSide:
-    """One model, its optimiser and its batch; `variant` is one of `VARIANTS`."""
+    """One model, its optimizer and its batch; `variant` is one of `VARIANTS`."""
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         self.case, self.threads, self.variant = case, threads, variant

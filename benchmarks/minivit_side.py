@@ -18,7 +18,7 @@ from minivit.parallel import DataParallel
 
 
 class MinivitSide:
-    """One model, its optimiser and its batch; `variant` is one of the architecture's, or "recompute"."""
+    """One model, its optimizer and its batch; `variant` is one of the architecture's, or "recompute"."""
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         self.task, self.threads = case.task, threads
@@ -32,7 +32,7 @@ class MinivitSide:
         self.parallel = DataParallel(self.model, threads=threads, loss=F.softmax_cross_entropy)
         params = self.model.parameters()
         settings = {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "no_decay": start.no_decay}
-        self.optimiser = AdamW(params, **settings, threads=threads)
+        self.optimizer = AdamW(params, **settings, threads=threads)
 
     def describe(self) -> dict[str, str]:
         blas = next((pool for pool in threadpool_info() if pool["user_api"] == "blas"), None)
@@ -49,16 +49,16 @@ class MinivitSide:
         if self.task == "infer":
             self.model.predict(self.images)
             return 0.0
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss = self.parallel.loss_and_grad(self.images, self.labels, label_smoothing=LABEL_SMOOTHING)
-        self.optimiser.step()
+        self.optimizer.step()
         return loss
 
     def outcome(self) -> dict[str, np.ndarray]:
         """What both sides must agree on before anything is timed: all gradients, or the logits."""
         if self.task == "infer":
             return {"logits": self.model.predict(self.images)}
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.parallel.loss_and_grad(self.images, self.labels, label_smoothing=LABEL_SMOOTHING)
         return {name: param.grad for name, param in self.model.parameters().items()}
 

@@ -1,7 +1,7 @@
 """Does minivit compute what the projects compute whose weights it reads? One table of logits and of all gradients.
 
 Each row writes a small model with random weights as its project publishes it, names, tables and file format, reads the
-file with `minivit.weights.from_pretrained`, and compares. Hugging Face's models are those that are installed; the
+file with `minivit.pretrained.from_pretrained`, and compares. Hugging Face's models are those that are installed; the
 others are in torch_published.py, written from their sources. Next: results.py.
 
     python benchmarks/parity_table.py                       # every row; exit code 1 if one fails
@@ -26,7 +26,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 # the names that projects publish, and the twins in transformers, are shared with the tests
-sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "tests", "tests/parity")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "tests", "tests/tools", "tests/parity")]
 
 import published_names as names  # noqa: E402
 import results  # noqa: E402
@@ -41,8 +41,8 @@ from torch_published import Numerics  # noqa: E402
 
 import minivit  # noqa: E402
 from minivit import Swin, SwinV2, ViT  # noqa: E402
-from minivit.functional.permutations import pair  # noqa: E402
-from minivit.weights import from_pretrained  # noqa: E402
+from minivit.pretrained import from_pretrained  # noqa: E402
+from minivit.sizes import pair  # noqa: E402
 
 Arrays = dict[str, np.ndarray]
 BARS = {

@@ -153,7 +153,7 @@ def products_of(side: MinivitSide) -> Counter[Product]:
 
 
 def prepare(case: Case, variant: str, threads: int, images: int | None = None) -> MinivitSide:
-    """A case in this process, with the first so many images of its batch; weights are as initialised."""
+    """A case in this process, with the first so many images of its batch; weights are as initialized."""
     batch, labels = draw_batch(case)
     return MinivitSide(case, Start(batch[:images], labels[:images], start_of(case)[1]), threads, variant)
 

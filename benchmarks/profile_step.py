@@ -11,7 +11,7 @@ the last one, "python and the rest", add up to the step.
 
 - `linear 64 to 192`, `layer_norm` and others are functions of `minivit.functional`; "forward" is the call, "backward"
   the call of the back it returned. What runs within a back counts as backward, also a forward pass computed again.
-- `nn.*` are layers: what they do besides, such as a block's residual additions. `Param.accumulate` adds gradients.
+- `nn.*` are layers: what they do besides, such as a block's residual additions. `Parameter.accumulate` adds gradients.
 - `AdamW`, with its update `adamw`, and `clip_grad_norm` are neither forward nor backward; the loss is both.
 - "products" is what the BLAS products of a row take alone, each in its own shape and layout, its operands in the cache
   (`products.py`); "beyond" is the row's time less that: element-wise work, copies, cache misses, and Python's calls.
@@ -143,7 +143,7 @@ def patched(profile: Profile) -> Iterator[None]:
                 for attribute in [name for name, value in vars(module).items() if value is old]:
                     put(module, attribute, new)
         put(Layer, "__call__", profile.timed(_layer_name, Layer.__call__))
-        put(nn.Param, "accumulate", profile.timed("Param.accumulate", nn.Param.accumulate))
+        put(nn.Parameter, "accumulate", profile.timed("Parameter.accumulate", nn.Parameter.accumulate))
         for method in ("_pieces", "_update"):  # not `step`, which waits for the threads in which these run
             put(optim.AdamW, method, profile.timed("AdamW", getattr(optim.AdamW, method), UPDATE))
         yield
@@ -179,17 +179,17 @@ def step(side: MinivitSide, clip: bool) -> None:
     if not clip:
         side.step()
         return
-    update = side.optimiser.step
+    update = side.optimizer.step
 
     def clipped_update() -> None:
-        optim.clip_grad_norm(side.optimiser.params, 1.0)
+        optim.clip_grad_norm(side.optimizer.params, 1.0)
         update()
 
-    side.optimiser.step = clipped_update  # type: ignore[method-assign]
+    side.optimizer.step = clipped_update  # type: ignore[method-assign]
     try:
         side.step()
     finally:
-        del side.optimiser.step  # the class's comes back
+        del side.optimizer.step  # the class's comes back
 
 
 def step_times(side: MinivitSide, steps: int, clip: bool) -> np.ndarray:

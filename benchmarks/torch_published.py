@@ -175,7 +175,7 @@ def _continuous_bias(p: Params, name: str, config: dict[str, Any], stage: int, w
 
 
 def _merge(p: Params, name: str, x: Tensor, second: bool, how: Numerics) -> Tensor:
-    """A map (B, H, W, D) -> (B, H/2, W/2, 2D); neighbours stand down before right."""
+    """A map (B, H, W, D) -> (B, H/2, W/2, 2D); neighbors stand down before right."""
     x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
     x = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
     if second:

@@ -1,6 +1,6 @@
 """The ResNet stem of the hybrid ViT in plain PyTorch, written the usual way, with timm's parameter names.
 
-Weights are standardised by PyTorch's fused batch norm, as timm does it. Next: `torch_vit.py`, which cuts its map.
+Weights are standardized by PyTorch's fused batch norm, as timm does it. Next: `torch_vit.py`, which cuts its map.
 """
 
 from __future__ import annotations

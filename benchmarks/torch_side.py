@@ -20,7 +20,7 @@ MODELS = {"ViT": TorchViT, "Swin": TorchSwin}  # by the architecture's name
 
 
 class TorchSide:
-    """One model, its optimiser and its batch; `variant` is "sdpa" or "plain", with "compile " before it or not."""
+    """One model, its optimizer and its batch; `variant` is "sdpa" or "plain", with "compile " before it or not."""
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         torch.set_num_threads(threads)
@@ -33,11 +33,11 @@ class TorchSide:
         # the loss is compiled together with the model, so that the compiler sees all it could fuse
         call = self._loss if self.task == "train" else self.model
         self.call = torch.compile(call) if variant != kind else call
-        self.optimiser = self._adamw(start.no_decay) if self.task == "train" else None
+        self.optimizer = self._adamw(start.no_decay) if self.task == "train" else None
 
     def describe(self) -> dict[str, str]:
-        optimiser = "" if self.optimiser is None else "fused AdamW" if self.optimiser.defaults["fused"] else "AdamW"
-        return {"library": f"torch {torch.__version__}", "blas": _blas(), "detail": optimiser}
+        optimizer = "" if self.optimizer is None else "fused AdamW" if self.optimizer.defaults["fused"] else "AdamW"
+        return {"library": f"torch {torch.__version__}", "blas": _blas(), "detail": optimizer}
 
     def check_threads(self) -> None:
         found = torch.get_num_threads()
@@ -45,22 +45,22 @@ class TorchSide:
 
     def step(self) -> float:
         """One step of training, or one forward pass; returns the loss, or 0."""
-        if self.optimiser is None:
+        if self.optimizer is None:
             with torch.inference_mode():
                 self.call(self.images)
             return 0.0
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss = self.call(self.images, self.labels)
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         return loss.item()
 
     def outcome(self) -> dict[str, np.ndarray]:
         """What both sides must agree on before anything is timed: all gradients, or the logits."""
-        if self.optimiser is None:
+        if self.optimizer is None:
             with torch.inference_mode():
                 return {"logits": self.call(self.images).numpy()}
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.call(self.images, self.labels).backward()
         return {name: param.grad.numpy() for name, param in self.model.named_parameters()}
 

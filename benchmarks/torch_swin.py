@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_vit import Mlp
 
-FORBIDDEN = -100.0  # added to the scores of places that only the shift has made neighbours, as published
+FORBIDDEN = -100.0  # added to the scores of places that only the shift has made neighbors, as published
 
 
 class WindowAttention(nn.Module):
@@ -173,7 +173,7 @@ def offsets(window: int, table: int) -> Tensor:
 
 
 def seam(side: int, window: int, shift: int) -> Tensor:
-    """(nW, 1, N, N): 0 where two places were neighbours before the shift, `FORBIDDEN` where they were not."""
+    """(nW, 1, N, N): 0 where two places were neighbors before the shift, `FORBIDDEN` where they were not."""
     place = torch.arange(side)
     band = (place >= side - window).long() + (place >= side - shift).long()
     regions = cut((3 * band[:, None] + band[None, :]).view(1, side, side, 1), window)[0, :, :, 0]  # (nW, N)

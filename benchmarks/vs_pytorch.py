@@ -24,7 +24,7 @@ import results
 from cases import CASES, Case
 from turns import PAUSE, QUIET, TURN, Side, SideFailed, Variant, make_start, take_turns
 
-LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimisers must agree as well
+LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimizers must agree as well
 TRIAL_ROUNDS = 5
 # variables that make a library use other instructions than it would choose for this processor
 CHANGED_BY = ("MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")

@@ -37,7 +37,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, FIGURE = DOCS / "why_swin_is_linear.md", DOCS / "images" / "window_scaling.svg"
 MARKERS = "<!-- measured by benchmarks/window_scaling.py -->", "<!-- end of what was measured -->"
 
-# colour-blind safe (Okabe and Ito 2008), and apart in grey print through their markers
+# color-blind safe (Okabe and Ito 2008), and apart in gray print through their markers
 STYLES = {"window": ("#0072B2", "o"), "global": ("#D55E00", "s")}
 
 
@@ -122,11 +122,11 @@ def draw(lines: Lines, path: Path) -> None:
     for panel, name in zip(panels, (LAYER, PROPER)):
         drawn = []
         for kind in reversed(KINDS):  # the legend in the order of the lines
-            line, (colour, marker) = lines[name, kind], STYLES[kind]
-            label, look = f"{kind}, measured: area to the {line.exponent()[0]:.2f}", {"color": colour, "marker": marker}
+            line, (color, marker) = lines[name, kind], STYLES[kind]
+            label, look = f"{kind}, measured: area to the {line.exponent()[0]:.2f}", {"color": color, "marker": marker}
             drawn.append(panel.errorbar(line.amounts, line.median, line.spread(), ms=5, label=label, **look))
             label = f"{kind}, as its multiply-adds: to the {line.exponent_of_macs():.2f}"
-            drawn += panel.plot(line.amounts, line.as_macs_grow(), color=colour, lw=0.9, ls="--", label=label)
+            drawn += panel.plot(line.amounts, line.as_macs_grow(), color=color, lw=0.9, ls="--", label=label)
         panel.set(xscale="log", yscale="log", title=name, xlabel="area of the image (pixels)")
         panel.set_xticks(np.square(SIZES), [f"{size}²" if size in (112, 168, 224, 336, 448) else "" for size in SIZES])
         panel.yaxis.set_major_formatter("{x:g}")

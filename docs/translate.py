@@ -21,7 +21,6 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 MESSAGES = DOCS / "locale" / "zh_CN" / "LC_MESSAGES"
 BUILD = DOCS / "_build"
-MAY_STAY_ENGLISH = {"index": "Reading order"}  # from this heading on: a line for each file, like the files in English
 
 # what a translation must keep: code, formulas, and where links lead
 MARKUP = re.compile(r"`+[^`]+`+|\$[^$]+\$|(?<=\])\([^()\s]+\)")
@@ -47,15 +46,7 @@ def pages() -> list[str]:
     return sorted(chinese_pages())
 
 
-def captions() -> set[str]:
-    """The sidebar's own words, which stand behind the text of the first page."""
-    from site_pages import NAVIGATION
-
-    named = [page.partition(" <")[0] for pages in NAVIGATION.values() for page in pages if "<" in page]
-    return {*NAVIGATION, *named}
-
-
-def read_catalogue(path: Path) -> Any:
+def read_catalog(path: Path) -> Any:
     from babel.messages import Catalog, pofile
 
     if not path.exists():
@@ -69,34 +60,33 @@ def update(templates: Path, page: str) -> None:
     from babel.messages import pofile
 
     path = MESSAGES / f"{page}.po"
-    catalogue = read_catalogue(path)
-    catalogue.update(read_catalogue(templates / f"{page}.pot"), no_fuzzy_matching=False)
-    for message in catalogue:  # Babel takes every % and { for a format of strings; ours are prose
+    catalog = read_catalog(path)
+    catalog.update(read_catalog(templates / f"{page}.pot"), no_fuzzy_matching=False)
+    for message in catalog:  # Babel takes every % and { for a format of strings; ours are prose
         message.flags -= {"python-format", "python-brace-format"}
-    catalogue.fuzzy = False
+    catalog.fuzzy = False
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        pofile.write_po(file, catalogue, width=120, omit_header=True, ignore_obsolete=True)
+        pofile.write_po(file, catalog, width=120, omit_header=True, ignore_obsolete=True)
 
 
 def faults(templates: Path, page: str) -> list[str]:
     """What is missing in a page's Chinese text, a line for each paragraph."""
-    have = read_catalogue(MESSAGES / f"{page}.po")
-    result, optional = [], False
-    for message in read_catalogue(templates / f"{page}.pot"):
+    have = read_catalog(MESSAGES / f"{page}.po")
+    result = []
+    for message in read_catalog(templates / f"{page}.pot"):
         if not message.id:
             continue
-        optional = (optional or message.id == MAY_STAY_ENGLISH.get(page)) and message.id not in captions()
-        fault = fault_of(message.id, have.get(message.id), optional)
+        fault = fault_of(message.id, have.get(message.id))
         if fault:
             text = message.id if len(message.id) <= 90 else message.id[:87] + "..."
             result.append(f"docs/{page}: {fault}: {text}")
     return result
 
 
-def fault_of(text: str, translation: Any, optional: bool = False) -> str | None:
+def fault_of(text: str, translation: Any) -> str | None:
     if translation is None or not translation.string:
-        return None if optional or not WORD.search(MARKUP.sub("", text)) else "no Chinese for the paragraph"
+        return None if not WORD.search(MARKUP.sub("", text)) else "no Chinese for the paragraph"
     if translation.fuzzy:
         return "the Chinese is older than the paragraph"
     if Counter(MARKUP.findall(text)) != Counter(MARKUP.findall(translation.string)):

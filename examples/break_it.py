@@ -24,7 +24,8 @@ import minivit
 from minivit import data, nn, optim
 from minivit import functional as F
 from minivit.models import Model
-from minivit.protocol import Array, once, refuse
+from minivit.protocol import Array, once
+from minivit.sizes import pair
 from minivit.train import command_line
 
 # --- two whole models, and what they learn --------------------------------------------------------------------------
@@ -48,7 +49,7 @@ class Images(NamedTuple):  # (B, 1, H, W), and labels (B,)
 
 def digits(mnist: data.Mnist, count: int = 4000) -> Images:
     """`count` images of MNIST to learn from, 1,000 others to be tested on."""
-    learn, test = (data.normalise(part[:, None]) for part in (mnist.train_images[:count], mnist.test_images[:1000]))
+    learn, test = (data.normalize(part[:, None]) for part in (mnist.train_images[:count], mnist.test_images[:1000]))
     return Images(learn, mnist.train_labels[:count], test, mnist.test_labels[:1000])
 
 
@@ -270,7 +271,8 @@ class Outcome(NamedTuple):
 
 def learn(name: str, images: Images, epochs: int = 4, seed: int = 0, batch: int = 50) -> Outcome:
     """Train what a switch leaves, with AdamW, clipping, a rising and falling rate, and one order for all switches."""
-    refuse(epochs < 1, f"epochs={epochs}: choose at least 1")
+    if epochs < 1:
+        raise ValueError(f"epochs={epochs}: choose at least 1")
     model, lr = build(name, seed), 5e-3 if SWITCHES[name].swin else 8e-3  # the whole models learn well at these
     opt = optim.AdamW(model.parameters(), lr, no_decay=optim.no_decay(model), threads=1)
     steps = data.num_batches(len(images.learn), batch)
@@ -309,7 +311,7 @@ def block_gradients(model: Any) -> tuple[float, float]:
 def check(name: str) -> str:
     """What `check_vjp` says of a small copy of the model, in float64, with two images: "passes", or what is wrong."""
     model = build(name, **TINY[SWITCHES[name].swin], dtype="float64")
-    images = np.random.default_rng(0).standard_normal((2, 1, *F.pair(model.config["img_size"])))
+    images = np.random.default_rng(0).standard_normal((2, 1, *pair(model.config["img_size"])))
     try:
         minivit.check_vjp(model, images, rng_seed=1)
     except minivit.GradientError as error:

@@ -16,7 +16,7 @@ class RMSNorm(nn.Layer):
     """y = gain * x / rms, rms = sqrt(mean(x^2) + eps): (..., D) -> (..., D)."""
 
     def __init__(self, dim, eps=1e-6):
-        self.gain = nn.Param(np.ones(dim))
+        self.gain = nn.Parameter(np.ones(dim))
         self.eps = eps
 
     def forward(self, x, rng=None):

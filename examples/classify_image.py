@@ -16,19 +16,19 @@ import numpy as np
 from minivit import explain
 from minivit import functional as F
 from minivit.data import read_image
+from minivit.data.labels import labels_beside, read_labels
 from minivit.device import to_device, to_numpy
-from minivit.explain.attention_pictures import write_explanation
+from minivit.draw.attention import write_explanation
 from minivit.models import ViT
-from minivit.weights import from_pretrained, hub
-from minivit.weights.labels import labels_beside, read_labels
-from minivit.weights.preprocessing import preprocessing
-from minivit.weights.recognise import recognise
+from minivit.pretrained import from_pretrained, hub
+from minivit.pretrained.preprocessing import preprocessing
+from minivit.pretrained.recognition import recognize
 
 
 def load(args):
     """The model, what prepares pictures for it, and the names of its classes."""
     path = args.weights if Path(args.weights).exists() else hub.fetch(args.weights, report=print)
-    found, model = recognise(path), from_pretrained(path, profile=args.profile)
+    found, model = recognize(path), from_pretrained(path, profile=args.profile)
     if model.num_classes == 0:
         raise ValueError(f"{args.weights} has no classifier: take weights that were trained to name classes")
     prepare = preprocessing(found, model)

@@ -5,7 +5,7 @@
     python examples/compare_positions.py --kinds none learned_1d --seeds 0 --json runs/positions.json
 
 Each kind of position is trained on the images as they are, and as a control on images whose patches were put in another
-order, the same for all images: what a kind knows of rows, columns and neighbours is then wrong. docs/positions.md has
+order, the same for all images: what a kind knows of rows, columns and neighbors is then wrong. docs/positions.md has
 the results and what they mean.
 """
 
@@ -26,9 +26,9 @@ import numpy as np
 import minivit
 from minivit import data, optim
 from minivit import functional as F
-from minivit.files import write_atomically
+from minivit.io.atomic import write_atomically
 from minivit.parallel import DataParallel
-from minivit.protocol import Array, refuse
+from minivit.protocol import Array
 from minivit.train import command_line, fingerprint
 
 KINDS = {
@@ -90,7 +90,7 @@ def accuracy_of(kind: str, seed: int, mnist: tuple[Array, ...], recipe: Recipe, 
             step.loss_and_grad(x, y)
             optim.clip_grad_norm(opt.params, 1.0)
             opt.step()
-    logits = step.predict(data.normalise(test_images))
+    logits = step.predict(data.normalize(test_images))
     return float((logits.argmax(axis=1) == test_labels).mean())
 
 
@@ -119,10 +119,10 @@ def read(path: Path | None, settings: dict[str, Any]) -> Scores:
     if path is None or not path.exists():
         return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
-    refuse(
-        stored["settings"] != settings,
-        f"--json {path} holds runs with other settings {stored['settings']}: name another file, or delete it",
-    )
+    if stored["settings"] != settings:
+        raise ValueError(
+            f"--json {path} holds runs with other settings {stored['settings']}: name another file, or delete it"
+        )
     return {(kind, order, seed): score for kind, order, seed, score in stored["scores"]}
 
 
@@ -167,7 +167,7 @@ def draw(scores: Scores, path: Path) -> None:
     """The mistakes of each kind: a mark for each seed, for both orders."""
     from matplotlib import rc_context
 
-    from minivit.explain import figures
+    from minivit.draw import figures
 
     kinds = [kind for kind in KINDS if of_seeds(scores, kind, "image")]
     figure, axes = figures.new(width=8.0, height=3.6)
@@ -196,7 +196,8 @@ def scaling() -> Any:
 def main(args: argparse.Namespace) -> None:
     """All runs, then the table; with --write also the page and its figure."""
     partial = args.quick or set(args.kinds) != set(KINDS)
-    refuse(args.write and partial, "--write makes a page about all kinds in full: leave --kinds and --quick out")
+    if args.write and partial:
+        raise ValueError("--write makes a page about all kinds in full: leave --kinds and --quick out")
     mnist = data.load_mnist(args.data or os.environ.get("MINIVIT_MNIST"))
     recipe = Recipe(args.epochs or Recipe.epochs, lr=args.lr)
     if args.quick:

@@ -5,14 +5,14 @@
     python examples/explain_swin.py --map 16 --part swin_reach        # only one part of the picture
 
 Prints everything as text and draws it as one picture, explain_swin.png and .svg in the folder --out. The numbers come
-from the functions that the models use, put together in minivit/explain/windows.py. docs/derivations/windows.md
+from the functions that the models use, put together in minivit/observe/windows.py. docs/derivations/windows.md
 explains them.
 """
 
 import argparse
 
 from minivit import explain
-from minivit.explain.window_pictures import PARTS, write_pictures
+from minivit.draw.windows import PARTS, write_pictures
 
 
 def pair(name, numbers):

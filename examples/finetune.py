@@ -24,10 +24,10 @@ import minivit
 from minivit import data, optim
 from minivit.data.folder import split_folder
 from minivit.models import Model
+from minivit.pretrained.preprocessing import preprocessing
 from minivit.train import command_line, report
 from minivit.train.finetuning import Recipe, fine_tune, head_names, overview, usual_lr
 from minivit.train.tasks import Task, folder_task, mnist_task
-from minivit.weights.preprocessing import preprocessing
 
 
 def arguments() -> argparse.Namespace:

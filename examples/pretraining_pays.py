@@ -5,7 +5,7 @@
 
 The first model sees 60,000 digits without their labels and learns by which quarter turn each was rotated (Gidaris et
 al. 2018, "Unsupervised Representation Learning by Predicting Image Rotations"). Then both learn to read from the same
-1,000 labelled digits. docs/pretraining.md has the results and what they mean.
+1,000 labeled digits. docs/pretraining.md has the results and what they mean.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def rotation_task(mnist: data.Mnist) -> Task:
         held_out=Part(watch[:, 0], quarters),  # seen in training, in other turns: it only shows that learning goes on
         test=None,
         preprocess=data.Preprocess(images.shape[1:], mean=(data.MNIST_MEAN,), std=(data.MNIST_STD,)),
-        prepare=data.normalise,
+        prepare=data.normalize,
         batches=partial(data.batches, images, nothing, augment=data.chain(data.shift, mix=turn)),
         fingerprint=train.fingerprint(images),
     )
@@ -82,12 +82,12 @@ def pretrained(mnist: data.Mnist, args: argparse.Namespace) -> Path:
 def test_accuracy(
     mnist: data.Mnist, weights: Path, side: str, epochs: int, seed: int, args: argparse.Namespace
 ) -> float:
-    """Of a model that has learned from the labelled images."""
+    """Of a model that has learned from the labeled images."""
     if side == "pretrained":
         model = minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)
     else:
         model = minivit.ViT(**QUICK, seed=seed)
-    task = mnist_task(mnist, args.labelled, seed)
+    task = mnist_task(mnist, args.labeled, seed)
     out = args.out / f"{side.replace(' ', '-')}-{epochs}-{seed}"
     outcome = run(model, task, replace(SIDES[side], epochs=epochs), out, seed, args.threads)
     print(f"seed {seed}, {epochs} epochs, {side}: {outcome.test:.2%} after {outcome.seconds:.0f} s", flush=True)
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
     }
     text = table(scores, args.seeds)
     (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\ntest accuracy over {len(mnist.test_labels):,} images, {args.labelled:,} labelled ones to learn from\n")
+    print(f"\ntest accuracy over {len(mnist.test_labels):,} images, {args.labeled:,} labeled ones to learn from\n")
     print(text)
 
 
@@ -127,9 +127,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining_pays"), help="folder for runs and table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of images, weights, order")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 160, 640], help="over the labelled images")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 160, 640], help="over the labeled images")
     parser.add_argument("--pretraining-epochs", type=int, default=PRETRAINING.epochs, help="over all images")
-    parser.add_argument("--labelled", type=int, default=1000, help="images with labels, the same number of each digit")
+    parser.add_argument("--labeled", type=int, default=1000, help="images with labels, the same number of each digit")
     parser.add_argument("--threads", type=int, default=1, help="1 by default: the model is small")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return parser.parse_args()

@@ -108,13 +108,13 @@ def main(args: argparse.Namespace) -> None:
             average.update()
             run.log(loss, criterion.take_correct(), len(x))
         average.swap()  # the averaged weights are evaluated, the others trained
-        held_out_accuracy, _ = accuracy(step.predict, held_out_images, held_out_labels, data.normalise, args.device)
+        held_out_accuracy, _ = accuracy(step.predict, held_out_images, held_out_labels, data.normalize, args.device)
         average.swap()
         run.end_epoch(opt.lr, held_out_accuracy)
 
     # Evaluation of the averaged weights, once, on images that nothing above has used.
     average.swap()
-    test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalise, args.device)
+    test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalize, args.device)
     result = f"{100 * test_accuracy:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
 
     # Report: the model, three pictures, and a model card.

@@ -15,17 +15,17 @@ from minivit.version import __version__
 
 if TYPE_CHECKING:
     from minivit import data, explain, train
-    from minivit.checkpoint import CheckpointError, save
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
-    from minivit.weights import export, from_pretrained, load  # type: ignore[no-redef]  # a module has the name too
+    from minivit.io.safetensors import CheckpointError
+    from minivit.pretrained import export, from_pretrained, load, save  # type: ignore[no-redef]
 
 # imported when they are first asked for: a third of what `import minivit` would take
 _LATER = {
-    "minivit.checkpoint": ("CheckpointError", "save"),
+    "minivit.io.safetensors": ("CheckpointError",),
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
-    "minivit.weights": ("export", "from_pretrained", "load"),
+    "minivit.pretrained": ("export", "from_pretrained", "load", "save"),
 }
-_MODULES = ("data", "explain", "train", "weights")
+_MODULES = ("data", "explain", "pretrained", "train", "weights")
 
 
 def __getattr__(name: str) -> Any:

@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minivit.checkpoint import CheckpointError
+from minivit.io.safetensors import CheckpointError
 from minivit.models import configs, create_model, list_models
+from minivit.pretrained import export, from_pretrained
+from minivit.pretrained.layouts import LAYOUTS
+from minivit.pretrained.plan import plan_of
+from minivit.pretrained.recognition import Recognized, recognize
 from minivit.summary import summary
 from minivit.version import __version__
-from minivit.weights import export, from_pretrained
-from minivit.weights.layouts import LAYOUTS
-from minivit.weights.pretrained import plan_of
-from minivit.weights.recognise import Recognised, recognise
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that wrote to nobody
 
@@ -42,7 +42,7 @@ def _kind(config: dict[str, Any]) -> str:
     return "SwinV2" if "pretrained_window_sizes" in config else "Swin" if "depths" in config else "ViT"
 
 
-def summarise(args: argparse.Namespace) -> None:
+def summarize(args: argparse.Namespace) -> None:
     """`minivit.summary` of a fresh model of a published size, or of the model in a file."""
     asked = {name: getattr(args, name) for name in ("img_size", "num_classes") if getattr(args, name) is not None}
     path = Path(args.model)
@@ -54,7 +54,7 @@ def summarise(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """What a file holds, and which model that makes."""
-    found = recognise(args.file)
+    found = recognize(args.file)
     arrays = found.weights.arrays
     arguments = _arguments(found)
     dtypes = Counter(str(array.dtype) for array in arrays.values())
@@ -77,7 +77,7 @@ def inspect(args: argparse.Namespace) -> None:
         _table([("largest arrays", "shape", "dtype", "numbers"), *rows])
 
 
-def _arguments(found: Recognised) -> str:
+def _arguments(found: Recognized) -> str:
     """The arguments of the class as text, as far as the file tells them."""
     try:
         told = plan_of(found).arguments
@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("models", models, "list the published sizes")
     one.add_argument("pattern", nargs="?", default="", help="part of the name; * and ? as in file names")
-    one = command("summary", summarise, "stages, parameters and multiply-adds of a model")
+    one = command("summary", summarize, "stages, parameters and multiply-adds of a model")
     one.add_argument("model", metavar="NAME|FILE", help="a published size, or a file of weights")
     one.add_argument("--img-size", type=int, metavar="N", help="side of the image in pixels")
     one.add_argument("--num-classes", type=int, metavar="K", help="0 leaves the head out")

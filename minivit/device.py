@@ -1,6 +1,6 @@
 """Which library an array belongs to, decided by the array itself, and how arrays move between host and GPU.
 
-There is no global device to set or to race on. Next: `random.py`.
+There is no global device to set or to race on.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ def array_module(x: Any) -> Any:
 
 def owner(array: Array) -> Array:
     """The array whose memory this one is, or is a part of."""
-    while isinstance(getattr(array, "base", None), type(array)):
-        array = array.base
-    return array
+    base: Any = getattr(array, "base", None)
+    return owner(base) if isinstance(base, type(array)) else array
 
 
 def gpu_available() -> bool:

@@ -82,7 +82,7 @@ def check_complex_step(
 class _Tensor:
     """One differentiated array: an argument or a parameter."""
 
-    def __init__(self, name: str, value: Array, write: Callable[[Array], None]) -> None:
+    def __init__(self, name: str, value: Array, write: Callable[[Array], Any]) -> None:
         self.name, self.value, self.write = name, value, write
         self.grad: Array = np.zeros_like(value)
 

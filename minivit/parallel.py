@@ -1,7 +1,7 @@
 """Data parallelism in threads: the batch is cut into shards, and each core runs forward and backward of its own shard.
 
 NumPy lets go of Python's lock inside its loops and products, so threads share the elementwise work too, which one BLAS
-call on two threads cannot. Next: `minivit/data/`.
+call on two threads cannot.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-Array: TypeAlias = Any  # numpy.ndarray or cupy.ndarray: the code is the same for both
+import numpy as np
+
+# to a type checker an array is NumPy's; CuPy's has the same methods, and what differs is in device.py
+Array: TypeAlias = np.ndarray[Any, Any]
 Back: TypeAlias = Callable[..., Any]  # dy -> dx, or a tuple of gradients in the order of the arguments
 
 

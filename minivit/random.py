@@ -1,6 +1,6 @@
 """Randomness is an argument: `rng=None` means inference, a generator means training, and nothing draws in secret.
 
-Numbers are drawn on the host by default, so that a seed gives the same masks on CPU and GPU. Next: `memory.py`.
+Numbers are drawn on the host by default, so that a seed gives the same masks on CPU and GPU.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from minivit.device import array_module
 from minivit.nn import multiply_adds
-from minivit.nn.kept import Kept
+from minivit.nn.kept_memory import Kept
 
 
 @dataclass(frozen=True)

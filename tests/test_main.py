@@ -17,16 +17,16 @@ import pytest
 import safetensors.numpy
 
 import minivit
-from minivit import weights
+from minivit import pretrained
 from minivit.__main__ import BROKEN_PIPE, main
-from minivit.weights.layouts import LAYOUTS
-from minivit.weights.read import read_weights
+from minivit.io.weights import read_weights
+from minivit.pretrained.layouts import LAYOUTS
 
 VIT = {"img_size": 32, "patch_size": 8, "num_classes": 5, "embed_dim": 64, "depth": 2, "num_heads": 1}
 SWIN = {"img_size": 64, "num_classes": 5, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 8}
 MODELS = {"ViT": (minivit.ViT, VIT), "Swin": (minivit.Swin, SWIN), "SwinV2": (minivit.SwinV2, SWIN)}
 PAIRS = sorted({(layout.model, layout.source) for layout in LAYOUTS})
-# what the file of such a layout cannot hold, and its profile therefore assumes; see minivit/weights/profiles.py
+# what the file of such a layout cannot hold, and its profile therefore assumes; see minivit/pretrained/profiles.py
 SETTINGS = {"google": "gelu='none'", "huggingface": "norm_eps=1e-06"}
 
 
@@ -42,7 +42,7 @@ def tiny(kind, seed=0, **options):
 
 def saved(path, kind="ViT", layout=None, **options):
     model = tiny(kind, **options)
-    minivit.save(model, path) if layout is None else weights.export(model, path, layout)
+    minivit.save(model, path) if layout is None else pretrained.export(model, path, layout)
     return model
 
 
@@ -239,7 +239,7 @@ def test_convert_there_and_back(capsys, tmp_path, kind, layout):
     ]
     missing = SETTINGS.get(layout) if kind == "ViT" else None
     assert missing is None or any(missing in line for line in err)
-    weights.export(model, direct, layout)
+    pretrained.export(model, direct, layout)
     same(read_weights(theirs).arrays, read_weights(direct).arrays)
     fine(capsys, "convert", theirs, back, "--layout", "timm")
     same(safetensors.numpy.load_file(back), model.state_dict())
@@ -277,7 +277,7 @@ def test_convert_replaces_only_by_force(capsys, tmp_path):
 def test_convert_onto_itself(capsys, tmp_path):
     model = saved(tmp_path / "a.safetensors")
     fine(capsys, "convert", tmp_path / "a.safetensors", tmp_path / "a.safetensors", "--layout", "timm", "--force")
-    loaded = weights.load(tiny("ViT", seed=1), tmp_path / "a.safetensors")
+    loaded = pretrained.load(tiny("ViT", seed=1), tmp_path / "a.safetensors")
     assert np.array_equal(loaded.head.weight.data, model.head.weight.data)
 
 
@@ -298,7 +298,7 @@ def test_convert_refuses_what_a_project_lacks(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["train"], ["inspect"], ["convert", "a", "b"], ["summary", "test_vit", "--img-size", "big"], ["--colour"]],
+    [[], ["train"], ["inspect"], ["convert", "a", "b"], ["summary", "test_vit", "--img-size", "big"], ["--color"]],
 )
 def test_argparse_refuses_in_one_line(capsys, argv):
     refused(capsys, 2, *argv)
@@ -333,7 +333,7 @@ def test_a_fault_of_ours_is_one_line_too(capsys, monkeypatch):
     def broken(path):
         raise KeyError("lost")
 
-    monkeypatch.setattr("minivit.__main__.recognise", broken)
+    monkeypatch.setattr("minivit.__main__.recognize", broken)
     assert refused(capsys, 1, "inspect", "a.pth") == "error: KeyError: 'lost'"
 
 

@@ -135,15 +135,17 @@ def test_only_two_places_import_cupy_and_nobody_imports_torch(file):
 
 
 FLOORS = [
-    {"protocol", "version", "files"},
+    {"protocol", "version", "renamed", "sizes"},
     {"device"},
     {"random"},
+    {"io"},
     {"fast"},  # the choice, threads, BLAS, memory
     {"functional"},
     {"fast.numpy", "fast.cupy"},  # the replacements stand on the formulas; the choice loads them at the first call
     {"nn"},
     {"models"},
-    {"optim", "parallel", "data", "gradcheck", "checkpoint", "summary", "strategies", "explain"},
+    {"optim", "parallel", "data", "gradcheck", "summary", "strategies", "observe"},
+    {"draw", "explain", "pretrained"},
     {"train", "weights"},
     {"__main__"},
 ]

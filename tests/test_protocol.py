@@ -211,7 +211,7 @@ def test_nothing_is_held_after_back_has_run_or_was_dropped(case: Case, end: str)
 def held_arrays(thing: Any, seen: set[int] | None = None) -> list[Any]:
     """The arrays that own the memory which a back holds."""
     seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, (nn.Layer, nn.Param)):
+    if id(thing) in seen or isinstance(thing, (nn.Layer, nn.Parameter)):
         return []
     seen.add(id(thing))
     if isinstance(thing, np.ndarray):
@@ -280,10 +280,10 @@ def test_a_train_step_never_waits_for_the_device() -> None:
         case = next(case for case in MODELS if case.name == "ViT_noise")
         device = Device("fake", module)
         args, f = on_device(case, device, "float32")
-        before = fake_cupy.synchronisations
+        before = fake_cupy.synchronizations
         y, back = forward(case, args, f)
         back(*gradient_for(y, device))
-        assert fake_cupy.synchronisations == before
+        assert fake_cupy.synchronizations == before
 
 
 def test_a_subclass_with_its_own_forward_predicts_by_it() -> None:

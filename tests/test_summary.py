@@ -9,7 +9,7 @@ import pytest
 
 import minivit
 from minivit import nn, optim
-from minivit.nn.kept import Kept
+from minivit.nn.kept_memory import Kept
 from minivit.summary import summary
 
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 2, "num_heads": 2}

@@ -35,7 +35,7 @@ NAVIGATION = {
     ],
     "Guides": ["published_weights", "classify_an_image", "finetuning", "trace"],
     "Measured": ["pretraining", "positions", "performance", "gpu"],
-    "Reference": ["concepts", "glossary", "API <api/index>"],
+    "Reference": ["concepts", "glossary", "API <api/index>", "reading_order", "migration"],
 }
 API = ["minivit", "functional", "nn", "models", "optim", "parallel", "gradcheck", "data", "weights", "explain"]
 

@@ -1,4 +1,4 @@
-"""Source files as pages: where a page links to ../minivit/protocol.py, the site shows that file, with its colours.
+"""Source files as pages: where a page links to ../minivit/protocol.py, the site shows that file, with its colors.
 
 On GitHub the same link opens the file itself. Next: `site_search.py`.
 """

@@ -14,7 +14,7 @@
 # `y, back = layer(x)`, then `dx = back(dy)`. Here `dy` means dLoss/dy. The [protocol](../protocol.md) has a page of its
 # own.
 #
-# Four names in the code belong to this rule. A `Param` is an array of weights, with its gradient beside it in `.grad`.
+# Four names in the code belong to this rule. A `Parameter` is an array of weights, with its gradient in `.grad`.
 # `accumulate` adds to that gradient. `@once` lets a `back` run a single time, since it frees what it remembers. And the
 # functions in `F` have no weights of their own: their way back, called `vjp`, returns a gradient for each argument.
 
@@ -27,8 +27,8 @@ import numpy as np
 import minivit
 from minivit import functional as F
 from minivit import nn, optim
-from minivit.explain import figures
-from minivit.nn import Param
+from minivit.draw import figures
+from minivit.nn import Parameter
 from minivit.protocol import once
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
@@ -68,7 +68,7 @@ class RNN(nn.Layer):
         rng = np.random.default_rng(seed)
         self.input = nn.Linear(dim, hidden, dtype=dtype, seed=rng)
         self.input.weight.data = rng.standard_normal((hidden, dim)) / dim**0.5
-        self.recurrent = Param((rng.standard_normal((hidden, hidden)) / hidden**0.5).astype(dtype))
+        self.recurrent = Parameter((rng.standard_normal((hidden, hidden)) / hidden**0.5).astype(dtype))
 
     def forward(self, x, rng=None):
         weight = self.recurrent.data
@@ -116,7 +116,7 @@ class AttentionWithPositions(nn.Layer):
 
     def __init__(self, places, dim, seed, dtype="float32"):
         rng = np.random.default_rng(seed)
-        self.positions = Param(rng.standard_normal((places, dim)).astype(dtype))
+        self.positions = Parameter(rng.standard_normal((places, dim)).astype(dtype))
         self.attention = nn.Attention(dim, num_heads=1, dtype=dtype, seed=rng)
         for param in (self.attention.qkv.weight, self.attention.proj.weight):
             param.data = rng.standard_normal(param.shape) / dim**0.5

@@ -18,7 +18,7 @@ import numpy as np
 import minivit
 from minivit import functional as F
 from minivit import nn, optim
-from minivit.explain import figures
+from minivit.draw import figures
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 rng = np.random.default_rng(0)
@@ -221,7 +221,7 @@ similarity = unit @ unit.T  # (12, 12): 1 for the same direction, -1 for opposit
 near = np.mean([similarity[m, (m + 1) % 12] for m in range(12)])
 far = np.mean([similarity[m, (m + 6) % 12] for m in range(12)])
 print(f"loss {loss:.2f} (guessing: {np.log(12):.2f}, the best possible: {np.log(3):.2f})")
-print(f"similarity of neighbours {near:.2f}, of opposite months {far:.2f}")
+print(f"similarity of neighbors {near:.2f}, of opposite months {far:.2f}")
 assert near > 0.5 and far < -0.5
 
 # %%
@@ -253,9 +253,7 @@ figures.show(
 vit = minivit.create_model("vit_base_patch16_224")
 params = vit.parameters()
 print("pos_embed", params["pos_embed"].shape, "- a row for the class token and for each of 14 x 14 places")
-print(
-    "patch_embed.proj.weight", params["patch_embed.proj.weight"].shape, "- 16 x 16 pixels of 3 colours -> 768 numbers"
-)
+print("patch_embed.proj.weight", params["patch_embed.proj.weight"].shape, "- 16 x 16 pixels of 3 colors -> 768 numbers")
 assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
 
 # %% [markdown]
@@ -264,7 +262,7 @@ assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
 # - An embedding is a linear map of a one-hot vector. The product and the look-up give the same, bit for bit.
 # - Its gradient is a scatter-add: rows that were looked up several times collect several gradients.
 # - The product costs $R$ times as many multiplications as the look-up copies numbers, so one computes the look-up.
-# - The rows learn what they are used for: neighbours in the year became neighbours in the plane.
+# - The rows learn what they are used for: neighbors in the year became neighbors in the plane.
 #
 # ## Try it
 #
@@ -273,6 +271,6 @@ assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
 #    you tell from the loss? [Page 10](10_break_it.py) says why a wrong gradient may learn well.
 # 2. Give the months one number each instead of two, and leave out the picture, which needs two. How much worse is the
 #    loss, and why can the ring not be drawn on a line?
-# 3. Let the friend be wrong by exactly one, never right. Which months become alike now, and why not the neighbours?
+# 3. Let the friend be wrong by exactly one, never right. Which months become alike now, and why not the neighbors?
 #
 # Next: [3. Self-attention by hand](03_self_attention.py)

@@ -16,7 +16,7 @@ import numpy as np
 import minivit
 from minivit import functional as F
 from minivit import nn
-from minivit.explain import figures
+from minivit.draw import figures
 from minivit.protocol import once
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
@@ -94,8 +94,8 @@ figure, axes = figures.new(width=4.6, height=3.8)
 image = axes.imshow(weights, cmap=figures.HEAT, vmin=0, vmax=1)
 for n in range(N):
     for m in range(N):
-        colour = "white" if weights[n, m] < 0.5 else "black"
-        axes.text(m, n, f"{weights[n, m]:.2f}", ha="center", va="center", color=colour)
+        color = "white" if weights[n, m] < 0.5 else "black"
+        axes.text(m, n, f"{weights[n, m]:.2f}", ha="center", va="center", color=color)
 axes.set_xticks(range(N), words)
 axes.set_yticks(range(N), words)
 axes.set(xlabel="is looked at", ylabel="asks")

@@ -17,8 +17,8 @@ import numpy as np
 import minivit
 from minivit import functional as F
 from minivit import nn, optim
-from minivit.explain import figures
-from minivit.nn import Param
+from minivit.draw import figures
+from minivit.nn import Parameter
 from minivit.protocol import once
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
@@ -46,7 +46,7 @@ class Recall(nn.Layer):
     def __init__(self, heads, seed):
         rng = np.random.default_rng(seed)
         self.embed = nn.Embedding(SYMBOLS, DIM, seed=rng)
-        self.positions = Param(rng.standard_normal((LENGTH, DIM)).astype(np.float32))
+        self.positions = Parameter(rng.standard_normal((LENGTH, DIM)).astype(np.float32))
         self.attention = nn.Attention(DIM, heads, seed=rng)
         self.head = nn.Linear(DIM, 2 * SYMBOLS, seed=rng)
         for param in (self.embed.weight, self.attention.qkv.weight, self.attention.proj.weight):
@@ -122,7 +122,7 @@ rows += [(f"two heads: head {h + 1}", row) for h, row in enumerate(weights_of_la
 
 figure, panels = figures.new(1, 3, width=9.0, height=2.6, sharey=True)
 for panel, (title, row) in zip(panels, rows):
-    panel.bar(range(LENGTH), row, color=[figures.COLOURS[place in ASKED] for place in range(LENGTH)])
+    panel.bar(range(LENGTH), row, color=[figures.COLORS[place in ASKED] for place in range(LENGTH)])
     panel.set(title=title, xlabel="place", ylim=(0, 1))
     panel.set_xticks(range(LENGTH))
 panels[0].set_ylabel("weight of the last token")

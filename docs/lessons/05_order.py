@@ -18,7 +18,7 @@ import numpy as np
 import minivit
 from minivit import data, nn, optim
 from minivit import functional as F
-from minivit.explain import figures
+from minivit.draw import figures
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ assert (0.1 + 0.2) + 0.3 != 0.1 + (0.2 + 0.3)
 # tokens move along, while the class token, which is not moved, comes out as it was. The answer cannot depend on where
 # the patches lie.
 #
-# Take real digits, from MNIST, a collection of handwritten ones in 28 x 28 grey pixels each, and two fresh models,
+# Take real digits, from MNIST, a collection of handwritten ones in 28 x 28 gray pixels each, and two fresh models,
 # without positions and with the learned ones of the ViT paper (Dosovitskiy et al. 2021). A model gives ten *logits* for
 # an image, one score for each digit:
 
@@ -101,8 +101,8 @@ def fresh(kind, seed, patch=PATCH, dim=48):
 digits = mnist.test_images[:8]
 for kind in ("none", "learned_1d"):
     model = fresh(kind, seed=0)
-    logits = model.predict(data.normalise(digits))  # (8, 10)
-    difference = np.abs(model.predict(data.normalise(shuffled(digits))) - logits).max() / np.abs(logits).max()
+    logits = model.predict(data.normalize(digits))  # (8, 10)
+    difference = np.abs(model.predict(data.normalize(shuffled(digits))) - logits).max() / np.abs(logits).max()
     print(f"positions {kind:10s}: shuffling the patches changes the answers by {difference:.0e} of the largest")
     assert difference < 1e-4 if kind == "none" else difference > 1e-3
 
@@ -143,7 +143,7 @@ for kind, meaning in kinds.items():
 
 # %% [markdown]
 # Before training, a learned table is random: it tells the places apart, and says nothing of rows, columns and
-# neighbours. It has to find them out.
+# neighbors. It has to find them out.
 #
 # ## What it is worth
 #
@@ -173,7 +173,7 @@ def train(model, count, epochs, seed, batch=32):
 
 
 def accuracy(model, images):
-    return float((model.predict(data.normalise(images)).argmax(axis=1) == test_labels).mean())
+    return float((model.predict(data.normalize(images)).argmax(axis=1) == test_labels).mean())
 
 
 scores = {}  # kind -> (seeds, 2): in place, shuffled
@@ -227,7 +227,7 @@ after = similarity(model)
 print(f"{accuracy(model, test_images):.1%} of the test images are read")
 
 # %% [markdown]
-# The mean over pairs of places says whether neighbours are alike. MNIST's digits stand in the middle, so at the border
+# The mean over pairs of places says whether neighbors are alike. MNIST's digits stand in the middle, so at the border
 # there are places that hardly ever see any ink. They are looked at by themselves.
 
 # %%
@@ -237,7 +237,7 @@ ink = (mnist.train_images[:4000] / 255).reshape(-1, SIDE, 4, SIDE, 4).mean(axis=
 with_ink, blank = ink[:, None] & ink, ~ink[:, None] & ~ink  # (49, 49): pairs of such places
 
 groups = {
-    "neighbours, with ink": with_ink & (steps == 1),
+    "neighbors, with ink": with_ink & (steps == 1),
     "2 or 3 steps apart, with ink": with_ink & (steps > 1) & (steps < 4),
     "4 steps and more, with ink": with_ink & (steps > 3),
     "blank places, any distance": blank & (steps > 0),
@@ -248,7 +248,7 @@ for name, pairs in groups.items():
     print(f"{name:30s}: before training {before[pairs].mean():+.2f}, after {found[name]:+.2f}")
     assert abs(before[pairs].mean()) < 0.1, "at first, no two places have anything in common"
 
-assert found["neighbours, with ink"] > found["2 or 3 steps apart, with ink"] + 0.08
+assert found["neighbors, with ink"] > found["2 or 3 steps apart, with ink"] + 0.08
 assert found["blank places, any distance"] > 0.2
 
 
@@ -274,13 +274,13 @@ figures.show(
     figure,
     "05_similarity",
     alt="49 tiles, one for each place, laid out like the image; each shows how similar all places are to its own. "
-    "Before training only the place itself is bright. After training some neighbours are, too, and above all the "
+    "Before training only the place itself is bright. After training some neighbors are, too, and above all the "
     "places at the blank border are like one another.",
 )
 
 # %% [markdown]
 # Each tile belongs to one place and shows how much the 49 places are like it. Before training, a place is like itself
-# only. After training its direct neighbours are a little like it: the table has begun to find out who lies beside whom.
+# only. After training its direct neighbors are a little like it: the table has begun to find out who lies beside whom.
 #
 # Stronger is something else: the blank places at the border are all alike, even from one corner to the opposite one.
 # They see the same background in nearly every image, so they get nearly the same gradient in every step. A table learns
@@ -292,7 +292,7 @@ figures.show(
 # - Attention without positions: permuted in, permuted out, up to rounding. The class token does not notice at all.
 # - A vector for each place, added to the tokens, mends this. Learned, it starts without any notion of order.
 # - On a few thousand digits positions were worth several points, and a model that has them depends on them.
-# - In a trained table neighbours are a little alike, and places that see the same are very much so.
+# - In a trained table neighbors are a little alike, and places that see the same are very much so.
 #
 # ## Try it
 #

@@ -17,7 +17,7 @@ import numpy as np
 import minivit
 from minivit import functional as F
 from minivit import nn
-from minivit.explain import figures
+from minivit.draw import figures
 
 # %% [markdown]
 # The weights are random here: shapes, counts and the arithmetic do not depend on what a model has learned. "B" is the
@@ -148,7 +148,7 @@ assert patches.shape == (1, 196, 768) and np.abs(patches - by_matrix).max() < 1e
 # %% [markdown]
 # ### With and without a norm
 #
-# Some models normalise each token right after this map, with a LayerNorm ([derivation](../derivations/layer_norm.md)):
+# Some models normalize each token right after this map, with a LayerNorm ([derivation](../derivations/layer_norm.md)):
 # it takes away the token's mean, divides by its standard deviation, and gives it a learned gain and offset. Swin does
 # so, ViT does not. `nn.PatchEmbed` knows both.
 
@@ -361,7 +361,7 @@ work = [
 ]
 for each, values, title in ((axes[0], counts, "parameters, millions"), (axes[1], work, "MACs, billions")):
     scaled = np.array(values) / (1e6 if "millions" in title else 1e9)
-    bars = each.barh(groups, scaled, color=figures.COLOURS[0])
+    bars = each.barh(groups, scaled, color=figures.COLORS[0])
     each.bar_label(bars, [f"{value:.2f}" for value in scaled], padding=3, fontsize=9)
     each.set_xlim(0, max(scaled) * 1.2)
     each.set_xlabel(title)

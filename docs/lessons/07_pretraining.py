@@ -18,14 +18,14 @@ import numpy as np
 import minivit
 from minivit import data, nn, optim
 from minivit import functional as F
-from minivit.explain import figures
+from minivit.draw import figures
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 
 # %% [markdown]
-# ## A ViT does not know that neighbours matter
+# ## A ViT does not know that neighbors matter
 #
-# A convolutional network looks at small neighbourhoods of pixels, and at all places in the same way. Both are built in:
+# A convolutional network looks at small neighborhoods of pixels, and at all places in the same way. Both are built in:
 # it knows something about images before it has seen one. Such built-in knowledge is called a *prior*.
 #
 # A ViT has next to none. It gets a set of patches and a vector of position for each, random at first. Nothing says
@@ -36,7 +36,7 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 SHAPE = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0,
          "class_token": False, "global_pool": "avg", "weight_init": "jax"}  # fmt: skip
 mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
-images = data.normalise(mnist.test_images[:20, None])  # (B, 1, 28, 28)
+images = data.normalize(mnist.test_images[:20, None])  # (B, 1, 28, 28)
 
 model = minivit.ViT(**SHAPE, num_classes=0, seed=0)  # without a classifier: the mean of all tokens, (B, 48)
 order = np.random.default_rng(0).permutation(16)  # of the 16 patches
@@ -75,7 +75,7 @@ figures.show(
 # ## Does it pay? Measured with all of MNIST
 #
 # The page [Does pretraining pay?](../pretraining.md) puts it to the test with the program
-# `examples/pretraining_pays.py`: one small ViT, 1,000 labelled digits, and on one side a pretraining on 60,000 digits
+# `examples/pretraining_pays.py`: one small ViT, 1,000 labeled digits, and on one side a pretraining on 60,000 digits
 # without their labels. Test accuracy, mean of three seeds:
 #
 # | epochs | from nothing | pretrained |
@@ -103,7 +103,7 @@ def turn(images, labels, rng):
 
 
 count = 600 if SHORT else 4000
-unlabelled = mnist.train_images[:count]  # (n, 28, 28) uint8
+unlabeled = mnist.train_images[:count]  # (n, 28, 28) uint8
 turned, quarters = turn(mnist.test_images[:1000, None], None, np.random.default_rng(1))
 print(f"{count} images of {mnist.source}, without their labels")
 
@@ -139,12 +139,12 @@ def learn(model, images, labels, epochs, augment, batch=50, seed=0, lr=4e-3):
 
 
 def accuracy(model, images, labels):
-    return float((model.predict(data.normalise(images)).argmax(axis=1) == labels).mean())
+    return float((model.predict(data.normalize(images)).argmax(axis=1) == labels).mean())
 
 
 teacher = minivit.ViT(**SHAPE, num_classes=4, seed=0)
-nothing = np.zeros(len(unlabelled), int)  # in the place of the labels, so that they cannot leak in
-losses = learn(teacher, unlabelled, nothing, 2 if SHORT else 15, data.chain(data.shift, mix=turn))
+nothing = np.zeros(len(unlabeled), int)  # in the place of the labels, so that they cannot leak in
+losses = learn(teacher, unlabeled, nothing, 2 if SHORT else 15, data.chain(data.shift, mix=turn))
 told = accuracy(teacher, turned, quarters)
 print(f"turns told: {told:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
 assert told > (0.27 if SHORT else 0.55)
@@ -172,14 +172,14 @@ assert set(new) - set(kept) <= {"head.weight", "head.bias"} and new["head.weight
 # %% [markdown]
 # ## Few labels
 #
-# Now both learn to read from 200 labelled digits, 20 of each, for the same number of epochs: a model from nothing, and
-# one that goes on from the turns. A seed decides which 200 images are labelled, their order, and the first weights.
+# Now both learn to read from 200 labeled digits, 20 of each, for the same number of epochs: a model from nothing, and
+# one that goes on from the turns. A seed decides which 200 images are labeled, their order, and the first weights.
 
 
 # %%
 def few(each, seed):
     """Indices of `each` training images of every class."""
-    order = np.random.default_rng(seed).permutation(len(unlabelled))
+    order = np.random.default_rng(seed).permutation(len(unlabeled))
     return np.concatenate([order[mnist.train_labels[order] == k][:each] for k in range(10)])
 
 
@@ -191,8 +191,8 @@ for seed in seeds:
     fresh = minivit.ViT(**SHAPE, num_classes=10, seed=seed)
     taken = minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)
     for name, model in (("from nothing", fresh), ("pretrained", taken)):
-        labelled = mnist.train_images[chosen], mnist.train_labels[chosen]
-        learn(model, *labelled, epochs, data.chain(data.shift), batch=20, seed=seed)
+        labeled = mnist.train_images[chosen], mnist.train_labels[chosen]
+        learn(model, *labeled, epochs, data.chain(data.shift), batch=20, seed=seed)
         scores[name].append(accuracy(model, tests, answers))
         print(f"seed {seed}, {name:13s} {scores[name][-1]:.1%} of 1,000 test images")
 
@@ -229,8 +229,8 @@ if not SHORT:
 # %%
 def probe(model, chosen):
     """Test accuracy of a linear classifier on a frozen model's features, each brought to mean 0 and spread 1."""
-    known = model.features(data.normalise(mnist.train_images[chosen, None]))  # (200, 48)
-    asked = model.features(data.normalise(tests))  # (1000, 48)
+    known = model.features(data.normalize(mnist.train_images[chosen, None]))  # (200, 48)
+    asked = model.features(data.normalize(tests))  # (1000, 48)
     mean, spread = known.mean(axis=0), known.std(axis=0)
     known, asked = (known - mean) / spread, (asked - mean) / spread
     head = nn.Linear(known.shape[1], 10, seed=0)
@@ -268,7 +268,7 @@ for place, (name, row) in enumerate(bars.items()):
 axes.set_xticks(range(4), bars)
 axes.axhline(10, color="#666666", linewidth=1, linestyle=":", marker="")
 axes.text(0.5, 11, "guessing", ha="center", fontsize=9, color="#444444")
-axes.set(ylabel="test accuracy, %", ylim=(0, 100), title="200 labelled digits")
+axes.set(ylabel="test accuracy, %", ylim=(0, 100), title="200 labeled digits")
 figures.show(
     figure,
     "07_few_labels",
@@ -294,7 +294,7 @@ folder.cleanup()
 # %% [markdown]
 # ## What you have seen
 #
-# - A new ViT cannot tell an image from a puzzle of its patches: it has to learn that neighbours matter.
+# - A new ViT cannot tell an image from a puzzle of its patches: it has to learn that neighbors matter.
 # - A task such as "which way is up?" needs no labels, and teaches something about the images.
 # - Weights travel through a file: `minivit.save`, then `minivit.from_pretrained` with another `num_classes`.
 # - With few labels and the same number of epochs the pretrained model is ahead.
@@ -307,4 +307,4 @@ folder.cleanup()
 # 3. Freeze the two lowest blocks while fine-tuning: give AdamW only the parameters whose names do not begin with
 #    `blocks.0.` or `blocks.1.`.
 #
-# Next: [8. Swin](08_swin.py), a transformer that knows about neighbours from the start.
+# Next: [8. Swin](08_swin.py), a transformer that knows about neighbors from the start.

@@ -20,8 +20,8 @@ from matplotlib.patches import Rectangle
 import minivit
 from minivit import explain, nn
 from minivit import functional as F
-from minivit.explain import figures
-from minivit.explain.window_pictures import draw_masks, draw_moves
+from minivit.draw import figures
+from minivit.draw.windows import draw_masks, draw_moves
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ figures.show(
 # %% [markdown]
 # ## Patch partition: 48 numbers, then a linear map
 #
-# A patch of 4 x 4 pixels with 3 colours has 4 * 4 * 3 = 48 numbers. The partition lays them side by side, and a linear
+# A patch of 4 x 4 pixels with 3 colors has 4 * 4 * 3 = 48 numbers. The partition lays them side by side, and a linear
 # map makes of them the C = 96 channels that the first stage wants. The two together are a convolution whose kernel is
 # as large as its step, which is why the weight is stored as (96, 3, 4, 4). See
 # [patch embedding](../derivations/patch_embed.md) for its gradient.
@@ -98,8 +98,8 @@ assert np.allclose(by_hand, from_the_layer, atol=1e-5)
 # %% [markdown]
 # ## Patch merging: four places become one
 #
-# Between two stages, each neighbourhood of 2 x 2 tokens becomes one token. Four slices with step 2 pick the four
-# corners of all neighbourhoods at once: `x0` top left, `x1` bottom left, `x2` top right, `x3` bottom right. They are
+# Between two stages, each neighborhood of 2 x 2 tokens becomes one token. Four slices with step 2 pick the four
+# corners of all neighborhoods at once: `x0` top left, `x1` bottom left, `x2` top right, `x3` bottom right. They are
 # laid behind one another, which gives 4C channels.
 #
 # Mind the order: **down comes before right**. All published Swins were trained with it. Another order would train as
@@ -123,10 +123,10 @@ slots = np.array([[0, 2], [1, 3]])  # slot = down + 2 * right
 figure, axes = figures.new(1, 6, width=10, height=2.6, width_ratios=[2.2, 1, 1, 1, 1, 1.6])
 
 
-def draw(panel, words, colours, title):
-    """Numbered cells, each in its colour."""
+def draw(panel, words, colors, title):
+    """Numbered cells, each in its color."""
     for (row, column), word in np.ndenumerate(words):
-        panel.add_patch(Rectangle((column, row), 1, 1, facecolor=colours[row, column], edgecolor="#222222"))
+        panel.add_patch(Rectangle((column, row), 1, 1, facecolor=colors[row, column], edgecolor="#222222"))
         panel.text(column + 0.5, row + 0.5, f"{word:.0f}", ha="center", va="center")
     panel.set(xlim=(-0.05, words.shape[1] + 0.05), ylim=(words.shape[0] + 0.05, -0.05), title=title, aspect="equal")
     panel.set_axis_off()
@@ -227,7 +227,7 @@ assert nn.multiply_adds(fine, (1, 3, 224, 224)) > 20 * nn.multiply_adds(swin, (1
 # %% [markdown]
 # ## The cyclic shift
 #
-# The price of windows: nothing ever leaves one. Two tokens on both sides of a border are neighbours in the image, and
+# The price of windows: nothing ever leaves one. Two tokens on both sides of a border are neighbors in the image, and
 # never meet. So every second block moves its windows by half a window.
 #
 # Moved windows stick out at the rim. Instead of computing windows of many sizes, Swin *rolls* the map up and left by
@@ -251,7 +251,7 @@ assert (unroll(rolled)[0, :, :, 0] == before).all()  # the way back of a roll is
 # its row and 16 the first: they lie at opposite ends of the image. They are strangers who share a window only because
 # of the roll. A mask keeps them apart: tokens may look at each other only if they lay side by side before the roll.
 #
-# In the picture, each colour is one group that belonged together. In a window, equal labels may look at each other.
+# In the picture, each color is one group that belonged together. In a window, equal labels may look at each other.
 
 
 # %%
@@ -395,7 +395,7 @@ assert (by_hand == index).all()
 
 # %% [markdown]
 # The diagonal is the offset (0, 0), each token to itself, row 4 of the table, counted from 0. Whoever looks at its
-# right neighbour reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at
+# right neighbor reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at
 # all places of a window.
 #
 # So a row of the table is used by many pairs, and its gradient is the sum over them. Without any network around, send
@@ -413,7 +413,7 @@ assert (counts == np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])).all()
 
 # %% [markdown]
 # This is also why the missing mask hurts. In the top right window after the roll, 16 stands one to the right of 23, so
-# the pair reads the row of the table that means "my right neighbour". On the map 16 is seven columns further left.
+# the pair reads the row of the table that means "my right neighbor". On the map 16 is seven columns further left.
 #
 # ## Why blocks come in pairs
 #
@@ -470,8 +470,8 @@ for n in range(deepest, 0, -1):
     depth[seen_by(([0, 2] * 3)[:n])] = n  # the smallest number of blocks writes last
 picture = axes[0].imshow(depth, cmap="Greys_r", vmin=0, vmax=7)
 for row, column in np.ndindex(side, side):
-    colour = "white" if depth[row, column] < 4 else "black"
-    axes[0].text(column, row, depth[row, column], ha="center", va="center", fontsize=7, color=colour)
+    color = "white" if depth[row, column] < 4 else "black"
+    axes[0].text(column, row, depth[row, column], ha="center", va="center", fontsize=7, color=color)
 axes[0].add_patch(Rectangle((7.5, 7.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2))
 axes[0].set(title="blocks until the framed output sees this input", xlabel="column", ylabel="row")
 for name, counts in reach.items():

@@ -19,8 +19,9 @@ import numpy as np
 import minivit
 from minivit import data, explain
 from minivit import functional as F
-from minivit.explain import figures, trace_pictures
-from minivit.nn.kept import Kept
+from minivit.draw import figures
+from minivit.draw import trace as trace_pictures
+from minivit.nn.kept_memory import Kept
 from minivit.protocol import compose, once
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
@@ -146,7 +147,7 @@ assert np.array_equal(dweight, dy.T @ values)
 # %%
 mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), download=False, quiet=True)
 place = int(np.flatnonzero(mnist.train_labels == 4)[0])  # the first 4
-image = data.normalise(mnist.train_images[place : place + 1]).astype(np.float64)  # (1, 1, 28, 28)
+image = data.normalize(mnist.train_images[place : place + 1]).astype(np.float64)  # (1, 1, 28, 28)
 label = mnist.train_labels[place : place + 1]  # (1,)
 
 model = minivit.ViT(28, 7, 1, 10, embed_dim=16, depth=2, num_heads=2, dtype="float64", seed=0)
@@ -356,7 +357,7 @@ assert all(np.isfinite(gradient).all() and gradient.any() for gradient in trace.
 # and count what the backs hold that wait in the list:
 
 # %%
-batch = data.normalise(mnist.train_images[:32]).astype(np.float64)  # (32, 1, 28, 28)
+batch = data.normalize(mnist.train_images[:32]).astype(np.float64)  # (32, 1, 28, 28)
 labels = mnist.train_labels[:32]
 own_arrays = [param.data for param in params.values()]  # parameters are there anyway, and not counted
 
@@ -379,7 +380,7 @@ assert (
 print(f"most is held at the turn: {max(kept) / 1024:,.0f} KiB for 32 images; at the end {kept[-1]}")
 
 figure, axes = figures.new(width=8, height=3.6)
-axes.bar(range(len(kept)), np.array(kept) / 1024, color=[figures.COLOURS[0]] * (half + 1) + [figures.COLOURS[1]] * half)
+axes.bar(range(len(kept)), np.array(kept) / 1024, color=[figures.COLORS[0]] * (half + 1) + [figures.COLORS[1]] * half)
 axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
 axes.set(ylabel="held by the backs, KiB")
 axes.set_title("Memory rises while the model runs forward, and falls on the way back", loc="left")

@@ -23,7 +23,7 @@ import numpy as np
 import minivit
 from minivit import data, nn
 from minivit import functional as F
-from minivit.explain import figures
+from minivit.draw import figures
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 
@@ -103,7 +103,7 @@ print(
 # %% [markdown]
 # ## The losses
 #
-# Each line is a mean over neighbouring steps, so that it can be followed. The thick grey line is the whole model, and
+# Each line is a mean over neighboring steps, so that it can be followed. The thick gray line is the whole model, and
 # the dotted one the loss of pure guessing, $\log 10$ = 2.30. What is worse than 3 is cut off: without norms the loss
 # may jump far higher.
 
@@ -258,7 +258,7 @@ assert np.mean(off[0] != off[1]) == 0 and np.mean(on[0] != on[1]) > 0.02
 # and in the second stage one window covers all of it.
 #
 # So here is a task in which they matter, made for the purpose. Each image has a bright and a dark dot in one row. In
-# class 1 they are neighbours, on both sides of a border between two windows. In class 0 they lie at the two ends of the
+# class 1 they are neighbors, on both sides of a border between two windows. In class 0 they lie at the two ends of the
 # image. In both classes the two windows of that row hold one dot each, in the first or last column.
 
 # %%
@@ -268,14 +268,14 @@ for panel, place in zip(axes, chosen):
     panel.imshow(dots.learn[place, 0], cmap="Greys_r", vmin=-2, vmax=2)
     panel.axvline(3.5, color="#D55E00", linestyle="--", marker="")
     panel.axhline(3.5, color="#D55E00", linestyle="--", marker="")
-    title = "neighbours" if dots.labels[place] else "the two ends"
+    title = "neighbors" if dots.labels[place] else "the two ends"
     panel.set(title=f"class {dots.labels[place]}: {title}", xticks=range(8), yticks=range(8), xlabel="column")
 axes[0].set_ylabel("row")
 figures.show(
     figure,
     "10_dots",
     alt="Four images of 8 by 8 with a bright and a dark dot in one row, windows of 4 by 4 dashed: in two images the "
-    "dots are neighbours across the border, in two they lie in the first and last column.",
+    "dots are neighbors across the border, in two they lie in the first and last column.",
 )
 for name in ("whole_swin", "no_mask", "no_shift"):
     print(f"{name:11s} accuracy {outcomes[name].accuracy:.1%}")
@@ -290,7 +290,7 @@ assert abs(outcomes["no_mask"].accuracy - 0.5) < 0.1 and abs(outcomes["no_shift"
 
 # %%
 images = dots.test[:100]
-rolled = np.roll(images, 4, axis=3)  # by a window: neighbours come to lie at the two ends
+rolled = np.roll(images, 4, axis=3)  # by a window: neighbors come to lie at the two ends
 for name in ("whole_swin", "no_mask", "no_shift"):
     model = break_it.build(name)
     difference = np.abs(model.predict(images) - model.predict(rolled)).max()
@@ -302,7 +302,7 @@ for name in ("whole_swin", "no_mask", "no_shift"):
 #
 # Now the other kind. Look again at the three wrong gradients in the table. The forgotten residual is easy to see: the
 # first block gets next to no gradient. But softmax's gradient divided by the batch and the gain in the wrong place
-# learn nearly as well as the whole model. Nobody would find them by the loss. The optimiser, AdamW, even hides wrong
+# learn nearly as well as the whole model. Nobody would find them by the loss. The optimizer, AdamW, even hides wrong
 # sizes: it divides each gradient by its usual size.
 
 # %%
@@ -411,6 +411,6 @@ assert hidden["residual forgotten"] == [False] * 4
 # ## Try it
 #
 # 1. Add a switch of your own to `examples/break_it.py`: ReLU for GELU, say. Predict the outcome before you run it.
-# 2. Plant a mistake in a backward pass (a forgotten transpose, a wrong sign), and let a neighbour find it with the
+# 2. Plant a mistake in a backward pass (a forgotten transpose, a wrong sign), and let a neighbor find it with the
 #    check.
 # 3. Train `no_residual` with one or two blocks: `break_it.VIT["depth"] = 1`. From how many blocks on is learning lost?

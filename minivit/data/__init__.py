@@ -1,6 +1,4 @@
-"""Data: reading IDX files and MNIST, batches that are pure functions of a seed, and augmentation.
-Read idx.py first, then download.py, batches.py, mnist.py, warp.py, augment.py, mix.py, images.py and folder.py.
-"""
+"""Data: reading IDX files, MNIST and folders of images, batches that are pure functions of a seed, and augmentation."""
 
 from minivit.data.augment import affine, chain, crop, erase, flip, shift
 from minivit.data.batches import (
@@ -11,14 +9,15 @@ from minivit.data.batches import (
     batches,
     epoch_order,
     holdout,
-    normalise,
+    normalize,
     num_batches,
 )
 from minivit.data.folder import ImageFolder, image_folder, read_images, split_folder
-from minivit.data.idx import DataError, read_idx, read_labelled, write_idx
+from minivit.data.idx import DataError, read_idx, read_labeled, write_idx
 from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess, read_image
 from minivit.data.mix import cutmix, mixup
 from minivit.data.mnist import Mnist, default_cache_dir, load_mnist
+from minivit.renamed import old_names
 
 __all__ = [
     "FILTERS",
@@ -45,13 +44,15 @@ __all__ = [
     "image_folder",
     "load_mnist",
     "mixup",
-    "normalise",
+    "normalize",
     "num_batches",
     "read_idx",
     "read_image",
     "read_images",
-    "read_labelled",
+    "read_labeled",
     "shift",
     "split_folder",
     "write_idx",
 ]
+
+__getattr__ = old_names(__name__, {"normalise": "normalize", "read_labelled": "read_labeled"})

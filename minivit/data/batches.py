@@ -93,7 +93,7 @@ def batches(
         epoch: number of this pass over the data, from 0.
         start: batches to skip; to resume a run that stopped after k batches pass k.
         augment: called as `augment(x, y, rng)` with x (B, C, H, W) of `dtype` in [0, 1], before
-            normalisation, and y (B,) int64; returns both, y perhaps as soft targets (B, K). See
+            normalization, and y (B,) int64; returns both, y perhaps as soft targets (B, K). See
             `chain` and `mixup`. Its `rng` is `np.random.default_rng((seed, epoch, position))`.
         mean: of pixels in [0, 1], one number or one a channel.
         std: like `mean`; divides.
@@ -101,11 +101,11 @@ def batches(
         drop_last: leave out the last batch if it is shorter.
 
     Returns:
-        An iterator over x (B, C, H, W), normalised, and y (B,) int64 or what `augment` made of it.
+        An iterator over x (B, C, H, W), normalized, and y (B,) int64 or what `augment` made of it.
 
     Raises:
         ValueError: at once, before the first batch: bad shapes or types, counts that differ, and
-            whatever `num_batches`, `epoch_order` and `normalise` refuse.
+            whatever `num_batches`, `epoch_order` and `normalize` refuse.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     count = num_batches(len(images), batch_size, drop_last)
@@ -118,7 +118,7 @@ def batches(
     _check_count("start", start, 0, "count batches from 0")
     if start > count:
         raise ValueError(f"start={start} is past the end of the epoch's {count} batches")
-    normalise(images[:1], mean, std, dtype)  # refuses bad arguments now, not at the first batch
+    normalize(images[:1], mean, std, dtype)  # refuses bad arguments now, not at the first batch
 
     def generate() -> Iterator[tuple[Array, Array]]:
         for position in range(start, count):
@@ -127,12 +127,12 @@ def batches(
             if augment is not None:
                 rng = np.random.default_rng((seed, epoch, position))
                 x, y = _check_augmented(augment(x, y, rng), len(chosen))
-            yield _standardise(x, mean, std, dtype), y
+            yield _standardize(x, mean, std, dtype), y
 
     return generate()
 
 
-def normalise(
+def normalize(
     images: Array,
     mean: float | Sequence[float] = MNIST_MEAN,
     std: float | Sequence[float] = MNIST_STD,
@@ -152,7 +152,7 @@ def normalise(
     Raises:
         ValueError: another type or number of dimensions, or a mean or std that does not fit.
     """
-    return _standardise(_to_unit(images, dtype), mean, std, dtype)
+    return _standardize(_to_unit(images, dtype), mean, std, dtype)
 
 
 def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -210,7 +210,7 @@ def _to_unit(images: Array, dtype: DTypeLike) -> Array:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(
             f"images have shape {images.shape} and dtype {images.dtype}, expected (n, H, W) or "
-            "(n, C, H, W) uint8 from 0 to 255: convert them, or normalise by hand"
+            "(n, C, H, W) uint8 from 0 to 255: convert them, or normalize by hand"
         )
     if np.dtype(dtype).kind != "f":
         raise ValueError(f"dtype={np.dtype(dtype)} is not floating: pass 'float32' or 'float64'")
@@ -218,7 +218,7 @@ def _to_unit(images: Array, dtype: DTypeLike) -> Array:
     return x[:, None] if x.ndim == 3 else x  # (n, C, H, W)
 
 
-def _standardise(x: Array, mean: float | Sequence[float], std: float | Sequence[float], dtype: DTypeLike) -> Array:
+def _standardize(x: Array, mean: float | Sequence[float], std: float | Sequence[float], dtype: DTypeLike) -> Array:
     """(x - mean) / std per channel, x (n, C, H, W), in a new array of `dtype`."""
     center, spread = np.asarray(mean, dtype), np.asarray(std, dtype)
     for name, value in (("mean", center), ("std", spread)):

@@ -1,4 +1,4 @@
-"""A folder of images as labelled data: one folder for each class, its name the class; files are read when needed.
+"""A folder of images as labeled data: one folder for each class, its name the class; files are read when needed.
 
     pets/cat/1.jpg                      pets/train/cat/1.jpg
     pets/cat/2.jpg          or          pets/train/dog/7.jpg
@@ -70,8 +70,8 @@ class ImageFolder:
         """The batches (x, y) of one epoch in random order, like `minivit.data.batches`, each read when it is due.
 
         Args:
-            preprocess: path -> (C, H, W), normalised.
-            augment: called as `augment(x, y, rng)` on the normalised batch, where 0 is the mean colour; else as there.
+            preprocess: path -> (C, H, W), normalized.
+            augment: called as `augment(x, y, rng)` on the normalized batch, where 0 is the mean color; else as there.
             threads: see `read_images`.
 
         Returns:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minivit.files import write_atomically
+from minivit.io.atomic import write_atomically
 
 Array: TypeAlias = NDArray[Any]
 StrPath: TypeAlias = "str | os.PathLike[str]"
@@ -67,7 +67,7 @@ def parse_idx(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> Array:
     return _read(io.BytesIO(data), name, len(data), max_bytes)
 
 
-def read_labelled(images_path: StrPath, labels_path: StrPath, num_classes: int = 10) -> tuple[Array, Array]:
+def read_labeled(images_path: StrPath, labels_path: StrPath, num_classes: int = 10) -> tuple[Array, Array]:
     """Read a pair of IDX files that belong together.
 
     Returns:
@@ -78,12 +78,12 @@ def read_labelled(images_path: StrPath, labels_path: StrPath, num_classes: int =
             differ, or a label is out of range (the first such file and index are named).
     """
     images, labels = read_idx(images_path), read_idx(labels_path)
-    check_labelled(images, labels, os.fspath(images_path), os.fspath(labels_path), num_classes)
+    check_labeled(images, labels, os.fspath(images_path), os.fspath(labels_path), num_classes)
     return images, labels.astype(np.int64)
 
 
-def check_labelled(images: Array, labels: Array, images_name: str, labels_name: str, num_classes: int) -> None:
-    """Raise the DataError that `read_labelled` promises if images and labels do not fit."""
+def check_labeled(images: Array, labels: Array, images_name: str, labels_name: str, num_classes: int) -> None:
+    """Raise the DataError that `read_labeled` promises if images and labels do not fit."""
     for array, name, ndim, noun in (
         (images, images_name, 3, "images"),
         (labels, labels_name, 1, "labels"),

@@ -1,7 +1,6 @@
-"""Pictures from files: read, turned upright, resized, cropped and normalised into the array that a model takes.
+"""Pictures from files: read, turned upright, resized, cropped and normalized into the array that a model takes.
 
 Needs Pillow (`pip install 'minivit[examples]'`), whose resampling is what the published models were tested with.
-Next: `folder.py`; what each source of weights wants is said in `minivit/weights/preprocessing.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from minivit.data.batches import Array, normalise
+from minivit.data.batches import Array, normalize
 from minivit.data.idx import DataError
-from minivit.functional.permutations import Size, pair
+from minivit.sizes import Size, pair
 
 # Pillow's filters by their numbers there, which Hugging Face's files use too
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
@@ -33,7 +32,7 @@ class Preprocess:
         crop: the share of the resized picture that is kept, from its middle (timm's crop_pct). The picture is first
             resized to size/crop, rounded down; 1 keeps all that fits.
         interpolation: "bicubic", "bilinear" or another of `FILTERS`.
-        mean, std: of pixels in [0, 1], one number for each channel: three for colours, one for gray.
+        mean, std: of pixels in [0, 1], one number for each channel: three for colors, one for gray.
         squash: resize both sides to size/crop whatever the picture's shape; else its shape stays, the short side is
             resized, and what is too long is cut off at both ends.
 
@@ -80,10 +79,10 @@ class Preprocess:
             ImportError: if Pillow is missing.
         """
         picture = self.pixels(image)  # (H, W, C)
-        return normalise(picture.transpose(2, 0, 1)[None], self.mean, self.std)[0]
+        return normalize(picture.transpose(2, 0, 1)[None], self.mean, self.std)[0]
 
     def pixels(self, image: Any) -> Array:
-        """(H, W, C) uint8: what the model sees, before it is normalised; arguments and errors as in a call."""
+        """(H, W, C) uint8: what the model sees, before it is normalized; arguments and errors as in a call."""
         picture = _in_channels(read_image(image), self.channels)
         high, wide = pair(self.size)
         height, width = self._target if self.squash else _around((picture.height, picture.width), self._target)

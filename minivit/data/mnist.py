@@ -21,12 +21,12 @@ from minivit.data.idx import (
     Array,
     DataError,
     StrPath,
-    check_labelled,
+    check_labeled,
     content_sha256,
     parse_idx,
     read_idx,
 )
-from minivit.files import write_atomically
+from minivit.io.atomic import write_atomically
 
 Arrays: TypeAlias = "dict[str, Array]"  # by name of file
 
@@ -220,7 +220,7 @@ def _assemble(arrays: Arrays, where: str, names: Mapping[str, str]) -> Mnist:
     """Check that the four arrays, keyed as `SHA256`, fit together; `names` are for errors."""
     parts = list(SHA256)
     for images, labels in (parts[:2], parts[2:]):
-        check_labelled(arrays[images], arrays[labels], names[images], names[labels], NUM_CLASSES)
+        check_labeled(arrays[images], arrays[labels], names[images], names[labels], NUM_CLASSES)
         if arrays[images].shape[1:] != (SIDE, SIDE) or not len(arrays[images]):
             raise DataError(
                 f"{names[images]}: found images of shape {arrays[images].shape}, expected "

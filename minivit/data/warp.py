@@ -19,7 +19,7 @@ GROUP = 16_000
 
 
 def warp(images: Array, matrix: Array, move: Array, fill: float = 0.0) -> Array:
-    """Map each image by p -> matrix p + move, p = (y, x) in pixels from the image's centre.
+    """Map each image by p -> matrix p + move, p = (y, x) in pixels from the image's center.
 
     Args:
         images: (B, C, H, W), floating or uint8 (computed in float32, rounded).
@@ -57,7 +57,7 @@ def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]) -
         columns = inverse[:, axis, 1, None] * np.arange(W)  # (B, W)
         source = rows.astype(dtype)[:, :, None] + columns.astype(dtype)[:, None, :]  # (B, H, W)
         # Everything beyond the border reads fill: the padding is 1 pixel before and 2 after, so
-        # that the pixel at length + 1 has a right-hand neighbour.
+        # that the pixel at length + 1 has a right-hand neighbor.
         sources.append(np.clip(source, 0, length + 1, out=source))
     return sources[0], sources[1]
 

@@ -1,7 +1,6 @@
 """How many threads the matrix products use: one call to hold BLAS to a number, and to give it back.
 
 `minivit/parallel.py` runs shards of a batch in threads of its own and holds BLAS to one thread meanwhile.
-Next: `minivit/functional/`, the calculus.
 """
 
 from __future__ import annotations

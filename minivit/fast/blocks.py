@@ -58,6 +58,9 @@ def attention_in_blocks(
 
     @once
     def vjp(dy: Array, *into: Array) -> tuple[Array, Array, Array, Array | None]:
+        dq: Any
+        dk: Any
+        dv: Any
         dq, dk, dv = into or (xp.empty_like(q), None, None)
         dbias = None if bias is None else xp.zeros_like(bias)
         for part in parts:

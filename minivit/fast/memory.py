@@ -3,7 +3,6 @@
 glibc gives large freed blocks back to the system at once, and gets them back as fresh pages that must be zeroed. For a
 small ViT that was a fifth of the step's processor time (12.7 of 60 ms; 0.5 ms with the settings below). So instead of
 a pool of our own, the C library's allocator is told to keep them; it never hands out what somebody still holds.
-Next: `blas.py`.
 """
 
 from __future__ import annotations

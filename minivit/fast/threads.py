@@ -2,7 +2,6 @@
 
 Whole shards of a batch go to threads (`minivit/parallel.py`). Single operations are not cut: a thread that comes back
 from a loop of NumPy's waits for the lock, and below some 50 microseconds that costs more than the second core gains.
-Next: `kernels_numpy.py`.
 """
 
 from __future__ import annotations

@@ -10,10 +10,6 @@ Each file holds formulas: plain array expressions for NumPy and CuPy, in the ord
 are checked by `check_name` below it. Here each formula becomes the public function: it checks its arguments, and runs
 the fast replacement of the same name (`minivit/fast/`) where the array's library and dtype have one. `F.name.plain` is
 always the formula; `with minivit.plain():` runs everything by formulas.
-
-Read in this order: `linear.py`, `permutations.py`, `erf.py`, `activation.py`, `norm.py`, `batch_norm.py`, `dropout.py`,
-`windows.py`, `position_bias.py`, `attention.py`, `patches.py`, `sliding.py`, `convolution.py`, `pooling.py`,
-`resize.py`, `loss.py`; then `minivit/nn/`, where layers own the parameters.
 """
 
 from minivit.fast.dispatch import accelerated
@@ -60,10 +56,10 @@ from minivit.functional import (
     windows as _windows,
 )
 from minivit.functional.batch_norm import batch_statistics
-from minivit.functional.permutations import pair
 from minivit.functional.position_bias import log_spaced_offsets, relative_position_index
 from minivit.functional.resize import resize_matrix
 from minivit.functional.windows import shift_mask, shift_regions
+from minivit.renamed import old_names
 
 gelu = accelerated(_activation.gelu)
 linear_gelu = accelerated(_activation.linear_gelu)
@@ -146,7 +142,6 @@ __all__ = [
     "merge_heads",
     "normalize",
     "pad",
-    "pair",
     "patch_embed",
     "patch_merging",
     "patchify",
@@ -172,3 +167,5 @@ __all__ = [
     "window_partition",
     "window_reverse",
 ]
+
+__getattr__ = old_names(__name__, {"pair": "minivit.sizes.pair", "standardise_weight": "standardize_weight"})

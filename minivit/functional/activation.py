@@ -1,6 +1,6 @@
 """Element by element: GELU, ReLU, tanh, sigmoid. Row by row: softmax and log-softmax, each with its full Jacobian.
 
-Nothing here assumes what comes after it: softmax's vjp is softmax's, whatever the loss. Next: `norm.py`.
+Nothing here assumes what comes after it: softmax's vjp is softmax's, whatever the loss.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """BatchNorm: each channel of a map normalized by the mean and variance of the whole batch, or by ones that are given.
 
-Nothing is remembered here: statistics are arguments, and `batch_statistics` measures them. Next: `dropout.py`.
+Nothing is remembered here: statistics are arguments, and `batch_statistics` measures them.
 
 Alphabet: B batch, C channels, S pixels of the map (all axes after the second), n = B S numbers of a channel.
 """

@@ -1,7 +1,7 @@
 """Convolution of maps, with any kernel, stride, padding, dilation and groups; and weights standardized for it.
 
 The windows of the map are unfolded into the columns of a matrix, and the convolution is one product with the filters.
-Derivation: docs/derivations/convolution.md. Next: `pooling.py`.
+Derivation: docs/derivations/convolution.md.
 
 Alphabet: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
 numbers of a filter, Oh x Ow the output, P = Oh Ow its pixels, s stride, p padding, d dilation.
@@ -12,9 +12,9 @@ from __future__ import annotations
 from math import prod
 
 from minivit.functional.norm import layer_norm
-from minivit.functional.permutations import Size
 from minivit.functional.sliding import Padding, output_size, slide, unfold
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size
 
 
 def conv2d(

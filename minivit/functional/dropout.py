@@ -2,7 +2,6 @@
 
 Both divide what stays by the probability of staying, so that the expected value is the input and inference needs no
 correction. Without a generator (`rng=None`) both are the identity, and return the very array that they were given.
-Next: `windows.py`.
 """
 
 from __future__ import annotations

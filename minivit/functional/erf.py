@@ -4,7 +4,6 @@ Two classical expansions, no table of fitted constants. Both are analytic, so a 
 part (the complex-step gradient check) comes out right.
 
 Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.6 (series) and 7.1.14 (continued fraction).
-Next: `activation.py`.
 """
 
 from __future__ import annotations

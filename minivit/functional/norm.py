@@ -4,7 +4,6 @@ GroupNorm does the same with groups of channels of a map. And `normalize` only s
 v2's cosine attention.
 
 Alphabet: B batch, N tokens, D channels of a token; for maps C channels, G groups, S pixels.
-Next: `batch_norm.py`.
 """
 
 from __future__ import annotations

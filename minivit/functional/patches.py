@@ -2,7 +2,7 @@
 
 This is a convolution whose kernel is as large as its stride, so no patch overlaps another and no unfolding is needed.
 
-Alphabet: B batch, C image channels, P patch size, N patches, D embedding channels. Next: `sliding.py`.
+Alphabet: B batch, C image channels, P patch size, N patches, D embedding channels.
 """
 
 from __future__ import annotations

@@ -5,33 +5,17 @@ the backward pass is the same move undone. This is said once, in `permutation`; 
 
 Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw tokens, H heads, d head size;
 "..." stands for any leading axes (the batch, or the batch and its windows).
-Next: `activation.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from minivit.device import array_module
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size, pair
 
 Move = Callable[[Array], Array]
-Size = tuple[int, int]  # height, width
-
-
-def pair(size: Any) -> Size:
-    """Height and width; a single number is both.
-
-    Raises:
-        ValueError: if it is neither a whole number nor two of them.
-    """
-    sizes = size if isinstance(size, tuple | list) else (size, size)
-    if len(sizes) != 2 or not (isinstance(sizes[0], int | np.integer) and isinstance(sizes[1], int | np.integer)):
-        raise ValueError(f"{size!r} is no size: give a whole number, or two of them for height and width")
-    return int(sizes[0]), int(sizes[1])
 
 
 def permutation(x: Array, move: Move, undo: Move) -> tuple[Array, Back]:

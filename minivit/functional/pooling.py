@@ -1,7 +1,7 @@
 """Many numbers to one: the mean over an axis, and the largest number or the mean of each window of a map.
 
 Alphabet: B batch, C channels, H x W the map, Kh x Kw the kernel, Oh x Ow the positions of the windows.
-Derivation: docs/derivations/convolution.md. Next: `resize.py`.
+Derivation: docs/derivations/convolution.md.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from minivit.device import array_module
-from minivit.functional.permutations import Size, pair
 from minivit.functional.sliding import Padding, Slide, output_size, slide, unfold
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size, pair
 
 
 def mean_pool(x: Array, axis: int = 1) -> tuple[Array, Back]:

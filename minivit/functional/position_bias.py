@@ -4,7 +4,7 @@ In a window of Mh x Mw there are (2Mh-1)(2Mw-1) offsets, far fewer than pairs of
 the table, and the row's gradient is the sum over them: offset (dy, dx) has (Mh-|dy|)(Mw-|dx|) pairs.
 
 Alphabet: Mh x Mw the window, N = Mh Mw its places, R rows of the table, H heads, U hidden units.
-Sources: Liu et al. 2021 (Swin, table), Liu et al. 2022 (Swin v2, continuous). Next: `attention.py`.
+Sources: Liu et al. 2021 (Swin, table), Liu et al. 2022 (Swin v2, continuous).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from minivit.device import array_module
 from minivit.functional.activation import relu, sigmoid
 from minivit.functional.linear import linear, scatter_add
-from minivit.functional.permutations import Size, pair
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size, pair
 
 
 def relative_position_index(window_size: int | Size, table: int | Size | None = None) -> Array:

@@ -1,7 +1,7 @@
 """Resizing a grid of vectors (position tables, images) as two explicit matrices, one for each axis.
 
 y = A_h x A_w^T is linear, so its backward pass is A_h^T dy A_w, and every property can be read off the matrices: rows
-sum to 1 (constants stay constant), and the same size gives the identity. Next: `loss.py`.
+sum to 1 (constants stay constant), and the same size gives the identity.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def resize_matrix(
     ratio = source / target
     width = max(ratio, 1.0) if antialias else 1.0  # of the kernel, in source points
     reach = 2 if mode == "bicubic" else 1
-    centre = np.linspace(0, source - 1, target) if align_corners else (np.arange(target) + 0.5) * ratio - 0.5
+    center = np.linspace(0, source - 1, target) if align_corners else (np.arange(target) + 0.5) * ratio - 0.5
     span = int(np.ceil(reach * width)) + 1
-    points = np.floor(centre)[:, None].astype(np.int64) + np.arange(-span, span + 1)  # (target, 2 span + 1)
-    distance = (points - centre[:, None]) / width
+    points = np.floor(center)[:, None].astype(np.int64) + np.arange(-span, span + 1)  # (target, 2 span + 1)
+    distance = (points - center[:, None]) / width
     if mode == "bicubic":
         weights = _cubic(distance, _CUBIC_ANTIALIASED if antialias else _CUBIC_PLAIN)
     else:

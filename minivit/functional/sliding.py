@@ -1,6 +1,6 @@
 """Windows that slide over a map: how many positions they have, and all of their numbers side by side (`unfold`).
 
-Convolution and pooling both read maps in this way. Next: `convolution.py`.
+Convolution and pooling both read maps in this way.
 
 Alphabet: H x W the map, Kh x Kw the kernel, Oh x Ow the positions of a window; "..." stands for any leading axes
 (batch, groups, channels). Tap (i, j) of a window is its number in row i and column j.
@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from minivit.device import array_module
-from minivit.functional.permutations import Size, pair
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size, pair
 
 Padding = int | Size | Literal["same"]
 

@@ -3,7 +3,7 @@
 All moves are permutations, or a permutation after zeros were appended; their backward pass is the move undone.
 
 Alphabet: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw pixels of a window.
-Windows are channels last, as in Swin's code (Liu et al. 2021). Next: `position_bias.py`.
+Windows are channels last, as in Swin's code (Liu et al. 2021).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from functools import lru_cache
 import numpy as np
 
 from minivit.device import array_module
-from minivit.functional.permutations import Size, pair, permutation
+from minivit.functional.permutations import permutation
 from minivit.protocol import Array, Back
+from minivit.sizes import Size, pair
 
 
 def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
@@ -88,7 +89,7 @@ def check_crop(x: Array, size: Size, axis: Size = (1, 2)) -> None:
 
 
 def patch_merging(x: Array) -> tuple[Array, Back]:
-    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighbourhood becomes one place, an odd map is padded.
+    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighborhood becomes one place, an odd map is padded.
 
     The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
     published Swin; a convolution's unfolding would give another order.
@@ -116,7 +117,7 @@ def check_patch_merging(x: Array) -> None:
 
 
 def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
-    """(H, W) labels of a map after its cyclic shift: places with equal labels were neighbours before it.
+    """(H, W) labels of a map after its cyclic shift: places with equal labels were neighbors before it.
 
     The shift brings the first `shift` rows to the bottom, where the last row of windows now holds rows from both ends
     of the map; likewise columns. So each axis has three bands: windows without a seam, then the last window before the

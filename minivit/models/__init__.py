@@ -1,8 +1,7 @@
 """Whole networks, from images to logits.
 
-Read in this order: `model.py` (what every model is), `positions.py`, `resnet.py`, `options.py`, `tokens.py`,
-`heads.py`, `vit_init.py`, `vit.py`, `swin.py`, `counting.py`, `configs.py`; then `minivit/optim/`, which makes them
-learn.
+`vit.py` and `swin.py` each have a `forward` that reads from top to bottom; `model.py` has what every model can do,
+`configs.py` the published sizes by name.
 """
 
 from minivit.models import counting as _counting  # noqa: F401  # registers what the models' own layers cost

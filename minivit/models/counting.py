@@ -1,13 +1,13 @@
-"""What the models' own layers cost, for `minivit/nn/counting.py`. Next: `configs.py`, the published sizes."""
+"""What the models' own layers cost, for `minivit/nn/counting.py`."""
 
 from __future__ import annotations
 
 from math import prod
 
-from minivit.functional.permutations import pair
+from minivit.models.embedding import MapTokens, Tokens
 from minivit.models.heads import DistilledHead, Pool
-from minivit.models.tokens import MapTokens, Tokens
 from minivit.nn.counting import Cost, Shape, cost
+from minivit.sizes import pair
 
 
 @cost.register

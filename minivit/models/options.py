@@ -1,7 +1,4 @@
-"""The arguments of a model, said once: a dataclass whose fields are the constructor's arguments, with their defaults.
-
-Next: `tokens.py`.
-"""
+"""The arguments of a model, said once: a dataclass whose fields are the constructor's arguments and their defaults."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from minivit.functional.permutations import Size, pair
 from minivit.models.resnet import map_size
 from minivit.nn.init import dtype_of
+from minivit.sizes import Size, pair
 
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741

@@ -3,7 +3,7 @@
 Each class here gives a table of vectors for a grid of patches and takes the table's gradient back; `relative` positions
 are a bias inside attention instead, in `minivit/nn/position_bias.py`.
 
-Alphabet: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels. Next: `resnet.py`.
+Alphabet: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Back, once
 
 KINDS = ("learned_1d", "none", "learned_2d", "sincos_1d", "sincos_2d", "relative")
@@ -39,10 +39,10 @@ class Learned1d(Positions):
 
     def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
         self.grid, self.prefix = grid, prefix
-        self.pos_embed = Param(init.trunc_normal(rng, (1, prefix + grid[0] * grid[1], dim), 0.02, dtype))
+        self.pos_embed = Parameter(init.trunc_normal(rng, (1, prefix + grid[0] * grid[1], dim), 0.02, dtype))
 
     @property
-    def learned(self) -> Param:
+    def learned(self) -> Parameter:
         """The parameter (1, p + N, D)."""
         return self.pos_embed
 
@@ -69,10 +69,10 @@ class AbsolutePositions(Learned1d):
 
     def __init__(self, grid: tuple[int, int], dim: int, dtype: Any, rng: Any) -> None:
         self.grid, self.prefix = grid, 0
-        self.absolute_pos_embed = Param(init.trunc_normal(rng, (1, grid[0] * grid[1], dim), 0.02, dtype))
+        self.absolute_pos_embed = Parameter(init.trunc_normal(rng, (1, grid[0] * grid[1], dim), 0.02, dtype))
 
     @property
-    def learned(self) -> Param:
+    def learned(self) -> Parameter:
         return self.absolute_pos_embed
 
 
@@ -88,8 +88,8 @@ class Learned2d(Positions):
                 f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}"
             )
         self.prefix = prefix
-        self.pos_embed_row = Param(init.trunc_normal(rng, (grid[0], dim // 2), 0.02, dtype))
-        self.pos_embed_col = Param(init.trunc_normal(rng, (grid[1], dim // 2), 0.02, dtype))
+        self.pos_embed_row = Parameter(init.trunc_normal(rng, (grid[0], dim // 2), 0.02, dtype))
+        self.pos_embed_col = Parameter(init.trunc_normal(rng, (grid[1], dim // 2), 0.02, dtype))
 
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
         row, back_row = _resample(self.pos_embed_row, grid[0])  # (gh, D/2)
@@ -109,7 +109,7 @@ class Learned2d(Positions):
         return xp.concatenate((prefix, places)), back
 
 
-def _resample(param: Param, size: int) -> tuple[Array, Back]:
+def _resample(param: Parameter, size: int) -> tuple[Array, Back]:
     """A learned line of vectors (n, D) at `size` places; its back adds the gradient."""
     if size == param.shape[0]:
         return param.data, once(param.accumulate)

@@ -1,7 +1,7 @@
 """The convolutional stem of the hybrid ViT: a small ResNet, from whose map the patches are cut.
 
 Alphabet: B batch, C image channels, H x W pixels. Names and shapes are those of timm's ResNetV2, as its hybrids build
-it (norms behind the convolutions). Next: `options.py`.
+it (norms behind the convolutions).
 
 Sources: Dosovitskiy et al. 2021, section 3.1; Kolesnikov et al. 2020, "Big Transfer".
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.nn import Bottleneck, Chain, GroupNorm, MaxPool2d, Relu
+from minivit.nn import Bottleneck, Chain, GroupNorm, MaxPool2d, ReLU
 from minivit.nn.bottleneck import standardized
 from minivit.random import as_generator
 
@@ -48,7 +48,7 @@ class Root(Chain):
     def __init__(self, in_chans: int, width: int, groups: int, dtype: Any, seed: Any) -> None:
         self.conv = standardized(in_chans, width, 7, 2, dtype, seed)
         self.norm = GroupNorm(groups, width, dtype=dtype)
-        self.relu = Relu()
+        self.relu = ReLU()
         self.pool = MaxPool2d(3, 2, "same")
 
 

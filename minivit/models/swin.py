@@ -2,7 +2,7 @@
 
 Version 1 and version 2, which differ in how a window attends and where the norms stand. Alphabet: B batch, C image
 channels, H x W a map, D channels, Mh x Mw the window, K classes. Sources: Liu et al. 2021, "Swin Transformer"; Liu et
-al. 2022, "Swin Transformer V2"; names and shapes are timm's. Next: `counting.py`.
+al. 2022, "Swin Transformer V2"; names and shapes are timm's.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from minivit.functional.permutations import Size, pair
+from minivit.models.embedding import MapTokens
 from minivit.models.heads import Classifier, Pool
 from minivit.models.model import Model
 from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size
 from minivit.models.positions import AbsolutePositions
-from minivit.models.tokens import MapTokens
 from minivit.nn import (
     Block,
     Chain,
@@ -33,6 +32,7 @@ from minivit.nn import (
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, compose
 from minivit.random import as_generator
+from minivit.sizes import Size, pair
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The Vision Transformer: an image is cut into patches, and the patches are read like words.
 
 Alphabet: B batch, C image channels, N patches, T = prefix tokens + N, D channels, K classes. Source: Dosovitskiy et al.
-2021, "An Image is Worth 16x16 Words"; names and shapes are timm's. Next: `swin.py`.
+2021, "An Image is Worth 16x16 Words"; names and shapes are timm's.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from minivit.functional.permutations import Size, pair
+from minivit.models.embedding import Tokens
 from minivit.models.heads import DistilledHead, Pool, PreLogits
 from minivit.models.model import Model
 from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size
 from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
-from minivit.models.tokens import Tokens
 from minivit.models.vit_init import initialize
 from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, LinearHeadAttention, Mlp, PatchEmbed
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, compose
 from minivit.random import as_generator
+from minivit.sizes import Size, pair
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The three ways in which published ViTs start training, by parameter name.
 
 Layers are built as timm starts them (weights truncated normal with std 0.02, biases 0, patch convolution as PyTorch's
-default), so "timm" changes nothing; the others draw again. Next: `vit.py`.
+default), so "timm" changes nothing; the others draw again.
 """
 
 from __future__ import annotations

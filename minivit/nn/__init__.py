@@ -1,22 +1,20 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
-Read in this order: `parameter.py` (Param), `layer.py` (Layer, Chain, apply), `basic.py`, `position_bias.py`,
-`attention.py`, `window_attention.py`, `mlp.py`, `block.py`, `convolution.py`, `map_norm.py`, `pooling.py`,
-`bottleneck.py`, `patch_embed.py`, `patch_merging.py`, `recompute.py`, `kept.py`, `counting.py`; `init.py` says where
-weights start. Then `minivit/models/`.
+A layer is forward and back (`layer.py`). What cuts across layers stands in one file per concern: `counting.py` (shapes
+and multiply-adds), `kept_memory.py` (what the backs hold), `init.py` (where weights start).
 """
 
 from minivit.nn.attention import Attention, LinearHeadAttention
 from minivit.nn.basic import (
+    GELU,
     Dropout,
     DropPath,
     Embedding,
-    Gelu,
     Identity,
     LayerNorm,
     Linear,
     LinearGELU,
-    Relu,
+    ReLU,
     Sequential,
     Tanh,
 )
@@ -27,13 +25,14 @@ from minivit.nn.counting import multiply_adds
 from minivit.nn.layer import Chain, Layer, apply
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
 from minivit.nn.mlp import Mlp
-from minivit.nn.parameter import Buffer, Param
+from minivit.nn.parameter import Buffer, Parameter
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.patch_merging import PatchMerging
 from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minivit.nn.position_bias import ContinuousPositionBias, RelativePositionBias
 from minivit.nn.recompute import Recompute
 from minivit.nn.window_attention import CosineWindowAttention, ShiftedWindows, WindowAttention
+from minivit.renamed import old_names
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -50,7 +49,7 @@ __all__ = [
     "DropPath",
     "Dropout",
     "Embedding",
-    "Gelu",
+    "GELU",
     "GroupNorm",
     "Identity",
     "Layer",
@@ -60,12 +59,12 @@ __all__ = [
     "LinearHeadAttention",
     "MaxPool2d",
     "Mlp",
-    "Param",
+    "Parameter",
     "PatchEmbed",
     "PatchMerging",
     "Recompute",
     "RelativePositionBias",
-    "Relu",
+    "ReLU",
     "Sequential",
     "ShiftedWindows",
     "StdConv2d",
@@ -75,3 +74,5 @@ __all__ = [
     "multiply_adds",
     "update_statistics",
 ]
+
+__getattr__ = old_names(__name__, {"Gelu": "GELU", "Param": "Parameter", "Relu": "ReLU"})

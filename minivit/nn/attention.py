@@ -1,7 +1,7 @@
 """Multi-head self-attention: several small attentions side by side, each over its own part of the channels.
 
 Alphabet: B batch, N tokens, n queries (all N, or only those of the first few tokens), D channels, H heads, d = D/H head
-size. Next: `window_attention.py`.
+size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear
 from minivit.nn.layer import Layer, apply
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.nn.position_bias import RelativePositionBias
 from minivit.protocol import Array, Back, compose, once
 from minivit.random import as_generator
@@ -148,7 +148,7 @@ class LinearHeadAttention(Attention):
         rng = as_generator(seed)
         super().__init__(dim, num_heads, qkv_bias, seed=rng, **options)
         shape = (3, num_heads, dim, dim // num_heads)
-        self.head_maps = Param(init.normal(rng, shape, dim**-0.5, self.dtype))  # keeps the variance of q, k and v
+        self.head_maps = Parameter(init.normal(rng, shape, dim**-0.5, self.dtype))  # keeps the variance of q, k and v
 
     def _attend(self, x: Array, rng: Any) -> tuple[Array, Back]:
         xp, (batch, tokens, dim) = array_module(x), x.shape

@@ -1,6 +1,6 @@
 """The first layers: Linear, LayerNorm, Embedding, Identity, the activations, two kinds of noise, and Sequential.
 
-Each calls its function of the calculus on its parameters. Next: `position_bias.py`.
+Each calls its function of the calculus on its parameters.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from minivit import functional as F
 from minivit.functional.dropout import check_rate
 from minivit.nn import init
 from minivit.nn.layer import Chain, Layer, apply
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Back, once
 from minivit.random import as_generator
 
@@ -26,8 +26,8 @@ class Linear(Layer):
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32", seed: Any = None
     ) -> None:
         dtype = init.dtype_of(dtype)
-        self.weight = Param(init.trunc_normal(as_generator(seed), (out_features, in_features), 0.02, dtype))
-        self.bias = Param(init.zeros((out_features,), dtype)) if bias else None
+        self.weight = Parameter(init.trunc_normal(as_generator(seed), (out_features, in_features), 0.02, dtype))
+        self.bias = Parameter(init.zeros((out_features,), dtype)) if bias else None
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         return apply(F.linear, x, self.weight, self.bias)
@@ -60,15 +60,15 @@ class LinearGELU(Linear):
 
 
 class LayerNorm(Layer):
-    """Each token normalised over its channels, then gain and offset: (..., dim) -> (..., dim).
+    """Each token normalized over its channels, then gain and offset: (..., dim) -> (..., dim).
 
     weight (dim,) starts at 1, with `zero` at 0, bias (dim,) at 0. eps: 1e-6 in ViT, 1e-5 in Swin.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6, *, zero: bool = False, dtype: Any = "float32") -> None:
         dtype = init.dtype_of(dtype)
-        self.weight = Param((init.zeros if zero else init.ones)((dim,), dtype))
-        self.bias = Param(init.zeros((dim,), dtype))
+        self.weight = Parameter((init.zeros if zero else init.ones)((dim,), dtype))
+        self.bias = Parameter(init.zeros((dim,), dtype))
         self.eps = eps
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -79,7 +79,7 @@ class Embedding(Layer):
     """A table of vectors looked up by number: integers (...) -> (..., dim). Its back returns None."""
 
     def __init__(self, count: int, dim: int, *, dtype: Any = "float32", seed: Any = None) -> None:
-        self.weight = Param(init.trunc_normal(as_generator(seed), (count, dim), 0.02, init.dtype_of(dtype)))
+        self.weight = Parameter(init.trunc_normal(as_generator(seed), (count, dim), 0.02, init.dtype_of(dtype)))
 
     def check_dtype(self, x: Array) -> None:
         if x.dtype.kind not in "iu":
@@ -96,7 +96,7 @@ class Identity(Layer):
         return x, once(lambda dy: dy)
 
 
-class Gelu(Layer):
+class GELU(Layer):
     """GELU, exact ("none") or by its tanh approximation ("tanh")."""
 
     def __init__(self, approximate: str = "none") -> None:
@@ -106,7 +106,7 @@ class Gelu(Layer):
         return F.gelu(x, self.approximate)
 
 
-class Relu(Layer):
+class ReLU(Layer):
     """max(x, 0)."""
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:

@@ -1,6 +1,6 @@
 """The transformer encoder block: attention between tokens, then an MLP of each token, both as residual branches.
 
-With attention over all tokens it is ViT's block, with attention in shifted windows Swin's. Next: `convolution.py`.
+With attention over all tokens it is ViT's block, with attention in shifted windows Swin's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Block(Layer):
     """x <- x + drop_path(attn(norm1(x))); x <- x + drop_path(mlp(norm2(x))): (B, N, D) -> (B, n, D).
 
     A map (B, H, W, D) passes likewise when `attn` works on maps. With `post_norm` the norms come behind instead, as
-    x + drop_path(norm1(attn(x))): Swin v2's residual post-normalisation, under which no branch can grow large.
+    x + drop_path(norm1(attn(x))): Swin v2's residual post-normalization, under which no branch can grow large.
 
     With `attn.queries = n` only the first n tokens come out. That is exact where nothing later reads the others: the
     last block before a head that reads the class token needs the other tokens' keys and values and nothing else.
@@ -47,6 +47,7 @@ class Block(Layer):
         attended, back_attn = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
         first, back_first = F.crop(x, attended.shape[1:3])  # x itself, unless n < N
         middle = first + attended
+        del attended  # before the activations of the MLP are made
         transformed, back_mlp = self._branch(self.norm2, self.mlp, middle, rng)
 
         @once

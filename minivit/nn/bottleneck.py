@@ -1,6 +1,6 @@
 """The residual block of a ResNet: three convolutions around a shortcut, the middle one on fewer channels.
 
-The hybrid ViT's stem is made of them. Next: `patch_embed.py`.
+The hybrid ViT's stem is made of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Convolutions with their parameters: plain, and with weights that are standardized at every use.
-
-Next: `map_norm.py`.
-"""
+"""Convolutions with their parameters: plain, and with weights that are standardized at every use."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ from math import prod
 from typing import Any
 
 from minivit import functional as F
-from minivit.functional.permutations import pair
 from minivit.functional.sliding import Padding, slide
 from minivit.nn import init
 from minivit.nn.layer import Layer, apply
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Back, once
 from minivit.random import as_generator
+from minivit.sizes import pair
 
 
 class Conv2d(Layer):
@@ -47,8 +44,8 @@ class Conv2d(Layer):
         slide(name, (1, 1), kernel_size, stride, padding, dilation)  # refuses bad settings now, before any input comes
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         shape = (out_channels, in_channels // groups, *pair(kernel_size))
-        self.weight = Param(self.start(rng, shape, dtype))
-        self.bias = Param(init.conv_uniform(rng, shape[:1], prod(shape[1:]), dtype)) if bias else None
+        self.weight = Parameter(self.start(rng, shape, dtype))
+        self.bias = Parameter(init.conv_uniform(rng, shape[:1], prod(shape[1:]), dtype)) if bias else None
 
     @staticmethod
     def start(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -14,10 +14,9 @@ from math import prod
 from typing import NamedTuple
 
 from minivit.fast.blocks import FEW_KEYS
-from minivit.functional.permutations import pair
 from minivit.functional.sliding import output_size, slide
 from minivit.nn.attention import Attention, LinearHeadAttention
-from minivit.nn.basic import Dropout, DropPath, Embedding, Gelu, Identity, LayerNorm, Linear, LinearGELU, Relu, Tanh
+from minivit.nn.basic import GELU, Dropout, DropPath, Embedding, Identity, LayerNorm, Linear, LinearGELU, ReLU, Tanh
 from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d
@@ -29,6 +28,7 @@ from minivit.nn.patch_merging import PatchMerging
 from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minivit.nn.recompute import Recompute
 from minivit.nn.window_attention import CosineWindowAttention, ShiftedWindows, WindowAttention
+from minivit.sizes import pair
 
 Shape = tuple[int, ...]
 
@@ -70,7 +70,7 @@ def cost(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
 
 
 @cost.register(Identity)
-@cost.register(Relu)
+@cost.register(ReLU)
 @cost.register(Tanh)
 @cost.register(Dropout)
 @cost.register(DropPath)
@@ -116,7 +116,7 @@ def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
 @cost.register(LayerNorm)
 @cost.register(GroupNorm)
 @cost.register(BatchNorm2d)
-@cost.register(Gelu)
+@cost.register(GELU)
 def _(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
     return Cost(shape, kept=prod(shape))  # the normalized input, or GELU's slope
 

@@ -3,7 +3,6 @@
 A layer keeps nothing of a forward pass on itself, so it can be used twice in one network, and by two threads. What cuts
 across layers (multiply-adds, kept memory, names of formulas) stands in one file per concern, which dispatches on the
 layer's type. `apply` is how most of them are written: a function of the calculus, called on parameters.
-Next: `basic.py`, the first layers.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from minivit.device import array_module
-from minivit.nn.parameter import Buffer, Param
+from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, compose, once
 
 
 class Layer:
     """Base of everything with parameters. A subclass writes `forward(x, rng)`, which returns `y, back`.
 
-    Its parameters and parts are found in its attributes (a Param, a Layer, or a list of Layers; no other containers),
-    in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`.
+    Its parameters and parts are found in its attributes (a Parameter, a Layer, or a list of Layers; no other
+    containers), in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`.
     """
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
@@ -73,39 +72,41 @@ class Layer:
                     if isinstance(item, Layer):
                         yield f"{name}.{index}", item
 
-    def parameters(self) -> dict[str, Param]:
+    def parameters(self) -> dict[str, Parameter]:
         """The live parameters by dotted name; one that is shared by two parts stands under its first name only."""
-        return {name: param for name, param in self.state().items() if not isinstance(param, Buffer)}
+        return {name: param for name, param in self.state().items() if isinstance(param, Parameter)}
 
-    def state(self) -> dict[str, Param]:
+    def state(self) -> dict[str, Buffer]:
         """`parameters()` and the buffers: all that belongs into a file."""
-        found: dict[int, tuple[str, Param]] = {}
-        for name, param in self._walk(""):
-            found.setdefault(id(param), (name, param))
+        found: dict[int, tuple[str, Buffer]] = {}
+        for name, each in self.named_state(""):
+            found.setdefault(id(each), (name, each))
         return dict(found.values())
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
+    def named_state(self, prefix: str) -> Iterator[tuple[str, Buffer]]:
+        """(name, parameter or buffer) of this layer and its parts, each name with the prefix."""
         for name, value in vars(self).items():
-            if isinstance(value, Param):
+            if isinstance(value, Buffer):
                 yield prefix + name, value
             elif isinstance(value, Layer):
-                yield from value._walk(prefix if value.names_in_parent else f"{prefix}{name}.")
+                yield from value.named_state(prefix if value.names_in_parent else f"{prefix}{name}.")
             elif isinstance(value, list):
                 for index, item in enumerate(value):
                     if isinstance(item, Layer):
-                        yield from item._walk(f"{prefix}{name}.{index}.")
+                        yield from item.named_state(f"{prefix}{name}.{index}.")
             elif isinstance(value, tuple | dict):
                 items = value.values() if isinstance(value, dict) else value
-                if any(isinstance(item, Layer | Param) for item in items):
+                if any(isinstance(item, Layer | Buffer) for item in items):
                     raise ValueError(
                         f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would "
-                        "not be found: keep layers in a list, and each Param in an attribute of its own"
+                        "not be found: keep layers in a list, and each Parameter in an attribute of its own"
                     )
 
     def replica(self) -> Layer:
         """The same layer with the same parameter data, but gradients of its own: one for each thread."""
-        memo: dict[int, Any] = {id(param): param.replica() for param in self.parameters().values()}
-        memo |= {id(param): param for param in self.state().values() if isinstance(param, Buffer)}
+        memo: dict[int, Any] = {
+            id(each): each.replica() if isinstance(each, Parameter) else each for each in self.state().values()
+        }
         memo |= {id(value): value for value in self.constants()}
         return copy.deepcopy(self, memo)
 
@@ -119,9 +120,8 @@ class Layer:
 
     def move_to(self, move: Callable[[Array], Array]) -> None:
         """Replace every parameter, gradient and constant array by move(array); see `minivit.to_device`."""
-        for param in self.state().values():
-            param.swap(move(param.data))
-            param.grad = None if param.grad is None else move(param.grad)
+        for each in self.state().values():
+            each.move_to(move)
         self._move_constants(move)
 
     def _move_constants(self, move: Callable[[Array], Array]) -> None:
@@ -194,9 +194,9 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
         options: keyword arguments of the function that need no gradient.
     """
     data: list[Any] = []
-    takers: list[Param | None] = []  # of the gradients, in their order
+    takers: list[Parameter | None] = []  # of the gradients, in their order
     for value in arguments:
-        taker = value if isinstance(value, Param) else None
+        taker = value if isinstance(value, Parameter) else None
         data.append(value if taker is None else taker.data)
         if taker is not None or value is None or getattr(value, "dtype", _WHOLE).kind in "fc":
             takers.append(taker)

@@ -1,7 +1,4 @@
-"""Norms of maps (B, C, H, W): GroupNorm, and BatchNorm with the statistics that it measures while it learns.
-
-Next: `pooling.py`.
-"""
+"""Norms of maps (B, C, H, W): GroupNorm, and BatchNorm with the statistics that it measures while it learns."""
 
 from __future__ import annotations
 
@@ -15,14 +12,14 @@ from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.layer import Layer, apply
-from minivit.nn.parameter import Buffer, Param
+from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, once
 
 _turn = threading.Lock()  # replicas of a layer share what it has seen, and add to it one after the other
 
 
 class GroupNorm(Layer):
-    """Groups of channels of each sample normalised, then gain and offset: (B, num_channels, ...) of the same shape.
+    """Groups of channels of each sample normalized, then gain and offset: (B, num_channels, ...) of the same shape.
 
     weight (num_channels,) starts at 1, with `zero` at 0, bias (num_channels,) at 0.
     """
@@ -33,8 +30,8 @@ class GroupNorm(Layer):
         if num_groups < 1 or num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
         dtype = init.dtype_of(dtype)
-        self.weight = Param((init.zeros if zero else init.ones)((num_channels,), dtype))
-        self.bias = Param(init.zeros((num_channels,), dtype))
+        self.weight = Parameter((init.zeros if zero else init.ones)((num_channels,), dtype))
+        self.bias = Parameter(init.zeros((num_channels,), dtype))
         self.num_groups, self.eps = num_groups, eps
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -42,14 +39,14 @@ class GroupNorm(Layer):
 
 
 class BatchNorm2d(Layer):
-    """Channels normalised over the batch, then gain and offset: (B, num_features, H, W) of the same shape.
+    """Channels normalized over the batch, then gain and offset: (B, num_features, H, W) of the same shape.
 
     With a generator (training) by the mean and variance of this batch, without one (inference) by `running_mean` and
     `running_var`. weight (num_features,) starts at 1, bias at 0, running_mean at 0, running_var at 1.
 
     How the running statistics are measured: a forward pass writes nothing, as everywhere in this library. `back` adds
     what the batch was like to `seen`, as it adds gradients to `.grad`; and `update_statistics`, called where the
-    optimiser takes its step, moves the running statistics towards it and clears it. So:
+    optimizer takes its step, moves the running statistics towards it and clears it. So:
 
     - a forward pass that is thrown away, or run again by `Recompute`, counts for nothing: only `back` counts, once;
     - replicas in threads share `seen` and add to it one at a time, sums that give the mean and variance of all shards
@@ -65,8 +62,8 @@ class BatchNorm2d(Layer):
         if not 0 <= momentum <= 1:
             raise ValueError(f"BatchNorm2d: momentum must lie in [0, 1], got {momentum}")
         dtype = init.dtype_of(dtype)
-        self.weight = Param(init.ones((num_features,), dtype))
-        self.bias = Param(init.zeros((num_features,), dtype))
+        self.weight = Parameter(init.ones((num_features,), dtype))
+        self.bias = Parameter(init.zeros((num_features,), dtype))
         self.running_mean = Buffer(init.zeros((num_features,), dtype))
         self.running_var = Buffer(init.ones((num_features,), dtype))
         self.seen = np.zeros((3, num_features), "float64")  # sums over the numbers of each channel: of 1, of x, of x^2
@@ -107,7 +104,7 @@ class BatchNorm2d(Layer):
 
 
 def update_statistics(model: Layer) -> None:
-    """`BatchNorm2d.update_statistics` of every such layer in a model: call it after the optimiser's step."""
+    """`BatchNorm2d.update_statistics` of every such layer in a model: call it after the optimizer's step."""
     for layer in _batch_norms(model):
         layer.update_statistics()
 

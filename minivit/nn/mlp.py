@@ -1,7 +1,4 @@
-"""The multilayer perceptron of a transformer block: two linear maps of each token with a nonlinearity between them.
-
-Next: `block.py`.
-"""
+"""The multilayer perceptron of a transformer block: two linear maps of each token with a nonlinearity between them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """Parameters: learned arrays with their gradients, and the only place where gradients accumulate.
 
-Next: `layer.py`.
+Buffers are the arrays of a layer that are saved with it and not learned.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,18 +13,16 @@ from minivit.device import array_module
 from minivit.protocol import Array
 
 
-class Param:
-    """A learned array and its gradient.
+class Buffer:
+    """An array that is saved and moved with its layer and not learned, such as running statistics.
 
     Attributes:
-        data: the array. Assigning copies into the same buffer and keeps its dtype, so that everything that shares
-            the buffer (the replicas of `minivit.parallel`) sees the new values.
-        grad: dLoss/d(data), None or an array of data's shape and dtype. `p.grad = None` clears it.
+        data: the array. Assigning copies into the same memory and keeps its dtype, so that everything that shares
+            the memory (the replicas of `minivit.parallel`) sees the new values.
     """
 
     def __init__(self, data: Array) -> None:
         self._data = data
-        self.grad: Array | None = None
 
     @property
     def data(self) -> Array:
@@ -32,17 +32,41 @@ class Param:
     def data(self, values: Array) -> None:
         shape = values.shape if hasattr(values, "shape") else np.shape(values)
         if shape != self._data.shape:
-            raise ValueError(f"a parameter of shape {self.shape} cannot take values of shape {shape}")
+            raise ValueError(f"a {type(self).__name__} of shape {self.shape} cannot take values of shape {shape}")
         self._data[...] = array_module(self._data).asarray(values)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape: tuple[int, ...] = self._data.shape
-        return shape
+        return self._data.shape
 
     @property
     def size(self) -> int:
-        return int(self._data.size)
+        return self._data.size
+
+    def move_to(self, move: Callable[[Array], Array]) -> None:
+        """Replace the array by move(array)."""
+        self._data = move(self._data)
+
+    def swap(self, data: Array) -> Array:
+        """Put another array in the place of this one and return the old one (for loading and gradient checks)."""
+        data, self._data = self._data, data
+        return data
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self._data.dtype})"
+
+
+class Parameter(Buffer):
+    """A learned array and its gradient.
+
+    Attributes:
+        data: as in `Buffer`.
+        grad: dLoss/d(data), None or an array of data's shape and dtype. `p.grad = None` clears it.
+    """
+
+    def __init__(self, data: Array) -> None:
+        super().__init__(data)
+        self.grad: Array | None = None
 
     def accumulate(self, grad: Array, fresh: bool = False) -> None:
         """grad is added to `.grad`: the only place where gradients accumulate, and always by addition.
@@ -57,25 +81,21 @@ class Param:
         else:
             self.grad = array_module(grad).array(grad, dtype=self._data.dtype)
 
-    def rows(self, start: int, stop: int) -> Param:
+    def move_to(self, move: Callable[[Array], Array]) -> None:
+        super().move_to(move)
+        self.grad = None if self.grad is None else move(self.grad)
+
+    def rows(self, start: int, stop: int) -> Parameter:
         """Some rows of this parameter as a parameter, whose gradient is added to the same rows of this one's."""
         return _Rows(self, start, stop)
 
-    def replica(self) -> Param:
+    def replica(self) -> Parameter:
         """A parameter that shares this one's data and has a gradient of its own."""
-        return Param(self._data)
-
-    def swap(self, data: Array) -> Array:
-        """Puts another array in the place of the buffer and returns the old one (for moves and gradient checks)."""
-        data, self._data = self._data, data
-        return data
-
-    def __repr__(self) -> str:
-        return f"Param(shape={self.shape}, dtype={self._data.dtype})"
+        return Parameter(self._data)
 
 
-class _Rows(Param):
-    def __init__(self, whole: Param, start: int, stop: int) -> None:
+class _Rows(Parameter):
+    def __init__(self, whole: Parameter, start: int, stop: int) -> None:
         super().__init__(whole.data[start:stop])
         self._whole, self._part = whole, slice(start, stop)
 
@@ -84,7 +104,3 @@ class _Rows(Param):
         if whole.grad is None:
             whole.grad = array_module(whole.data).zeros_like(whole.data)
         whole.grad[self._part] += grad
-
-
-class Buffer(Param):
-    """Numbers of the state that are not learned, such as running statistics: saved and moved, but no parameter."""

@@ -1,7 +1,4 @@
-"""From an image to tokens: the patch embedding as a layer.
-
-Next: `patch_merging.py`.
-"""
+"""From an image to tokens: the patch embedding as a layer."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from minivit import functional as F
 from minivit.nn import init
 from minivit.nn.basic import LayerNorm
 from minivit.nn.layer import Chain, Layer, apply
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Back
 from minivit.random import as_generator
 
@@ -21,8 +18,8 @@ class PatchProjection(Layer):
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: Any, rng: Any) -> None:
         fan_in = shape[1] * shape[2] * shape[3]
-        self.weight = Param(init.conv_uniform(rng, shape, fan_in, dtype))
-        self.bias = Param(init.conv_uniform(rng, shape[:1], fan_in, dtype))
+        self.weight = Parameter(init.conv_uniform(rng, shape, fan_in, dtype))
+        self.bias = Parameter(init.conv_uniform(rng, shape[:1], fan_in, dtype))
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
         return apply(F.patch_embed, x, self.weight, self.bias)

@@ -1,7 +1,4 @@
-"""Between two stages of Swin: the map halves, the channels double.
-
-Next: `recompute.py`, which trades time for memory around any layer.
-"""
+"""Between two stages of Swin: the map halves, the channels double."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pooling as layers, to stand in a `Sequential`; they have no parameters. Next: `bottleneck.py`."""
+"""Pooling as layers, to stand in a `Sequential`; they have no parameters."""
 
 from __future__ import annotations
 

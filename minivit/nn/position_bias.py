@@ -4,7 +4,6 @@ Either a learned table (Swin, BEiT) or a small MLP of the offset (Swin v2), whic
 with.
 
 Alphabet: h x w the grid, N = h w its positions, p prefix tokens (class token), R rows of the table, H heads.
-Next: `attention.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import array_module
-from minivit.functional.permutations import Size
 from minivit.nn import init
-from minivit.nn.basic import Linear, Relu, Sequential
+from minivit.nn.basic import Linear, ReLU, Sequential
 from minivit.nn.layer import Layer, apply
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Back, once
 from minivit.random import as_generator
+from minivit.sizes import Size
 
 
 class RelativePositionBias(Layer):
@@ -37,7 +36,7 @@ class RelativePositionBias(Layer):
     ) -> None:
         offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1)
         rows = offsets + (3 if prefix_tokens else 0)
-        self.relative_position_bias_table = Param(
+        self.relative_position_bias_table = Parameter(
             init.trunc_normal(as_generator(seed), (rows, num_heads), 0.02, init.dtype_of(dtype))
         )
         self.grid = grid
@@ -82,7 +81,7 @@ class ContinuousPositionBias(Layer):
     ) -> None:
         rng, dtype = as_generator(seed), init.dtype_of(dtype)
         self.cpb_mlp = Sequential(
-            Linear(2, hidden, dtype=dtype, seed=rng), Relu(), Linear(hidden, num_heads, False, dtype=dtype, seed=rng)
+            Linear(2, hidden, dtype=dtype, seed=rng), ReLU(), Linear(hidden, num_heads, False, dtype=dtype, seed=rng)
         )
         self.grid = grid
         self.offsets = F.log_spaced_offsets(grid, pretrained).astype(dtype)  # (R, 2)

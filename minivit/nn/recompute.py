@@ -1,7 +1,7 @@
 """Time for memory: a wrapped layer keeps only its input, and runs its forward pass again when the gradient comes.
 
 Random numbers are replayed from a copy of the generator, so gradients are the same to the last bit.
-Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". Next: `kept.py`.
+Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from minivit.fast.dispatch import current_mode, in_mode
 from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Buffer
 from minivit.protocol import Array, Back, once
 from minivit.random import copy_generator
 
@@ -23,8 +23,8 @@ class Recompute(Layer):
         self.layer = layer
         self.names_in_parent = layer.names_in_parent
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
-        return self.layer._walk(prefix)
+    def named_state(self, prefix: str) -> Iterator[tuple[str, Buffer]]:
+        return self.layer.named_state(prefix)
 
     def forward(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
         replay, mode = copy_generator(rng), current_mode()

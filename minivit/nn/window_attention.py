@@ -3,7 +3,7 @@
 `ShiftedWindows` is the whole idea of Swin: any attention that works on windows, put where a block has its attention.
 
 Alphabet: B batch, H x W the map, D channels, Mh x Mw the window, nW windows of one map, N = Mh Mw tokens of a window,
-Hd heads, d = D/Hd head size. Next: `mlp.py`.
+Hd heads, d = D/Hd head size.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from minivit import functional as F
 from minivit.device import array_module
-from minivit.functional.permutations import Size, pair
 from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.layer import Layer, apply
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Buffer, Parameter
 from minivit.nn.position_bias import ContinuousPositionBias
 from minivit.protocol import Array, Back, compose, once
 from minivit.random import as_generator
+from minivit.sizes import Size, pair
 
 
 class WindowAttention(Attention):
@@ -139,9 +139,9 @@ class CosineWindowAttention(WindowAttention):
         rng, dtype = as_generator(seed), init.dtype_of(dtype)
         Attention.__init__(self, dim, num_heads, False, attn_drop=attn_drop, proj_drop=proj_drop, dtype=dtype, seed=rng)
         self.mask_value = mask_value
-        self.q_bias = Param(init.zeros((dim,), dtype)) if qkv_bias else None
-        self.v_bias = Param(init.zeros((dim,), dtype)) if qkv_bias else None
-        self.logit_scale = Param(init.ones((num_heads, 1, 1), dtype) * dtype.type(log(10)))  # a temperature of 0.1
+        self.q_bias = Parameter(init.zeros((dim,), dtype)) if qkv_bias else None
+        self.v_bias = Parameter(init.zeros((dim,), dtype)) if qkv_bias else None
+        self.logit_scale = Parameter(init.ones((num_heads, 1, 1), dtype) * dtype.type(log(10)))  # a temperature of 0.1
         self.continuous_bias = ContinuousPositionBias(
             pair(window_size), num_heads, cpb_hidden, pair(pretrained_window), dtype=dtype, seed=rng
         )
@@ -234,8 +234,8 @@ class ShiftedWindows(Layer):
                 f"shift_size={shift_size} must lie between 0 and window_size={window_size} less 1 on each axis"
             )
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
-        return self.attention._walk(prefix)
+    def named_state(self, prefix: str) -> Iterator[tuple[str, Buffer]]:
+        return self.attention.named_state(prefix)
 
     def plan(self, height: int, width: int) -> tuple[Size, Size, Size]:
         """The window, the shift, and the padded size that a map of H x W gets."""

@@ -8,20 +8,20 @@ The step of training is four lines:
     opt.step()
 
 Gradients add up until they are cleared, so accumulating over several small batches needs nothing special: call
-`loss_and_grad` n times with `dloss=1/n` before one `step`. Read in this order: `optimizers.py`, `groups.py` (which
-parameters take no decay, a smaller step, or none), `schedule.py`, `average.py`; then `minivit/parallel.py`.
+`loss_and_grad` n times with `dloss=1/n` before one `step`.
 """
 
 from minivit.optim.average import ModelEma
 from minivit.optim.groups import layer_decay, matching, no_decay, parameter_count
-from minivit.optim.optimizers import SGD, AdamW, Optimiser, Params
+from minivit.optim.optimizers import SGD, AdamW, Optimizer, Params
 from minivit.optim.schedule import clip_grad_norm, warmup_cosine
+from minivit.renamed import old_names
 
 __all__ = [
     "SGD",
     "AdamW",
     "ModelEma",
-    "Optimiser",
+    "Optimizer",
     "Params",
     "clip_grad_norm",
     "layer_decay",
@@ -30,3 +30,5 @@ __all__ = [
     "parameter_count",
     "warmup_cosine",
 ]
+
+__getattr__ = old_names(__name__, {"Optimiser": "Optimizer"})

@@ -1,7 +1,4 @@
-"""Averaged weights, which are steadier than those of any one step.
-
-Next: `minivit/parallel.py`.
-"""
+"""Averaged weights, which are steadier than those of any one step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Groups of parameters by name: which take no weight decay, which move more slowly, and which a pattern names.
 
-Groups are sets and dictionaries of names, which the optimisers take as `no_decay` and `lr_scale`. Next: `schedule.py`.
+Groups are sets and dictionaries of names, which the optimizers take as `no_decay` and `lr_scale`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The optimizers: SGD and AdamW, as PyTorch computes them, and what both share.
 
-A parameter that is not given to an optimiser is frozen. Next: `groups.py`.
+A parameter that is not given to an optimizer is frozen.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 from minivit.device import array_module
 from minivit.fast.dispatch import accelerated
 from minivit.fast.threads import in_threads, usable_cores
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array
 
-Params = dict[str, Param]
+Params = dict[str, Parameter]
 
 
-class Optimiser:
+class Optimizer:
     """What SGD and AdamW share: the parameters, `lr` (may be set each step), and a state that can be saved.
 
-    `no_decay` and `lr_scale` are settings, no state: build the optimiser with the same ones before a state is loaded.
+    `no_decay` and `lr_scale` are settings, no state: build the optimizer with the same ones before a state is loaded.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Optimiser:
         lr_scale: Mapping[str, float] | None = None,
     ) -> None:
         if not params:
-            raise ValueError("the optimiser got no parameters")
+            raise ValueError("the optimizer got no parameters")
         if not (lr >= 0 and weight_decay >= 0):  # also where one is NaN
             raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative")
         scales = dict(lr_scale or {})
@@ -66,7 +66,7 @@ class Optimiser:
         return self.lr * self.lr_scale.get(name, 1.0)
 
     def _moments(self) -> dict[str, Array]:
-        """The arrays that the optimiser remembers, by name."""
+        """The arrays that the optimizer remembers, by name."""
         raise TypeError(f"{type(self).__name__} must define _moments(self)")
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Optimiser:
         Raises:
             ValueError: naming the first moment that is missing or of another shape.
         """
-        restore("optimiser", self._moments(), state)
+        restore("optimizer", self._moments(), state)
         self.steps, self.lr = int(state["steps"]), float(state.get("lr", self.lr))
 
 
@@ -99,7 +99,7 @@ def restore(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None
         array[...] = array_module(array).asarray(state[name])
 
 
-class SGD(Optimiser):
+class SGD(Optimizer):
     """v <- momentum v + g + decay p; p <- p - lr v (or, with nesterov, p - lr (g + momentum v)), as PyTorch does it."""
 
     def __init__(
@@ -175,7 +175,7 @@ def adamw(
 update = accelerated(adamw)
 
 
-class AdamW(Optimiser):
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     The parameters are walked in pieces that fit into a core's cache: a part of a large one, in place, or several small

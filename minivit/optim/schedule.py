@@ -1,7 +1,4 @@
-"""What happens around a step: gradients clipped before it, and the learning rate's course from step to step.
-
-Next: `average.py`.
-"""
+"""What happens around a step: gradients clipped before it, and the learning rate's course from step to step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Command lines of programs that train: the options that they share, and errors as one line.
-
-Next: `tasks.py`.
-"""
+"""Command lines of programs that train: the options that they share, and errors as one line."""
 
 from __future__ import annotations
 

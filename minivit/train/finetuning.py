@@ -1,6 +1,6 @@
 """Fine-tuning: a pretrained model is trained for another task on few images, with small changes to its lower layers.
 
-A `Recipe` has the hyperparameters; `fine_tune` trains, in a run that can be resumed. Next: `examples/finetune.py`.
+A `Recipe` has the hyperparameters; `fine_tune` trains, in a run that can be resumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minivit import data, optim, parallel
 from minivit.device import to_device, to_numpy
 from minivit.models import Model
 from minivit.nn.layer import Layer
-from minivit.nn.parameter import Param
+from minivit.nn.parameter import Buffer
 from minivit.protocol import Array, Back, compose, inference
 from minivit.train.loop import Batches, fit
 from minivit.train.metrics import CountingLoss, accuracy
@@ -113,8 +113,8 @@ class PartlyFrozen(Layer):
         """The model's logits."""
         return self.model.predict(x, batch_size)
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Param]]:
-        return self.model._walk(prefix)
+    def named_state(self, prefix: str) -> Iterator[tuple[str, Buffer]]:
+        return self.model.named_state(prefix)
 
 
 class Outcome(NamedTuple):

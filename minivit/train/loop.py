@@ -1,7 +1,4 @@
-"""The training loop as a function: `examples/train_mnist_vit.py` writes the same loop out, and ends with the same bits.
-
-Next: `report.py`.
-"""
+"""The training loop as a function: `examples/train_mnist_vit.py` writes it out, and ends with the same bits."""
 
 from __future__ import annotations
 

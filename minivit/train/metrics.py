@@ -1,7 +1,4 @@
-"""Loss and accuracy: what a run measures on training batches and on held-out images.
-
-Next: `loop.py`.
-"""
+"""Loss and accuracy: what a run measures on training batches and on held-out images."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ def accuracy(
         predict: (B, C, H, W) -> logits (B, K), such as `model.predict`.
         images: (n, ...), what `prepare` takes.
         labels: (n,) integers.
-        prepare: a batch of `images` -> (B, C, H, W), such as `data.normalise`.
+        prepare: a batch of `images` -> (B, C, H, W), such as `data.normalize`.
         device: "cpu" or "gpu", where `predict` expects its images.
         batch_size: images prepared at a time.
     """

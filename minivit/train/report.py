@@ -1,7 +1,6 @@
 """The report of a run: learning curves, confusion matrix, misclassified images, and a model card.
 
-Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written. Next:
-`command_line.py`.
+Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A training run in a folder: checkpoint, metrics, progress and Ctrl-C. A resumed run ends with the same bits.
 
 Batches and noise are pure functions of (seed, epoch, position), so the position is all that a checkpoint must hold of
-them. Next: `metrics.py`.
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.checkpoint import CheckpointError, load_arrays, save_arrays
+from minivit.io.safetensors import CheckpointError, load_arrays, save_arrays
 from minivit.protocol import Array
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -1,7 +1,4 @@
-"""Tasks for fine-tuning: labeled images from MNIST or from a folder, split into training, held-out and test images.
-
-Next: `finetuning.py`.
-"""
+"""Tasks for fine-tuning: labeled images from MNIST or from a folder, split into training, held-out and test images."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit import data
-from minivit import functional as F
 from minivit.data.folder import ImageFolder, read_images
 from minivit.protocol import Array
+from minivit.sizes import pair
 from minivit.train.loop import Batches
 from minivit.train.run import fingerprint
 
@@ -56,11 +53,11 @@ class Task:
     def config(self) -> dict[str, Any]:
         """The content of a config.json beside the weights: the names of the classes and the preprocessing of pictures.
 
-        The keys are timm's; `minivit.weights` and examples/classify_image.py read them.
+        The keys are timm's; `minivit.pretrained` and examples/classify_image.py read them.
         """
         made = self.preprocess
         cfg = {
-            "input_size": [made.channels, *F.pair(made.size)],
+            "input_size": [made.channels, *pair(made.size)],
             "mean": list(made.mean),
             "std": list(made.std),
             "interpolation": made.interpolation,
@@ -89,7 +86,7 @@ def mnist_task(mnist: data.Mnist, limit: int | None = None, seed: int = 0, held_
         Part(mnist.train_images[watch], mnist.train_labels[watch]),
         Part(mnist.test_images, mnist.test_labels),
         data.Preprocess(mnist.train_images.shape[1:], mean=(data.MNIST_MEAN,), std=(data.MNIST_STD,), squash=True),
-        data.normalise,
+        data.normalize,
         partial(data.batches, images, labels, augment=data.chain(data.shift)),
         fingerprint(images, labels),
     )

@@ -15,6 +15,8 @@ import numpy as np
 import minivit
 from minivit import data, optim, parallel
 
+normalize = data.normalize if hasattr(data, "normalize") else data.normalise  # the first edition's name
+
 MODELS: dict[str, Any] = {
     "vit": (minivit.ViT, {"img_size": 12, "patch_size": 4, "in_chans": 2, "embed_dim": 12, "depth": 2, "num_heads": 3}),
     "hybrid": (
@@ -123,4 +125,4 @@ def write_mnist(folder: Path) -> None:
 
 def logits_of_test_images(trained: Any, folder: Path) -> Any:
     """What a trained model says of the 30 test images, (30, 10)."""
-    return trained.predict(data.normalise(data.load_mnist(folder).test_images[:, None]))
+    return trained.predict(normalize(data.load_mnist(folder).test_images[:, None]))

@@ -101,7 +101,7 @@ def compare_layer(
     check_gradients(got, wanted)
 
 
-def randomise(layer: Layer, rng: Any, scale: float = 0.4) -> None:
+def randomize(layer: Layer, rng: Any, scale: float = 0.4) -> None:
     """Every parameter drawn anew, gains about 1, others about 0: at their start many could be missed unseen."""
     for name, param in layer.parameters().items():
         gain = "norm" in name and name.endswith("weight")

@@ -44,7 +44,7 @@ def test_plain_pytorch_reads_the_same_digits(trained: Path) -> None:
     assert mnist.test_images.shape == (10_000, 28, 28)
     logits = predict(trained, mnist.test_images).numpy()
     model = minivit.from_pretrained(trained)
-    expected = model.predict(data.normalise(mnist.test_images[:, None]), batch_size=1000)
+    expected = model.predict(data.normalize(mnist.test_images[:, None]), batch_size=1000)
     assert logits.dtype == expected.dtype == np.float32
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
@@ -60,7 +60,7 @@ def test_a_model_that_was_never_trained_needs_no_mnist(tmp_path: Path) -> None:
         param.data = param.data + 0.2 * rng.standard_normal(param.shape)
     minivit.save(model, tmp_path / "model.safetensors")
     digits = rng.integers(0, 256, (64, 28, 28)).astype(np.uint8)
-    expected = model.predict(data.normalise(digits[:, None]))
+    expected = model.predict(data.normalize(digits[:, None]))
     got = predict(tmp_path / "model.safetensors", torch.from_numpy(digits)).numpy()
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
     assert len(set(got.argmax(axis=1))) > 1

@@ -16,7 +16,7 @@ import pytest
 from parity_tools import torch
 
 from minivit import CheckpointError
-from minivit.weights import from_pretrained
+from minivit.pretrained import from_pretrained
 
 transformers = pytest.importorskip(
     "transformers", reason="compared with transformers' models: install the `parity` extra, see README"

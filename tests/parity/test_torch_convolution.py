@@ -231,7 +231,7 @@ def test_batch_norm_learns_the_statistics_that_pytorch_learns() -> None:
     np.testing.assert_allclose(ours.running_var.data, theirs.running_var.numpy(), rtol=1e-12)
 
 
-def test_default_initialisation_has_pytorchs_distribution() -> None:
+def test_default_initialization_has_pytorchs_distribution() -> None:
     ours, theirs = nn.Conv2d(32, 64, 5, groups=4, seed=0), torch.nn.Conv2d(32, 64, 5, groups=4)
     for name, param in ours.parameters().items():
         other = dict(theirs.named_parameters())[name].detach().numpy()

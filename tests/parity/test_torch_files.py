@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from parity_tools import torch
 
-from minivit.weights import read_torch_file
+from minivit.io.torch_file import read_torch_file
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 DTYPES += ["complex64", "complex128", *(name for name in ("uint16", "uint32", "uint64") if hasattr(torch, name))]

@@ -15,7 +15,7 @@ from parity_tools import (
     check_gradients,
     compare_function,
     compare_layer,
-    randomise,
+    randomize,
     tensor,
     torch,
 )
@@ -82,7 +82,7 @@ def test_logits_and_every_gradient(name: str) -> None:
     options, (height, width) = HYBRIDS[name]
     rng = np.random.default_rng(0)
     model = ViT(**(STEM | SIZE | options), dtype="float64", seed=1)
-    randomise(model, rng)
+    randomize(model, rng)
     params = {name: tensor(param.data) for name, param in model.parameters().items()}
     images = rng.standard_normal((2, 3, height, width))
     maps = tensor(images)

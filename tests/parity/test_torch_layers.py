@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity_tools import DTYPES, check_forward, check_gradients, compare_layer, offset_rows, randomise, tensor, torch
+from parity_tools import DTYPES, check_forward, check_gradients, compare_layer, offset_rows, randomize, tensor, torch
 
 from minivit import nn
 
@@ -44,7 +44,7 @@ def same_names(layer: nn.Layer) -> dict[str, str]:
 
 def check(layer: nn.Layer, module: Any, x: Any, names: Any = None, call: Any = None) -> None:
     rng = np.random.default_rng(1)
-    randomise(layer, rng)
+    randomize(layer, rng)
     compare_layer(layer, module, x, rng, same_names(layer) if names is None else names, call)
 
 
@@ -88,13 +88,13 @@ def test_patch_embed(eps: float | None, dtype: str) -> None:
 def test_sequential_has_the_same_names_and_numbers(dtype: str) -> None:
     ours = nn.Sequential(
         nn.Linear(D, 8, dtype=dtype, seed=0),
-        nn.Gelu("tanh"),
+        nn.GELU("tanh"),
         nn.LayerNorm(8, 1e-5, dtype=dtype),
         nn.Linear(8, 9, False, dtype=dtype, seed=1),
         nn.Tanh(),
         nn.Linear(9, 6, dtype=dtype, seed=2),
-        nn.Relu(),
-        nn.Gelu(),
+        nn.ReLU(),
+        nn.GELU(),
     )
     theirs = torch.nn.Sequential(
         torch.nn.Linear(D, 8),
@@ -173,7 +173,7 @@ def test_attention_with_relative_positions(prefix: int, queries: int | None, dty
 def test_attention_with_linear_heads(queries: int | None, dtype: str) -> None:
     rng = np.random.default_rng(1)
     layer = nn.LinearHeadAttention(D, H, queries=queries, dtype=dtype, seed=0)
-    randomise(layer, rng)
+    randomize(layer, rng)
     x = drawn(2, B, N, D, dtype=dtype)
     params = {name: tensor(param.data) for name, param in layer.parameters().items()}
     tx = tensor(x)

@@ -1,4 +1,4 @@
-"""The optimisers against torch.optim, on the same gradients and in training whole models, and clipping and averaging.
+"""The optimizers against torch.optim, on the same gradients and in training whole models, and clipping and averaging.
 
 A trajectory of 20 steps agrees to 1e-9 in float64.
 """
@@ -15,7 +15,7 @@ from vit_pairs import parameter_error, transformers_twin
 from minivit import functional as F
 from minivit import nn, optim
 from minivit.models import ViT
-from minivit.nn import Param
+from minivit.nn import Parameter
 
 STEPS = 20
 TRAJECTORY = 1e-9
@@ -24,9 +24,9 @@ PLAIN = ("a.bias", "b.bias")  # take no weight decay
 FROZEN = "frozen.weight"  # never has a gradient
 
 
-def twins(seed: int = 0) -> tuple[dict[str, Param], dict[str, Any]]:
+def twins(seed: int = 0) -> tuple[dict[str, Parameter], dict[str, Any]]:
     rng = np.random.default_rng(seed)
-    ours = {name: Param(rng.standard_normal(shape)) for name, shape in SHAPES.items()}
+    ours = {name: Parameter(rng.standard_normal(shape)) for name, shape in SHAPES.items()}
     return ours, {name: torch.nn.Parameter(torch.tensor(param.data)) for name, param in ours.items()}
 
 
@@ -44,13 +44,13 @@ def scaled_groups(theirs: dict[str, Any], decay: float, scales: dict[str, float]
     ]
 
 
-def set_lr(ours: optim.Optimiser, theirs: Any, lr: float) -> None:
+def set_lr(ours: optim.Optimizer, theirs: Any, lr: float) -> None:
     ours.lr = lr
     for group in theirs.param_groups:
         group["lr"] = lr * group.get("scale", 1.0)
 
 
-def follow(ours: dict[str, Param], opt: optim.Optimiser, theirs: dict[str, Any], reference: Any) -> None:
+def follow(ours: dict[str, Parameter], opt: optim.Optimizer, theirs: dict[str, Any], reference: Any) -> None:
     """Twenty steps on the same gradients, of all sizes, at a learning rate that changes."""
     rng = np.random.default_rng(1)
     for step in range(STEPS):
@@ -96,7 +96,7 @@ SCALES = {"a.weight": 0.1, "a.bias": 0.5, "b.bias": 3.0, "frozen.weight": 0.2}
 def test_a_learning_rate_for_each_group(kind: str) -> None:
     ours, theirs = twins()
     if kind == "adamw":
-        opt: optim.Optimiser = optim.AdamW(ours, 0.05, 0.3, lr_scale=SCALES)
+        opt: optim.Optimizer = optim.AdamW(ours, 0.05, 0.3, lr_scale=SCALES)
         reference = torch.optim.AdamW(scaled_groups(theirs, 0.3, SCALES), 0.05)
     else:
         opt = optim.SGD(ours, 0.05, 0.9, 0.3, True, lr_scale=SCALES)
@@ -108,7 +108,7 @@ def test_a_learning_rate_for_each_group(kind: str) -> None:
 @pytest.mark.parametrize("max_norm", [0.5, 3.0, 1e4])
 def test_clip_grad_norm(max_norm: float, dtype: str) -> None:
     rng = np.random.default_rng(0)
-    ours = {name: Param(np.zeros(shape, dtype)) for name, shape in SHAPES.items()}
+    ours = {name: Parameter(np.zeros(shape, dtype)) for name, shape in SHAPES.items()}
     theirs = {name: torch.nn.Parameter(torch.tensor(param.data)) for name, param in ours.items()}
     for name, param in ours.items():
         if name != FROZEN:
@@ -182,7 +182,7 @@ class Pair:
         stacked = {name: new.replace("k_proj", "qkv").replace("v_proj", "qkv") for name, new in stacked.items()}
         return groups(named, decay, {name for name, new in stacked.items() if new in plain})
 
-    def step(self, opt: optim.Optimiser, reference: Any, max_norm: float) -> tuple[float, float]:
+    def step(self, opt: optim.Optimizer, reference: Any, max_norm: float) -> tuple[float, float]:
         """One step of both; returns both losses."""
         images = self.rng.standard_normal((6, 3, 8, 8)).astype(self.dtype)
         labels = self.rng.integers(0, 5, 6)
@@ -203,7 +203,7 @@ class Pair:
         return float(loss), wanted.item()
 
 
-OPTIMISERS: dict[str, tuple[Any, Any]] = {
+OPTIMIZERS: dict[str, tuple[Any, Any]] = {
     "adamw": (
         lambda model: optim.AdamW(model.parameters(), 5e-3, 0.1, no_decay=optim.no_decay(model)),
         lambda pair: torch.optim.AdamW(pair.groups(0.1), 5e-3),
@@ -220,11 +220,11 @@ OPTIMISERS: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_in_float64_follows_the_same_path(name: str, distilled: bool) -> None:
     pair = Pair("float64", distilled)
     start = pair.model.state_dict()
-    ours, theirs = OPTIMISERS[name]
+    ours, theirs = OPTIMIZERS[name]
     opt, reference = ours(pair.model), theirs(pair)
     peak = opt.lr
     for step in range(STEPS):
@@ -237,10 +237,10 @@ def test_training_in_float64_follows_the_same_path(name: str, distilled: bool) -
     assert min(moved.values()) > 1e-4, "a parameter hardly moved, so its path proves little"
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_in_float32_gives_the_same_losses(name: str) -> None:
     pair = Pair("float32", scale=0.2)
-    ours, theirs = OPTIMISERS[name]
+    ours, theirs = OPTIMIZERS[name]
     opt, reference = ours(pair.model), theirs(pair)
     for step in range(10):
         loss, wanted = pair.step(opt, reference, max_norm=1.0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity_tools import DTYPES, MODEL_FORWARD, check_forward, check_gradients, offset_rows, randomise, tensor, torch
+from parity_tools import DTYPES, MODEL_FORWARD, check_forward, check_gradients, offset_rows, randomize, tensor, torch
 
 from minivit import functional as F
 from minivit.models import ViT
@@ -145,7 +145,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def compare(config: dict[str, Any], dtype: str, image: tuple[int, int] = (8, 12)) -> None:
     rng = np.random.default_rng(3)
     ours = ViT(**{**config, "dtype": dtype})
-    randomise(ours, rng)
+    randomize(ours, rng)
     images = rng.standard_normal((3, 2, *image)).astype(dtype)
     timages = tensor(images)
     params = {name: tensor(param.data) for name, param in ours.parameters().items()}
@@ -182,7 +182,7 @@ def test_images_of_another_size(distilled: bool, kind: str, image: tuple[int, in
 def test_losses_on_a_whole_model(loss: str) -> None:
     rng = np.random.default_rng(3)
     ours = ViT(**SMALL, dtype="float64")
-    randomise(ours, rng)
+    randomize(ours, rng)
     images, labels, soft = rng.standard_normal((4, 2, 8, 12)), rng.integers(0, 5, 4), rng.random((4, 5))
     params = {name: tensor(param.data) for name, param in ours.parameters().items()}
     timages = tensor(images)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity_tools import DTYPES, FORWARD, GRADIENT, check_forward, check_gradients, randomise, tensor, torch
+from parity_tools import DTYPES, FORWARD, GRADIENT, check_forward, check_gradients, randomize, tensor, torch
 
 from minivit import nn
 
@@ -32,7 +32,7 @@ def check(
     `options` go to the layer; `slack` multiplies the limits.
     """
     rng = np.random.default_rng(1)
-    randomise(layer, rng)
+    randomize(layer, rng)
     for name, param in layer.parameters().items():
         if name.endswith("logit_scale"):
             param.data = np.log(10) + 0.2 * rng.standard_normal(param.shape)
@@ -106,7 +106,7 @@ def window_attention(
 
 
 def shifted_windows(attend: Callable[..., Any], x: Any, window: Size, shift: Size, hide: bool = False) -> Any:
-    """Window by window: the places it holds, going round the padded map's rim, and who of them were neighbours."""
+    """Window by window: the places it holds, going round the padded map's rim, and who of them were neighbors."""
     real = (x.shape[1], x.shape[2])
     shift = tuple(0 if side <= length else step for side, length, step in zip(real, window, shift))
     window = tuple(min(side, length) for side, length in zip(real, window))
@@ -119,7 +119,7 @@ def shifted_windows(attend: Callable[..., Any], x: Any, window: Size, shift: Siz
             for left in range(0, padded[1], window[1]):
                 y = torch.arange(top, top + window[0])[:, None].expand(window) + shift[0]
                 x0 = torch.arange(left, left + window[1])[None, :].expand(window) + shift[1]
-                # a place beyond the rim comes from the other side, and was no neighbour of those before the rim
+                # a place beyond the rim comes from the other side, and was no neighbor of those before the rim
                 kind = (y >= padded[0]).long() + 2 * (x0 >= padded[1]).long()
                 y, x0 = y % padded[0], x0 % padded[1]
                 if hide:

@@ -16,7 +16,7 @@ import vit_pairs
 from parity_tools import torch
 
 from minivit.models import Swin, SwinV2, ViT
-from minivit.weights import PROFILES, export, from_pretrained, load
+from minivit.pretrained import PROFILES, export, from_pretrained, load
 
 transformers = pytest.importorskip(
     "transformers", reason="compared with transformers' models: install the `parity` extra, see README"

@@ -23,7 +23,9 @@ _FIT_TERMS = (
     (386.9066669921588, 22.463776141571817),
 )
 _NORMAL_DENSITY_AT_0 = (2 * pi) ** -0.5
-_CHUNK = 1 << 18  # elements: smaller ones stay in the cache, but make more calls, whose threads then wait for Python
+# elements at a time: smaller chunks make more calls, whose threads wait for Python (with a quarter, a training step of
+# 64 channels takes 7 % longer); in inference a quarter costs 3 % of GELU, and saves memory that shows with one image
+_CHUNK, _CHUNK_IN_INFERENCE = 1 << 18, 1 << 16
 
 
 def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
@@ -48,13 +50,13 @@ def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
     """GELU of an array that is given away: its memory gets the slope, or y where there is no backward pass."""
     cdf_and_density = _tanh_cdf if approximate == "tanh" else _fitted_cdf
     inference = in_inference()
-    y = x if inference else np.empty_like(x)
+    y, chunk = (x, _CHUNK_IN_INFERENCE) if inference else (np.empty_like(x), _CHUNK)
     flat_x, flat_y = x.reshape(-1), y.reshape(-1)
     with np.errstate(over="ignore"):  # x^2 may overflow far out, where Phi is 0 or 1 all the same
-        for start in range(0, x.size, _CHUNK):
-            part = flat_x[start : start + _CHUNK]
+        for start in range(0, x.size, chunk):
+            part = flat_x[start : start + chunk]
             cdf, density = cdf_and_density(part, not inference)
-            np.multiply(part, cdf, out=flat_y[start : start + _CHUNK])
+            np.multiply(part, cdf, out=flat_y[start : start + chunk])
             if density is not None:  # part becomes the slope, cdf + part density
                 part *= density
                 part += cdf

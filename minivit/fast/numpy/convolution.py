@@ -13,9 +13,9 @@ from math import prod
 import numpy as np
 
 from minivit.fast.numpy.views import windows
-from minivit.functional.permutations import Size
 from minivit.functional.sliding import Padding, Slide, inner, output_size, slide, surround
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size
 
 # The unfolded windows of one block. They are Kh Kw times as large as the map, so they must not exist all at once. 2 MiB
 # lose no time: on one core, forward and backward, a 7x7 stem of 8 images took 82 ms with blocks of 0.5 MiB, 76 with 1,

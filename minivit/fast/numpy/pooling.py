@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minivit.functional.permutations import Size
 from minivit.functional.sliding import Padding, Slide, inner, output_size, slide, surround, taps
 from minivit.protocol import Array, Back, once
+from minivit.sizes import Size
 
 
 def max_pool2d(

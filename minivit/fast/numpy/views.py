@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minivit.functional.permutations import Size
 from minivit.functional.sliding import Slide
 from minivit.protocol import Array
+from minivit.sizes import Size
 
 
 def windows(x: Array, how: Slide, count: Size) -> Array:

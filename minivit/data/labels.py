@@ -1,0 +1,63 @@
+"""The names of classes: from a text or JSON file, or from config.json beside the weights.
+
+Logits are numbers in an order that only the training data knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from minivit.data.idx import DataError
+
+
+def read_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
+    """The label of each class.
+
+    Args:
+        path: a text file with one label a line, or a JSON file with a list of labels, or a dict from numbers to labels
+            ({"0": "tench"}, as Hugging Face's id2label; {"0": ["n01440764", "tench"]}, as Keras's index of ImageNet) or
+            from labels to numbers.
+        classes: how many the model has.
+
+    Raises:
+        DataError: if the file cannot be read, or does not have that many labels.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        said = json.loads(text) if file.suffix.lower() == ".json" else text.strip().splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: no labels could be read ({error})") from None
+    labels = _listed(said)
+    if labels is None or len(labels) != classes:
+        count = "no list or dict of labels" if labels is None else f"{len(labels)} labels"
+        raise DataError(f"{file} holds {count}, and the model has {classes} classes: give one label for each, in order")
+    return labels
+
+
+def labels_beside(config: dict[str, Any], classes: int) -> list[str] | None:
+    """The labels in a config.json: Hugging Face's `id2label`, timm's `label_names`; None if it has none that fit."""
+    cfg = config.get("pretrained_cfg")
+    for place in (config, cfg if isinstance(cfg, dict) else {}):
+        for key in ("id2label", "label_names"):
+            labels = _listed(place.get(key))
+            if labels is not None and len(labels) == classes:
+                return labels
+    return None
+
+
+def _listed(said: Any) -> list[str] | None:
+    """Labels in the order of their classes, 0, 1, 2, ...; None if this is nothing of the kind."""
+    if isinstance(said, dict):
+        if said and all(isinstance(value, int) for value in said.values()):
+            said = {number: label for label, number in said.items()}
+        numbered = {str(number): label for number, label in said.items()}
+        if set(numbered) != {str(number) for number in range(len(numbered))}:
+            return None
+        said = [numbered[str(number)] for number in range(len(numbered))]
+    if not isinstance(said, list):
+        return None
+    return [str(label[-1] if isinstance(label, list) and label else label).strip() for label in said]

@@ -1,0 +1,143 @@
+"""Where the entries of a zip archive lie: read from the directory at its end, and compared with their own headers.
+
+PyTorch stores its entries as they are, so a compressed one is refused, and no entry can be larger than the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO, NamedTuple
+
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, shown
+
+MAX_ENTRIES = 100_000  # PyTorch writes one for each storage; the largest published ViT has 1,500
+MAX_PATH = 512  # bytes of an entry's name; PyTorch's are the file's name and `/data/123`
+
+# the records of the format's description (PKWARE, APPNOTE.TXT): sections 4.3.7, 4.3.12, 4.3.14, 4.3.15 and 4.3.16
+_LOCAL = struct.Struct("<4sHHHHHIIIHH")
+_CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_LOCATOR64 = struct.Struct("<4sIQI")
+_END = struct.Struct("<4sHHHHIIH")
+_FULL = 0xFFFFFFFF  # a field that stands in a longer one elsewhere
+
+
+class Entry(NamedTuple):
+    """A stretch of the file, and the checksum that it must have."""
+
+    start: int
+    size: int
+    crc: int
+
+
+def find_entries(file: BinaryIO, size: int) -> dict[str, Entry]:
+    """The entries of the archive in a file of `size` bytes, by their names."""
+    count, directory = _directory(file, size)
+    end = directory.position
+    headers = sorted((_header(directory, end) for _ in range(count)), key=lambda header: header[0])
+    check(directory.left == 0, f"has {directory.left} bytes more in its zip directory than its entries: {DAMAGED}")
+    entries: dict[str, Entry] = {}
+    for (offset, name, flags, nbytes, crc), following in zip(headers, [*(header[0] for header in headers[1:]), end]):
+        check(name not in entries, f"has two entries named {shown(name)}: {DAMAGED}")
+        start = _content(file, offset, following, name, flags, nbytes)
+        entries[name] = Entry(start, nbytes, crc)
+    return entries
+
+
+def _directory(file: BinaryIO, size: int) -> tuple[int, Source]:
+    """How many entries there are, and the stretch in which they are listed."""
+    first = max(0, size - _END.size - 0xFFFF)  # a comment of up to 65,535 bytes may follow
+    tail = Source(file, first, size - first).take(size - first)
+    place = tail.rfind(b"PK\5\6")
+    while place >= 0 and not _ends_there(tail, place):
+        place = tail.rfind(b"PK\5\6", 0, place)
+    check(place >= 0, "begins as a zip archive but has no directory at its end: it is truncated, fetch it again")
+    _, disk, first_disk, here, count, nbytes, offset, _ = _END.unpack_from(tail, place)
+    end = first + place
+    if 0xFFFF in (here, count) or _FULL in (nbytes, offset):
+        disk, first_disk, here, count, nbytes, offset, end = _directory64(file, end)
+    check((disk, first_disk) == (0, 0) and here == count, f"is one part of a zip archive in several: {DAMAGED}")
+    check(count <= MAX_ENTRIES, f"claims {count} entries, expected at most {MAX_ENTRIES}: {DAMAGED}")
+    fits = offset + nbytes <= end and count * _CENTRAL.size <= nbytes <= count * (_CENTRAL.size + 3 * 0xFFFF)
+    check(fits, f"has a zip directory whose place or size cannot be: {DAMAGED}")
+    return count, Source(file, offset, nbytes)
+
+
+def _ends_there(tail: bytes, place: int) -> bool:
+    """Whether the record at this place is whole, and its comment ends where the file does."""
+    return len(tail) - place >= _END.size and place + _END.size + _END.unpack_from(tail, place)[-1] == len(tail)
+
+
+def _directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int, int, int, int]:
+    """The same of an archive of 4 GB or more, and where its directory must have ended."""
+    check(end >= _LOCATOR64.size, f"has a zip directory whose place or size cannot be: {DAMAGED}")
+    mark, _, place, _ = _LOCATOR64.unpack(Source(file, end - _LOCATOR64.size, _LOCATOR64.size).take(_LOCATOR64.size))
+    check(mark == b"PK\6\7" and place + _END64.size <= end, f"has a zip directory whose place cannot be: {DAMAGED}")
+    mark, *_, disk, first_disk, here, count, nbytes, offset = _END64.unpack(
+        Source(file, place, _END64.size).take(_END64.size)
+    )
+    check(mark == b"PK\6\6", f"has a zip directory whose place cannot be: {DAMAGED}")
+    return disk, first_disk, here, count, nbytes, offset, place
+
+
+def _header(directory: Source, end: int) -> tuple[int, str, int, int, int]:
+    """The next line of the directory: where the entry's own header is, its name, flags, size and checksum."""
+    mark, _, _, flags, method, _, _, crc, packed, nbytes, length, more, comment, *_, offset = _CENTRAL.unpack(
+        directory.take(_CENTRAL.size)
+    )
+    check(mark == b"PK\1\2", f"has a zip directory that makes no sense: {DAMAGED}")
+    check(length <= MAX_PATH, f"has an entry with a name of {length} bytes: {DAMAGED}")
+    name = _checked(directory.take(length))
+    extra = directory.take(more)
+    directory.take(comment)
+    if _FULL in (packed, nbytes, offset):
+        nbytes, packed, offset = _sizes64(extra, nbytes, packed, offset)
+    check(not flags & 0x2041, f"has an encrypted entry, {shown(name)}: PyTorch writes none, save it without a password")
+    if method:
+        raise Unreadable(
+            f"has a compressed entry, {shown(name)}, and PyTorch stores them as they are: it was unpacked and packed "
+            "again, or is no PyTorch file. Fetch it again"
+        )
+    fits = packed == nbytes and offset + _LOCAL.size + length + nbytes <= end
+    check(fits, f"claims {nbytes} bytes for its entry {shown(name)}, more than there are: {DAMAGED}")
+    return offset, name, flags, nbytes, crc
+
+
+def _sizes64(extra: bytes, *fields: int) -> list[int]:
+    """The fields that did not fit into 32 bits, from the extra field of kind 1."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        found, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == 1:
+            wanted = sum(field == _FULL for field in fields)
+            check(len(found) >= 8 * wanted, f"has an entry without a size: {DAMAGED}")
+            values = iter(struct.unpack_from(f"<{wanted}Q", found))
+            return [next(values) if field == _FULL else field for field in fields]
+    raise Unreadable(f"has an entry without a size: {DAMAGED}")
+
+
+def _checked(raw: bytes) -> str:
+    """The name of an entry, which must lead down from the archive's own folder and nowhere else."""
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise Unreadable(f"has an entry whose name is no text: {DAMAGED}") from None
+    parts = name.removesuffix("/").split("/")
+    good = name.isprintable() and not any(part in ("", ".", "..") for part in parts)
+    check(good and "\\" not in name and parts[0][1:] != ":", f"has an entry named {shown(name)}: {REFUSED}")
+    return name
+
+
+def _content(file: BinaryIO, offset: int, following: int, name: str, flags: int, nbytes: int) -> int:
+    """Where an entry's content starts; its own header must say the same as the directory."""
+    fits = following - offset - _LOCAL.size - len(name.encode())
+    check(fits >= 0, f"has entries that overlap, {shown(name)} among them: {DAMAGED}")
+    header = Source(file, offset, following - offset)
+    mark, _, own_flags, method, _, _, _, packed, own_bytes, length, more = _LOCAL.unpack(header.take(_LOCAL.size))
+    same = mark == b"PK\3\4" and own_flags == flags and method == 0 and header.take(length) == name.encode()
+    if not flags & 8:  # otherwise the sizes stand behind the content
+        same = same and (packed, own_bytes) in ((nbytes, nbytes), (_FULL, _FULL))
+    check(same, f"says of its entry {shown(name)} one thing in the zip directory and another before it: {DAMAGED}")
+    header.take(more)
+    check(header.left >= nbytes, f"has entries that overlap, {shown(name)} among them: {DAMAGED}")
+    return header.position

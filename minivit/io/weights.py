@@ -1,0 +1,182 @@
+"""Any file of weights as arrays by name: safetensors, PyTorch, NumPy's .npz, whole or in shards, alone or in a folder.
+
+Nothing in a file is run, and every fault is a CheckpointError that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minivit.io.safetensors import CheckpointError, fresh_memory, load_arrays, widened
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, shown
+from minivit.io.torch_file.reader import read_torch_file
+from minivit.protocol import Array
+
+# where programs put the weights of a model among other things, the best copy first
+_WITHIN = ("model_ema", "state_dict_ema", "model", "state_dict", "net", "params")
+_IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MOST_SQUEEZED = 50  # a zip entry this many times larger than what is stored is no table of weights
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds.
+
+    Attributes:
+        path: of the file.
+        arrays: by the names that the file uses.
+        content: what minivit wrote beside its own arrays, else empty.
+        config: config.json beside the file, else empty.
+    """
+
+    path: Path
+    arrays: dict[str, Array]
+    content: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(path: str | os.PathLike[str]) -> Weights:
+    """The arrays of a file, or of a folder that holds one.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is damaged, or holds anything but plain data.
+    """
+    file = _file_in(Path(path))
+    if file.name.endswith(".index.json"):
+        arrays, content = _shards(file), dict[str, Any]()
+    else:
+        arrays, content = _one(file)
+    return Weights(file, arrays, content, _config_beside(file))
+
+
+def _file_in(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+    found = found or sorted(each for each in path.iterdir() if each.suffix in (".safetensors", ".pth", ".bin", ".npz"))
+    if not found:
+        raise CheckpointError(f"{path} is a folder without weights: expected one of {', '.join(_IN_FOLDER)}")
+    return found[0]
+
+
+def _one(file: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+    start = _start(file)
+    if start[8:9] == b"{":
+        return load_arrays(file)
+    if start.startswith(b"PK") and _is_npz(file):
+        return _npz(file), {}
+    return _named(file, read_torch_file(file)), {}
+
+
+def _start(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(16)
+    except OSError as error:
+        missing = "no such file" if not os.path.exists(file) else f"cannot be read ({error.strerror})"
+        raise CheckpointError(f"{file}: {missing}, check the path") from None
+
+
+def _is_npz(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            return bool(names) and all(name.endswith(".npy") for name in names)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # whatever it is, the other reader says what is wrong with it
+
+
+def _npz(file: Path) -> dict[str, Array]:
+    """np.load without pickles; sizes are compared with the entries before anything is allocated."""
+    arrays: dict[str, Array] = {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.comment or any(entry.comment or b"PK" in entry.extra for entry in archive.infolist()):
+                raise ValueError("it has comments, and NumPy writes none")  # a wrong length hides entries in one
+            for entry in archive.infolist():
+                if entry.file_size > _MOST_SQUEEZED * max(entry.compress_size, 1):
+                    raise CheckpointError(
+                        f"{file}: the entry {shown(entry.filename)} unpacks to {entry.file_size} bytes: {REFUSED}"
+                    )
+                with archive.open(entry) as stream:
+                    arrays[entry.filename.removesuffix(".npy")] = _npy(file, entry, stream)
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise at least seven types for damaged files
+        said = shown(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines and all of a header
+        raise CheckpointError(f"{file} is not a complete .npz file ({said}): fetch it again") from None
+    return arrays
+
+
+def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(stream)
+    count = int(np.prod(shape, dtype=object))
+    if dtype.hasobject or count * dtype.itemsize != entry.file_size - stream.tell():
+        raise CheckpointError(
+            f"{file}: the entry {entry.filename!r} claims {shape} of {dtype}, which it does not hold: {DAMAGED}"
+        )
+    memory = fresh_memory(count * dtype.itemsize)
+    if stream.readinto(memory.data) != len(memory) or stream.read(1):  # to the end, where the checksum is compared
+        raise ValueError(f"the entry {shown(entry.filename)} ends too soon")
+    array = memory.view(dtype).reshape(shape, order="F" if fortran else "C")
+    return widened(array.view(np.uint16)) if dtype == np.dtype("V2") else array  # V2: JAX's bfloat16
+
+
+def _shards(index: Path) -> dict[str, Array]:
+    """The files that an index names, together."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+        plain = all(isinstance(name, str) and _is_plain(name) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error}): fetch it again") from None
+    if not plain:
+        raise CheckpointError(f"{index} names files outside its folder: {REFUSED}")
+    arrays: dict[str, Array] = {}
+    for name in names:
+        arrays |= _one(index.parent / name)[0]
+    missing = [name for name in places if name not in arrays]
+    if missing:
+        raise CheckpointError(
+            f"{index} names {len(missing)} arrays that its shards lack, first {shown(missing[0])}: {DAMAGED}"
+        )
+    return arrays
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it is the name of a file in the same folder, and no longer than any system allows."""
+    return name not in ("", ".", "..") and Path(name).name == name and name.isprintable() and len(name) < 256
+
+
+def _named(file: Path, content: Any) -> dict[str, Array]:
+    """The dict of arrays within what a program saved."""
+    for _ in range(3):
+        if not isinstance(content, dict):
+            break
+        inner = [content[key] for key in _WITHIN if isinstance(content.get(key), dict)]
+        if inner:
+            content = inner[0]
+        elif any(isinstance(value, np.ndarray) for value in content.values()):
+            return {str(name): value for name, value in content.items() if isinstance(value, np.ndarray)}
+        else:
+            break
+    kind = f"a dict of {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, dict) else f"{content!r:.60}"
+    raise CheckpointError(f"{file} holds no named arrays but {kind}: expected a state dict, or one under 'model'")
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    """config.json in the same folder, as Hugging Face and timm's hub write it."""
+    try:
+        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,139 @@
+"""From images to the tokens that the blocks read: patches embedded, class token put in front, positions added.
+
+ViT reads a sequence (`Tokens`), Swin a map (`MapTokens`).
+
+Alphabet: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
+gh x gw the grid of patches, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minivit import functional as F
+from minivit.device import array_module
+from minivit.nn import Layer, Parameter, PatchEmbed
+from minivit.nn.init import normal
+from minivit.protocol import Array, Back, once
+
+
+class Tokens(Layer):
+    """Images (B, C, H, W) -> tokens (B, T, D): patches embedded, prefix tokens put in front, positions added.
+
+    Args:
+        image: the (H, W) that the model is built for.
+        grid: (H, W) -> (gh, gw); see `options.patch_grid`.
+        prefix: how many tokens stand in front: 0, 1 (the class token) or 2 (and the distillation token).
+        patch_embed: with a stem or without.
+        positions: see `positions.py`, or None.
+        drop: the dropout rate of what comes out.
+        dynamic: take other images than (H, W).
+    """
+
+    names_in_parent = True
+
+    def __init__(
+        self,
+        image: tuple[int, int],
+        grid: Callable[[tuple[int, int]], tuple[int, int]],
+        prefix: int,
+        patch_embed: PatchEmbed,
+        positions: Any,
+        drop: float,
+        dynamic: bool,
+        dtype: Any,
+        rng: Any,
+    ) -> None:
+        dim = patch_embed.proj.weight.shape[0]
+        self.image, self.grid, self.dynamic = image, grid, dynamic
+        # the order of attributes is the order of parameters, and timm's; 1e-6 is timm's start of both tokens
+        self.cls_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 0 else None
+        self.positions = positions
+        self.dist_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 1 else None
+        self.patch_embed = patch_embed
+        self.drop = drop
+
+    @property
+    def prefix(self) -> list[Parameter]:
+        """The tokens in front of the patches, (1, 1, D) each."""
+        return [token for token in (self.cls_token, self.dist_token) if token is not None]
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        grid, prefix, xp = self._grid_of(x), self.prefix, array_module(x)
+        patches, back_patches = self.patch_embed(x)  # (B, N, D)
+        batch, _, dim = patches.shape
+        front = [xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix]
+        tokens = xp.concatenate([*front, patches], axis=1)  # (B, T, D)
+        placed, back_positions = add_positions(tokens, self.positions, grid)
+        y, back_drop = F.dropout(placed, self.drop, rng)
+
+        @once
+        def back(dy: Array) -> Array:
+            dtokens = back_positions(back_drop(dy))  # (B, T, D)
+            for number, token in enumerate(prefix):
+                token.accumulate(dtokens[:, number].sum(axis=0).reshape(1, 1, dim))  # the same token for every image
+            return back_patches(dtokens[:, len(prefix) :])
+
+        return y, back
+
+    def _grid_of(self, x: Array) -> tuple[int, int]:
+        if x.ndim != 4:
+            raise ValueError(f"images must be (B, C, H, W), got shape {x.shape}")
+        height, width = x.shape[2:]
+        if not self.dynamic and (height, width) != self.image:
+            raise ValueError(
+                f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
+                f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True"
+            )
+        return self.grid((height, width))
+
+
+def add_positions(tokens: Array, positions: Any, grid: tuple[int, int]) -> tuple[Array, Back]:
+    """tokens (B, T, D) + a table (T, D), the same for every image, so its gradient is a sum over the batch."""
+    if positions is None:
+        return tokens, once(lambda dy: dy)
+    table, back_table = positions.table(grid)
+
+    @once
+    def back(dy: Array) -> Array:
+        back_table(dy.sum(axis=0))
+        return dy
+
+    return tokens + table, back
+
+
+class MapTokens(Layer):
+    """Images (B, C, H, W) of any size -> a map of tokens (B, gh, gw, D); a last partial patch is padded with zeros."""
+
+    names_in_parent = True
+
+    def __init__(
+        self,
+        grid: Callable[[tuple[int, int]], tuple[int, int]],
+        patch_embed: PatchEmbed,
+        positions: Any,
+        drop: float,
+    ) -> None:
+        self.grid, self.drop = grid, drop
+        self.positions = positions
+        self.patch_embed = patch_embed
+
+    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+        if x.ndim != 4:
+            raise ValueError(f"images must be (B, C, H, W), got shape {x.shape}")
+        if min(x.shape[2:]) < 1:
+            raise ValueError(f"images of shape {x.shape} have no pixels")
+        grid, patch = self.grid(x.shape[2:]), self.patch_embed.proj.weight.shape[2:]
+        padded, back_pad = F.pad(x, (grid[0] * patch[0], grid[1] * patch[1]), (2, 3))
+        patches, back_patches = self.patch_embed(padded)  # (B, N, D)
+        batch, tokens, dim = patches.shape
+        placed, back_positions = add_positions(patches, self.positions, grid)
+        y, back_drop = F.dropout(placed, self.drop, rng)
+
+        @once
+        def back(dy: Array) -> Array:
+            dpatches = back_positions(back_drop(dy.reshape(batch, tokens, dim)))
+            return back_pad(back_patches(dpatches))
+
+        return y.reshape(batch, *grid, dim), back

@@ -1,0 +1,262 @@
+"""What a model looks at: the attention weights of every head of every block, as maps over the image, and rolled out.
+
+The layers keep no weights. They are computed here from what enters a block, by the functions that the layers use, with
+the identity in the place of v: attention is weights @ v, so attention over the identity is the weights themselves.
+
+Alphabet: B images, L blocks, H heads, N tokens, n tokens that ask (all, or in a last block those that the head reads),
+p prefix tokens (class token), gh x gw the grid of patches, nW windows, d = D/H.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from minivit import functional as F
+from minivit.device import array_module
+from minivit.models import Model, ViT
+from minivit.models.options import patch_grid
+from minivit.nn import (
+    Attention,
+    Block,
+    CosineWindowAttention,
+    Layer,
+    LinearHeadAttention,
+    Recompute,
+    ShiftedWindows,
+    WindowAttention,
+)
+from minivit.protocol import Array, Back
+from minivit.sizes import Size
+
+
+class BlockAttention(NamedTuple):
+    """One block's attention.
+
+    Attributes:
+        name: the block's, such as "blocks.0" or "layers.1.blocks.0".
+        weights: (B, H, n, N), who asks and who is looked at; in Swin (B, nW, H, N, N), N places of a window, and the
+            windows of the shifted map in reading order. Rows sum to 1.
+        values: v, (B, H, N, d); in Swin (B, nW, H, N, d). The heads' outputs are weights @ values.
+    """
+
+    name: str
+    weights: Array
+    values: Array
+
+
+def attention_weights(model: Model, images: Array) -> list[BlockAttention]:
+    """The attention of every block, for images (B, C, H, W) of the model's dtype.
+
+    It takes B H n N numbers for each block: 22 MB for an image in ViT-B/16 at 224 pixels.
+
+    Raises:
+        ValueError: if the images do not fit the model, or the model has no blocks.
+    """
+    found = []
+    for name, layer, x in _stages_of(model, images):
+        tokens, mask, window = _windows(layer, x) if isinstance(layer, ShiftedWindows) else (x, None, None)
+        attention = layer.attention if isinstance(layer, ShiftedWindows) else layer
+        found.append(BlockAttention(name, *_weights(attention, tokens, mask, window)))
+    return found
+
+
+def head_maps(model: Model, images: Array) -> list[Array]:
+    """For each block (B, H, gh, gw): how much each head looks at each patch, in the order of `block_names`.
+
+    In a ViT the question is asked by the tokens that the head reads: the class token, the class and the distillation
+    token (their mean), or with `global_pool="avg"` all patches (their mean). A map sums to 1 less what the prefix
+    tokens get. `np.stack(maps, 1)` is (B, L, H, gh, gw).
+
+    In Swin it is the mean over the places that can look at this one, those of its window; each window's part of a map
+    sums to 1 less what its padding gets, and the grid halves from stage to stage.
+
+    Raises:
+        ValueError: as `attention_weights`.
+    """
+    return [
+        _received(layer, x) if isinstance(layer, ShiftedWindows) else _asked(model, _weights(layer, x)[0], images)
+        for _, layer, x in _stages_of(model, images)
+    ]
+
+
+def attention_rollout(model: Model, images: Array) -> Array:
+    """(B, gh, gw): where the tokens that the head reads come from, if attention were all that moved them.
+
+    A block adds to each token what attention brings, so its share of mixing is taken as (A + 1)/2, A the mean over the
+    heads and 1 the identity for the residual stream; the product over the blocks, the last one leftmost, says how the
+    last tokens are mixed from the first ones. Values, MLPs and norms are left out: see docs/classify_an_image.md. A map
+    sums to 1 less the share of the prefix tokens.
+
+    Source: Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
+
+    Raises:
+        ValueError: for a Swin, whose windows and merging give no one set of tokens; and as `attention_weights`.
+    """
+    if not isinstance(model, ViT):
+        raise ValueError(
+            "attention rollout multiplies the attention of all blocks over the same tokens, and a "
+            f"{type(model).__name__} has windows and merges its tokens: use grad_cam, or head_maps for each block"
+        )
+    mixed: Any = None
+    for _, layer, x in _stages_of(model, images):
+        mean = _weights(layer, x)[0].mean(axis=1)  # (B, n, N)
+        asking, tokens = mean.shape[1:]
+        identity = array_module(mean).eye(asking, tokens, dtype=mean.dtype)  # the first n tokens ask
+        step = (mean + identity) / 2  # rows of A sum to 1, so those of A + 1 sum to 2
+        mixed = step if mixed is None else step @ mixed
+    return _asked(model, mixed, images)
+
+
+def block_names(model: Model) -> list[str]:
+    """The names of a model's blocks, in the order in which they run.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    return [name for name, _, block in stages(model) if block is not None]
+
+
+def stages(model: Model) -> list[tuple[str, Layer, Block | None]]:
+    """(name, layer, its block) of what runs one after the other; the block is None where the layer holds none.
+
+    Raises:
+        ValueError: if the model has no blocks.
+    """
+    found = []
+    for name, layer in model.leaves():
+        inside = layer.layer if isinstance(layer, Recompute) else layer
+        found.append((name, layer, inside if isinstance(inside, Block) else None))
+    if all(block is None for _, _, block in found):
+        raise ValueError(f"{type(model).__name__} has no encoder blocks that could be shown")
+    return found
+
+
+def prefix_tokens(model: Model) -> int:
+    """p: how many tokens stand before the patches; 0 in a Swin, whose tokens are a map."""
+    return int(model.config["class_token"]) + int(model.config["distilled"]) if isinstance(model, ViT) else 0
+
+
+# --- one block ------------------------------------------------------------------------------------------------------
+
+
+def _stages_of(model: Model, images: Array) -> Iterator[tuple[str, Layer, Array]]:
+    """Run the model, and give on the way each block's name, its `attn`, and what that reads."""
+    model.check_dtype(images)
+    x = images
+    for name, layer, block in stages(model):
+        if block is not None:
+            attention: Layer = block.attn
+            inside = attention.layer if isinstance(attention, Recompute) else attention
+            yield name, inside, x if block.post_norm else block.norm1(x)[0]
+        x = layer(x)[0]
+
+
+def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Size | None = None) -> tuple[Array, Array]:
+    """weights (..., H, n, N) and values (..., H, N, d) of tokens (..., N, D).
+
+    Args:
+        layer: the attention.
+        tokens: all of an image, or of windows: (B, nW, N, D).
+        mask: (nW, 1, N, N), of windows only.
+        window: Mh x Mw = N, likewise.
+    """
+    if not isinstance(layer, Attention):
+        raise ValueError(f"{type(layer).__name__} is no attention whose weights are known here")
+    assert isinstance(layer, Attention)
+    q, k, v = _heads(layer, tokens)
+    xp, count = array_module(k), k.shape[-2]
+    identity = xp.broadcast_to(xp.eye(count, dtype=k.dtype), (*k.shape[:-1], count))  # (..., H, N, N), one copy
+    if isinstance(layer, CosineWindowAttention):
+        bias, _ = layer.continuous_bias.bias(window)
+        scale = layer.logit_scale.data
+        return F.cosine_attention(q, k, identity, scale, mask, bias, mask_value=layer.mask_value)[0], v
+    table = layer.position_bias
+    if isinstance(layer, WindowAttention):
+        assert table is not None
+        bias, _ = table.bias(grid=window)
+        return F.scaled_dot_product_attention(q, k, identity, mask, bias, mask_value=layer.mask_value)[0], v
+    own_bias = None if table is None else table.bias(layer.queries)[0]
+    return F.scaled_dot_product_attention(q, k, identity, bias=own_bias)[0], v
+
+
+def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
+    """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads."""
+    qkv, _ = layer.project_qkv(tokens)
+    if isinstance(layer, LinearHeadAttention):
+        wide = qkv.reshape(*qkv.shape[:-1], 3, -1)  # (..., N, 3, D)
+        q, k, v = array_module(qkv).einsum("...nsc,shcd->s...hnd", wide, layer.head_maps.data)
+    else:
+        (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
+    return q[..., : layer.queries, :], k, v
+
+
+# --- as maps --------------------------------------------------------------------------------------------------------
+
+
+def _asked(model: Model, weights: Array, images: Array) -> Array:
+    """Weights (..., n, N) -> (..., gh, gw): what the tokens that the head reads get from each patch, their mean."""
+    p = prefix_tokens(model)
+    asking = slice(0, p) if model.config["global_pool"] == "token" else slice(p, None)
+    mean = weights[..., asking, p:].mean(axis=-2)  # (..., gh gw)
+    return mean.reshape(*mean.shape[:-1], *patch_grid(model.config, images.shape[2:]))
+
+
+def _received(layer: ShiftedWindows, x: Array) -> Array:
+    """(B, H, gh, gw): what each place gets in the attention of windows of a map (B, gh, gw, D).
+
+    The mean over its window's real places: padded ones ask too, but no output depends on their answers.
+    """
+    xp = array_module(x)
+    ones, _, _ = _windows(layer, xp.ones((1, *x.shape[1:3], 1), dtype=x.dtype))  # (1, nW, N, 1): 1, padding 0
+    share = ones[0, :, :, 0] / ones[0].sum(axis=1)  # (nW, N)
+
+    def gather(windows: Array, mask: Array | None) -> Array:
+        weights, _ = _weights(layer.attention, *_as_tokens(windows, mask, share.shape[0]))  # (B, nW, H, N, N)
+        return xp.einsum("bwhqk,wq->bwkh", weights, share).reshape(*windows.shape[:3], -1)  # (B nW, Mh, Mw, H)
+
+    return _instead(layer, gather)(x)[0].transpose(0, 3, 1, 2)
+
+
+# --- windows: the map's way into them and back is the layer's own, with another function in the place of attention ----
+
+
+class _Instead(Layer):
+    """A function of (windows, mask) where a window attention stood."""
+
+    def __init__(self, function: Callable[[Array, Array | None], Array]) -> None:
+        self.function = function
+
+    def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> tuple[Array, Back]:
+        def back(dy: Array) -> Array:
+            raise RuntimeError("what was put in the place of an attention has no way back: it is only looked at")
+
+        return self.function(x, mask), back
+
+
+def _instead(layer: ShiftedWindows, function: Callable[[Array, Array | None], Array]) -> ShiftedWindows:
+    """The same padding, shift, cut and mask, around a function."""
+    twin = copy.copy(layer)
+    twin.attention = _Instead(function)
+    return twin
+
+
+def _windows(layer: ShiftedWindows, x: Array) -> tuple[Array, Array | None, Size]:
+    """The windows (B, nW, N, C) that a map (B, H, W, C) is cut into, their mask (nW, 1, N, N) or None, and Mh x Mw."""
+    seen: list[tuple[Array, Array | None]] = []
+
+    def look(windows: Array, mask: Array | None) -> Array:
+        seen.append((windows, mask))
+        return windows
+
+    _instead(layer, look)(x)
+    windows, mask = seen[0]
+    return _as_tokens(windows, mask, len(windows) // len(x))
+
+
+def _as_tokens(windows: Array, mask: Array | None, count: int) -> tuple[Array, Array | None, Size]:
+    """Windows (B nW, Mh, Mw, C) as (B, nW, N, C), the mask with an axis for heads, and Mh x Mw; `count` is nW."""
+    high, wide, channels = windows.shape[1:]
+    tokens = windows.reshape(-1, count, high * wide, channels)
+    return tokens, None if mask is None else mask[:, None], (high, wide)

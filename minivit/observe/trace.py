@@ -1,0 +1,290 @@
+"""One step of training, part by part: shapes, sizes, gradients, and what each part keeps for its way back.
+
+A replica of the model runs, watched; its numbers are those of an untraced run to the last bit, and the model that was
+given keeps its own gradients.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import hypot
+from typing import Any
+
+from minivit import functional as F
+from minivit.device import array_module, to_numpy
+from minivit.nn import Chain, Layer
+from minivit.nn.kept_memory import Kept
+from minivit.observe.formulas import formula
+from minivit.observe.hooks import Place, Run, watched
+from minivit.protocol import Array, Back, once
+
+_WIDEST = 120  # characters of a table
+_FORWARD = ("part", "layer", "in", "out", "|y|", "kept KiB", "formula")
+_BACKWARD = ("part", "layer", "|dy|", "|dx|", "parameters", "|dparameters|")
+
+
+@dataclass
+class Row:
+    """One call of one part. Norms are Euclidean, over all elements.
+
+    Attributes:
+        name: dotted, as its parameters: "blocks.0.attn.qkv"; "" is the model itself.
+        label: the last part of the name.
+        kind: of layer.
+        formula: what it computes, in a line of text.
+        depth: 0 for the model, 1 for its parts, ...
+        chain: whether it only calls its parts in turn and has no arithmetic of its own.
+        shape_in, shape_out: of x and y; the gradients dx and dy have the same.
+        norm_x, norm_y: of the activations.
+        norm_dy, norm_dx: of the gradients; None where no gradient comes by or, in an Embedding, goes on.
+        norm_dparameters: of the gradients of all its parameters, those of its parts too; None if it has none. A part
+            that is used several times has collected all of them.
+        parameters: how many numbers it learns.
+        kept: bytes that its back holds after the forward pass, its parts' included. A block of memory that several
+            parts hold counts for the first of them.
+        parts: the calls made within this one.
+    """
+
+    name: str
+    label: str
+    kind: str
+    formula: str
+    depth: int
+    chain: bool = False
+    shape_in: tuple[int, ...] = ()
+    shape_out: tuple[int, ...] = ()
+    norm_x: float = 0.0
+    norm_y: float = 0.0
+    norm_dy: float | None = None
+    norm_dx: float | None = None
+    norm_dparameters: float | None = None
+    parameters: int = 0
+    kept: int = 0
+    parts: list[Row] = field(default_factory=list, repr=False)
+
+
+@dataclass
+class Trace:
+    """What a step did.
+
+    Attributes:
+        rows: in the order in which the parts are called, each in front of its own parts; the loss last.
+        backward: the same rows in the order in which their backs run, the loss first.
+        loss: the loss.
+        logits: what the model gave.
+        gradients: dLoss/dparameter by name, for the parameters that got one.
+        dx: dLoss/dx, None if the first layer has none to give.
+    """
+
+    rows: list[Row]
+    backward: list[Row]
+    loss: float
+    logits: Array
+    gradients: dict[str, Array] = field(repr=False)
+    dx: Array | None = field(repr=False)
+
+    def __getitem__(self, name: str) -> Row:
+        """The first row of a name."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(
+            f"no part {name!r} ran; the parts are {', '.join(row.name or '(the model)' for row in self.rows)}"
+        )
+
+    @property
+    def kept(self) -> int:
+        """Bytes held for the backward pass by the model and the loss, when the forward pass has ended."""
+        return sum(row.kept for row in self.rows if row.depth == 0)
+
+    def table(self, depth: int | None = None) -> str:
+        """Both passes as text, down to parts of this depth (None: all), in lines of at most 120 characters."""
+        shown = [[row for row in rows if depth is None or row.depth <= depth] for rows in (self.rows, self.backward)]
+        end = f"loss {self.loss:.6g}; between the passes {self.kept / 1024:,.1f} KiB are kept"
+        forward = _table(_FORWARD, [_forward_cells(row) for row in shown[0]], left=(0, 1, 2, 3, 6))
+        backward = _table(_BACKWARD, [_backward_cells(row) for row in shown[1]], left=(0, 1))
+        return "\n".join(
+            ["forward, from top to bottom", *forward, "", "backward, as the backs run", *backward, "", end]
+        )
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def trace(
+    model: Layer,
+    x: Array,
+    labels: Any,
+    rng: Any = None,
+    loss: Callable[[Array, Any], tuple[Array, Back]] = F.softmax_cross_entropy,
+) -> Trace:
+    """Run forward and backward once and say what each part did; print the result for a table.
+
+    Nothing of the model changes, not its `.grad` either. It takes the memory of a step of training, and what it costs
+    to read each activation and gradient once more.
+
+    Args:
+        model: any layer; a ViT or a Swin shows its blocks, and these their attention and MLP.
+        x: what the model takes, images (B, C, H, W).
+        labels: what the loss takes as its second argument.
+        rng: a generator for training with dropout, None for inference.
+        loss: `loss(y, labels) -> loss, back`, a function of `minivit.functional` or your own.
+    """
+    recorder = _Recorder()
+    replica = model.replica()
+    logits, back = watched(replica, recorder)(x, rng)
+    value, back_loss = _record_loss(recorder, loss, logits, labels)
+    recorder.count_kept(_arrays(replica))
+    dx = back(back_loss())
+    recorder.measure_parameters()
+    gradients = {name: param.grad for name, param in replica.parameters().items() if param.grad is not None}
+    rows = [each for row in recorder.top.parts for each in _unfolded(row)]
+    return Trace(rows, recorder.backward, float(value), logits, gradients, dx)
+
+
+def _arrays(model: Layer) -> list[Array]:
+    return [*(param.data for param in model.parameters().values()), *model.constants()]
+
+
+def _record_loss(recorder: _Recorder, loss: Any, logits: Array, labels: Any) -> tuple[Array, Back]:
+    kind = getattr(getattr(loss, "func", loss), "__name__", type(loss).__name__)
+    row = Row("loss", "loss", kind, formula(loss), 0)
+    return recorder.record(row, logits, lambda: loss(logits, labels))
+
+
+def _unfolded(row: Row) -> list[Row]:
+    return [row, *(each for part in row.parts for each in _unfolded(part))]
+
+
+class _Frame:
+    """A call, or a back, that is going on, and those of its parts' rows that it has met."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.met: list[Row] = []
+
+    def row_of(self, name: str, kind: str) -> Row | None:
+        """The row of a part that ran in the forward pass and runs again here: in the back of a Recompute."""
+        for row in self.row.parts:
+            if (row.name, row.kind) == (name, kind) and not any(row is each for each in self.met):
+                return row
+        return None
+
+
+class _Recorder:
+    """The watcher: it fills a tree of rows."""
+
+    def __init__(self) -> None:
+        self.top = Row("", "", "", "", -1)
+        self.frames = [_Frame(self.top)]
+        self.backward: list[Row] = []
+        # weak: what nobody else keeps, such as the first backs within a Recompute, must be free to go
+        self.backs: list[tuple[Row, weakref.ref[Any]]] = []
+        self.layers: list[tuple[Row, Layer]] = []
+
+    def __call__(self, layer: Layer, place: Place, run: Run, x: Array) -> tuple[Array, Back]:
+        row = self.frames[-1].row_of(place.name, place.kind)
+        if row is None:
+            row = Row(place.name, place.label, place.kind, formula(layer), place.depth, isinstance(layer, Chain))
+            self.layers.append((row, layer))
+        return self.record(row, x, run)
+
+    def record(self, row: Row, x: Array, run: Run) -> tuple[Array, Back]:
+        """Run the part, note its forward pass, and wrap its back so that this will be noted too."""
+        frame = self.frames[-1]
+        if not any(row is part for part in frame.row.parts):
+            frame.row.parts.append(row)
+        frame.met.append(row)
+        y, back_part = self._within(row, run)
+        row.shape_in, row.shape_out = tuple(x.shape), tuple(y.shape)
+        row.norm_x, row.norm_y = euclidean_norm(x), euclidean_norm(y)
+
+        @once
+        def back(*dy: Array) -> Any:
+            self.backward.append(row)
+            row.norm_dy = euclidean_norm(dy[0]) if dy else 1.0  # a loss starts with dloss = 1
+            dx = self._within(row, lambda: back_part(*dy))
+            row.norm_dx = None if dx is None else euclidean_norm(dx)
+            return dx
+
+        self.backs.append((row, weakref.ref(back)))
+        return y, back
+
+    def _within(self, row: Row, run: Callable[[], Any]) -> Any:
+        self.frames.append(_Frame(row))
+        try:
+            return run()
+        finally:
+            self.frames.pop()
+
+    def count_kept(self, ignored: list[Array]) -> None:
+        """Each block of memory to the first part that holds it. Parts stand in `backs` before what they are part of."""
+        kept, own = Kept(ignored), dict[int, int]()
+        alive = [(row, reference()) for row, reference in self.backs]
+        for row, back in alive:
+            own[id(row)] = own.get(id(row), 0) + (0 if back is None else kept.add(back))
+        for row in self.top.parts:
+            _add_up(row, own)
+
+    def measure_parameters(self) -> None:
+        norms: dict[int, float] = {}
+        for row, layer in self.layers:
+            params = layer.parameters().values()
+            row.parameters = sum(param.size for param in params)
+            for param in params:
+                if param.grad is not None and id(param) not in norms:
+                    norms[id(param)] = euclidean_norm(param.grad)
+            if row.parameters:
+                row.norm_dparameters = hypot(*(norms.get(id(param), 0.0) for param in params))
+
+
+def _add_up(row: Row, own: dict[int, int]) -> int:
+    row.kept = own.get(id(row), 0) + sum(_add_up(part, own) for part in row.parts)
+    return row.kept
+
+
+def euclidean_norm(a: Any) -> float:
+    """The square root of the sum of squares, in float64."""
+    wide = abs(array_module(a).asarray(a)).astype("float64")
+    return float(to_numpy((wide * wide).sum())) ** 0.5
+
+
+# --- as text --------------------------------------------------------------------------------------------------------
+
+
+def _forward_cells(row: Row) -> tuple[str, ...]:
+    shapes, kept = (_shape(row.shape_in), _shape(row.shape_out)), f"{row.kept / 1024:,.1f}"
+    return _part(row), row.kind, *shapes, _number(row.norm_y), kept, row.formula
+
+
+def _backward_cells(row: Row) -> tuple[str, ...]:
+    count = f"{row.parameters:,}" if row.parameters else ""
+    return _part(row), row.kind, _number(row.norm_dy), _number(row.norm_dx), count, _number(row.norm_dparameters)
+
+
+def _part(row: Row) -> str:
+    return "  " * row.depth + row.label
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "()"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _table(head: tuple[str, ...], lines: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+    """Columns two blanks apart under a rule; what would pass the last column is cut."""
+    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
+
+    def joined(line: tuple[str, ...]) -> str:
+        places = enumerate(zip(line, widths))
+        cells = [cell.ljust(width) if place in left else cell.rjust(width) for place, (cell, width) in places]
+        return "  ".join(cells).rstrip()
+
+    text = [joined(line) for line in [head, *lines]]
+    text = [line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..." for line in text]
+    return [text[0], "-" * max(map(len, text)), *text[1:]]

@@ -1,0 +1,229 @@
+"""Which model a set of arrays belongs to: its arguments, read off the names and shapes.
+
+What shapes cannot tell (heads of a ViT, the image size of a Swin) comes from config.json where there is one, from the
+published size of the same widths, or from the convention of that family.
+"""
+
+from __future__ import annotations
+
+import re
+from math import gcd, isqrt
+from typing import Any
+
+from minivit.models import configs
+from minivit.models.options import patch_grid
+from minivit.models.resnet import reduction
+from minivit.pretrained.config_json import told
+from minivit.protocol import Array
+from minivit.sizes import pair
+
+Shapes = dict[str, tuple[int, ...]]
+Arguments = dict[str, Any]
+
+
+def arguments(
+    model: str, arrays: dict[str, Array], config: dict[str, Any], buffers: dict[str, Array], image: Any = None
+) -> Arguments:
+    """The arguments of the class `model` that fit.
+
+    Args:
+        model: "ViT", "Swin" or "SwinV2".
+        arrays: under our names.
+        config: config.json beside the file, or empty.
+        buffers: the tables that came with the file and are not learned, under our names.
+        image: the size that was asked for, which decides where nothing else tells a grid that is not square.
+
+    Raises:
+        ValueError: if the arrays make no such model.
+    """
+    shapes: Shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    said = told(config)
+    empty = [name for name, shape in shapes.items() if 0 in shape]
+    if empty:
+        raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")
+    try:
+        found = _vit(shapes, said, image) if model == "ViT" else _swin(model, shapes, said, buffers)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        what = f"there is no {error}" if isinstance(error, KeyError) else f"an array of other axes ({error})"
+        raise ValueError(f"{what}: check where it came from") from None
+    found |= {"patch_norm": "patch_embed.norm.weight" in shapes}
+    return found | {name: said[name] for name in ("norm_eps", "gelu") if name in said}
+
+
+def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
+    dim, channels, height, width = shapes["patch_embed.proj.weight"]
+    prefix = ("cls_token" in shapes) + ("dist_token" in shapes)
+    head = shapes.get("head.weight")
+    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    behind = "fc_norm.weight" in shapes
+    found: Arguments = {
+        "patch_size": _short((height, width)),
+        "in_chans": channels,
+        **_stem(shapes),
+        "embed_dim": dim,
+        "depth": _count(shapes, r"blocks\.(\d+)\."),
+        "mlp_ratio": hidden / dim,
+        "num_classes": head[0] if head else 0,
+        "class_token": "cls_token" in shapes,
+        "distilled": "dist_token" in shapes,
+        "global_pool": "avg" if behind or not prefix else "token",
+        "fc_norm": behind,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "pos_embed": "learned_1d" if "pos_embed" in shapes else "none",
+        "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
+    }
+    if "pos_embed" in shapes:
+        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, said.get("img_size"), image)
+    elif "img_size" in said:
+        found["img_size"] = said["img_size"]
+    if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
+        raise ValueError(
+            "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
+            "not: choose num_classes=0 for the features, or another file"
+        )
+    heads = said.get("num_heads")
+    if isinstance(heads, tuple):
+        raise ValueError(f"config.json says num_heads={heads!r:.60}, expected one number for a ViT")
+    found["num_heads"] = heads or _vit_heads(found)
+    return found
+
+
+def _stem(shapes: Shapes) -> Arguments:
+    """The convolutional stem of a hybrid, where there is one."""
+    backbone = "patch_embed.backbone"
+    names = [name for name in shapes if name.startswith(backbone)]
+    if not names:
+        return {}
+    layers: tuple[int, ...] = ()
+    root = shapes.get(f"{backbone}.conv.weight")
+    if root is None:
+        if f"{backbone}.stem.conv.weight" not in shapes:
+            raise ValueError(
+                f"its stem has {names[0]!r:.80}, and minivit has no other stem than a ResNetV2's, which begins with "
+                f"{backbone}.stem.conv.weight"
+            )
+        root = shapes[f"{backbone}.stem.conv.weight"]
+        stage = rf"{re.escape(backbone)}\.stages\."
+        count = _count(shapes, rf"{stage}(\d+)\.")
+        layers = tuple(_count(shapes, rf"{stage}{number}\.blocks\.(\d+)\.") for number in range(count))
+    # groups leave no trace in shapes: 32 in all that were published, and here as many of them as divide the width
+    groups = gcd(32, root[0])
+    return {"resnet_layers": layers, "resnet_width": root[0], "resnet_groups": groups, "in_chans": root[1]}
+
+
+def _image(places: int, found: Arguments, *sizes: Any) -> Any:
+    """The image that a table of so many places belongs to: a size that was named, if it fits, else a square."""
+    for size in sizes:
+        if size is not None:
+            rows, columns = patch_grid(found, size)
+            if rows * columns == places:
+                return size
+    side = isqrt(places)
+    if side * side != places:
+        raise ValueError(f"pos_embed has {places} places, which make no square: say img_size=(H, W)")
+    step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
+    return _short(tuple(side * length * step for length in pair(found["patch_size"])))
+
+
+def _vit_heads(found: Arguments) -> int:
+    """Heads leave no trace in the shapes of a ViT."""
+    same = ("embed_dim", "depth")
+    for _, published in configs.published():
+        if all(published.get(name) == found[name] for name in same):
+            return int(published["num_heads"])
+    return max(1, found["embed_dim"] // 64)  # the width of a head in every published ViT
+
+
+def _swin(model: str, shapes: Shapes, said: Arguments, buffers: dict[str, Array]) -> Arguments:
+    stages = _count(shapes, r"layers\.(\d+)\.")
+    depths = tuple(_count(shapes, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
+    dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    head = shapes.get("head.fc.weight")
+    first = "layers.0.blocks.0"
+    found: Arguments = {
+        "patch_size": _short(shapes["patch_embed.proj.weight"][2:]),
+        "in_chans": channels,
+        "embed_dim": dim,
+        "depths": depths,
+        "num_heads": tuple(_swin_heads(shapes, stage) for stage in range(stages)),
+        "mlp_ratio": shapes[f"{first}.mlp.fc1.weight"][0] / dim,
+        "num_classes": head[0] if head else 0,
+        "qkv_bias": f"{first}.attn.{'qkv.bias' if model == 'Swin' else 'q_bias'}" in shapes,
+        "ape": "absolute_pos_embed" in shapes,
+        "allow_odd_depths": any(depth % 2 for depth in depths),
+    }
+    windows = [_window(shapes, buffers, stage, said) for stage in range(stages)]
+    if windows[0]:
+        found["window_size"] = max((window for window in windows if window), key=lambda window: pair(window))
+        # a window that shrank in the last stage is that stage's map; else each published model's last map is one window
+        last = pair(windows[-1] or windows[0])
+        found["img_size"] = _masked_image(buffers, windows, patch) or _short(
+            tuple(side * patch * 2 ** (stages - 1) for side in last)
+        )
+    elif "window_size" in said:
+        found["window_size"] = said["window_size"]
+    if "absolute_pos_embed" in shapes:
+        found["img_size"] = _image(shapes["absolute_pos_embed"][1], found, said.get("img_size"))
+    elif "img_size" in said:
+        found["img_size"] = said["img_size"]
+    if model == "SwinV2":
+        found["cpb_hidden"] = shapes[f"{first}.attn.cpb_mlp.0.weight"][0]
+        trained = tuple(_trained_window(buffers, stage) for stage in range(stages))
+        found["pretrained_window_sizes"] = said.get("pretrained_window_sizes", trained)[:stages]
+    return found
+
+
+def _swin_heads(shapes: Shapes, stage: int) -> int:
+    attention = f"layers.{stage}.blocks.0.attn"
+    table = shapes.get(f"{attention}.relative_position_bias_table")
+    return table[1] if table else shapes[f"{attention}.logit_scale"][0]
+
+
+def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, said: Arguments) -> Any:
+    """The window of a stage: a table has (2Mh-1)(2Mw-1) rows, an index (Mh Mw)^2; v2's MLP knows no window."""
+    attention = f"layers.{stage}.blocks.0.attn"
+    table = shapes.get(f"{attention}.relative_position_bias_table")
+    if table:
+        rows, columns = (2 * side - 1 for side in pair(said.get("window_size", 0)))
+        if rows * columns == table[0]:
+            return said["window_size"]
+        side = isqrt(table[0])
+        if side * side != table[0]:
+            raise ValueError(f"{attention} has a table of {table[0]} offsets, which is of no square window")
+        return (side + 1) // 2
+    index = buffers.get(f"{attention}.relative_position_index")
+    return isqrt(isqrt(index.size)) if index is not None else None
+
+
+def _masked_image(buffers: dict[str, Array], windows: list[Any], patch: int) -> int | None:
+    """The side of the image, told by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW."""
+    for stage, window in enumerate(windows):
+        mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
+        if mask is not None and mask.ndim == 3 and isinstance(window, int):
+            return int(isqrt(len(mask)) * window * patch * 2**stage)
+    return None
+
+
+def _trained_window(buffers: dict[str, Array], stage: int) -> int:
+    """The window P that a stage of v2 was trained with, 0 where that is its own: Microsoft's files keep the offsets.
+
+    The largest is t = log2(8 (M-1)/(P-1) + 1) / 3 for a window of M, so P = 1 + 8 (M-1) / (8^t - 1).
+    """
+    table = buffers.get(f"layers.{stage}.blocks.0.attn.relative_coords_table")
+    if table is None or not table.size or not 0 < table.max() < 10:
+        return 0
+    window = (isqrt(table.size // 2) + 1) // 2
+    trained = round(1 + 8 * (window - 1) / (8.0 ** float(table.max()) - 1))
+    return 0 if trained == window else trained
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """One more than the largest number at a place of the names."""
+    count = 1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1)
+    if count > len(shapes):
+        raise ValueError(f"{len(shapes)} arrays cannot make {count} blocks: check where it came from")
+    return count
+
+
+def _short(size: tuple[int, ...]) -> Any:
+    return size[0] if size[0] == size[1] else tuple(size)

@@ -1,0 +1,159 @@
+"""A model's parameters to a file and back. What does not fit is refused with its likely cause; nothing is changed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minivit.device import owner
+from minivit.io.safetensors import CheckpointError, save_arrays
+from minivit.io.torch_file.bounds import shown
+from minivit.io.weights import read_weights
+from minivit.models import MODELS, configs
+from minivit.nn.layer import Layer
+from minivit.pretrained.plan import Plan, plan_of
+from minivit.pretrained.recognition import Recognized, identify, of_nobody
+from minivit.protocol import Array
+
+StrPath = str | os.PathLike[str]
+
+
+def save(model: Layer, path: str | Path) -> None:
+    """Write a model's parameters, under timm's names, and its configuration to a safetensors file."""
+    content = {"model": type(model).__name__, "config": getattr(model, "config", {})}
+    save_arrays(path, {name: param.data for name, param in model.state().items()}, content)
+
+
+def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
+    """Read a file's parameters into a model, cast to its dtype; returns the model.
+
+    Args:
+        model: any model or layer of minivit's.
+        path: a file that minivit wrote, or one of timm, Hugging Face, torchvision, Microsoft, Google or WZMIAOMIAO.
+        strict: names that are missing or too many are an error; with False they are left alone.
+
+    Raises:
+        CheckpointError: if the file is unreadable or does not fit; nothing is then changed.
+    """
+    found = identify(read_weights(path))
+    if found.weights.arrays.keys() == model.state().keys():  # whoever wrote it, these are the model's own names
+        found = replace(found, arrays=found.weights.arrays, unknown=[])
+    check_fit(model, found, found.arrays, strict)
+    model.load_state_dict(found.arrays, strict)
+    return model
+
+
+def adopt(model: Any, arrays: dict[str, Array]) -> None:
+    """Give a new model its arrays and empty `arrays`; each serves as a parameter itself where it can."""
+    adoptable = _adoptable(arrays, model.dtype)
+    for name, param in model.state().items():
+        array = arrays.pop(name)
+        param.swap(_writeable(array) if name in adoptable else np.array(array, param.data.dtype, order="C"))
+        del array  # so that it is freed as soon as the model has a copy of it
+
+
+def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
+    """The names whose arrays can serve as parameters as they are, so that a large model is in memory once.
+
+    They must be of the model's dtype, lie in one piece, share no number with another, and not keep much more memory
+    alive than they need.
+    """
+    spans = []
+    for name, array in arrays.items():
+        base = owner(array).base
+        ours = base is None or isinstance(getattr(base, "obj", None), mmap.mmap)  # see `fresh_memory`
+        if ours and array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
+            start = array.__array_interface__["data"][0]
+            spans.append((start, start + array.nbytes, name))
+    spans.sort()
+    shared = {name for one, other in zip(spans, spans[1:]) if one[1] > other[0] for name in (one[2], other[2])}
+    used: Counter[int] = Counter()
+    for _, _, name in spans:
+        used[id(owner(arrays[name]))] += arrays[name].nbytes
+    return {
+        name
+        for _, _, name in spans
+        if name not in shared and 2 * used[id(owner(arrays[name]))] > owner(arrays[name]).nbytes
+    }
+
+
+def _writeable(array: Array) -> Array:
+    """The array, which is ours alone, so that it may be written to."""
+    owner(array).flags.writeable = True
+    array.flags.writeable = True
+    return array
+
+
+def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: bool) -> None:
+    """Refuse arrays that do not fit, with the likely cause, before anything is changed."""
+    params = model.state()
+    missing = [name for name in params if name not in arrays] if strict else []
+    unexpected = found.unknown + [name for name in arrays if name not in params] if strict else []
+    common = [name for name in params if name in arrays]
+    misshapen = [name for name in common if tuple(arrays[name].shape) != params[name].shape]
+    odd = [name for name in common if arrays[name].dtype.kind not in "fiu"]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} of {len(params)} parameters are missing, first {shown(missing[0])}")
+    if unexpected:
+        faults.append(f"{len(unexpected)} names are not the model's, first {shown(unexpected[0])}")
+    if misshapen:
+        name, more = misshapen[0], f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""
+        faults.append(f"{shown(name)}{more}: expected shape {params[name].shape}, the file has {arrays[name].shape}")
+    if odd:
+        faults.append(f"{shown(odd[0])} holds {arrays[odd[0]].dtype}, expected numbers")
+    if faults:
+        cause = _cause(model, found)
+        raise CheckpointError(f"{found.path} does not fit this {type(model).__name__}: {'; '.join(faults)}{cause}")
+
+
+def _cause(model: Any, found: Recognized) -> str:
+    """What the file is, where that is known, and by which arguments of the class it differs from the model."""
+    if found.layout is None and found.weights.content.get("model") not in MODELS:
+        return "" if found.weights.content else f"; its names are {of_nobody()}"
+    try:
+        plan = plan_of(found)
+    except CheckpointError:
+        return f" (it is a {found.model} of {found.source})"
+    said = f". This is a {found.source} checkpoint of a {plan.kind.__name__}{_name(plan)}"
+    if plan.kind is not type(model):
+        return f"{said}: load it with from_pretrained, or build that class"
+    config = model.config
+    differs = [
+        f"{name}={plan.arguments[name]!r} in the file, {config[name]!r} in the model"
+        for name in _SHAPES
+        if name in plan.arguments and name in config and not _same(plan.arguments[name], config[name])
+    ]
+    return f"{said}; {', '.join(differs)}" if differs else said
+
+
+# arguments that show in a model's arrays, those of the encoder first
+_SHAPES = (
+    *("embed_dim", "depth", "depths", "num_heads", "mlp_ratio", "qkv_bias", "patch_size", "in_chans", "num_classes"),
+    *("resnet_layers", "resnet_width"),
+    *("img_size", "window_size", "class_token", "distilled", "global_pool", "fc_norm", "pos_embed", "ape"),
+    *("representation_size", "patch_norm"),
+)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return (tuple(one) if isinstance(one, list) else one) == (tuple(other) if isinstance(other, list) else other)
+
+
+def _name(plan: Plan) -> str:
+    """The published name of this size, if it has one."""
+    for name, config in configs.published():
+        shared = [key for key in _SIZE if key in config and key in plan.arguments]
+        fits = "embed_dim" in shared and all(_same(config[key], plan.arguments[key]) for key in shared)
+        if fits and ("depths" in config) == ("depths" in plan.arguments):
+            return f" ({name})"
+    return ""
+
+
+_SIZE = ("embed_dim", "depth", "depths", "patch_size", "window_size", "resnet_layers")

@@ -1,0 +1,103 @@
+"""Published weights out: a model becomes a file under another project's names."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from minivit import functional as F
+from minivit.device import to_numpy
+from minivit.io.atomic import write_atomically
+from minivit.io.safetensors import save_arrays
+from minivit.models.options import patch_grid
+from minivit.pretrained.layouts import LAYOUTS, Layout
+from minivit.pretrained.renaming import translate
+from minivit.protocol import Array
+
+
+def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> None:
+    """Write a model's parameters as another project names them: names and numbers, no settings.
+
+    Args:
+        model: a ViT, Swin or SwinV2.
+        path: a .safetensors file, or .npz for layout "google".
+        layout: "timm" (the names are ours), "huggingface", "torchvision", "microsoft", "google" or "wzmiaomiao".
+
+    Raises:
+        ValueError: if that project has no such model.
+    """
+    kind = type(model).__name__
+    tables = [each for each in LAYOUTS if (each.source, each.model) == (layout, kind)]
+    if not tables:
+        known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind})) or "none: it is no model"
+        raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
+    arrays = _with_plain_positions(model)
+    if tables[0].rules:
+        arrays = _translated(model, arrays | _tables(model, layout), tables)
+    if layout == "google":
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"{path}: layout 'google' is an archive of NumPy's, name it .npz")
+        buffer = io.BytesIO()
+        np.savez(buffer, **cast(Any, arrays))
+        write_atomically(Path(path), buffer.getbuffer())
+    else:
+        save_arrays(Path(path), arrays, None)
+
+
+def _with_plain_positions(model: Any) -> dict[str, Array]:
+    """The model's arrays; positions of any kind as the table of `learned_1d`, which every project has."""
+    arrays = {name: to_numpy(param.data) for name, param in model.parameters().items()}
+    config = model.config
+    if type(model).__name__ != "ViT":
+        return arrays
+    for name, value, why in (
+        ("pos_embed", "relative", "has a bias for each block"),
+        ("heads", "linear", "has maps that mix the heads"),
+    ):
+        if config[name] == value:
+            raise ValueError(f"{name}={value!r} {why}, which no other project knows: keep it with minivit.save")
+    if config["patch_norm"]:
+        raise ValueError("patch_norm=True is in no other project's ViT: keep it with minivit.save")
+    if config["pos_embed"] not in ("none", "learned_1d"):
+        table = to_numpy(model.embed.positions.table(patch_grid(config))[0])
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("pos_embed")}
+        arrays["pos_embed"] = table[None]
+    return arrays
+
+
+def _tables(model: Any, layout: str) -> dict[str, Array]:
+    """What three projects keep beside the parameters of a window's attention, and look for when they load."""
+    found: dict[str, Array] = {}
+    if layout not in ("microsoft", "torchvision", "wzmiaomiao") or type(model).__name__ == "ViT":
+        return found
+    grid = patch_grid(model.config)
+    for number, stage in enumerate(model.layers):
+        height, width = (-(-side // 2**number) for side in grid)
+        for place, block in enumerate(stage.blocks):
+            name, windows = f"layers.{number}.blocks.{place}", block.attn
+            index = F.relative_position_index(windows.window_size)
+            found[f"{name}.attn.relative_position_index"] = index.reshape(-1) if layout == "torchvision" else index
+            window, shift, size = windows.plan(height, width)
+            mask = F.shift_mask(size, window, shift)
+            if layout == "microsoft" and mask is not None:
+                found[f"{name}.attn_mask"] = np.where(mask, np.float32(0), np.float32(-100))
+            if type(model).__name__ == "SwinV2":
+                table = to_numpy(windows.attention.continuous_bias.offsets)  # (R, 2)
+                rows, columns = (2 * side - 1 for side in windows.window_size)
+                found[f"{name}.attn.relative_coords_table"] = table.reshape(1, rows, columns, 2).astype(np.float32)
+    return found
+
+
+def _translated(model: Any, arrays: dict[str, Array], tables: list[Layout]) -> dict[str, Array]:
+    """Under the names of the first table that has them all, and by whose signs the result is recognized."""
+    heads = model.config["num_heads"]
+    for table in tables:
+        found, unknown = translate(table.rules, arrays, lambda name: heads, out=True)
+        if not unknown and (table is tables[-1] or table.bare(found)):
+            return {table.spelled(name): array for name, array in found.items()}
+    source = tables[0].source
+    raise ValueError(f"{source} has no name for {unknown[0]!r} ({len(unknown)} such): export it as 'timm'")

@@ -1,0 +1,17 @@
+"""How each source names the same arrays: one table for each, read in both directions. Our names are timm's.
+
+Sources: google-research/vision_transformer and big_vision (JAX), torchvision, Hugging Face transformers,
+microsoft/Swin-Transformer, WZMIAOMIAO/deep-learning-for-image-processing; the names are those in their published
+files.
+"""
+
+from minivit.pretrained.layouts.google import GOOGLE
+from minivit.pretrained.layouts.huggingface import HUGGINGFACE
+from minivit.pretrained.layouts.layout import BUFFERS, Layout
+from minivit.pretrained.layouts.microsoft import MICROSOFT, TIMM, WZMIAOMIAO_VIT
+from minivit.pretrained.layouts.torchvision import TORCHVISION
+
+# Microsoft's Swin has the names of timm's and a few of its own, so it is asked first
+LAYOUTS = [*MICROSOFT, *TIMM, *HUGGINGFACE, *TORCHVISION, *GOOGLE, WZMIAOMIAO_VIT]
+
+__all__ = ["BUFFERS", "LAYOUTS", "Layout"]

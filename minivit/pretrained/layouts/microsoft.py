@@ -1,0 +1,55 @@
+"""The names of microsoft/Swin-Transformer, and of two projects beside it: timm, whose names are ours, and WZMIAOMIAO.
+
+Merging stands at the end of its stage here, and the head is one layer. WZMIAOMIAO is
+deep-learning-for-image-processing, a Chinese course.
+"""
+
+from __future__ import annotations
+
+from minivit.pretrained.layouts.layout import IGNORED, Layout
+from minivit.pretrained.renaming import Rule
+
+TIMM = [
+    Layout("timm", "ViT", (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight"), ignored=IGNORED),
+    Layout("timm", "SwinV2", (r"layers\.0\.blocks\.0\.attn\.logit_scale",), ignored=IGNORED),
+    Layout("timm", "Swin", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",), ignored=IGNORED),
+]
+# its ViT has timm's names and computes the same, so its files are read as timm's
+WZMIAOMIAO_VIT = Layout("wzmiaomiao", "ViT", TIMM[0].signs, ignored=IGNORED)
+
+
+def _same(*names: str) -> list[Rule]:
+    return [Rule(name, name) for name in names]
+
+
+_MICROSOFT_RULES = (
+    Rule("layers.{i+1}.downsample.{part}.{p}", "layers.{i}.downsample.{part}.{p}"),
+    Rule("head.fc.{p}", "head.{p}"),
+    *_same(
+        "patch_embed.{part}.{p}",
+        "absolute_pos_embed",
+        "layers.{i}.blocks.{j}.attn_mask",
+        "layers.{i}.blocks.{j}.{norm}.{p}",
+        "layers.{i}.blocks.{j}.attn.{table}",  # relative_position_bias_table, logit_scale, q_bias, v_bias, buffers
+        "layers.{i}.blocks.{j}.attn.{part}.{p}",
+        "layers.{i}.blocks.{j}.attn.cpb_mlp.{k}.{p}",
+        "layers.{i}.blocks.{j}.mlp.{part}.{p}",
+        "norm.{p}",
+    ),
+)
+_ATTENTION = r"layers\.0\.blocks\.0\.attn\."
+_MICROSOFT_SIGN = r"head\.weight|layers\.0\.downsample\.norm\.weight"
+_V1_SIGNS = (_ATTENTION + "relative_position_bias_table", _MICROSOFT_SIGN)
+MICROSOFT = [
+    Layout("microsoft", "SwinV2", (_ATTENTION + "logit_scale", _MICROSOFT_SIGN), _MICROSOFT_RULES, IGNORED),
+    # the same names, with the index but without the masks of the shifted blocks: it makes them from the image
+    Layout(
+        "wzmiaomiao",
+        "Swin",
+        (*_V1_SIGNS, _ATTENTION + "relative_position_index"),
+        _MICROSOFT_RULES,
+        IGNORED,
+        absent=r".*attn_mask",
+    ),
+    Layout("microsoft", "Swin", _V1_SIGNS, _MICROSOFT_RULES, IGNORED),
+]

@@ -1,0 +1,83 @@
+"""A file of any known source, or a published name, becomes a model: read, recognize, plan, build, adapt, load.
+
+`layouts/` has the names, `profiles.py` what else differs between projects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minivit.io.safetensors import CheckpointError
+from minivit.models import Model
+from minivit.pretrained import hub
+from minivit.pretrained.adaptation import HEADS, choose_classes, fit
+from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
+from minivit.pretrained.plan import NO_MODEL, check_arguments, plan_of, trained_windows
+from minivit.pretrained.profiles import PROFILES
+from minivit.pretrained.recognition import recognize
+from minivit.random import UNSET
+
+
+def from_pretrained(
+    path: StrPath,
+    *,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    classes: Sequence[int] | None = None,
+    dtype: Any = None,
+    profile: str | None = None,
+    report: Callable[[str], None] = print,
+    **overrides: Any,
+) -> Model:
+    """The model that a file holds: its class and size are read off the names and shapes, and config.json beside it.
+
+    Args:
+        path: a file, a folder that holds one, or a published name, which is downloaded once: "vit_tiny_patch16_224",
+            one of `list_models()`, or "google/vit-base-patch16-224", a repository of the Hugging Face hub.
+        num_classes: another number of classes starts its head at 0; 0 leaves the head out; None is the file's.
+        img_size: another size resamples the table of positions.
+        in_chans: other channels: 1 sums the kernels of red, green and blue.
+        classes: keep these rows of the head, such as ImageNet's 1,000 among its 21,841 classes.
+        dtype: "float32" or "float64"; None is float64 for a file of float64, else float32.
+        profile: how the source computes, one of `PROFILES`; None is that of the source that was recognized.
+        report: gets a line for each array that was changed to fit.
+        overrides: other arguments of the class, such as window_size or drop_path_rate.
+
+    Raises:
+        CheckpointError: if the file is unreadable, of no known source, or makes no model; if a download fails.
+        ValueError: for an unknown profile or argument.
+    """
+    if profile not in (None, *PROFILES):
+        raise ValueError(f"profile={profile!r}: choose one of {', '.join(map(repr, PROFILES))}")
+    named = isinstance(path, str) and not os.path.exists(path)
+    found = recognize(hub.fetch(str(path), report=report) if named else path)
+    asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    asked = {name: value for name, value in asked.items() if value is not None} | overrides
+    plan = plan_of(found, profile, img_size)
+    check_arguments(plan.kind, asked)
+    wide = any(array.dtype == np.float64 for array in found.arrays.values())
+    try:
+        arguments = {**plan.arguments, **asked, **trained_windows(plan, asked)}
+        arrays = found.arrays if classes is None else choose_classes(found.arrays, classes)
+        if classes is not None and num_classes is None:
+            arguments["num_classes"] = len(classes)
+        model = plan.kind(**arguments, dtype=dtype or ("float64" if wide else "float32"), seed=UNSET)
+        arrays, said = fit(arrays, model, plan.arguments, PROFILES[plan.profile])
+    except NO_MODEL as error:
+        memory = "it needs more memory than there is: check where it came from"
+        why = memory if isinstance(error, MemoryError) else error
+        raise CheckpointError(f"{found.path}, a {found.model} of {found.source}: {why}") from None
+    if model.num_classes == 0:
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
+    check_fit(model, found, arrays, strict=True)
+    for line in said:
+        report(f"minivit: {line}")
+    found.weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
+    found.arrays.clear()
+    adopt(model, arrays)
+    return model

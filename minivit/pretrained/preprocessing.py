@@ -1,0 +1,174 @@
+"""How pictures were prepared where weights come from: without the same resizing and the same mean a model sees badly.
+
+What a file beside the weights says is used, else what the source's own code does with its published models.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from minivit.data.batches import MNIST_MEAN, MNIST_STD
+from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from minivit.io.safetensors import CheckpointError
+from minivit.models import Model, ViT
+from minivit.pretrained.recognition import Recognized, StrPath, recognize
+from minivit.sizes import Size, pair
+
+_IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+_HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # (x - 127.5)/127.5 of bytes
+
+# (source, class): what is done where no file says it; sizes in a ratio are those that the short side is resized to
+_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
+    # timm, vision_transformer.py and swin_transformer.py: crop_pct 0.9, at 384 pixels all of it (see `_default`)
+    ("timm", "ViT"): {**_HALF, "crop": 0.9},  # Google's weights ("augreg")
+    ("timm", "DeiT"): {**_IMAGENET, "crop": 0.9},
+    ("timm", "Swin"): {**_IMAGENET, "crop": 0.9},
+    ("timm", "SwinV2"): {**_IMAGENET, "crop": 0.9},
+    # microsoft/Swin-Transformer, data/build.py: 256 to 224, and other sizes in proportion
+    ("microsoft", "Swin"): {**_IMAGENET, "crop": 224 / 256},
+    ("microsoft", "SwinV2"): {**_IMAGENET, "crop": 224 / 256},
+    # google-research/vision_transformer, input_pipeline.py: both sides to the size, without a crop. TensorFlow's
+    # bilinear filter skips pixels where it shrinks, Pillow's does not: logits differ a little from Google's own
+    ("google", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
+    # preprocessor_config.json of google/vit-..., facebook/deit-...-distilled-... and microsoft/swin...
+    ("huggingface", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
+    ("huggingface", "DeiT"): {**_IMAGENET, "crop": 224 / 256, "squash": True},
+    ("huggingface", "Swin"): {**_IMAGENET, "squash": True},
+    ("huggingface", "SwinV2"): {**_IMAGENET, "squash": True},
+    # torchvision, models/vision_transformer.py and swin_transformer.py; more in _TORCHVISION
+    ("torchvision", "ViT"): {**_IMAGENET, "interpolation": "bilinear", "crop": 224 / 256},
+    ("torchvision", "Swin"): {**_IMAGENET, "crop": 224 / 232},
+    ("torchvision", "SwinV2"): {**_IMAGENET, "crop": 256 / 260},
+    # WZMIAOMIAO/deep-learning-for-image-processing, predict.py of each model
+    ("wzmiaomiao", "ViT"): {**_HALF, "interpolation": "bilinear", "crop": 224 / 256},
+    ("wzmiaomiao", "Swin"): {**_IMAGENET, "interpolation": "bilinear", "crop": 1 / 1.14},
+}
+# torchvision searched a size for each model: (class, embed_dim, blocks, patch)
+_TORCHVISION: dict[tuple[str, int, int, int], float] = {
+    ("ViT", 1024, 24, 16): 224 / 242,
+    ("Swin", 96, 24, 4): 224 / 246,
+    ("Swin", 128, 24, 4): 224 / 238,
+    ("SwinV2", 128, 24, 4): 256 / 272,
+}
+
+
+def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
+    """How to prepare pictures for a model that `from_pretrained` built from a file.
+
+    In this order: preprocessor_config.json beside the file (Hugging Face's keys, whoever wrote it); config.json beside
+    it (timm's `pretrained_cfg`); else the defaults of the source. A file that minivit wrote has none of its own: with
+    one channel it is taken for a model of MNIST-like digits, light on dark, with `minivit.data.normalize`'s numbers;
+    with three for one whose pixels were brought to -1 to 1.
+
+    A ViT of fixed size decides the size itself, as it takes no other. For one channel the mean over red, green and
+    blue of each number is taken. DeiT without distillation cannot be told from ViT by its arrays: its files from
+    facebookresearch want `dataclasses.replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)`.
+
+    Args:
+        source: the file or folder, or what `recognize` found there.
+        model: what was built from it.
+
+    Raises:
+        CheckpointError: if the file is unreadable, or what stands beside it makes no sense.
+        ValueError: for a model of other than 1 or 3 channels.
+    """
+    found = source if isinstance(source, Recognized) else recognize(source)
+    channels = model.config["in_chans"]
+    if channels not in (1, 3):
+        raise ValueError(f"in_chans={channels}: a picture has 3 channels, or 1 if it is gray")
+    file = found.weights.path.with_name("preprocessor_config.json")
+    config = found.weights.config
+    cfg = config.get("pretrained_cfg", config)  # older files of timm's have its keys at the top
+    try:
+        if file.is_file():
+            settings = _huggingface(json.loads(file.read_text(encoding="utf-8")))
+        elif isinstance(cfg, dict) and "mean" in cfg:
+            file = file.with_name("config.json")
+            settings = _timm(cfg)
+        else:
+            file = found.weights.path
+            settings = _default(found.source, model)
+        stated = settings.pop("size", None)
+        if stated is None or (isinstance(model, ViT) and not model.config["dynamic_img_size"]):
+            stated = pair(model.config["img_size"])
+        for name in ("mean", "std"):
+            settings[name] = _in_channels(tuple(settings[name]), channels)
+        return Preprocess(stated, **settings)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{file} says no preprocessing that can be used ({type(error).__name__}: {error}): mend it, or build a "
+            "minivit.data.Preprocess"
+        ) from None
+
+
+def _huggingface(said: dict[str, Any]) -> dict[str, Any]:
+    """Settings from preprocessor_config.json, with the defaults of ViTImageProcessor and DeiTImageProcessor."""
+    kind = str(said.get("image_processor_type", said.get("feature_extractor_type", "")))
+    deit = kind.startswith("DeiT")
+    size = said.get("size", 256 if deit else 224)
+    squash = not (isinstance(size, dict) and "shortest_edge" in size)
+    resized = _size(size)
+    kept = _size(said.get("crop_size", 224)) if said.get("do_center_crop", deit) else resized
+    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255
+    # (scale x - mean)/std of x in [0, 1] is (x - mean/scale)/(std/scale)
+    mean, std = said.get("image_mean", _HALF["mean"]), said.get("image_std", _HALF["std"])
+    if not said.get("do_normalize", True):
+        mean, std = (0.0,), (1.0,)
+    numbers = {int(number): name for name, number in FILTERS.items()}
+    return {
+        "size": kept,
+        "crop": kept[0] / resized[0],
+        "interpolation": numbers[said.get("resample", FILTERS["bicubic" if deit else "bilinear"])],
+        "mean": [number / scale for number in mean],
+        "std": [number / scale for number in std],
+        "squash": squash,
+    }
+
+
+def _size(said: Any) -> Size:
+    """A size as preprocessor_config.json gives it: a number, two, or a dict of sides."""
+    if isinstance(said, dict):
+        said = said["shortest_edge"] if "shortest_edge" in said else (said["height"], said["width"])
+    return pair(said)
+
+
+def _timm(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Settings from timm's pretrained_cfg; what it leaves out is 0.875 and bilinear there (data/constants.py)."""
+    mode = cfg.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode={mode!r} is not known here, only 'center' and 'squash'")
+    return {
+        "size": tuple(cfg["input_size"][1:]) if "input_size" in cfg else None,
+        "crop": cfg.get("crop_pct") or 0.875,
+        "interpolation": cfg.get("interpolation") or "bilinear",
+        "mean": cfg["mean"],
+        "std": cfg["std"],
+        "squash": mode == "squash",
+    }
+
+
+def _default(source: str, model: Model) -> dict[str, Any]:
+    """What the source does with its published models of this kind and size."""
+    config = model.config
+    if source == "minivit":
+        gray = config["in_chans"] == 1
+        return {"mean": (MNIST_MEAN,), "std": (MNIST_STD,), "squash": True} if gray else dict(_HALF)
+    kind = "DeiT" if config.get("distilled") else type(model).__name__
+    settings = dict(_DEFAULTS[source, kind])
+    side, patch = min(pair(config["img_size"])), min(pair(config["patch_size"]))
+    if source == "timm" and side >= 384:
+        settings["crop"] = 1.0
+    if source == "torchvision":
+        blocks = sum(config["depths"]) if "depths" in config else config["depth"]
+        settings["crop"] = _TORCHVISION.get((kind, config["embed_dim"], blocks, patch), settings["crop"])
+        if kind == "ViT" and side > 224:  # the SWAG weights, at 384, 512 and 518
+            settings |= {"crop": 1.0, "interpolation": "bicubic"}
+    return settings
+
+
+def _in_channels(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One number for each channel: a single one for all, or the mean of three for gray."""
+    if len(numbers) == channels:
+        return numbers
+    return (sum(numbers) / len(numbers),) * channels

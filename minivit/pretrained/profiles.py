@@ -1,0 +1,51 @@
+"""What differs between projects beside names: settings of the model, and how each resamples its tables.
+
+A difference between two projects is a line here, not a mystery in the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_PLAIN = {"mode": "bicubic", "antialias": False}
+_CORNERS = {"antialias": False, "align_corners": True}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How a project computes with the weights it publishes.
+
+    Attributes:
+        vit: arguments of `ViT` that differ from minivit's defaults.
+        swin: arguments of `Swin` and `SwinV2` that do.
+        swin_v2: further ones of `SwinV2`.
+        positions: how tables of positions are resampled for another grid, arguments of `F.resize_grid`.
+        biases: the same for tables of relative biases; None is timm's stretched grid, `fit.stretch_matrix`.
+    """
+
+    vit: dict[str, Any] = field(default_factory=dict)
+    swin: dict[str, Any] = field(default_factory=dict)
+    swin_v2: dict[str, Any] = field(default_factory=dict)
+    positions: dict[str, Any] = field(default_factory=lambda: _PLAIN)
+    biases: dict[str, Any] | None = field(default_factory=lambda: _PLAIN)
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """The arguments of a class, by its name."""
+        return self.vit if model == "ViT" else {**self.swin, **(self.swin_v2 if model == "SwinV2" else {})}
+
+
+PROFILES = {
+    # minivit's own defaults are timm's: eps 1e-6 in ViT and 1e-5 in Swin, exact GELU, mask -100; but timm pads a map
+    # after it was rolled (its issue 2438)
+    "timm": Profile(swin={"pad_first": False}, positions={"mode": "bicubic", "antialias": True}, biases=None),
+    # Flax's GELU is the tanh approximation; its examples resample with scipy.ndimage.zoom, order 1
+    "google": Profile(vit={"gelu": "tanh"}, positions={"mode": "bilinear", **_CORNERS}),
+    "torchvision": Profile(swin={"covered": "stay"}, positions={"mode": "bicubic", **_CORNERS}),
+    # its configurations say 1e-12 where the weights they hold were trained with 1e-6: what config.json says is used;
+    # its Swin v2 adds the mask twice
+    "huggingface": Profile(vit={"norm_eps": 1e-12}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}),
+    "microsoft": Profile(swin={"covered": "shrink_both"}),
+    # its Swin shifts a window that covers the map, so its logits are not Microsoft's for the same weights
+    "wzmiaomiao": Profile(swin={"covered": "shift"}),
+}

@@ -1,0 +1,101 @@
+"""Whose file is it: the source is found by its names, and the names are translated into ours."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from minivit.io.safetensors import CheckpointError
+from minivit.io.torch_file.bounds import shown
+from minivit.io.weights import Weights, read_weights
+from minivit.models import MODELS
+from minivit.pretrained.layouts import BUFFERS, LAYOUTS, Layout
+from minivit.pretrained.renaming import translate
+from minivit.protocol import Array
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A file's arrays under our names.
+
+    Attributes:
+        weights: as they were read.
+        layout: the source's; None for names of nobody we know, and for a file of ours.
+        arrays: the learned ones, under our names.
+        buffers: those that are not learned and yet tell something, under our names.
+        unknown: names that the source's table does not hold.
+    """
+
+    weights: Weights
+    layout: Layout | None
+    arrays: dict[str, Array]
+    buffers: dict[str, Array]
+    unknown: list[str]
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.weights.path
+
+    @property
+    def source(self) -> str:
+        """Who wrote it."""
+        return self.layout.source if self.layout else "minivit"
+
+    @property
+    def model(self) -> str:
+        """The name of the class that it is a model of."""
+        return self.layout.model if self.layout else str(self.weights.content["model"])
+
+
+def recognize(path: StrPath) -> Recognized:
+    """Read a file, find its source by its names, and translate them into ours.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or no known source uses these names.
+    """
+    found = identify(read_weights(path))
+    content = found.weights.content
+    if found.layout or content.get("model") in MODELS:
+        return found
+    if content:
+        raise CheckpointError(f"{found.path} does not say which model it holds: build the model and use minivit.load")
+    names = ", ".join(map(shown, sorted(found.arrays)[:3]))
+    raise CheckpointError(
+        f"{found.path} has {len(found.arrays)} arrays such as {names}, which are {of_nobody()}, "
+        "so it does not say which model it holds: build the model and use minivit.load, or rename the "
+        "arrays to timm's names, see docs/published_weights.md"
+    )
+
+
+def of_nobody() -> str:
+    """What names are that no table knows."""
+    return f"no ViT or Swin of a known source ({', '.join(sorted({layout.source for layout in LAYOUTS}))})"
+
+
+def identify(weights: Weights) -> Recognized:
+    """What the names tell; without a layout, the arrays stay as they are."""
+    if not weights.content:
+        for layout in LAYOUTS:
+            bare = layout.bare(weights.arrays)
+            if bare:
+                return _translated(weights, layout, {bare[name]: array for name, array in weights.arrays.items()})
+    return Recognized(weights, None, weights.arrays, {}, [])
+
+
+def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> Recognized:
+    arrays = layout.prepare(arrays)
+    try:
+        ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
+    except (ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{weights.path} has the names of {layout.source}'s {layout.model}, but arrays of other shapes: {error}"
+        ) from None
+    buffers = {name: ours.pop(name) for name in list(ours) if re.fullmatch(BUFFERS, name)}
+    ignored = re.compile("|".join(layout.ignored) or "(?!)")
+    ours = {name: array for name, array in ours.items() if not ignored.fullmatch(name)}
+    return Recognized(weights, layout, ours, buffers, [name for name in unknown if not ignored.fullmatch(name)])
