@@ -34,7 +34,8 @@ extensions = [
     "sphinx.ext.linkcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "_ext", "_templates", "locale", "conf.py", "build.py", "translate.py"]
+exclude_patterns = ["_build", "_ext", "_templates", "locale"]
+exclude_patterns += ["conf.py", "build.py", "translate.py", "write_reading_order.py"]  # programs, not lessons
 
 # --- pages ----------------------------------------------------------------------------------------------------------
 

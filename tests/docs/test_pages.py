@@ -165,13 +165,13 @@ def test_lines_are_short(page: Path) -> None:
 
 
 sys.path.insert(0, str(ROOT / "docs"))
-from reading_order import imports, needed, page, reading_order  # noqa: E402
+from write_reading_order import imports, needed, page, reading_order  # noqa: E402
 
 
 def test_the_reading_order_is_current() -> None:
-    assert sorted(reading_order()) == SOURCES, "docs/reading_order.py: give each file of the package a chapter"
+    assert sorted(reading_order()) == SOURCES, "docs/write_reading_order.py: give each file of the package a chapter"
     written = (ROOT / "docs" / "reading_order.md").read_text(encoding="utf-8")
-    assert written == page(), "run `python docs/reading_order.py`"
+    assert written == page(), "run `python docs/write_reading_order.py`"
 
 
 def test_no_file_comes_before_what_it_imports() -> None:
@@ -183,7 +183,7 @@ def test_no_file_comes_before_what_it_imports() -> None:
         for used in {found for module, name in imports(file) for found in needed(module, name)} - {file}:
             if place.get(used, -1) > place[file]:
                 wrong.append(f"{file.relative_to(ROOT)} imports {used.relative_to(ROOT)}, which stands below it")
-    assert not wrong, "docs/reading_order.py: move a chapter:\n  " + "\n  ".join(sorted(wrong))
+    assert not wrong, "docs/write_reading_order.py: move a chapter:\n  " + "\n  ".join(sorted(wrong))
 
 
 def test_imports_are_looked_up_through_packages() -> None:

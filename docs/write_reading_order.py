@@ -1,5 +1,5 @@
 """Writes docs/reading_order.md: every file of the package with the first sentence of its documentation, in an order in
-which no file stands below one that it imports. `python docs/reading_order.py`; the tests compare the page.
+which no file stands below one that it imports. `python docs/write_reading_order.py`; the tests compare the page.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ The source is meant to be read. Each line is one file with the first sentence of
 one that it imports, so you never need a thing before you have seen it; only an `__init__.py` stands in front of its
 chapter, as its table of contents. Skip `fast/` at first: it computes what the formulas say, faster.
 
-This page is written by `python docs/reading_order.py`.
+This page is written by `python docs/write_reading_order.py`.
 """
 
 
