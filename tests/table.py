@@ -359,8 +359,6 @@ LAYERS = [
     Case("Attention_no_qkv_bias", "BND", _attention(qkv_bias=False), layer=True, fixed=_TOKENS),
     Case("Attention_dropout", "BND", _attention(attn_drop=0.3, proj_drop=0.2), layer=True, fixed=_TOKENS, noise=True),
     Case("Attention_first_queries", "BND", _attention(queries=1), layer=True, fixed=_TOKENS),
-    Case("LinearHeadAttention", "BND", _attention(nn.LinearHeadAttention), layer=True, fixed=_TOKENS),
-    Case("LinearHeadAttention_first", "BND", _attention(nn.LinearHeadAttention, queries=1), layer=True, fixed=_TOKENS),
     Case("Attention_position_bias", "BND", _attention(position_bias=(2, 1), prefix_tokens=1), layer=True,
          fixed={"D": 4, "N": 3}, empty="B"),
     Case("Block", "BND", _block, layer=True, fixed=_TOKENS),
@@ -476,7 +474,6 @@ MODELS = [
     _model("ViT_sincos_1d", pos_embed="sincos_1d"),
     _model("ViT_sincos_2d", pos_embed="sincos_2d", weight_init="jax"),
     _model("ViT_relative", pos_embed="relative"),
-    _model("ViT_linear_heads", heads="linear"),
     _model("ViT_dynamic", images={"B": 2, "C": 1, "a": 6, "b": 2}, dynamic_img_size=True),
     _model("ViT_hybrid", images=_HYBRID, img_size=(9, 12), resnet_layers=(1, 1), patch_size=1, **_STEM),  # map of 2x2
     _model(

@@ -32,7 +32,7 @@ def own(layer):
         {"num_classes": 0},
         {"representation_size": 5},
         {"patch_norm": True, "pos_embed": "relative"},
-        {"heads": "linear", "skip_unused_tokens": False},
+        {"skip_unused_tokens": False},
     ],
 )
 def test_totals_are_the_models(options):

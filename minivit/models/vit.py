@@ -17,7 +17,7 @@ from minivit.models.options import Options, built_from, check_rates, check_whole
 from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.vit_init import initialize
-from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, LinearHeadAttention, Mlp, PatchEmbed
+from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, compose
 from minivit.random import as_generator
@@ -53,7 +53,6 @@ class ViTOptions(Options):
     weight_init: str = "timm"
     distilled: bool = False
     dynamic_img_size: bool = False
-    heads: str = "split"
     skip_unused_tokens: bool = True
     resnet_layers: tuple[int, ...] | None = None
     resnet_width: int = 64
@@ -69,8 +68,6 @@ class ViTOptions(Options):
         check_whole(self, embed_dim=1, depth=1, in_chans=1, num_classes=0)
         if self.representation_size is not None:
             check_whole(self, representation_size=1)
-        if self.heads not in ("split", "linear"):
-            raise ValueError(f"heads={self.heads!r}: choose 'split' or 'linear'")
         if self.fc_norm is None:
             self.fc_norm = self.global_pool == "avg"
         self._check_patch()
@@ -129,7 +126,6 @@ class ViT(Model):
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
         distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each.
         dynamic_img_size: take any image that the patch divides, resampling the positions.
-        heads: "split" (`nn.Attention`) or "linear" (`nn.LinearHeadAttention`).
         skip_unused_tokens: where the head reads only prefix tokens, the last block computes only theirs. Exact.
         resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
             hybrid); () is its root alone, and None no stem. See `resnet.py`.
@@ -180,8 +176,7 @@ class ViT(Model):
     def _block(self, o: ViTOptions, index: int, prefix: int, rng: Any) -> Block:
         last = index == o.depth - 1
         only_prefix = last and o.skip_unused_tokens and o.global_pool == "token"
-        kind = LinearHeadAttention if o.heads == "linear" else Attention
-        attention = kind(
+        attention = Attention(
             o.embed_dim,
             o.num_heads,
             o.qkv_bias,

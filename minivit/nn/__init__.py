@@ -4,7 +4,7 @@ A layer is forward and back (`layer.py`). What cuts across layers stands in one 
 and multiply-adds), `kept_memory.py` (what the backs hold), `init.py` (where weights start).
 """
 
-from minivit.nn.attention import Attention, LinearHeadAttention
+from minivit.nn.attention import Attention
 from minivit.nn.basic import (
     GELU,
     Dropout,
@@ -56,7 +56,6 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearGELU",
-    "LinearHeadAttention",
     "MaxPool2d",
     "Mlp",
     "Parameter",

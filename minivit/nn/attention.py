@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
-from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear
 from minivit.nn.layer import Layer, apply
-from minivit.nn.parameter import Parameter
 from minivit.nn.position_bias import RelativePositionBias
 from minivit.protocol import Array, Back, compose, once
 from minivit.random import as_generator
@@ -134,43 +132,3 @@ class Attention(Layer):
     def _project(self, heads: Array, rng: Any) -> tuple[Array, Back]:
         """The heads' outputs mixed by the output projection."""
         return compose(heads, self.proj, (lambda a: F.dropout(a, self.proj_drop, rng)) if self.proj_drop else None)
-
-
-class LinearHeadAttention(Attention):
-    """Attention whose heads each have a learned linear map (D, d) of q, k and v, instead of a part of the channels.
-
-    Where the maps select columns it is `Attention`. Parameters besides: head_maps (3, H, D, d).
-    """
-
-    def __init__(
-        self, dim: int, num_heads: int = 8, qkv_bias: bool = True, *, seed: Any = None, **options: Any
-    ) -> None:
-        rng = as_generator(seed)
-        super().__init__(dim, num_heads, qkv_bias, seed=rng, **options)
-        shape = (3, num_heads, dim, dim // num_heads)
-        self.head_maps = Parameter(init.normal(rng, shape, dim**-0.5, self.dtype))  # keeps the variance of q, k and v
-
-    def _attend(self, x: Array, rng: Any) -> tuple[Array, Back]:
-        xp, (batch, tokens, dim) = array_module(x), x.shape
-        maps, queries = self.head_maps.data, tokens if self.queries is None else min(self.queries, tokens)
-        qkv, back_qkv = self.qkv(x)
-        wide = qkv.reshape(batch, tokens, 3, dim)
-        q, k, v = xp.einsum("bnsc,shcd->sbhnd", wide, maps)  # each (B, H, N, d)
-        first, back_first = F.crop(q, (queries, q.shape[3]), (2, 3))
-        bias, back_bias = self._bias(queries)
-        heads, back_attention = F.scaled_dot_product_attention(
-            first, k, v, bias=bias, dropout_rate=self.attn_drop, rng=rng
-        )
-        y, back_merge = F.merge_heads(heads)
-
-        @once
-        def back(dy: Array) -> Array:
-            dq, dk, dv, dbias = back_attention(back_merge(dy))
-            back_bias(dbias)
-            dheads = xp.stack((back_first(dq), dk, dv))  # (3, B, H, N, d)
-            self.head_maps.accumulate(xp.einsum("bnsc,sbhnd->shcd", wide, dheads))
-            return back_qkv(xp.einsum("sbhnd,shcd->bnsc", dheads, maps).reshape(batch, tokens, 3 * dim))
-
-        return y, back
-
-    _attend_first = _attend

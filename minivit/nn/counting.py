@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from minivit.fast.blocks import FEW_KEYS
 from minivit.functional.sliding import output_size, slide
-from minivit.nn.attention import Attention, LinearHeadAttention
+from minivit.nn.attention import Attention
 from minivit.nn.basic import GELU, Dropout, DropPath, Embedding, Identity, LayerNorm, Linear, LinearGELU, ReLU, Tanh
 from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
@@ -131,8 +131,6 @@ def _(layer: Attention, shape: Shape, every_token: bool = False) -> Cost:
     batch, tokens, dim = shape
     queries = tokens if every_token or layer.queries is None else min(layer.queries, tokens)
     projections = 2 * queries + 2 * tokens  # q and the output projection; k and v
-    if isinstance(layer, LinearHeadAttention):
-        projections = queries + 6 * tokens  # every token's q, k and v, and again through the heads' maps
     macs = batch * (projections * dim * dim + 2 * queries * tokens * dim)  # and scores, and weighted sums
     weights = 0 if tokens > FEW_KEYS * dim // layer.num_heads else layer.num_heads * queries * tokens
     return Cost((batch, queries, dim), macs, batch * (3 * tokens * dim + 2 * queries * dim + weights))

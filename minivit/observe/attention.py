@@ -22,7 +22,6 @@ from minivit.nn import (
     Block,
     CosineWindowAttention,
     Layer,
-    LinearHeadAttention,
     Recompute,
     ShiftedWindows,
     WindowAttention,
@@ -184,11 +183,7 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
 def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
     """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads."""
     qkv, _ = layer.project_qkv(tokens)
-    if isinstance(layer, LinearHeadAttention):
-        wide = qkv.reshape(*qkv.shape[:-1], 3, -1)  # (..., N, 3, D)
-        q, k, v = array_module(qkv).einsum("...nsc,shcd->s...hnd", wide, layer.head_maps.data)
-    else:
-        (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
+    (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
     return q[..., : layer.queries, :], k, v
 
 

@@ -54,12 +54,10 @@ def _with_plain_positions(model: Any) -> dict[str, Array]:
     config = model.config
     if type(model).__name__ != "ViT":
         return arrays
-    for name, value, why in (
-        ("pos_embed", "relative", "has a bias for each block"),
-        ("heads", "linear", "has maps that mix the heads"),
-    ):
-        if config[name] == value:
-            raise ValueError(f"{name}={value!r} {why}, which no other project knows: keep it with minivit.save")
+    if config["pos_embed"] == "relative":
+        raise ValueError(
+            "pos_embed='relative' has a bias for each block, which no other project knows: keep it with minivit.save"
+        )
     if config["patch_norm"]:
         raise ValueError("patch_norm=True is in no other project's ViT: keep it with minivit.save")
     if config["pos_embed"] not in ("none", "learned_1d"):

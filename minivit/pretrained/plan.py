@@ -42,7 +42,10 @@ def plan_of(found: Recognized, profile: str | None = None, image: Any = None) ->
     try:
         if found.layout is None:
             config = found.weights.content["config"]
-            return Plan(kind, {name: config[name] for name in config if name != "dtype"}, profile or "timm")
+            if config.get("heads") == "linear":  # an option of version 0.1
+                raise ValueError("heads='linear' has gone: load it with minivit 0.1")
+            options = {name: config[name] for name in config if name not in ("dtype", "heads")}
+            return Plan(kind, options, profile or "timm")
         chosen = profile or found.source
         told = architecture.arguments(found.model, found.arrays, found.weights.config, found.buffers, image)
         return Plan(kind, {**PROFILES[chosen].settings(found.model), **told}, chosen)

@@ -100,20 +100,6 @@ def test_multi_head_attention_equals_one_head_at_a_time() -> None:
     np.testing.assert_allclose(layer(x)[0], expected, rtol=1e-12)
 
 
-def test_linear_heads_with_selecting_maps_equal_split_heads() -> None:
-    split = nn.Attention(6, 3, dtype="float64", seed=0)
-    linear = nn.LinearHeadAttention(6, 3, dtype="float64", seed=0)
-    select = np.stack([np.eye(6)[:, 2 * head : 2 * head + 2] for head in range(3)])  # (H, D, d)
-    linear.load_state_dict({**split.state_dict(), "head_maps": np.stack([select] * 3)})
-    x, dy = np.random.default_rng(2).standard_normal((2, 2, 4, 6))
-    results = []
-    for layer in (split, linear):
-        y, back = layer(x)
-        results.append((y, back(dy), layer.qkv.weight.grad))
-    for a, b in zip(*results):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
-
-
 @given(arrays("RD", R=5, D=3))
 def test_embedding_equals_one_hot_times_table(args: Any) -> None:
     (table,) = args

@@ -28,7 +28,7 @@ def images(size=5, dtype="float32"):
 NOISE = {"proj_drop_rate": 0.3, "attn_drop_rate": 0.3, "drop_path_rate": 0.3, "pos_drop_rate": 0.3, "drop_rate": 0.3}
 
 
-@pytest.mark.parametrize("options", [{}, NOISE, {**NOISE, "heads": "linear"}, {**NOISE, "pos_embed": "relative"}])
+@pytest.mark.parametrize("options", [{}, NOISE, {**NOISE, "pos_embed": "relative"}])
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_and_gradients_are_bit_equal(options, training):
     found = []

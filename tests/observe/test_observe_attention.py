@@ -32,7 +32,6 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "distilled": (ViT, VIT | {"distilled": True}),
     "mean": (ViT, VIT | MEAN),
     "mean beside a class token": (ViT, VIT | {"global_pool": "avg"}),
-    "linear heads": (ViT, VIT | {"heads": "linear"}),
     "any size": (ViT, VIT | {"dynamic_img_size": True, "img_size": 20}),
     "swin": (Swin, SWIN),
     "swin, padding hidden": (Swin, SWIN | {"mask_padding": True, "mask_value": -np.inf}),

@@ -35,7 +35,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "every token": (ViT, VIT | {"skip_unused_tokens": False}),
     "distilled": (ViT, VIT | {"distilled": True}),
     "mean": (ViT, VIT | {"class_token": False, "global_pool": "avg", "patch_norm": True}),
-    "all options": (ViT, VIT | {"pos_embed": "relative", "heads": "linear", "representation_size": 6}),
+    "all options": (ViT, VIT | {"pos_embed": "relative", "representation_size": 6}),
     "two sides": (ViT, VIT | {"pos_embed": "learned_2d"}),
     "hybrid": (ViT, VIT | {"resnet_layers": (1, 1), "resnet_width": 4, "resnet_groups": 2, "patch_size": 1}),
     "swin": (Swin, SWIN | {"ape": True}),

@@ -112,9 +112,9 @@ def test_no_decay_rules():
     }
     assert set(model.parameters()) - optim.no_decay(model) == weights
     for kind in ("learned_2d", "relative"):
-        model = minivit.ViT(**options, num_heads=2, pos_embed=kind, heads="linear")
+        model = minivit.ViT(**options, num_heads=2, pos_embed=kind)
         decayed = set(model.parameters()) - optim.no_decay(model)
-        assert decayed == {name for name in weights if "dist" not in name} | {"blocks.0.attn.head_maps"}
+        assert decayed == {name for name in weights if "dist" not in name}
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.5, 1.1, float("nan")])

@@ -148,7 +148,7 @@ def vit(**changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"dtype": "float64"}, {"distilled": True}, {"pos_embed": "relative", "heads": "linear"}, {"num_classes": 0}],
+    [{}, {"dtype": "float64"}, {"distilled": True}, {"pos_embed": "relative"}, {"num_classes": 0}],
 )
 @pytest.mark.parametrize("kind", [str, Path])
 def test_from_pretrained_rebuilds_the_model(tmp_path, changes, kind):

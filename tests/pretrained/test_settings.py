@@ -295,7 +295,6 @@ def test_positions_of_any_kind_leave_as_the_learned_table(tmp_path: Path, kind: 
     ("options", "message"),
     [
         ({"pos_embed": "relative"}, "pos_embed='relative' has a bias for each block"),
-        ({"heads": "linear"}, "heads='linear' has maps that mix the heads"),
         ({"patch_norm": True}, "patch_norm=True"),
     ],
 )
