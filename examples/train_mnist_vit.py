@@ -102,11 +102,11 @@ def main(args: argparse.Namespace) -> None:
 
             opt.zero_grad()
             loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)
-            optim.clip_grad_norm(opt.params, 1.0)
+            norm = optim.clip_grad_norm(opt.params, 1.0)
             opt.step()
 
             average.update()
-            run.log(loss, criterion.take_correct(), len(x))
+            run.log(loss, criterion.take_correct(), len(x), norm)
         average.swap()  # the averaged weights are evaluated, the others trained
         held_out_accuracy, _ = accuracy(step.predict, held_out_images, held_out_labels, data.normalize, args.device)
         average.swap()

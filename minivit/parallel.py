@@ -6,6 +6,7 @@ call on two threads cannot.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +30,15 @@ Loss = Callable[..., Any]
 _WORTH_A_SHARD = 500_000_000
 
 
+_adding = threading.Lock()  # two objects may share a model, whose gradients one of them at a time adds to
+
+
 class DataParallel:
     """loss_and_grad(images, labels, rng) over shards of the batch, one thread for each.
 
     Every shard has a replica of the model that shares the parameters' data and owns its gradients; these are added to
-    the model's `.grad` in the order of the shards, so a run repeats bit for bit with the same number of shards.
+    the model's `.grad` in the order of the shards, so a run repeats bit for bit with the same number of shards,
+    whatever the number of threads.
 
     Args:
         model: the model; its `.data` is shared, its `.grad` receives the sums.
@@ -59,6 +64,7 @@ class DataParallel:
             raise ValueError(f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
+        self._turn = threading.Lock()  # the replicas serve one call at a time
         self._planned: dict[tuple[int, ...], int] = {}  # shards by the shape of a batch
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
@@ -84,32 +90,29 @@ class DataParallel:
         if len(labels) != batch:
             raise ValueError(f"{batch} images but {len(labels)} labels")
         count = min(self._shards_for(images), batch)
-        bounds = [batch * place // count for place in range(count + 1)]
+        bounds = [batch * shard // count for shard in range(count + 1)]
         generators = split_generator(rng, count)
-        self._prepare_replicas(count)
 
-        def run(place: int) -> float:
-            part = slice(bounds[place], bounds[place + 1])
+        def run(shard: int) -> float:
+            part = slice(bounds[shard], bounds[shard + 1])
             weight = (part.stop - part.start) / batch
-            logits, back = self.replicas[place](images[part], generators[place])
+            logits, back = self.replicas[shard](images[part], generators[shard])
             loss, back_loss = self.loss(logits, labels[part], **loss_options)
             back(back_loss(dloss * weight))
             return float(loss) * weight
 
-        try:
-            losses = self._map(run, count)
-            self._add_gradients(count)
-        finally:
-            for params in self._replica_params:
-                for param in params:
-                    param.grad = None
+        # one BLAS thread for each shard, also where one thread runs them all: more would give other bits
+        with self._turn, limit_threads(1):
+            self._prepare_replicas(count)
+            try:
+                losses = in_threads(run, range(count), self.threads)
+                with _adding:
+                    self._add_gradients(count)
+            finally:
+                for params in self._replica_params:
+                    for param in params:
+                        param.grad = None
         return sum(losses)
-
-    def _map(self, run: Callable[[int], float], count: int) -> list[float]:
-        if self.threads == 1:
-            return [run(place) for place in range(count)]
-        with limit_threads(1):
-            return in_threads(run, range(count), self.threads)
 
     def _shards_for(self, images: Array) -> int:
         """As many as were asked for; else one for each thread, or a multiple of that which needs least memory.

@@ -211,7 +211,8 @@ def test_blas_works_on_one_thread_meanwhile_and_gets_its_number_back(two_blas_th
     assert set(blas_threads()) == {2}
 
 
-def test_one_thread_leaves_blas_alone(two_blas_threads):
+def test_one_thread_holds_blas_to_one_too(two_blas_threads):
+    """Otherwise the same shards would give other bits than two threads."""
     during = []
 
     def loss(logits, labels):
@@ -219,7 +220,43 @@ def test_one_thread_leaves_blas_alone(two_blas_threads):
         return F.softmax_cross_entropy(logits, labels)
 
     DataParallel(vit(), threads=1, shards=2, loss=loss).loss_and_grad(*batch())
-    assert set(during) == {2}
+    assert set(during) == {1} and set(blas_threads()) == {2}
+
+
+def test_the_same_shards_give_the_same_bits_whatever_the_threads(two_blas_threads):
+    options = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    x = np.random.default_rng(0).standard_normal((64, 1, 28, 28), dtype=np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        model = minivit.ViT(**options, num_classes=10)
+        DataParallel(model, threads=threads, shards=2).loss_and_grad(x, np.arange(64) % 10)
+        found.append(gradients(model))
+    for other in found[1:]:
+        assert all(np.array_equal(found[0][name], other[name]) for name in other)
+
+
+def test_two_threads_that_share_one_object_give_both_gradients():
+    model, (x, y) = vit(), batch(16)
+    step = DataParallel(model, threads=2, shards=2)
+    expected = by_hand(model, x, y)
+    for param in model.parameters().values():
+        param.grad = None
+    for shared in ((step, step), (step, DataParallel(model, threads=1, shards=3))):  # one object, or one model
+        start = threading.Barrier(2)
+
+        def work(each, start=start):
+            start.wait(10)
+            for _ in range(10):
+                each.loss_and_grad(x, y)
+
+        threads = [threading.Thread(target=work, args=(each,)) for each in shared]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert same({name: grad / 20 for name, grad in gradients(model).items()}, expected[1], 1e-12)
+        for param in model.parameters().values():
+            param.grad = None
 
 
 def test_two_models_train_in_two_threads_at_once():

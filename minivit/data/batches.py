@@ -158,6 +158,8 @@ def normalize(
 def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split indices in two, each class in proportion (largest remainders get the odd ones).
 
+    One image of each class is kept, unless more are to be held out than the others.
+
     Args:
         labels: (n,) integers.
         fraction_or_count: what to hold out: an int is a number of images, a float in (0, 1) a
@@ -182,6 +184,12 @@ def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray
     quota = sizes * count // n
     odd = np.argsort(-(sizes * count % n), kind="stable")[: count - quota.sum()]
     quota[odd] += 1
+    room = sizes - 1  # one image of each class stays to be learned from, where that is possible
+    if count <= room.sum():
+        quota = np.minimum(quota, room)
+        while quota.sum() < count:  # what the small classes cannot give comes from those with most room
+            most = np.argsort(quota - room, kind="stable")[: count - quota.sum()]
+            quota[most] += 1
     # Sorting by class is stable: within its class, each image has a random rank.
     by_class = np.argsort(classes, kind="stable")
     rank = np.empty(n, np.int64)

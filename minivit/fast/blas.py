@@ -19,15 +19,37 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
-_turn = threading.RLock()  # BLAS has one number of threads for the whole process, so those who set it take turns
+# BLAS has one number of threads for the whole process: those who want the same one share it, others wait
+_changed = threading.Condition()
+_holders = 0
+_held: tuple[int, Any] | None = None  # the number, and what restores the one from before
+_mine = threading.local()  # whether this thread is among the holders
 
 
 @contextmanager
 def limit_threads(count: int) -> Iterator[None]:
     """A context in which BLAS (and nothing else) uses `count` threads; the old number is restored, also on errors.
 
-    Another thread that wants to limit BLAS waits meanwhile: if the two overlapped, the later one would save the
-    earlier one's limit as "the old number" and leave it behind.
+    Other threads that want the same number share it; one that wants another number waits until they are done.
     """
-    with _turn, _controller().limit(limits=count, user_api="blas"):
+    if getattr(_mine, "holds", False):  # within such a context of its own
+        with _controller().limit(limits=count, user_api="blas"):
+            yield
+        return
+    global _holders, _held
+    with _changed:
+        _changed.wait_for(lambda: _held is None or _held[0] == count)
+        if _held is None:
+            _held = (count, _controller().limit(limits=count, user_api="blas"))
+        _holders += 1
+    _mine.holds = True
+    try:
         yield
+    finally:
+        _mine.holds = False
+        with _changed:
+            _holders -= 1
+            if not _holders and _held is not None:
+                _held[1].restore_original_limits()
+                _held = None
+                _changed.notify_all()

@@ -30,9 +30,10 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
     """
     xp = array_module(x)
     if approximate == "tanh":
-        tanh = xp.tanh((2 / pi) ** 0.5 * (x + 0.044715 * x**3))
+        square = xp.where(abs(x) < 10, x, 10) ** 2  # beyond, tanh is 1 to the last digit, and x^3 would overflow
+        tanh = xp.tanh((2 / pi) ** 0.5 * x * (1 + 0.044715 * square))
         cdf = 0.5 * (1 + tanh)
-        density = 0.5 * (1 - tanh * tanh) * (2 / pi) ** 0.5 * (1 + 3 * 0.044715 * x * x)
+        density = 0.5 * (1 - tanh * tanh) * (2 / pi) ** 0.5 * (1 + 3 * 0.044715 * square)
     else:
         cdf = 0.5 * (1 + erf(x * 0.5**0.5))  # Phi(x)
         density = (2 * pi) ** -0.5 * xp.exp(-0.5 * x * x)  # phi(x), its derivative

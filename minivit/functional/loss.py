@@ -1,7 +1,7 @@
 """Losses: the one number that training makes small. They alone average over the batch.
 
 A loss follows the same protocol, `loss, back = F.softmax_cross_entropy(logits, labels)`, and `back()` starts the
-backward pass. Alphabet: B batch, K classes. This is the last file of the calculus; next: `minivit/nn/layer.py`.
+backward pass. Alphabet: B batch, K classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
     """
     p = _targets(logits, labels, label_smoothing)  # (B, K)
     log_probability, back_log_softmax = log_softmax(logits)  # (B, K)
-    loss = -(p * log_probability / len(logits)).sum()  # divided before the sum, which keeps float32 in NumPy 1 too
+    # a class of probability 0 adds nothing, also where its logit is -inf
+    terms = p * array_module(p).where(p == 0, 0, log_probability)
+    loss = -(terms / len(logits)).sum()  # divided before the sum, which keeps float32 in NumPy 1 too
 
     @once
     def back(dloss: float = 1.0) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import cos, pi
+from math import cos, inf, isfinite, pi
 
 from minivit.optim.optimizers import Params
 
@@ -10,14 +10,23 @@ from minivit.optim.optimizers import Params
 def clip_grad_norm(params: Params, max_norm: float) -> float:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
 
-    A norm that is not finite is returned and nothing is scaled, so that the caller can skip the step.
+    Where it is not finite, the gradients are cleared, so that the step which follows changes nothing: one NaN would
+    damage every parameter for good.
     """
     if max_norm <= 0:
         raise ValueError(f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
     lines = [grad.reshape(-1) for grad in grads]
     norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
-    if max_norm < norm < float("inf"):
+    if norm == inf:  # squares beyond 1e19 overflow float32: relative to the largest number they fit
+        largest = max(float(abs(line).max()) for line in lines if line.size)
+        norm = (
+            largest * sum(float((line / largest) @ (line / largest)) for line in lines) ** 0.5 if largest < inf else inf
+        )
+    if not isfinite(norm):
+        for param in params.values():
+            param.grad = None
+    elif norm > max_norm:
         for grad in grads:
             grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_
     return norm

@@ -63,13 +63,13 @@ def fit(
             rng = noise_generator(seed, run.iteration)
             opt.zero_grad()
             loss = step.loss_and_grad(to_device(x, device), y, rng, label_smoothing=label_smoothing)
-            optim.clip_grad_norm(opt.params, 1.0)
+            norm = optim.clip_grad_norm(opt.params, 1.0)
             opt.step()
             for param in frozen:
                 param.grad = None  # opt.zero_grad() clears only what the optimizer has
             if average is not None:
                 average.update()
-            run.log(loss, criterion.take_correct(), len(x))
+            run.log(loss, criterion.take_correct(), len(x), norm)
         if average is not None:
             average.swap()
         held_out_accuracy = evaluate()

@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from minivit.device import to_numpy
 from minivit.io.safetensors import CheckpointError, load_arrays, save_arrays
 from minivit.protocol import Array
 
 CHECKPOINT = "checkpoint.safetensors"
+MOST_SKIPPED = 10  # batches in a row whose loss or gradient is not finite: one may be bad luck, ten are a cause
 _RENAMED = {"optimiser": "optimizer"}  # names of parts in checkpoints of minivit 0.1
 METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "images_per_second", "seconds")
 
@@ -60,6 +62,7 @@ class Run:
         position: batches of the present epoch that are complete.
         iteration: batches that are complete, over all epochs.
         history: the rows of metrics.csv.
+        skipped: batches of the present epoch whose loss or gradient was not finite.
 
     Args:
         out: the folder; made if missing. An earlier run in it is renamed, unless it is resumed.
@@ -131,14 +134,26 @@ class Run:
                     self.save()
                 self._stop_if_asked()
 
-    def log(self, loss: float, correct: int, images: int) -> None:
-        """Record one batch: its mean loss, and how many of its images were classified correctly.
+    def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None:
+        """Record one batch: its mean loss, how many of its images were classified correctly, and its gradient's norm.
+
+        A loss or norm that is not finite is not counted: `optim.clip_grad_norm` has cleared the gradients, so the step
+        changed nothing. The epoch's line says how many there were.
 
         Raises:
-            FloatingPointError: a loss that is not finite; the last checkpoint is from before it.
+            FloatingPointError: the tenth such batch in a row.
         """
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in {self._place()}: lower the learning rate")
+        if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row == MOST_SKIPPED:
+                raise FloatingPointError(
+                    f"the loss is {loss} and the gradient's norm {gradient_norm} in {self._place()}, and neither was "
+                    f"finite in {MOST_SKIPPED} batches in a row: lower the learning rate, or find the layer with "
+                    "minivit.explain.debug_nans. The weights are those from before"
+                )
+            return
+        self._skipped_in_a_row = 0
         self._loss += loss * images
         self._correct += correct
         self._images += images
@@ -146,6 +161,7 @@ class Run:
     def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None:
         """Close the present epoch: a row in metrics.csv, a line on the screen, a checkpoint."""
         self.epoch += 1
+        skipped = f"  steps skipped (not finite): {self.skipped}" if self.skipped else ""
         row = (
             self.epoch,
             learning_rate,
@@ -159,7 +175,7 @@ class Run:
         self.position = 0
         self._say(
             f"epoch {self.epoch:3d}  loss {self.loss:.4f}  accuracy {self.accuracy:7.2%}  "
-            f"held out {held_out_accuracy:7.2%}  {row[5]:,.0f} images/s"
+            f"held out {held_out_accuracy:7.2%}  {row[5]:,.0f} images/s{skipped}"
         )
         self._clear()
         self.write_metrics()
@@ -184,17 +200,27 @@ class Run:
     def _clear(self) -> None:
         self._loss = self._seconds = 0.0
         self._correct = self._images = 0
+        self.skipped = self._skipped_in_a_row = 0
 
     # --- files ---
 
     def save(self) -> None:
-        """Write the checkpoint; the one before stays whole until the new one is complete."""
+        """Write the checkpoint; the one before stays whole until the new one is complete.
+
+        Raises:
+            FloatingPointError: an array is not finite; the checkpoint from before stays.
+        """
         arrays: dict[str, Array] = {}
         numbers: dict[str, Any] = {}
         for part, owner in self.parts.items():
             for name, value in owner.state_dict().items():
                 if isinstance(value, (int, float)):
                     numbers[f"{part}/{name}"] = value
+                elif not np.isfinite(to_numpy(value)).all():
+                    raise FloatingPointError(
+                        f"{part}/{name} is not finite in {self._place()}, so {CHECKPOINT} stays as it was before: "
+                        "lower the learning rate, clip gradients with optim.clip_grad_norm, and resume"
+                    )
                 else:
                     arrays[f"{part}/{name}"] = value
         within = [self._loss, self._correct, self._images, self._seconds]

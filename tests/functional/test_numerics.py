@@ -170,6 +170,54 @@ def test_gelu_far_out(device: Device) -> None:
         np.testing.assert_allclose(device.get(vjp(device.put(np.ones(4, np.float32)))), [0, 0, 1, 1], atol=1e-6)
 
 
+def test_the_slope_of_gelu_at_the_end_of_the_range(device: Device) -> None:
+    for approximate in ("none", "tanh"):
+        x = device.put(np.array([-1e30, -1e18, 1e18, 1e30]))  # in float32 the squares overflow
+        with np.errstate(over="ignore"):
+            _, vjp = F.gelu(x.astype("float32") if approximate == "tanh" else x, approximate)
+        slope = device.get(vjp(device.put(np.ones(4, "float32" if approximate == "tanh" else "float64"))))
+        np.testing.assert_array_equal(slope, [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_class_that_cannot_be_adds_nothing_to_the_loss(device: Device, dtype: str) -> None:
+    logits = np.array([[1.0, -np.inf, 2.0], [-np.inf, 0.5, -np.inf]], dtype)
+    loss, back = F.softmax_cross_entropy(device.put(logits), np.array([2, 1]))
+    rest = np.log1p(np.exp(-1.0)) / 2  # of the classes that can be
+    assert float(loss) == pytest.approx(rest, rel=1e-6)
+    gradient = device.get(back())
+    share = 1 / (1 + np.e) / 2
+    np.testing.assert_allclose(gradient, [[share, 0, -share], [0, 0, 0]], rtol=1e-6, atol=1e-9)
+    impossible, _ = F.softmax_cross_entropy(device.put(logits), np.array([1, 1]))
+    assert float(impossible) == np.inf  # the label's own class
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, -1e30])
+@pytest.mark.parametrize("kind", ["vit", "swin", "swin_v2", "hybrid"])
+def test_a_bad_image_changes_no_bit_of_the_others(kind: str, bad: float) -> None:
+    options: dict[str, Any] = {"img_size": 16, "patch_size": 4, "in_chans": 2, "num_classes": 5, "embed_dim": 8}
+    swin = options | {"depths": (2, 2), "num_heads": (2, 2), "window_size": 2}
+    models: dict[str, Any] = {
+        "vit": lambda: minivit.ViT(**options, depth=2, num_heads=2),
+        "swin": lambda: minivit.Swin(**swin),
+        "swin_v2": lambda: minivit.SwinV2(**swin),
+        "hybrid": lambda: minivit.ViT(
+            **options | {"patch_size": 1}, depth=1, num_heads=2, resnet_layers=(1,), resnet_width=4, resnet_groups=2
+        ),
+    }
+    model = models[kind]()
+    rng = np.random.default_rng(0)
+    for param in model.parameters().values():
+        param.data = param.data + 0.3 * rng.standard_normal(param.shape)
+    x = rng.standard_normal((3, 2, 16, 16)).astype("float32")
+    damaged = x.copy()
+    damaged[1, 0, 5, 5] = bad
+    with np.errstate(all="ignore"):
+        whole, with_bad = model(x)[0], model(damaged)[0]
+    assert np.isfinite(whole).all() and not np.array_equal(whole[1], with_bad[1])
+    np.testing.assert_array_equal(with_bad[[0, 2]], whole[[0, 2]])
+
+
 def test_nan_is_not_hidden(device: Device) -> None:
     x: Any = np.ones((2, 4))
     x[0, 1] = np.nan

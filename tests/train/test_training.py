@@ -314,13 +314,44 @@ def test_a_folder_without_a_run_is_used_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_broken_loss_stops_the_run(tmp_path, loss):
+def test_ten_broken_losses_in_a_row_stop_the_run(tmp_path, loss):
     run = Run(tmp_path, {}, {}, quiet=True)
     run.save()
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(FloatingPointError, match=f"loss is {loss} in epoch 1 after 0 batches.*learning rate"):
-        for _ in run.batches([(None, None)], 1):
-            run.log(loss, 0, 1)
+    message = (
+        f"loss is {loss} .* in epoch 1 after 12 batches, .* 10 batches in a row: lower the learning rate.*debug_nans"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        for number, _ in enumerate(run.batches([(None, None)] * 20, 20)):
+            run.log(1.0 if number == 2 else loss, 1, 1)
+    assert run.skipped == 12 and run.loss == 1.0 and run.accuracy == 1.0
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_said(tmp_path, capsys):
+    run = Run(tmp_path, {}, {})
+    for number, _ in enumerate(run.batches([(None, None)] * 3, 3)):
+        run.log(1.0, 1, 1, float("inf") if number == 1 else 0.5)
+    run.end_epoch(0.1, 0.5)
+    assert "steps skipped (not finite): 1" in capsys.readouterr().out and run.skipped == 0
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path):
+    class Part:
+        value = np.zeros(3)
+
+        def state_dict(self):
+            return {"weight": self.value}
+
+        def load_state_dict(self, state):
+            self.value = state["weight"]
+
+    part = Part()
+    run = Run(tmp_path, {}, {"model": part}, quiet=True)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    part.value = np.array([0, np.nan, 1])
+    with pytest.raises(FloatingPointError, match="model/weight is not finite in epoch 1 .*stays as it was"):
+        run.save()
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 

@@ -97,7 +97,7 @@ def _fitted_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
 def _tanh_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
     """(1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative with 1 - tanh^2, never cosh."""
     root = (2 / pi) ** 0.5
-    squares = x * x
+    squares = np.minimum(x * x, 100)  # beyond 10, tanh is 1 to the last digit, and an infinite square times 0 were NaN
     u = squares * (0.044715 * root)
     u += root
     u *= x
@@ -153,6 +153,7 @@ def exponentials(scores: Array, mask: Array | None = None, mask_value: float = -
         if mask is not None:
             scores += np.where(mask, scores.dtype.type(0), scores.dtype.type(mask_value))
         top = activation.row_maximum(scores)
+        top[np.abs(top) <= _SAFE_SCORE] = 0  # such a row has the same bits whatever stands in the others
         with np.errstate(over="ignore"):  # a difference beyond the range becomes -inf, and its weight 0, as it should
             scores -= top
         np.exp(scores, out=scores)
