@@ -200,7 +200,8 @@ class Run:
     def _clear(self) -> None:
         self._loss = self._seconds = 0.0
         self._correct = self._images = 0
-        self.skipped = self._skipped_in_a_row = 0
+        self.skipped: int = 0
+        self._skipped_in_a_row: int = 0
 
     # --- files ---
 
