@@ -89,6 +89,7 @@ class Run:
         self.out, self.settings, self.parts = Path(out), settings, parts
         self.every, self.quiet = every, quiet
         self.epoch = self.position = self.iteration = 0
+        self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
         self._interrupt = _InterruptLater()
         self._clear()
@@ -200,8 +201,7 @@ class Run:
     def _clear(self) -> None:
         self._loss = self._seconds = 0.0
         self._correct = self._images = 0
-        self.skipped: int = 0
-        self._skipped_in_a_row: int = 0
+        self.skipped = self._skipped_in_a_row = 0
 
     # --- files ---
 
