@@ -19,6 +19,7 @@ from minivit.data import read_image
 from minivit.data.labels import labels_beside, read_labels
 from minivit.device import to_device, to_numpy
 from minivit.draw.attention import write_explanation
+from minivit.io.weights import read_weights
 from minivit.models import ViT
 from minivit.pretrained import from_pretrained, hub
 from minivit.pretrained.preprocessing import preprocessing
@@ -28,7 +29,7 @@ from minivit.pretrained.recognition import recognize
 def load(args):
     """The model, what prepares pictures for it, and the names of its classes."""
     path = args.weights if Path(args.weights).exists() else hub.fetch(args.weights, report=print)
-    found, model = recognize(path), from_pretrained(path, profile=args.profile)
+    found, model = recognize(read_weights(path)), from_pretrained(path, profile=args.profile)
     if model.num_classes == 0:
         raise ValueError(f"{args.weights} has no classifier: take weights that were trained to name classes")
     prepare = preprocessing(found, model)

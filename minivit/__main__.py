@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minivit.io.safetensors import CheckpointError
+from minivit.io.weights import read_weights
 from minivit.models import configs, create_model, list_models
 from minivit.pretrained import export, from_pretrained
 from minivit.pretrained.layouts import LAYOUTS
@@ -54,7 +55,7 @@ def summarize(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """What a file holds, and which model that makes."""
-    found = recognize(args.file)
+    found = recognize(read_weights(args.file))
     arrays = found.weights.arrays
     arguments = _arguments(found)
     dtypes = Counter(str(array.dtype) for array in arrays.values())
@@ -80,10 +81,12 @@ def inspect(args: argparse.Namespace) -> None:
 def _arguments(found: Recognized) -> str:
     """The arguments of the class as text, as far as the file tells them."""
     try:
-        told = plan_of(found).arguments
+        arguments = plan_of(found).arguments
     except CheckpointError as error:
         return f"none, the arrays make no such model: {error}"
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}  # JSON's lists
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()
+    }  # JSON's lists
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 

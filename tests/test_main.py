@@ -333,7 +333,7 @@ def test_a_fault_of_ours_is_one_line_too(capsys, monkeypatch):
     def broken(path):
         raise KeyError("lost")
 
-    monkeypatch.setattr("minivit.__main__.recognize", broken)
+    monkeypatch.setattr("minivit.__main__.read_weights", broken)
     assert refused(capsys, 1, "inspect", "a.pth") == "error: KeyError: 'lost'"
 
 

@@ -49,11 +49,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         CheckpointError: if there is no such file, or it is damaged, or holds anything but plain data.
     """
     file = _file_in(Path(path))
-    if file.name.endswith(".index.json"):
-        arrays, content = _shards(file), dict[str, Any]()
-    else:
-        arrays, content = _one(file)
-    return Weights(file, arrays, content, _config_beside(file))
+    config = _config_beside(file)
+    arrays, content = (_shards(file), dict[str, Any]()) if file.name.endswith(".index.json") else _one(file)
+    return Weights(file, arrays, content, config)
 
 
 def _file_in(path: Path) -> Path:

@@ -13,7 +13,6 @@ from typing import Any
 from minivit.models import configs
 from minivit.models.options import patch_grid
 from minivit.models.resnet import reduction
-from minivit.pretrained.config_json import told
 from minivit.protocol import Array
 from minivit.sizes import pair
 
@@ -22,14 +21,14 @@ Arguments = dict[str, Any]
 
 
 def arguments(
-    model: str, arrays: dict[str, Array], config: dict[str, Any], buffers: dict[str, Array], image: Any = None
+    model: str, arrays: dict[str, Array], said: Arguments, buffers: dict[str, Array], image: Any = None
 ) -> Arguments:
     """The arguments of the class `model` that fit.
 
     Args:
         model: "ViT", "Swin" or "SwinV2".
         arrays: under our names.
-        config: config.json beside the file, or empty.
+        said: the arguments that config.json beside the file gives; see `config_json.py`.
         buffers: the tables that came with the file and are not learned, under our names.
         image: the size that was asked for, which decides where nothing else tells a grid that is not square.
 
@@ -37,7 +36,6 @@ def arguments(
         ValueError: if the arrays make no such model.
     """
     shapes: Shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    said = told(config)
     empty = [name for name, shape in shapes.items() if 0 in shape]
     if empty:
         raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")

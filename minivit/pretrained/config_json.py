@@ -22,7 +22,7 @@ _TRANSFORMERS = {
 _TIMM = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
 
 
-def told(config: dict[str, Any]) -> dict[str, Any]:
+def options_of(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `ViT`, `Swin` or `SwinV2` that a config.json gives; what is none of ours is left out.
 
     Raises:

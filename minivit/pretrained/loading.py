@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from minivit.io.safetensors import CheckpointError
+from minivit.io.weights import read_weights
 from minivit.models import Model
 from minivit.pretrained import hub
 from minivit.pretrained.adaptation import HEADS, choose_classes, fit
 from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
-from minivit.pretrained.plan import NO_MODEL, check_arguments, plan_of, trained_windows
+from minivit.pretrained.plan import NO_MODEL, plan_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import recognize
 from minivit.random import UNSET
@@ -55,19 +56,19 @@ def from_pretrained(
     if profile not in (None, *PROFILES):
         raise ValueError(f"profile={profile!r}: choose one of {', '.join(map(repr, PROFILES))}")
     named = isinstance(path, str) and not os.path.exists(path)
-    found = recognize(hub.fetch(str(path), report=report) if named else path)
-    asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-    asked = {name: value for name, value in asked.items() if value is not None} | overrides
-    plan = plan_of(found, profile, img_size)
-    check_arguments(plan.kind, asked)
+    weights = read_weights(hub.fetch(str(path), report=report) if named else path)
+    found = recognize(weights)
+    requested = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    requested = {name: value for name, value in requested.items() if value is not None} | overrides
+    plan = plan_of(found, profile, requested)
     wide = any(array.dtype == np.float64 for array in found.arrays.values())
     try:
-        arguments = {**plan.arguments, **asked, **trained_windows(plan, asked)}
-        arrays = found.arrays if classes is None else choose_classes(found.arrays, classes)
-        if classes is not None and num_classes is None:
-            arguments["num_classes"] = len(classes)
+        arrays, arguments = found.arrays, dict(plan.arguments)
+        if classes is not None:
+            arrays = choose_classes(arrays, classes)
+            arguments["num_classes"] = len(classes) if num_classes is None else num_classes
         model = plan.kind(**arguments, dtype=dtype or ("float64" if wide else "float32"), seed=UNSET)
-        arrays, said = fit(arrays, model, plan.arguments, PROFILES[plan.profile])
+        arrays, changes = fit(arrays, model, plan.stored, PROFILES[plan.profile])
     except NO_MODEL as error:
         memory = "it needs more memory than there is: check where it came from"
         why = memory if isinstance(error, MemoryError) else error
@@ -75,9 +76,9 @@ def from_pretrained(
     if model.num_classes == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
     check_fit(model, found, arrays, strict=True)
-    for line in said:
+    for line in changes:
         report(f"minivit: {line}")
-    found.weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
+    weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
     found.arrays.clear()
     adopt(model, arrays)
     return model

@@ -11,6 +11,7 @@ from minivit.io.safetensors import CheckpointError
 from minivit.models import MODELS
 from minivit.models.options import patch_grid
 from minivit.pretrained import architecture
+from minivit.pretrained.config_json import options_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
 from minivit.sizes import pair
@@ -21,64 +22,81 @@ NO_MODEL = (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, Over
 
 @dataclass(frozen=True)
 class Plan:
-    """The model that a file makes: its class, its arguments as they were stored, and how its source computes."""
+    """The model that a file makes.
+
+    Attributes:
+        kind: its class.
+        stored: the arguments that the file was stored with.
+        arguments: those of the model to build: the stored ones, and what was asked for.
+        profile: how its source computes, one of `PROFILES`.
+    """
 
     kind: Any
+    stored: dict[str, Any]
     arguments: dict[str, Any]
     profile: str
 
 
-def plan_of(found: Recognized, profile: str | None = None, image: Any = None) -> Plan:
+def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, Any] | None = None) -> Plan:
     """Which model a file makes.
 
     Args:
         profile: None is that of the source.
-        image: the size that was asked for, which decides where nothing else tells a grid that is not square.
+        requested: arguments of the class that are to differ from the file's. A requested img_size also decides where
+            nothing else tells a grid that is not square.
 
     Raises:
         CheckpointError: if the arrays make no model.
+        ValueError: if a requested argument is none of the class.
     """
-    kind = MODELS[found.model]
+    kind, requested = MODELS[found.model], requested or {}
+    _check_arguments(kind, requested)
     try:
         if found.layout is None:
-            config = found.weights.content["config"]
-            if config.get("heads") == "linear":  # an option of version 0.1
-                raise ValueError("heads='linear' has gone: load it with minivit 0.1")
-            options = {name: config[name] for name in config if name not in ("dtype", "heads")}
-            return Plan(kind, options, profile or "timm")
-        chosen = profile or found.source
-        told = architecture.arguments(found.model, found.arrays, found.weights.config, found.buffers, image)
-        return Plan(kind, {**PROFILES[chosen].settings(found.model), **told}, chosen)
+            chosen, stored = profile or "timm", _own(found.weights.content["config"])
+        else:
+            chosen = profile or found.source
+            config = options_of(found.weights.config)
+            read = architecture.arguments(found.model, found.arrays, config, found.buffers, requested.get("img_size"))
+            stored = {**PROFILES[chosen].settings(found.model), **read}
+        return Plan(kind, stored, {**stored, **requested, **_trained_windows(kind, stored, requested)}, chosen)
     except NO_MODEL as error:
         raise CheckpointError(
             f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: {error}"
         ) from None
 
 
-def check_arguments(kind: Any, asked: dict[str, Any]) -> None:
-    known = list(inspect.signature(kind).parameters)
-    for name in asked:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
+def _own(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in a file of the library's own."""
+    if config.get("heads") == "linear":  # an option of version 0.1
+        raise ValueError("heads='linear' has gone: load it with minivit 0.1")
+    return {name: config[name] for name in config if name not in ("dtype", "heads")}
+
+
+def _check_arguments(kind: Any, requested: dict[str, Any]) -> None:
+    names = list(inspect.signature(kind).parameters)
+    for name in requested:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names)}"
             raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
 
 
-def trained_windows(plan: Plan, asked: dict[str, Any]) -> dict[str, Any]:
+def _trained_windows(kind: Any, stored: dict[str, Any], requested: dict[str, Any]) -> dict[str, Any]:
     """Swin v2 in other windows: its MLP has to know those that it was trained in."""
-    told = "pretrained_window_sizes" in asked or not {"window_size", "img_size"} & {*asked}
-    if plan.kind is not MODELS["SwinV2"] or told:
+    same = "pretrained_window_sizes" in requested or not {"window_size", "img_size"} & {*requested}
+    if kind is not MODELS["SwinV2"] or same:
         return {}
-    before, after = _windows(plan, {}), _windows(plan, asked)
-    stored = plan.arguments.get("pretrained_window_sizes") or (0,) * len(before)
-    windows = (each if any(pair(each)) or a == b else a for each, a, b in zip(stored, before, after))
+    before, after = _windows(kind, stored), _windows(kind, {**stored, **requested})
+    trained = stored.get("pretrained_window_sizes") or (0,) * len(before)
+    windows = (each if any(pair(each)) or a == b else a for each, a, b in zip(trained, before, after))
     return {"pretrained_window_sizes": tuple(windows)}
 
 
-def _windows(plan: Plan, asked: dict[str, Any]) -> list[tuple[int, int]]:
+def _windows(kind: Any, arguments: dict[str, Any]) -> list[tuple[int, int]]:
     """The window of each stage: a stage whose map is smaller shrinks it."""
-    defaults = {name: each.default for name, each in inspect.signature(plan.kind).parameters.items()}
-    config = {**defaults, **plan.arguments, **asked}
+    defaults = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
+    config = {**defaults, **arguments}
     window, grid = pair(config["window_size"]), patch_grid(config)
     found = []
     for stage in range(len(config["depths"])):

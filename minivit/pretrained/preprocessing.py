@@ -11,6 +11,7 @@ from typing import Any
 from minivit.data.batches import MNIST_MEAN, MNIST_STD
 from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from minivit.io.safetensors import CheckpointError
+from minivit.io.weights import read_weights
 from minivit.models import Model, ViT
 from minivit.pretrained.recognition import Recognized, StrPath, recognize
 from minivit.sizes import Size, pair
@@ -73,7 +74,7 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
         CheckpointError: if the file is unreadable, or what stands beside it makes no sense.
         ValueError: for a model of other than 1 or 3 channels.
     """
-    found = source if isinstance(source, Recognized) else recognize(source)
+    found = source if isinstance(source, Recognized) else recognize(read_weights(source))
     channels = model.config["in_chans"]
     if channels not in (1, 3):
         raise ValueError(f"in_chans={channels}: a picture has 3 channels, or 1 if it is gray")

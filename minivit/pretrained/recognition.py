@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minivit.io.safetensors import CheckpointError
 from minivit.io.torch_file.bounds import shown
-from minivit.io.weights import Weights, read_weights
+from minivit.io.weights import Weights
 from minivit.models import MODELS
 from minivit.pretrained.layouts import BUFFERS, LAYOUTS, Layout
 from minivit.pretrained.renaming import translate
@@ -24,6 +24,9 @@ class Recognized:
 
     Attributes:
         weights: as they were read.
+        path: of the file.
+        source: who wrote it.
+        model: the name of the class that it is a model of; "" where nothing tells.
         layout: the source's; None for names of nobody we know, and for a file of ours.
         arrays: the learned ones, under our names.
         buffers: those that are not learned and yet tell something, under our names.
@@ -31,35 +34,23 @@ class Recognized:
     """
 
     weights: Weights
+    path: Path
+    source: str
+    model: str
     layout: Layout | None
     arrays: dict[str, Array]
     buffers: dict[str, Array]
     unknown: list[str]
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.weights.path
 
-    @property
-    def source(self) -> str:
-        """Who wrote it."""
-        return self.layout.source if self.layout else "minivit"
-
-    @property
-    def model(self) -> str:
-        """The name of the class that it is a model of."""
-        return self.layout.model if self.layout else str(self.weights.content["model"])
-
-
-def recognize(path: StrPath) -> Recognized:
-    """Read a file, find its source by its names, and translate them into ours.
+def recognize(weights: Weights) -> Recognized:
+    """Find the source of what was read by its names, and translate them into ours.
 
     Raises:
-        CheckpointError: if the file cannot be read, or no known source uses these names.
+        CheckpointError: if no known source uses these names.
     """
-    found = identify(read_weights(path))
-    content = found.weights.content
+    found = identify(weights)
+    content = weights.content
     if found.layout or content.get("model") in MODELS:
         return found
     if content:
@@ -84,7 +75,8 @@ def identify(weights: Weights) -> Recognized:
             bare = layout.bare(weights.arrays)
             if bare:
                 return _translated(weights, layout, {bare[name]: array for name, array in weights.arrays.items()})
-    return Recognized(weights, None, weights.arrays, {}, [])
+    model = str(weights.content.get("model", ""))
+    return Recognized(weights, weights.path, "minivit", model, None, weights.arrays, {}, [])
 
 
 def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> Recognized:
@@ -98,4 +90,5 @@ def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> R
     buffers = {name: ours.pop(name) for name in list(ours) if re.fullmatch(BUFFERS, name)}
     ignored = re.compile("|".join(layout.ignored) or "(?!)")
     ours = {name: array for name, array in ours.items() if not ignored.fullmatch(name)}
-    return Recognized(weights, layout, ours, buffers, [name for name in unknown if not ignored.fullmatch(name)])
+    unknown = [name for name in unknown if not ignored.fullmatch(name)]
+    return Recognized(weights, weights.path, layout.source, layout.model, layout, ours, buffers, unknown)
