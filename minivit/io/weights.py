@@ -5,6 +5,7 @@ Nothing in a file is run, and every fault is a CheckpointError that names the fi
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import zipfile
@@ -21,6 +22,7 @@ from minivit.protocol import Array
 
 # where programs put the weights of a model among other things, the best copy first
 _WITHIN = ("model_ema", "state_dict_ema", "model", "state_dict", "net", "params")
+_SUFFIXES = (".safetensors", ".pth", ".bin", ".npz")
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MOST_SQUEEZED = 50  # a zip entry this many times larger than what is stored is no table of weights
 
@@ -34,12 +36,14 @@ class Weights:
         arrays: by the names that the file uses.
         content: what minivit wrote beside its own arrays, else empty.
         config: config.json beside the file, else empty.
+        config_fault: what is wrong with config.json, if it could not be read.
     """
 
     path: Path
     arrays: dict[str, Array]
     content: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    config_fault: str | None = None
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
@@ -49,18 +53,21 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         CheckpointError: if there is no such file, or it is damaged, or holds anything but plain data.
     """
     file = _file_in(Path(path))
-    config = _config_beside(file)
+    config, fault = _config_beside(file)
     arrays, content = (_shards(file), dict[str, Any]()) if file.name.endswith(".index.json") else _one(file)
-    return Weights(file, arrays, content, config)
+    return Weights(file, arrays, content, config, fault)
 
 
 def _file_in(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
-    found = found or sorted(each for each in path.iterdir() if each.suffix in (".safetensors", ".pth", ".bin", ".npz"))
+    found = found or sorted(each for each in path.iterdir() if each.is_file() and each.suffix in _SUFFIXES)
     if not found:
         raise CheckpointError(f"{path} is a folder without weights: expected one of {', '.join(_IN_FOLDER)}")
+    if len(found) > 1 and found[0].name not in _IN_FOLDER:
+        names = ", ".join(shown(each.name) for each in found[:5]) + ", ..." * (len(found) > 5)
+        raise CheckpointError(f"{path} holds {len(found)} files of weights ({names}): choose one and pass its path")
     return found[0]
 
 
@@ -171,10 +178,28 @@ def _named(file: Path, content: Any) -> dict[str, Array]:
     raise CheckpointError(f"{file} holds no named arrays but {kind}: expected a state dict, or one under 'model'")
 
 
-def _config_beside(file: Path) -> dict[str, Any]:
-    """config.json in the same folder, as Hugging Face and timm's hub write it."""
+def _config_beside(file: Path) -> tuple[dict[str, Any], str | None]:
+    """config.json in the same folder, as Hugging Face and timm's hub write it, and what is wrong with it, or None."""
+    path = file.parent / "config.json"
     try:
-        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}, None
+    except OSError as error:
+        return {}, f"{path} cannot be read: {error.strerror}"
+    coding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        config = json.loads(data.decode(coding))
+    except (ValueError, RecursionError) as error:
+        return {}, f"{path} is no JSON in UTF-8: {error}"
+    return (config, None) if isinstance(config, dict) else ({}, f"{path} holds no object")
+
+
+# byte-order marks; that of UTF-32 begins with that of UTF-16
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}

@@ -45,7 +45,13 @@ def arguments(
         what = f"there is no {error}" if isinstance(error, KeyError) else f"an array of other axes ({error})"
         raise ValueError(f"{what}: check where it came from") from None
     found |= {"patch_norm": "patch_embed.norm.weight" in shapes}
-    return found | {name: said[name] for name in ("norm_eps", "gelu") if name in said}
+    return found | {name: said[name] for name in _TOLD if name in said and (model == "ViT" or name not in _OF_VIT)}
+
+
+_OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
+# options that leave no trace in the arrays, or less than config.json tells
+_RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+_TOLD = ("norm_eps", "gelu", *_OF_VIT, *_RATES)
 
 
 def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:

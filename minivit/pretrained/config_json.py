@@ -9,6 +9,7 @@ from typing import Any
 
 from minivit.models import configs
 
+_ACTIVATIONS_OF_TIMM = {"gelu": "none", "gelu_tanh": "tanh"}
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 # transformers' names for the arguments of ours that no shape shows
 _TRANSFORMERS = {
@@ -19,7 +20,14 @@ _TRANSFORMERS = {
     "pretrained_window_sizes": "pretrained_window_sizes",
     "layer_norm_eps": "norm_eps",
 }
-_TIMM = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
+_TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
+# timm's model_args that are honored under the same name, and those that the arrays tell or that change no result
+_TIMM_ARGUMENTS = {*_TIMM_SIZES, "norm_eps", "global_pool", "fc_norm", "dynamic_img_size", "drop_rate", "pos_drop_rate"}
+_TIMM_ARGUMENTS |= {"proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
+_FROM_ARRAYS = {"patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths", "mlp_ratio", "qkv_bias"}
+_FROM_ARRAYS |= {"class_token", "representation_size", "ape", "patch_norm", "weight_init", "fix_init"}
+# transformers' model_type of each class
+_MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
 
 
 def options_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -33,32 +41,77 @@ def options_of(config: dict[str, Any]) -> dict[str, Any]:
         if config.get(theirs) is not None:
             found[ours] = config[theirs]
     if "hidden_act" in config:
-        known = isinstance(config["hidden_act"], str) and config["hidden_act"] in _ACTIVATIONS
-        if not known:
+        if not isinstance(config["hidden_act"], str) or config["hidden_act"] not in _ACTIVATIONS:
             raise ValueError(f"config.json says hidden_act={config['hidden_act']!r}, and minivit has only GELU")
         found["gelu"] = _ACTIVATIONS[config["hidden_act"]]
     for name in ("img_size", "window_size", "pretrained_window_sizes", "num_heads"):
         if isinstance(found.get(name), list):
             found[name] = tuple(found[name])
     for name, value in found.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        kinds = float if name == "norm_eps" else int
-        plain = name == "gelu" or all(type(each) in (int, kinds) and 0 <= each < 1e6 for each in numbers)
-        plain = plain and not (name == "norm_eps" and value == 0)
-        if not plain:
-            raise ValueError(f"config.json says {name}={value!r:.60}, which is no size: mend it, or remove the file")
+        if not _makes_sense(name, value):
+            raise ValueError(f"config.json says {name}={value!r:.60}, which makes no sense: mend or remove the file")
     return found
+
+
+def _makes_sense(name: str, value: Any) -> bool:
+    if name in _TIMM_SIZES:
+        numbers = value if isinstance(value, tuple) else (value,)
+        return all(type(each) is int and 0 <= each < 1e6 for each in numbers)
+    if name == "norm_eps":
+        return type(value) in (int, float) and 0 < value < 1e6
+    if name.endswith("_rate"):
+        return type(value) in (int, float) and 0 <= value < 1
+    return isinstance(value, bool if name in ("fc_norm", "dynamic_img_size") else str)
 
 
 def _timm(config: dict[str, Any]) -> dict[str, Any]:
     """By the architecture's name, then what differs from it."""
-    name = config.get("architecture")
-    published = dict(configs.published()).get(name, {}) if isinstance(name, str) else {}
-    found = {key: published[key] for key in _TIMM if key in published}
-    pretrained, args = config.get("pretrained_cfg"), config.get("model_args")
+    name, args = config.get("architecture"), config.get("model_args")
+    args = args if isinstance(args, dict) else {}
+    found: dict[str, Any] = {}
+    if isinstance(name, str):
+        published = dict(configs.published()).get(name.partition(".")[0])
+        if published is None:
+            raise ValueError(
+                f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
+                "it may compute something else. If it is a plain ViT or Swin, remove config.json and say num_heads"
+            )
+        found |= {key: published[key] for key in _TIMM_SIZES if key in published}
+    pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:
         found["img_size"] = size[1] if size[1] == size[2] else tuple(size[1:])
-    if isinstance(args, dict):
-        found |= {key: args[key] for key in _TIMM if args.get(key) is not None}
+    if config.get("global_pool") is not None:
+        found["global_pool"] = config["global_pool"]
+    for key, value in args.items():
+        if value is None or key in _FROM_ARRAYS:
+            continue
+        if key in _TIMM_ARGUMENTS:
+            found[key] = value
+        elif key == "act_layer" and value in _ACTIVATIONS_OF_TIMM:
+            found["gelu"] = _ACTIVATIONS_OF_TIMM[value]
+        elif key != "norm_layer" or value != "layernorm":
+            raise ValueError(f"config.json says model_args {key}={value!r:.60}, which minivit does not have")
     return found
+
+
+def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any]) -> None:
+    """Refuse a config.json of another model than the arrays make.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    kind = _MODEL_TYPES.get(config.get("model_type", ""), model) if "model_type" in config else model
+    claims = {"embed_dim": "hidden_size", "depth": "num_hidden_layers"} if model == "ViT" else {"depths": "depths"}
+    claims |= {} if model == "ViT" else {"embed_dim": "embed_dim"}
+    said = {ours: config[theirs] for ours, theirs in claims.items() if config.get(theirs) is not None}
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+    differs = [f"{name}={value!r:.60}" for name, value in said.items() if value != arguments.get(name)]
+    if kind != model:
+        differs.append(f"model_type={config['model_type']!r:.60}")
+    if differs:
+        has = ", ".join(f"{name}={arguments[name]!r}" for name in said if name in arguments)
+        raise ValueError(
+            f"config.json says {', '.join(differs)}, and the arrays make a {model} with {has or 'other names'}: it "
+            "belongs to another file. Remove it, or fetch both again"
+        )

@@ -73,7 +73,7 @@ def from_pretrained(
         memory = "it needs more memory than there is: check where it came from"
         why = memory if isinstance(error, MemoryError) else error
         raise CheckpointError(f"{found.path}, a {found.model} of {found.source}: {why}") from None
-    if model.num_classes == 0:
+    if requested.get("num_classes") == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
     check_fit(model, found, arrays, strict=True)
     for line in changes:

@@ -11,7 +11,7 @@ from minivit.io.safetensors import CheckpointError
 from minivit.models import MODELS
 from minivit.models.options import patch_grid
 from minivit.pretrained import architecture
-from minivit.pretrained.config_json import options_of
+from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
 from minivit.sizes import pair
@@ -51,6 +51,8 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
     """
     kind, requested = MODELS[found.model], requested or {}
     _check_arguments(kind, requested)
+    if found.layout and found.weights.config_fault:  # the library's own files say all about themselves
+        raise CheckpointError(f"{found.weights.config_fault}. It decides how the model computes: mend it, or remove it")
     try:
         if found.layout is None:
             chosen, stored = profile or "timm", _own(found.weights.content["config"])
@@ -58,6 +60,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             chosen = profile or found.source
             config = options_of(found.weights.config)
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, requested.get("img_size"))
+            check_same_model(found.weights.config, found.model, read)
             stored = {**PROFILES[chosen].settings(found.model), **read}
         return Plan(kind, stored, {**stored, **requested, **_trained_windows(kind, stored, requested)}, chosen)
     except NO_MODEL as error:

@@ -80,7 +80,7 @@ def identify(weights: Weights) -> Recognized:
 
 
 def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> Recognized:
-    arrays = layout.prepare(arrays)
+    arrays = _with_usual_head(layout.prepare(arrays), layout.head)
     try:
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
     except (ValueError, IndexError, TypeError) as error:
@@ -92,3 +92,16 @@ def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> R
     ours = {name: array for name, array in ours.items() if not ignored.fullmatch(name)}
     unknown = [name for name in unknown if not ignored.fullmatch(name)]
     return Recognized(weights, weights.path, layout.source, layout.model, layout, ours, buffers, unknown)
+
+
+# a classifier that a fine-tuning put in the place of the source's own
+_HEAD = re.compile(r"((?:heads?|classifier|fc)(?:\.(?:\d+|fc|head|mlp\.\d+))*)\.weight")
+
+
+def _with_usual_head(arrays: dict[str, Array], head: str) -> dict[str, Array]:
+    """The arrays with the classifier under the source's own name, if the file has one linear layer under another."""
+    heads = [found[1] for name in arrays if (found := _HEAD.fullmatch(name))]
+    if len(heads) != 1 or heads[0] == head:
+        return arrays  # several make more than a linear layer: their names are refused as unknown
+    renamed = {f"{heads[0]}.{part}": f"{head}.{part}" for part in ("weight", "bias")}
+    return {renamed.get(name, name): array for name, array in arrays.items()}

@@ -85,9 +85,13 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
 def test_config_json_beside_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors")
     assert read_weights(path).config == {}
-    for text, expected in [('{"num_heads": 2}', {"num_heads": 2}), ("[1]", {}), ("{", {}), ("\xff", {})]:
+    for coding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):  # editors write byte-order marks
+        (tmp_path / "config.json").write_bytes('{"note": "café"}'.encode(coding))
+        assert read_weights(path).config == {"note": "café"} and read_weights(path).config_fault is None
+    for text in ("[1]", "{", "\xff", '{"note": "café"}'):
         (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-        assert read_weights(path).config == expected
+        found = read_weights(path)
+        assert found.config == {} and "config.json" in str(found.config_fault)
     (tmp_path / "config.json").write_text('{"num_heads": 2}')
     assert from_pretrained(tmp_path).config["num_heads"] == 2
 
@@ -95,7 +99,7 @@ def test_config_json_beside_the_file(tmp_path: Path) -> None:
 def test_a_deeply_nested_config_json_is_left_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("[" * 100_000)
-    assert read_weights(path).config == {}
+    assert read_weights(path).config == {} and "recursion" in str(read_weights(path).config_fault)
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.npz", "nothing.safetensors.index.json"])

@@ -138,7 +138,7 @@ def test_the_order_of_files_is_the_readers():
 def test_a_model_comes_whole_and_the_second_time_from_the_cache(fake, tmp_path):
     model = minivit.create_model("test_vit", num_classes=5, img_size=32, seed=3)
     export(model, tmp_path / "out.safetensors")
-    config = json.dumps({"architecture": "test_vit", "num_heads": 2}).encode()
+    config = json.dumps({"num_heads": 2}).encode()
     fake.repositories[VIT][OLD] = {
         "model.safetensors": (tmp_path / "out.safetensors").read_bytes(),
         "config.json": config,

@@ -75,7 +75,11 @@ def test_the_window_of_timms_swin_v2_is_known_by_its_architecture(tmp_path: Path
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"architecture": "swinv2_tiny_window16_256", "num_classes": 1000}))
     assert from_pretrained(path).config["window_size"] == 16
-    config.write_text(json.dumps({"architecture": "mine", "model_args": {"window_size": 32, "img_size": 512}}))
+    config.write_text(
+        json.dumps(
+            {"architecture": "swinv2_tiny_window16_256.ms_in1k", "model_args": {"window_size": 32, "img_size": 512}}
+        )
+    )
     found = from_pretrained(path).config
     assert (found["window_size"], found["img_size"]) == (32, 512)
     config.write_text(json.dumps({"architecture": 3, "pretrained_cfg": {"input_size": [3, 256, 512]}}))
@@ -88,11 +92,11 @@ def test_the_window_of_timms_swin_v2_is_known_by_its_architecture(tmp_path: Path
     [
         ({"hidden_act": "relu"}, "hidden_act='relu', and minivit has only GELU"),
         ({"hidden_act": ["gelu"]}, "hidden_act=.*only GELU"),
-        ({"layer_norm_eps": "1e-6"}, "norm_eps='1e-6', which is no size: mend it"),
-        ({"layer_norm_eps": 0}, "norm_eps=0, which is no size"),
-        ({"num_attention_heads": 1.5}, "num_heads=1.5, which is no size"),
+        ({"layer_norm_eps": "1e-6"}, "norm_eps='1e-6', which makes no sense: mend or remove"),
+        ({"layer_norm_eps": 0}, "norm_eps=0, which makes no sense"),
+        ({"num_attention_heads": 1.5}, "num_heads=1.5, which makes no sense"),
         ({"num_attention_heads": [2, 2]}, "num_heads=.2, 2., expected one number"),
-        ({"image_size": -8}, "img_size=-8, which is no size"),
+        ({"image_size": -8}, "img_size=-8, which makes no sense"),
     ],
 )
 def test_what_makes_no_sense_in_config_json(tmp_path: Path, config: Any, message: str) -> None:

@@ -54,6 +54,7 @@ THREE = {**SWIN, "img_size": 24, "depths": (2, 2, 2), "num_heads": (2, 2, 8), "m
 
 HF = {"norm_eps": 1e-12}  # what transformers says where a configuration says nothing
 GAUSS = {"gelu": "tanh"}  # Google's
+TIMM_CONFIG = {"architecture": "vit_tiny_patch16_224.augreg_in21k", "model_args": {"num_heads": 2}}
 VIT_CONFIG = {"num_attention_heads": 3, "layer_norm_eps": 1e-6, "image_size": 8, "hidden_act": "gelu"}
 SWIN_CONFIG = {"window_size": 3, "image_size": 12, "layer_norm_eps": 1e-5}
 
@@ -95,7 +96,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any], Any, str, dict[str, Any]]] = {
     "google_root_alone": ("google", ViT, ROOT | GAUSS, google, "npz", {}),
     "timm_hybrid": ("timm", ViT, HYBRID, timm, "safetensors", {}),
     "timm_root_alone": ("timm", ViT, ROOT, timm, "pth", {}),
-    "timm_vit": ("timm", ViT, VIT, timm, "safetensors", {"architecture": "vit", "num_classes": 5}),
+    "timm_vit": ("timm", ViT, VIT, timm, "safetensors", TIMM_CONFIG),
     "timm_distilled": ("timm", ViT, {**VIT, "distilled": True}, timm, "safetensors", {}),
     "timm_average": ("timm", ViT, {**VIT, "class_token": False, "global_pool": "avg"}, timm, "pth", {}),
     "timm_swin": ("timm", Swin, THREE, timm, "safetensors", {}),

@@ -72,6 +72,7 @@ HUGGINGFACE = [
         _IGNORED,
         ("swinv2.", ""),
         _HEADS,
+        head="classifier",
     ),
     Layout(
         "huggingface",
@@ -89,6 +90,7 @@ HUGGINGFACE = [
         _IGNORED,
         ("swin.", ""),
         _HEADS,
+        head="classifier",
     ),
     *(
         Layout(
@@ -99,6 +101,7 @@ HUGGINGFACE = [
             _IGNORED,
             prefixes,
             _HEADS,
+            head="classifier",
         )
         for prefixes, signs in ((("deit.", ""), (r"embeddings\.distillation_token",)), (("vit.", "deit.", ""), ()))
     ),

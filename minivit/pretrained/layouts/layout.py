@@ -31,6 +31,7 @@ class Layout:
         beside: pattern of names that stand beside the prefix, without it.
         absent: pattern of names that the source never has.
         prepare: what is done to its arrays before their names are read.
+        head: the name of its classifier.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Layout:
     beside: str = ""
     absent: str = ""
     prepare: Callable[[dict[str, Array]], dict[str, Array]] = dict
+    head: str = "head"
 
     def bare(self, names: Collection[str]) -> dict[str, str] | None:
         """The names -> what they are without prefixes, if they are this layout's; else None."""

@@ -11,8 +11,14 @@ from minivit.pretrained.renaming import Rule
 
 TIMM = [
     Layout("timm", "ViT", (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight"), ignored=IGNORED),
-    Layout("timm", "SwinV2", (r"layers\.0\.blocks\.0\.attn\.logit_scale",), ignored=IGNORED),
-    Layout("timm", "Swin", (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",), ignored=IGNORED),
+    Layout("timm", "SwinV2", (r"layers\.0\.blocks\.0\.attn\.logit_scale",), ignored=IGNORED, head="head.fc"),
+    Layout(
+        "timm",
+        "Swin",
+        (r"layers\.0\.blocks\.0\.attn\.relative_position_bias_table",),
+        ignored=IGNORED,
+        head="head.fc",
+    ),
 ]
 # its ViT has timm's names and computes the same, so its files are read as timm's
 WZMIAOMIAO_VIT = Layout("wzmiaomiao", "ViT", TIMM[0].signs, ignored=IGNORED)

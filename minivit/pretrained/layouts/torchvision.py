@@ -43,6 +43,7 @@ TORCHVISION = [
             Rule("pre_logits.fc.{p}", "heads.pre_logits.{p}"),
             Rule("head.{p}", "heads.head.{p}"),
         ),
+        head="heads.head",
     ),
     Layout(
         "torchvision",
