@@ -1,6 +1,6 @@
 """Data parallelism in threads: the batch is cut into shards, and each core runs forward and backward of its own shard.
 
-NumPy lets go of Python's lock inside its loops and products, so threads share the elementwise work too, which one BLAS
+NumPy releases Python's lock inside its loops and products, so threads share the elementwise work too, which one BLAS
 call on two threads cannot.
 """
 
@@ -150,11 +150,11 @@ class DataParallel:
         """Shard after shard, in the same order every time; the threads take the parameters in turn."""
 
         def add(first: int) -> None:
-            for place in range(first, len(self._params), self.threads):
+            for index in range(first, len(self._params), self.threads):
                 for params in self._replica_params[:count]:
-                    grad = params[place].grad
+                    grad = params[index].grad
                     if grad is not None:
-                        self._params[place].accumulate(grad, fresh=True)  # the replica forgets it
+                        self._params[index].accumulate(grad, fresh=True)  # the replica forgets it
 
         in_threads(add, range(self.threads), self.threads)
 

@@ -28,10 +28,10 @@ def read_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
-        said = json.loads(text) if file.suffix.lower() == ".json" else text.strip().splitlines()
+        content = json.loads(text) if file.suffix.lower() == ".json" else text.strip().splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: no labels could be read ({error})") from None
-    labels = _listed(said)
+    labels = _listed(content)
     if labels is None or len(labels) != classes:
         count = "no list or dict of labels" if labels is None else f"{len(labels)} labels"
         raise DataError(f"{file} holds {count}, and the model has {classes} classes: give one label for each, in order")
@@ -49,15 +49,15 @@ def labels_beside(config: dict[str, Any], classes: int) -> list[str] | None:
     return None
 
 
-def _listed(said: Any) -> list[str] | None:
+def _listed(content: Any) -> list[str] | None:
     """Labels in the order of their classes, 0, 1, 2, ...; None if this is nothing of the kind."""
-    if isinstance(said, dict):
-        if said and all(isinstance(value, int) for value in said.values()):
-            said = {number: label for label, number in said.items()}
-        numbered = {str(number): label for number, label in said.items()}
+    if isinstance(content, dict):
+        if content and all(isinstance(value, int) for value in content.values()):
+            content = {number: label for label, number in content.items()}
+        numbered = {str(number): label for number, label in content.items()}
         if set(numbered) != {str(number) for number in range(len(numbered))}:
             return None
-        said = [numbered[str(number)] for number in range(len(numbered))]
-    if not isinstance(said, list):
+        content = [numbered[str(number)] for number in range(len(numbered))]
+    if not isinstance(content, list):
         return None
-    return [str(label[-1] if isinstance(label, list) and label else label).strip() for label in said]
+    return [str(label[-1] if isinstance(label, list) and label else label).strip() for label in content]

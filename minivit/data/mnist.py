@@ -122,7 +122,7 @@ def load_mnist(
         return _from_folder(Path(data_dir).expanduser())
     cache = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     folder = cache / "mnist"
-    asked = Mirrors(mirrors, timeout=timeout, quiet=quiet)
+    sources = Mirrors(mirrors, timeout=timeout, quiet=quiet)
     arrays: Arrays = {}
     downloaded = False
     for name in SHA256:
@@ -132,7 +132,7 @@ def load_mnist(
             if array is None and not download:
                 raise DataError("download=False")
             if array is None:
-                array, downloaded = _downloaded(asked, path, sha256[name], quiet), True
+                array, downloaded = _downloaded(sources, path, sha256[name], quiet), True
         except DataError as reason:
             return _subset(f"{folder} is incomplete, and {reason}", quiet)
         arrays[name] = array
@@ -175,9 +175,9 @@ def _cached(path: Path, digest: str, quiet: bool) -> Array | None:
         return None
 
 
-def _downloaded(asked: Any, path: Path, digest: str, quiet: bool) -> Array:
+def _downloaded(sources: Any, path: Path, digest: str, quiet: bool) -> Array:
     """Fetch and check the file that belongs at `path`, and keep it there if that can be done."""
-    data, array = asked.fetch(path.name, lambda data, url: _verified(parse_idx(data, url), digest, url))
+    data, array = sources.fetch(path.name, lambda data, url: _verified(parse_idx(data, url), digest, url))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)

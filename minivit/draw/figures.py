@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 
 
 def new(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2, **options: Any) -> tuple[Any, Any]:
-    """A figure and its axes in the house style: one Axes, or an array (rows, columns) of them.
+    """A figure and its axes in the style of the documentation: one Axes, or an array (rows, columns) of them.
 
     Lines take their color, dash and mark in turn, so that each can be told from the others in gray as well.
 

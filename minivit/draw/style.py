@@ -56,7 +56,7 @@ def write_strips(files: Sequence[Path], strips: Sequence[Strip]) -> list[Path]:
 
 
 def panels(figure: Any, count: int, columns: int | None = None) -> list[Any]:
-    """`count` axes in rows of `columns`, with room for a heading above, and a title and a caption around each."""
+    """`count` axes in rows of `columns`, with space for a heading above, and a title and a caption around each."""
     columns = columns or count
     rows = -(-count // columns)
     high = height_of(figure)

@@ -79,7 +79,7 @@ def _group(name: str) -> str:
 
 
 def _name(axes: Any, names: Sequence[str]) -> None:
-    """The names that are not empty at their places; where room is short, those of the longest stretches."""
+    """The names that are not empty at their places; where space is short, those of the longest stretches."""
     starts = [place for place, name in enumerate(names) if name]
     lengths = dict(zip(starts, np.diff([*starts, len(names)]).tolist()))
     named: list[int] = []

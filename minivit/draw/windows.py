@@ -211,8 +211,8 @@ def _cells(axes: Any, words: list[list[str]] | None, colors: Array, line: float 
     box = axes.get_position()
     figure = axes.figure.bbox
     inches = axes.figure.dpi_scale_trans.transform((0, 1))[1]
-    room = 72 * min(box.width * figure.width / wide, box.height * figure.height / high) / inches  # points of a cell
-    size = min(10.0, 0.8 * room, 1.35 * room / max(len(word) for row in words for word in row)) if words else 0.0
+    space = 72 * min(box.width * figure.width / wide, box.height * figure.height / high) / inches  # points of a cell
+    size = min(10.0, 0.8 * space, 1.35 * space / max(len(word) for row in words for word in row)) if words else 0.0
     if words is None or size < 6.5:
         return
     for y, row in enumerate(words):

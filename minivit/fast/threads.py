@@ -1,4 +1,4 @@
-"""Work shared among threads: NumPy lets go of Python's lock inside its loops and products, so threads run in parallel.
+"""Work shared among threads: NumPy releases Python's lock inside its loops and products, so threads run in parallel.
 
 Whole shards of a batch go to threads (`minivit/parallel.py`). Single operations are not cut: a thread that comes back
 from a loop of NumPy's waits for the lock, and below some 50 microseconds that costs more than the second core gains.
@@ -35,16 +35,16 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
         return [function(item) for item in items]
     results: list[Any] = [None] * len(items)
     errors: dict[int, BaseException] = {}
-    places = iter(range(len(items)))
+    indices = iter(range(len(items)))
 
     def work() -> None:
         with _holding("is_worker", True):
-            for place in places:
+            for index in indices:
                 try:
-                    results[place] = function(items[place])
+                    results[index] = function(items[index])
                 except BaseException as error:  # also a KeyboardInterrupt, which reaches the caller's thread
-                    errors[place] = error
-                    for _ in places:  # what has not begun need not
+                    errors[index] = error
+                    for _ in indices:  # what has not begun need not
                         pass
 
     others = min(threads, len(items)) - 1
@@ -54,7 +54,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
         for future in futures:
             future.result()
     finally:  # also where the caller is interrupted while it waits
-        for _ in places:
+        for _ in indices:
             pass
         for future in futures:
             future.exception()

@@ -54,7 +54,7 @@ def check_window_reverse(windows: Array, window_size: int | Size, height: int, w
 def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
     """y[i] = x[i - shift] along two axes; what leaves at one end comes in at the other. Its inverse is roll(-shift).
 
-    Swin's cyclic shift is roll(x, (-s, -s)): the place that was s further right and down comes here.
+    Swin's cyclic shift is roll(x, (-s, -s)): the pixel that was s further right and down comes here.
     """
     opposite = (-shift[0], -shift[1])
     return permutation(x, lambda a: _roll(a, shift, axis), lambda a: _roll(a, opposite, axis))
@@ -77,7 +77,7 @@ def check_pad(x: Array, size: Size, axis: Size = (1, 2)) -> None:
 
 
 def crop(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
-    """The first `size` places of two axes, `pad` undone; vjp appends zeros, because what is cut off has no effect."""
+    """The first `size` entries of two axes, `pad` undone; vjp appends zeros, because what is cut off has no effect."""
     start = (x.shape[axis[0]], x.shape[axis[1]])
     return permutation(x, lambda a: _shrink(a, size, axis), lambda a: _grow(a, start, axis))
 
@@ -89,7 +89,7 @@ def check_crop(x: Array, size: Size, axis: Size = (1, 2)) -> None:
 
 
 def patch_merging(x: Array) -> tuple[Array, Back]:
-    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighborhood becomes one place, an odd map is padded.
+    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighborhood becomes one pixel, an odd map is padded.
 
     The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
     published Swin; a convolution's unfolding would give another order.
@@ -117,7 +117,7 @@ def check_patch_merging(x: Array) -> None:
 
 
 def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
-    """(H, W) labels of a map after its cyclic shift: places with equal labels were neighbors before it.
+    """(H, W) labels of a map after its cyclic shift: pixels with equal labels were neighbors before it.
 
     The shift brings the first `shift` rows to the bottom, where the last row of windows now holds rows from both ends
     of the map; likewise columns. So each axis has three bands: windows without a seam, then the last window before the
@@ -132,14 +132,14 @@ def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
 
 
 def shift_mask(size: Size, window_size: int | Size, shift: Size, real: Size | None = None) -> Array | None:
-    """(nW, N, N) booleans, read-only: True where a place of a window may look at another of the same window.
+    """(nW, N, N) booleans, read-only: True where a pixel of a window may attend to another of the same window.
 
     Args:
         size: H x W of the padded map.
         window_size: Mh x Mw.
         shift: how far the map was rolled up and left.
-        real: height and width of the map before padding, to keep padded places apart from real ones; None lets
-            everyone look at padded places, as the published models do.
+        real: height and width of the map before padding, to keep padded pixels apart from real ones; None lets
+            every query attend to padded pixels, as the published models do.
 
     Returns:
         None where everyone may look at everyone: no shift, and no padding to hide.
@@ -210,7 +210,7 @@ def _shrink(x: Array, size: Size, axis: Size) -> Array:
 
 
 def _first(ndim: int, size: Size, axis: Size) -> tuple[slice, ...]:
-    """The index of the first size[0] and size[1] places of two axes."""
+    """The index of the first size[0] and size[1] entries of two axes."""
     index = [slice(None)] * ndim
     index[axis[0]], index[axis[1]] = slice(size[0]), slice(size[1])
     return tuple(index)

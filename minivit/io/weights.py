@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minivit.io.safetensors import CheckpointError, fresh_memory, load_arrays, widened
-from minivit.io.torch_file.bounds import DAMAGED, REFUSED, shown
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, quoted
 from minivit.io.torch_file.reader import read_torch_file
 from minivit.protocol import Array
 
@@ -66,7 +66,7 @@ def _file_in(path: Path) -> Path:
     if not found:
         raise CheckpointError(f"{path} is a folder without weights: expected one of {', '.join(_IN_FOLDER)}")
     if len(found) > 1 and found[0].name not in _IN_FOLDER:
-        names = ", ".join(shown(each.name) for each in found[:5]) + ", ..." * (len(found) > 5)
+        names = ", ".join(quoted(each.name) for each in found[:5]) + ", ..." * (len(found) > 5)
         raise CheckpointError(f"{path} holds {len(found)} files of weights ({names}): choose one and pass its path")
     return found[0]
 
@@ -108,15 +108,15 @@ def _npz(file: Path) -> dict[str, Array]:
             for entry in archive.infolist():
                 if entry.file_size > _MOST_SQUEEZED * max(entry.compress_size, 1):
                     raise CheckpointError(
-                        f"{file}: the entry {shown(entry.filename)} unpacks to {entry.file_size} bytes: {REFUSED}"
+                        f"{file}: the entry {quoted(entry.filename)} unpacks to {entry.file_size} bytes: {REFUSED}"
                     )
                 with archive.open(entry) as stream:
                     arrays[entry.filename.removesuffix(".npy")] = _npy(file, entry, stream)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile and NumPy raise at least seven types for damaged files
-        said = shown(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines and all of a header
-        raise CheckpointError(f"{file} is not a complete .npz file ({said}): fetch it again") from None
+        reason = quoted(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines and all of a header
+        raise CheckpointError(f"{file} is not a complete .npz file ({reason}): fetch it again") from None
     return arrays
 
 
@@ -131,7 +131,7 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
         )
     memory = fresh_memory(count * dtype.itemsize)
     if stream.readinto(memory.data) != len(memory) or stream.read(1):  # to the end, where the checksum is compared
-        raise ValueError(f"the entry {shown(entry.filename)} ends too soon")
+        raise ValueError(f"the entry {quoted(entry.filename)} ends too soon")
     array = memory.view(dtype).reshape(shape, order="F" if fortran else "C")
     return widened(array.view(np.uint16)) if dtype == np.dtype("V2") else array  # V2: JAX's bfloat16
 
@@ -152,7 +152,7 @@ def _shards(index: Path) -> dict[str, Array]:
     missing = [name for name in places if name not in arrays]
     if missing:
         raise CheckpointError(
-            f"{index} names {len(missing)} arrays that its shards lack, first {shown(missing[0])}: {DAMAGED}"
+            f"{index} names {len(missing)} arrays that its shards lack, first {quoted(missing[0])}: {DAMAGED}"
         )
     return arrays
 

@@ -97,8 +97,8 @@ class Learned2d(Positions):
         xp, (gh, gw), half = array_module(row), grid, row.shape[1]
         rows = xp.broadcast_to(row[:, None], (gh, gw, half))
         columns = xp.broadcast_to(column[None], (gh, gw, half))
-        places = xp.concatenate((rows, columns), axis=2).reshape(gh * gw, 2 * half)  # (N, D)
-        prefix = xp.zeros((self.prefix, 2 * half), places.dtype)
+        vectors = xp.concatenate((rows, columns), axis=2).reshape(gh * gw, 2 * half)  # (N, D)
+        prefix = xp.zeros((self.prefix, 2 * half), vectors.dtype)
 
         @once
         def back(dtable: Array) -> None:
@@ -106,11 +106,11 @@ class Learned2d(Positions):
             back_row(dplaces[:, :, :half].sum(axis=1))
             back_column(dplaces[:, :, half:].sum(axis=0))
 
-        return xp.concatenate((prefix, places)), back
+        return xp.concatenate((prefix, vectors)), back
 
 
 def _resample(param: Parameter, size: int) -> tuple[Array, Back]:
-    """A learned line of vectors (n, D) at `size` places; its back adds the gradient."""
+    """A learned line of vectors (n, D) at `size` positions; its back adds the gradient."""
     if size == param.shape[0]:
         return param.data, once(param.accumulate)
     line, vjp = F.resize_grid(param.data[:, None], (size, 1))  # (size, 1, D)
@@ -118,7 +118,7 @@ def _resample(param: Parameter, size: int) -> tuple[Array, Back]:
 
 
 class SinCos(Positions):
-    """Fixed sines and cosines of the place, at wavelengths from 2 pi to 10,000 * 2 pi; nothing is learned.
+    """Fixed sines and cosines of the position, at wavelengths from 2 pi to 10,000 * 2 pi; nothing is learned.
 
     kind "sincos_1d": of the number of the token in reading order (Vaswani et al. 2017, section 3.5).
     kind "sincos_2d": half of the channels of the row, half of the column (Chen, Xie and He 2021, MoCo v3).
@@ -135,18 +135,18 @@ class SinCos(Positions):
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
         y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
         if self.kind == "sincos_1d":
-            places = _waves(np.arange(len(y)), self.dim)
+            vectors = _waves(np.arange(len(y)), self.dim)
         else:
-            places = np.concatenate((_waves(y, self.dim // 2), _waves(x, self.dim // 2)), axis=1)
-        table = np.concatenate((np.zeros((self.prefix, self.dim), places.dtype), places))
+            vectors = np.concatenate((_waves(y, self.dim // 2), _waves(x, self.dim // 2)), axis=1)
+        table = np.concatenate((np.zeros((self.prefix, self.dim), vectors.dtype), vectors))
         table = array_module(self.anchor).asarray(table.astype(self.anchor.dtype))
         return table, once(lambda dtable: None)
 
 
-def _waves(place: Array, dim: int) -> Array:
-    """(N,) places -> (N, dim): sines, then cosines, of place / 10000^(2i/dim)."""
+def _waves(position: Array, dim: int) -> Array:
+    """(N,) positions -> (N, dim): sines, then cosines, of position / 10000^(2i/dim)."""
     rates = 10_000.0 ** (-np.arange(dim // 2) / (dim // 2))
-    angles = place[:, None] * rates  # (N, dim/2)
+    angles = position[:, None] * rates  # (N, dim/2)
     return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
 
 

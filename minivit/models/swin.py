@@ -154,7 +154,7 @@ class Swin(Model):
         num_heads: heads in each stage.
         window_size: int or (Mh, Mw).
         mlp_ratio, qkv_bias: the blocks' size.
-        ape: add a learned vector to each place of the first map (`absolute_pos_embed`).
+        ape: add a learned vector to each position of the first map (`absolute_pos_embed`).
         patch_norm: LayerNorm after the patch embedding.
         drop_rate: dropout before the head; pos_drop_rate: after the embedding; proj_drop_rate: after projections and
             in the MLP; attn_drop_rate: of the attention weights; drop_path_rate: of the last block's branches, rising
@@ -162,7 +162,7 @@ class Swin(Model):
         norm_eps: 1e-5, with which the published weights were trained.
         gelu: "none" (exact) or "tanh".
         mask_value: -100 as published, or -inf: what forbidden scores get added.
-        mask_padding: keep padded places from being looked at; the published models do not.
+        mask_padding: keep queries from attending to padded pixels; the published models do not.
         covered: what a window does that covers the map, "shrink", "shrink_both", "stay" or "shift"; see
             `nn.ShiftedWindows`. Projects differ, and it shows on images whose maps windows do not divide.
         pad_first: pad maps before they are rolled; timm pads after.
@@ -198,17 +198,17 @@ class Swin(Model):
             if number:
                 merging = PatchMerging(dim, post_norm=self.post_norm, norm_eps=o.norm_eps, dtype=dtype, seed=rng)
                 dim, grid = 2 * dim, (-(-grid[0] // 2), -(-grid[1] // 2))
-            blocks = [self._block(o, number, place, grid, dim, next(rates), rng) for place in range(depth)]
+            blocks = [self._block(o, number, index, grid, dim, next(rates), rng) for index in range(depth)]
             self.layers.append(Stage(merging, blocks))
         self.norm = LayerNorm(dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, 0)
         self.head = Classifier(dim, o.num_classes, o.drop_rate, dtype, rng) if o.num_classes else None
 
-    def _block(self, o: SwinOptions, stage: int, place: int, grid: Size, dim: int, drop_path: float, rng: Any) -> Block:
+    def _block(self, o: SwinOptions, stage: int, index: int, grid: Size, dim: int, drop_path: float, rng: Any) -> Block:
         wh, ww = pair(o.window_size)
         if o.covered in ("shrink", "shrink_both"):
             wh, ww = min(wh, grid[0]), min(ww, grid[1])
-        shift = (wh // 2, ww // 2) if place % 2 else (0, 0)
+        shift = (wh // 2, ww // 2) if index % 2 else (0, 0)
         attention = self._attention(o, stage, dim, (wh, ww), rng)
         windows = ShiftedWindows(
             attention, (wh, ww), shift, mask_padding=o.mask_padding, covered=o.covered, pad_first=o.pad_first

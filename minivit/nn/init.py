@@ -1,7 +1,7 @@
 """Where weights start: the few distributions that ViT and Swin are initialized from.
 
 Drawn in float64 on the host and cast, so that a seed means the same weights in every dtype and on every device. With
-`UNSET` in the place of a generator, nothing is drawn: arrays are as they come, for weights that are about to be loaded.
+`UNSET` instead of a generator, nothing is drawn: arrays are as they come, for weights that are about to be loaded.
 """
 
 from __future__ import annotations

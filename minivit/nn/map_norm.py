@@ -15,7 +15,7 @@ from minivit.nn.layer import Layer, apply
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, once
 
-_turn = threading.Lock()  # replicas of a layer share what it has seen, and add to it one after the other
+_turn = threading.Lock()  # replicas of a layer share its sums, and add to them one after the other
 
 
 class GroupNorm(Layer):
@@ -45,12 +45,12 @@ class BatchNorm2d(Layer):
     `running_var`. weight (num_features,) starts at 1, bias at 0, running_mean at 0, running_var at 1.
 
     How the running statistics are measured: a forward pass writes nothing, as everywhere in this library. `back` adds
-    what the batch was like to `seen`, as it adds gradients to `.grad`; and `update_statistics`, called where the
-    optimizer takes its step, moves the running statistics towards it and clears it. So:
+    the sums of its batch to `sums`, as it adds gradients to `.grad`; and `update_statistics`, called where the
+    optimizer takes its step, moves the running statistics towards theirs and clears them. So:
 
     - a forward pass that is thrown away, or run again by `Recompute`, counts for nothing: only `back` counts, once;
-    - replicas in threads share `seen` and add to it one at a time, sums that give the mean and variance of all shards
-      together, whatever their order (in float64, to rounding);
+    - replicas in threads share `sums` and add to them one at a time; together they give the mean and variance of all
+      shards, whatever their order (in float64, to rounding);
     - the running statistics change between two steps and never within one, as the weights do.
 
     Args:
@@ -66,7 +66,7 @@ class BatchNorm2d(Layer):
         self.bias = Parameter(init.zeros((num_features,), dtype))
         self.running_mean = Buffer(init.zeros((num_features,), dtype))
         self.running_var = Buffer(init.ones((num_features,), dtype))
-        self.seen = np.zeros((3, num_features), "float64")  # sums over the numbers of each channel: of 1, of x, of x^2
+        self.sums = np.zeros((3, num_features), "float64")  # sums over the numbers of each channel: of 1, of x, of x^2
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
@@ -74,24 +74,24 @@ class BatchNorm2d(Layer):
             raise ValueError(f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
         mean, variance = (self.running_mean.data, self.running_var.data) if rng is None else (None, None)
         y, back_norm = F.batch_norm(x, mean, variance, self.weight.data, self.bias.data, self.eps)
-        sums = None if rng is None or x.size == 0 else _sums(x)
+        batch = None if rng is None or x.size == 0 else _sums(x)
 
         @once
         def back(dy: Array) -> Array:
             dx, _, _, dweight, dbias = back_norm(dy)  # the statistics are constants here
             self.weight.accumulate(dweight, fresh=True)
             self.bias.accumulate(dbias, fresh=True)
-            if sums is not None:
+            if batch is not None:
                 with _turn:
-                    self.seen += sums
+                    self.sums += batch
             return dx
 
         return y, back
 
     def update_statistics(self) -> None:
-        """Move the running statistics by `momentum` towards what was seen since the last update, and clear that."""
+        """Move the running statistics by `momentum` towards the statistics of all batches since the last update."""
         with _turn:
-            count, total, squares = self.seen  # each (num_features,)
+            count, total, squares = self.sums  # each (num_features,)
             if float(count[0]) == 0:
                 return
             mean = total / count
@@ -100,7 +100,7 @@ class BatchNorm2d(Layer):
             unbiased = variance * (count / xp.maximum(count - 1, 1))
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
                 running.data += (self.momentum * (new - running.data)).astype(running.data.dtype)
-            self.seen[...] = 0
+            self.sums[...] = 0
 
 
 def update_statistics(model: Layer) -> None:

@@ -48,7 +48,7 @@ class Buffer:
         self._data = move(self._data)
 
     def swap(self, data: Array) -> Array:
-        """Put another array in the place of this one and return the old one (for loading and gradient checks)."""
+        """Replace the array by another and return the old one (for loading and gradient checks)."""
         data, self._data = self._data, data
         return data
 

@@ -72,13 +72,13 @@ class WindowAttention(Attention):
         if x.ndim != 4:
             raise ValueError(f"windows must be (B nW, Mh, Mw, D), got shape {x.shape}")
         count, height, width, dim = shape = x.shape
-        windows, places = 1 if mask is None else len(mask), height * width
-        if count % windows or (mask is not None and mask.shape[1:] != (places, places)):
+        windows, pixels = 1 if mask is None else len(mask), height * width
+        if count % windows or (mask is not None and mask.shape[1:] != (pixels, pixels)):
             raise ValueError(
                 f"mask {() if mask is None else mask.shape} does not fit {count} windows of {height}x{width}: it must "
                 "be (nW, N, N) for the nW windows of one map and their N pixels"
             )
-        tokens = x.reshape(count // windows, windows, places, dim)  # (B, nW, N, D)
+        tokens = x.reshape(count // windows, windows, pixels, dim)  # (B, nW, N, D)
         heads, back_heads = self._attend_in_window(
             tokens, None if mask is None else mask[:, None], (height, width), rng
         )  # (B, nW, N, D)

@@ -101,8 +101,8 @@ def attention_rollout(model: Model, images: Array) -> Array:
     mixed: Any = None
     for _, layer, x in _stages_of(model, images):
         mean = _weights(layer, x)[0].mean(axis=1)  # (B, n, N)
-        asking, tokens = mean.shape[1:]
-        identity = array_module(mean).eye(asking, tokens, dtype=mean.dtype)  # the first n tokens ask
+        queries, tokens = mean.shape[1:]
+        identity = array_module(mean).eye(queries, tokens, dtype=mean.dtype)  # the first n tokens have queries
         step = (mean + identity) / 2  # rows of A sum to 1, so those of A + 1 sum to 2
         mixed = step if mixed is None else step @ mixed
     return _asked(model, mixed, images)
@@ -193,8 +193,8 @@ def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
 def _asked(model: Model, weights: Array, images: Array) -> Array:
     """Weights (..., n, N) -> (..., gh, gw): what the tokens that the head reads get from each patch, their mean."""
     p = prefix_tokens(model)
-    asking = slice(0, p) if model.config["global_pool"] == "token" else slice(p, None)
-    mean = weights[..., asking, p:].mean(axis=-2)  # (..., gh gw)
+    queries = slice(0, p) if model.config["global_pool"] == "token" else slice(p, None)
+    mean = weights[..., queries, p:].mean(axis=-2)  # (..., gh gw)
     return mean.reshape(*mean.shape[:-1], *patch_grid(model.config, images.shape[2:]))
 
 
@@ -225,7 +225,7 @@ class _Instead(Layer):
 
     def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> tuple[Array, Back]:
         def back(dy: Array) -> Array:
-            raise RuntimeError("what was put in the place of an attention has no way back: it is only looked at")
+            raise RuntimeError("this attention was replaced to read its weights, and has no backward pass")
 
         return self.function(x, mask), back
 
@@ -239,14 +239,14 @@ def _instead(layer: ShiftedWindows, function: Callable[[Array, Array | None], Ar
 
 def _windows(layer: ShiftedWindows, x: Array) -> tuple[Array, Array | None, Size]:
     """The windows (B, nW, N, C) that a map (B, H, W, C) is cut into, their mask (nW, 1, N, N) or None, and Mh x Mw."""
-    seen: list[tuple[Array, Array | None]] = []
+    calls: list[tuple[Array, Array | None]] = []
 
     def look(windows: Array, mask: Array | None) -> Array:
-        seen.append((windows, mask))
+        calls.append((windows, mask))
         return windows
 
     _instead(layer, look)(x)
-    windows, mask = seen[0]
+    windows, mask = calls[0]
     return _as_tokens(windows, mask, len(windows) // len(x))
 
 

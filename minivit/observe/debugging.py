@@ -13,7 +13,7 @@ import numpy as np
 from minivit.device import array_module, to_numpy
 from minivit.nn import Layer
 from minivit.observe.formulas import formula
-from minivit.observe.hooks import Place, Run, watched
+from minivit.observe.hooks import Location, Run, watched
 from minivit.protocol import Array, Back, once
 
 _WIDTH = 100  # characters of a line of a message
@@ -79,78 +79,82 @@ def debug_nans(model: Layer) -> Any:
     return watched(model, _guard)
 
 
-def _guard(layer: Layer, place: Place, run: Run, x: Array) -> tuple[Array, Back]:
+def _guard(layer: Layer, location: Location, run: Run, x: Array) -> tuple[Array, Back]:
     """Check what goes in and what comes out, on both ways; inner parts are checked before what they are part of."""
     if _count_bad(x):
-        _blame_input(place, x)
+        _blame_input(location, x)
     with np.errstate(all="ignore"):
         y, back_layer = run()
-    seen = f"Forward, x: {_describe(x)}."
+    forward = f"Forward, x: {_describe(x)}."
     if _count_bad(y):
-        _blame_output(layer, place, y, seen)
-    if place.parent is None:
-        _blame_hidden(layer, place)
+        _blame_output(layer, location, y, forward)
+    if location.parent is None:
+        _blame_hidden(layer, location)
 
     @once
     def back(dy: Array) -> Array:
         if _count_bad(dy):
-            _blame_dy(place, dy)
-        facts = f"dy: {_describe(dy)}. {seen}"
+            _blame_dy(location, dy)
+        facts = f"dy: {_describe(dy)}. {forward}"
         before = _bad_gradients(layer)  # left there by others
         with np.errstate(all="ignore"):
             dx = back_layer(dy)
         if dx is not None and _count_bad(dx):
-            _blame(layer, place, "backward", "dx", f"dx: {_describe(dx)}.", facts, _BACKWARD)
+            _blame(layer, location, "backward", "dx", f"dx: {_describe(dx)}.", facts, _BACKWARD)
         for name, bad in _bad_gradients(layer).items():
             if name not in before:
-                _blame(layer, place, "backward", f"gradient of {name}", f"d{name}: {bad}.", facts, _BACKWARD)
+                _blame(layer, location, "backward", f"gradient of {name}", f"d{name}: {bad}.", facts, _BACKWARD)
         return dx
 
     return y, back
 
 
-def _blame_input(place: Place, x: Array) -> NoReturn:
+def _blame_input(location: Location, x: Array) -> NoReturn:
     """x came in damaged: by the whole's own arithmetic, or from outside, for what other parts give is checked."""
-    maker = place.parent
-    if maker is None or place.chained:
-        found = f"the input of {_named(place)}: {_describe(x)}."
-        raise NotFiniteError("", place.kind, "forward", "input", _message(found, _GIVEN))
+    maker = location.parent
+    if maker is None or location.chained:
+        found = f"the input of {_named(location)}: {_describe(x)}."
+        raise NotFiniteError("", location.kind, "forward", "input", _message(found, _GIVEN))
     found = f"{_named(maker)} made it in its forward pass, between its parts, by its own arithmetic."
-    given = f"What it gave to {_named(place)}: {_describe(x)}. What itself was given, and its parts gave, is finite."
+    given = f"What it gave to {_named(location)}: {_describe(x)}. What itself was given, and its parts gave, is finite."
     facts = (given, f"Parameters: {_parameters(maker.layer)}.", _remedy(maker.layer, x))
     raise NotFiniteError(maker.name, maker.kind, "forward", "between parts", _message(found, *facts))
 
 
-def _blame_output(layer: Layer, place: Place, y: Array, seen: str) -> NoReturn:
-    _blame(layer, place, "forward", "output", f"y: {_describe(y)}.", seen, _remedy(layer, y))
+def _blame_output(layer: Layer, location: Location, y: Array, forward: str) -> NoReturn:
+    _blame(layer, location, "forward", "output", f"y: {_describe(y)}.", forward, _remedy(layer, y))
 
 
-def _blame_hidden(model: Layer, place: Place) -> None:
+def _blame_hidden(model: Layer, location: Location) -> None:
     """A parameter that was not read, or whose damage a comparison swallowed: NaN < 1 is false and not NaN."""
     for name, param in model.parameters().items():
         if _count_bad(param.data):
             owner, _, last = name.rpartition(".")
             found = f"the parameter {name}: {_describe(param.data)}."
             hidden = "The output is finite all the same: it was not read, or a comparison with it hid the NaN."
-            raise NotFiniteError(owner, place.kind, "forward", last, _message(found, hidden, _PARAMETERS))
+            raise NotFiniteError(owner, location.kind, "forward", last, _message(found, hidden, _PARAMETERS))
 
 
-def _blame_dy(place: Place, dy: Array) -> NoReturn:
-    """As `_blame_input`, on the way back."""
-    maker = place.parent
-    if maker is None or place.chained:
-        found = f"the gradient dy that was given to {_named(place)}: {_describe(dy)}."
-        raise NotFiniteError("", place.kind, "backward", "dy", _message(found, _LOSS))
+def _blame_dy(location: Location, dy: Array) -> NoReturn:
+    """As `_blame_input`, in the backward pass."""
+    maker = location.parent
+    if maker is None or location.chained:
+        found = f"the gradient dy that was given to {_named(location)}: {_describe(dy)}."
+        raise NotFiniteError("", location.kind, "backward", "dy", _message(found, _LOSS))
     found = f"{_named(maker)} made it in its backward pass, between its parts, by its own arithmetic."
-    given = f"What it gave to {_named(place)}: {_describe(dy)}. What came to itself, and from its parts, is finite."
+    given = f"What it gave to {_named(location)}: {_describe(dy)}. What came to itself, and from its parts, is finite."
     raise NotFiniteError(maker.name, maker.kind, "backward", "between parts", _message(found, given, _BACKWARD))
 
 
-def _blame(layer: Layer, place: Place, phase: str, where: str, bad: str, seen: str, remedy: str) -> NoReturn:
+def _blame(layer: Layer, location: Location, phase: str, where: str, bad: str, forward: str, remedy: str) -> NoReturn:
     line = formula(layer)
-    found = f"{_named(place)} made it in its {phase} pass{f', {line}' if line else ''}."
+    found = f"{_named(location)} made it in its {phase} pass{f', {line}' if line else ''}."
     raise NotFiniteError(
-        place.name, place.kind, phase, where, _message(found, bad, seen, f"Parameters: {_parameters(layer)}.", remedy)
+        location.name,
+        location.kind,
+        phase,
+        where,
+        _message(found, bad, forward, f"Parameters: {_parameters(layer)}.", remedy),
     )
 
 
@@ -166,8 +170,8 @@ def _remedy(layer: Layer, bad: Array) -> str:
     return _OVERFLOW if infinite else _NAN
 
 
-def _named(place: Place) -> str:
-    return f"{place.name} ({place.kind})" if place.name else f"the model ({place.kind})"
+def _named(location: Location) -> str:
+    return f"{location.name} ({location.kind})" if location.name else f"the model ({location.kind})"
 
 
 def _bad_gradients(layer: Layer) -> dict[str, str]:
@@ -194,8 +198,8 @@ def _describe(a: Array) -> str:
     nans = int(xp.isnan(a).sum())
     words = [f"{nans} NaN"] * bool(nans) + [f"{bad - nans} infinite"] * bool(bad - nans)
     first = int(xp.isfinite(a).ravel().argmin())
-    place = tuple(int(index) for index in np.unravel_index(first, a.shape))
-    return f"{tuple(a.shape)} has {' and '.join(words)} of {a.size} numbers, the first at {place}"
+    location = tuple(int(index) for index in np.unravel_index(first, a.shape))
+    return f"{tuple(a.shape)} has {' and '.join(words)} of {a.size} numbers, the first at {location}"
 
 
 def _count_bad(a: Array) -> int:

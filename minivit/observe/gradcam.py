@@ -50,7 +50,7 @@ def grad_cam(model: Model, images: Array, classes: Any = None, block: int = -1) 
         )
     tokens = images
     for _, layer, _ in layers[: places[block]]:
-        tokens = layer(tokens)[0]  # its way back is dropped at once
+        tokens = layer(tokens)[0]  # its back is dropped at once
     logits, backs = tokens, list[Back]()
     for _, layer, _ in layers[places[block] :]:
         logits, back = layer(logits)

@@ -1,7 +1,7 @@
 """A copy of a model in which every part reports its calls, on the one protocol that all parts share.
 
-Whoever watches is handed each call of each part and returns `y, back` in its place, so it can look at x, y, dy and dx;
-the layers know nothing of it.
+The observer is given each call of each part and returns its `y, back`, so it can read x, y, dy and dx. The layers know
+nothing of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Run = Callable[[], tuple[Array, Back]]  # the call itself, as if nobody watched
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where in a model a part stands.
 
     Attributes:
@@ -36,21 +36,21 @@ class Place:
     kind: str
     layer: Layer
     depth: int = 0
-    parent: Place | None = None
+    parent: Location | None = None
     chained: bool = False
 
 
-Watcher = Callable[[Layer, Place, Run, Array], tuple[Array, Back]]
+Watcher = Callable[[Layer, Location, Run, Array], tuple[Array, Back]]
 
 
 def watched(model: Layer, watcher: Watcher) -> Layer:
-    """A model with the same Params in which each call of each part becomes `watcher(part, place, run, x)`.
+    """A model with the same Params in which each call of each part becomes `watcher(part, location, run, x)`.
 
     The watcher calls `run()` for the part's own `y, back`, and returns these or what it makes of them. The model that
     was given stays as it is. A part that is used at two places is one part here too, under its first name.
     """
     kind = kind_of(model)
-    return _copy(Place("", kind, kind, model), "", watcher, {})
+    return _copy(Location("", kind, kind, model), "", watcher, {})
 
 
 def kind_of(layer: Layer) -> str:
@@ -62,27 +62,27 @@ class _Watched(Layer):
     """Put in front of a layer's own class: calls go to the watcher, all else is the layer's."""
 
     _watcher: Watcher
-    _place: Place
+    _location: Location
 
     def __call__(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
         call = super().__call__  # the layer's own
-        return self._watcher(self, self._place, lambda: call(x, rng, **context), x)
+        return self._watcher(self, self._location, lambda: call(x, rng, **context), x)
 
 
-def _copy(place: Place, prefix: str, watcher: Watcher, done: dict[int, Layer]) -> Layer:
+def _copy(location: Location, prefix: str, watcher: Watcher, done: dict[int, Layer]) -> Layer:
     """A layer with the same Params and constants and with copies of its parts; `prefix` is that of its parameters."""
-    layer = place.layer
+    layer = location.layer
     if id(layer) in done:
         return done[id(layer)]
     twin = done[id(layer)] = copy.copy(layer)
     chained = isinstance(layer, Chain)
     for attribute, inner, part in _parts(layer):
-        inside = Place(prefix + attribute, attribute, kind_of(part), part, place.depth + 1, place, chained)
+        inside = Location(prefix + attribute, attribute, kind_of(part), part, location.depth + 1, location, chained)
         _put(twin, layer, attribute, _copy(inside, prefix + inner, watcher, done))
     # a class of its own, so that the twin is still an instance of the layer's class and has all that this has
     twin.__class__ = cast(Any, type(type(layer).__name__, (_Watched, type(layer)), {}))
     watching = cast(_Watched, twin)
-    watching._watcher, watching._place = watcher, place
+    watching._watcher, watching._location = watcher, location
     return twin
 
 

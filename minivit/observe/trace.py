@@ -1,4 +1,4 @@
-"""One step of training, part by part: shapes, sizes, gradients, and what each part keeps for its way back.
+"""One step of training, part by part: shapes, sizes, gradients, and what each part keeps for its backward pass.
 
 A replica of the model runs, watched; its numbers are those of an untraced run to the last bit, and the model that was
 given keeps its own gradients.
@@ -17,7 +17,7 @@ from minivit.device import array_module, to_numpy
 from minivit.nn import Chain, Layer
 from minivit.nn.kept_memory import Kept
 from minivit.observe.formulas import formula
-from minivit.observe.hooks import Place, Run, watched
+from minivit.observe.hooks import Location, Run, watched
 from minivit.protocol import Array, Back, once
 
 _WIDEST = 120  # characters of a table
@@ -184,10 +184,12 @@ class _Recorder:
         self.backs: list[tuple[Row, weakref.ref[Any]]] = []
         self.layers: list[tuple[Row, Layer]] = []
 
-    def __call__(self, layer: Layer, place: Place, run: Run, x: Array) -> tuple[Array, Back]:
-        row = self.frames[-1].row_of(place.name, place.kind)
+    def __call__(self, layer: Layer, location: Location, run: Run, x: Array) -> tuple[Array, Back]:
+        row = self.frames[-1].row_of(location.name, location.kind)
         if row is None:
-            row = Row(place.name, place.label, place.kind, formula(layer), place.depth, isinstance(layer, Chain))
+            row = Row(
+                location.name, location.label, location.kind, formula(layer), location.depth, isinstance(layer, Chain)
+            )
             self.layers.append((row, layer))
         return self.record(row, x, run)
 
@@ -282,7 +284,7 @@ def _table(head: tuple[str, ...], lines: list[tuple[str, ...]], left: tuple[int,
 
     def joined(line: tuple[str, ...]) -> str:
         places = enumerate(zip(line, widths))
-        cells = [cell.ljust(width) if place in left else cell.rjust(width) for place, (cell, width) in places]
+        cells = [cell.ljust(width) if location in left else cell.rjust(width) for location, (cell, width) in places]
         return "  ".join(cells).rstrip()
 
     text = [joined(line) for line in [head, *lines]]

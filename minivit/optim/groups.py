@@ -14,7 +14,7 @@ from minivit.nn import Block, Recompute
 from minivit.nn.layer import Chain, Layer
 from minivit.optim.optimizers import Params
 
-# Parameters that weight decay would hurt: they are not weights of a product but places, offsets and gains.
+# Parameters that weight decay would hurt: they are not weights of a product but positions, offsets and gains.
 _UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
 
 
@@ -87,7 +87,7 @@ def matching(params: Collection[str], patterns: Iterable[str]) -> set[str]:
 
 def _near(params: Collection[str], pattern: str) -> str:
     """Names and groups (`blocks.0.*`) that look like a pattern."""
-    groups = {name[: place + 1] + "*" for name in params for place, letter in enumerate(name) if letter == "."}
+    groups = {name[: index + 1] + "*" for name in params for index, letter in enumerate(name) if letter == "."}
     near = difflib.get_close_matches(pattern, [*sorted(groups), *params], n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"

@@ -254,7 +254,7 @@ class AdamW(Optimizer):
         return pieces
 
     def _update(self, piece: _Piece) -> None:
-        xp, place = array_module(self.first), slice(piece.start, piece.stop)
+        xp, span = array_module(self.first), slice(piece.start, piece.stop)
         data, grad, decay = (list(column) for column in zip(*piece.parts))
         gathered = xp.concatenate(data) if len(data) > 1 else data[0]
         decays: Any = decay[0]
@@ -263,8 +263,8 @@ class AdamW(Optimizer):
         update(
             gathered,
             xp.concatenate(grad) if len(grad) > 1 else grad[0],
-            self.first[place],
-            self.second[place],
+            self.first[span],
+            self.second[span],
             lr=piece.lr,
             weight_decay=decays,
             betas=self.betas,

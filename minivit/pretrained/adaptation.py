@@ -1,6 +1,6 @@
 """Making arrays fit a model that is not quite the one they were trained in: other classes, sizes, windows, channels.
 
-Everything here happens to arrays under our names, before they are loaded; what was changed is said in words.
+Everything here happens to arrays under our names, before they are loaded; what was changed is listed in words.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ def fit(
     """
     params, anew = model.parameters(), model.num_classes != stored.get("num_classes")
     first = next((name for name in _FIRST if name in params), None)
-    fitted, said = dict(arrays), list[str]()
+    fitted, changes = dict(arrays), list[str]()
     for name in [name for name in fitted if name in params and fitted[name].shape != params[name].shape]:
         array, shape = fitted[name], params[name].shape
         if name.startswith(HEADS) and anew and array.ndim == len(shape):
             fitted[name] = np.zeros(shape, array.dtype)
-            said.append(f"{name}: {len(array)} classes in the file, {shape[0]} in the model: starts at 0")
+            changes.append(f"{name}: {len(array)} classes in the file, {shape[0]} in the model: starts at 0")
         elif name in ("pos_embed", "absolute_pos_embed") and array.shape[2] == shape[2]:
             fitted[name] = _positions(array, model.config, stored, shape[1], profile.positions)
-            said.append(f"{name}: resampled from {array.shape[1]} to {shape[1]} places")
+            changes.append(f"{name}: resampled from {array.shape[1]} to {shape[1]} places")
         elif name.endswith("relative_position_bias_table") and array.shape[1] == shape[1]:
             fitted[name] = _biases(array, shape, profile.biases)
-            said.append(f"{name}: resampled from {array.shape[0]} to {shape[0]} offsets")
+            changes.append(f"{name}: resampled from {array.shape[0]} to {shape[0]} offsets")
         elif name == first and array.shape[2:] == shape[2:] and array.shape[0] == shape[0]:
             fitted[name] = _channels(array, shape[1])
-            said.append(f"{name}: from {array.shape[1]} to {shape[1]} channels")
+            changes.append(f"{name}: from {array.shape[1]} to {shape[1]} channels")
     for name in [name for name in fitted if name.startswith("pre_logits.") and name not in params]:
         del fitted[name]
-        said.append(f"{name}: left out, the model has no layer before its head")
+        changes.append(f"{name}: left out, the model has no layer before its head")
     for name in [name for name in params if name.startswith(HEADS) and name not in fitted and anew]:
         fitted[name] = np.zeros(params[name].shape, params[name].data.dtype)
-        said.append(f"{name}: the file has no head: starts at 0")
-    return fitted, said
+        changes.append(f"{name}: the file has no head: starts at 0")
+    return fitted, changes
 
 
 def choose_classes(arrays: dict[str, Array], classes: Sequence[int]) -> dict[str, Array]:

@@ -21,14 +21,14 @@ Arguments = dict[str, Any]
 
 
 def arguments(
-    model: str, arrays: dict[str, Array], said: Arguments, buffers: dict[str, Array], image: Any = None
+    model: str, arrays: dict[str, Array], config: Arguments, buffers: dict[str, Array], image: Any = None
 ) -> Arguments:
     """The arguments of the class `model` that fit.
 
     Args:
         model: "ViT", "Swin" or "SwinV2".
         arrays: under our names.
-        said: the arguments that config.json beside the file gives; see `config_json.py`.
+        config: the arguments that config.json beside the file gives; see `config_json.py`.
         buffers: the tables that came with the file and are not learned, under our names.
         image: the size that was asked for, which decides where nothing else tells a grid that is not square.
 
@@ -40,21 +40,23 @@ def arguments(
     if empty:
         raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")
     try:
-        found = _vit(shapes, said, image) if model == "ViT" else _swin(model, shapes, said, buffers)
+        found = _vit(shapes, config, image) if model == "ViT" else _swin(model, shapes, config, buffers)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else f"an array of other axes ({error})"
         raise ValueError(f"{what}: check where it came from") from None
     found |= {"patch_norm": "patch_embed.norm.weight" in shapes}
-    return found | {name: said[name] for name in _TOLD if name in said and (model == "ViT" or name not in _OF_VIT)}
+    return found | {
+        name: config[name] for name in _FROM_CONFIG if name in config and (model == "ViT" or name not in _OF_VIT)
+    }
 
 
 _OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
 # options that leave no trace in the arrays, or less than config.json tells
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
-_TOLD = ("norm_eps", "gelu", *_OF_VIT, *_RATES)
+_FROM_CONFIG = ("norm_eps", "gelu", *_OF_VIT, *_RATES)
 
 
-def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
+def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
     dim, channels, height, width = shapes["patch_embed.proj.weight"]
     prefix = ("cls_token" in shapes) + ("dist_token" in shapes)
     head = shapes.get("head.weight")
@@ -77,15 +79,15 @@ def _vit(shapes: Shapes, said: Arguments, image: Any) -> Arguments:
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
     }
     if "pos_embed" in shapes:
-        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, said.get("img_size"), image)
-    elif "img_size" in said:
-        found["img_size"] = said["img_size"]
+        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, config.get("img_size"), image)
+    elif "img_size" in config:
+        found["img_size"] = config["img_size"]
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
         raise ValueError(
             "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
             "not: choose num_classes=0 for the features, or another file"
         )
-    heads = said.get("num_heads")
+    heads = config.get("num_heads")
     if isinstance(heads, tuple):
         raise ValueError(f"config.json says num_heads={heads!r:.60}, expected one number for a ViT")
     found["num_heads"] = heads or _vit_heads(found)
@@ -138,7 +140,7 @@ def _vit_heads(found: Arguments) -> int:
     return max(1, found["embed_dim"] // 64)  # the width of a head in every published ViT
 
 
-def _swin(model: str, shapes: Shapes, said: Arguments, buffers: dict[str, Array]) -> Arguments:
+def _swin(model: str, shapes: Shapes, config: Arguments, buffers: dict[str, Array]) -> Arguments:
     stages = _count(shapes, r"layers\.(\d+)\.")
     depths = tuple(_count(shapes, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
     dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
@@ -156,7 +158,7 @@ def _swin(model: str, shapes: Shapes, said: Arguments, buffers: dict[str, Array]
         "ape": "absolute_pos_embed" in shapes,
         "allow_odd_depths": any(depth % 2 for depth in depths),
     }
-    windows = [_window(shapes, buffers, stage, said) for stage in range(stages)]
+    windows = [_window(shapes, buffers, stage, config) for stage in range(stages)]
     if windows[0]:
         found["window_size"] = max((window for window in windows if window), key=lambda window: pair(window))
         # a window that shrank in the last stage is that stage's map; else each published model's last map is one window
@@ -164,16 +166,16 @@ def _swin(model: str, shapes: Shapes, said: Arguments, buffers: dict[str, Array]
         found["img_size"] = _masked_image(buffers, windows, patch) or _short(
             tuple(side * patch * 2 ** (stages - 1) for side in last)
         )
-    elif "window_size" in said:
-        found["window_size"] = said["window_size"]
+    elif "window_size" in config:
+        found["window_size"] = config["window_size"]
     if "absolute_pos_embed" in shapes:
-        found["img_size"] = _image(shapes["absolute_pos_embed"][1], found, said.get("img_size"))
-    elif "img_size" in said:
-        found["img_size"] = said["img_size"]
+        found["img_size"] = _image(shapes["absolute_pos_embed"][1], found, config.get("img_size"))
+    elif "img_size" in config:
+        found["img_size"] = config["img_size"]
     if model == "SwinV2":
         found["cpb_hidden"] = shapes[f"{first}.attn.cpb_mlp.0.weight"][0]
         trained = tuple(_trained_window(buffers, stage) for stage in range(stages))
-        found["pretrained_window_sizes"] = said.get("pretrained_window_sizes", trained)[:stages]
+        found["pretrained_window_sizes"] = config.get("pretrained_window_sizes", trained)[:stages]
     return found
 
 
@@ -183,14 +185,14 @@ def _swin_heads(shapes: Shapes, stage: int) -> int:
     return table[1] if table else shapes[f"{attention}.logit_scale"][0]
 
 
-def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, said: Arguments) -> Any:
+def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, config: Arguments) -> Any:
     """The window of a stage: a table has (2Mh-1)(2Mw-1) rows, an index (Mh Mw)^2; v2's MLP knows no window."""
     attention = f"layers.{stage}.blocks.0.attn"
     table = shapes.get(f"{attention}.relative_position_bias_table")
     if table:
-        rows, columns = (2 * side - 1 for side in pair(said.get("window_size", 0)))
+        rows, columns = (2 * side - 1 for side in pair(config.get("window_size", 0)))
         if rows * columns == table[0]:
-            return said["window_size"]
+            return config["window_size"]
         side = isqrt(table[0])
         if side * side != table[0]:
             raise ValueError(f"{attention} has a table of {table[0]} offsets, which is of no square window")
@@ -200,7 +202,7 @@ def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, said: Argumen
 
 
 def _masked_image(buffers: dict[str, Array], windows: list[Any], patch: int) -> int | None:
-    """The side of the image, told by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW."""
+    """The side of the image, found by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW."""
     for stage, window in enumerate(windows):
         mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
         if mask is not None and mask.ndim == 3 and isinstance(window, int):

@@ -13,12 +13,12 @@ import numpy as np
 
 from minivit.device import owner
 from minivit.io.safetensors import CheckpointError, save_arrays
-from minivit.io.torch_file.bounds import shown
+from minivit.io.torch_file.bounds import quoted
 from minivit.io.weights import read_weights
 from minivit.models import MODELS, configs
 from minivit.nn.layer import Layer
 from minivit.pretrained.plan import Plan, plan_of
-from minivit.pretrained.recognition import Recognized, identify, of_nobody
+from minivit.pretrained.recognition import Recognized, identify, unknown_names
 from minivit.protocol import Array
 
 StrPath = str | os.PathLike[str]
@@ -42,7 +42,7 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
         CheckpointError: if the file is unreadable or does not fit; nothing is then changed.
     """
     found = identify(read_weights(path))
-    if found.weights.arrays.keys() == model.state().keys():  # whoever wrote it, these are the model's own names
+    if found.weights.arrays.keys() == model.state().keys():  # these are the model's own names
         found = replace(found, arrays=found.weights.arrays, unknown=[])
     check_fit(model, found, found.arrays, strict)
     model.load_state_dict(found.arrays, strict)
@@ -100,14 +100,14 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
     odd = [name for name in common if arrays[name].dtype.kind not in "fiu"]
     faults = []
     if missing:
-        faults.append(f"{len(missing)} of {len(params)} parameters are missing, first {shown(missing[0])}")
+        faults.append(f"{len(missing)} of {len(params)} parameters are missing, first {quoted(missing[0])}")
     if unexpected:
-        faults.append(f"{len(unexpected)} names are not the model's, first {shown(unexpected[0])}")
+        faults.append(f"{len(unexpected)} names are not the model's, first {quoted(unexpected[0])}")
     if misshapen:
         name, more = misshapen[0], f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""
-        faults.append(f"{shown(name)}{more}: expected shape {params[name].shape}, the file has {arrays[name].shape}")
+        faults.append(f"{quoted(name)}{more}: expected shape {params[name].shape}, the file has {arrays[name].shape}")
     if odd:
-        faults.append(f"{shown(odd[0])} holds {arrays[odd[0]].dtype}, expected numbers")
+        faults.append(f"{quoted(odd[0])} holds {arrays[odd[0]].dtype}, expected numbers")
     if faults:
         cause = _cause(model, found)
         raise CheckpointError(f"{found.path} does not fit this {type(model).__name__}: {'; '.join(faults)}{cause}")
@@ -116,21 +116,21 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
 def _cause(model: Any, found: Recognized) -> str:
     """What the file is, where that is known, and by which arguments of the class it differs from the model."""
     if found.layout is None and found.weights.content.get("model") not in MODELS:
-        return "" if found.weights.content else f"; its names are {of_nobody()}"
+        return "" if found.weights.content else f"; its names are {unknown_names()}"
     try:
         plan = plan_of(found)
     except CheckpointError:
         return f" (it is a {found.model} of {found.source})"
-    said = f". This is a {found.source} checkpoint of a {plan.kind.__name__}{_name(plan)}"
+    cause = f". This is a {found.source} checkpoint of a {plan.kind.__name__}{_name(plan)}"
     if plan.kind is not type(model):
-        return f"{said}: load it with from_pretrained, or build that class"
+        return f"{cause}: load it with from_pretrained, or build that class"
     config = model.config
     differs = [
         f"{name}={plan.arguments[name]!r} in the file, {config[name]!r} in the model"
         for name in _SHAPES
         if name in plan.arguments and name in config and not _same(plan.arguments[name], config[name])
     ]
-    return f"{said}; {', '.join(differs)}" if differs else said
+    return f"{cause}; {', '.join(differs)}" if differs else cause
 
 
 # arguments that show in a model's arrays, those of the encoder first

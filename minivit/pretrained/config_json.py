@@ -104,13 +104,13 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
     kind = _MODEL_TYPES.get(config.get("model_type", ""), model) if "model_type" in config else model
     claims = {"embed_dim": "hidden_size", "depth": "num_hidden_layers"} if model == "ViT" else {"depths": "depths"}
     claims |= {} if model == "ViT" else {"embed_dim": "embed_dim"}
-    said = {ours: config[theirs] for ours, theirs in claims.items() if config.get(theirs) is not None}
-    said = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-    differs = [f"{name}={value!r:.60}" for name, value in said.items() if value != arguments.get(name)]
+    claimed = {ours: config[theirs] for ours, theirs in claims.items() if config.get(theirs) is not None}
+    claimed = {name: tuple(value) if isinstance(value, list) else value for name, value in claimed.items()}
+    differs = [f"{name}={value!r:.60}" for name, value in claimed.items() if value != arguments.get(name)]
     if kind != model:
         differs.append(f"model_type={config['model_type']!r:.60}")
     if differs:
-        has = ", ".join(f"{name}={arguments[name]!r}" for name in said if name in arguments)
+        has = ", ".join(f"{name}={arguments[name]!r}" for name in claimed if name in arguments)
         raise ValueError(
             f"config.json says {', '.join(differs)}, and the arrays make a {model} with {has or 'other names'}: it "
             "belongs to another file. Remove it, or fetch both again"

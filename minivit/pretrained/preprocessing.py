@@ -57,7 +57,7 @@ _TORCHVISION: dict[tuple[str, int, int, int], float] = {
 def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
     """How to prepare pictures for a model that `from_pretrained` built from a file.
 
-    In this order: preprocessor_config.json beside the file (Hugging Face's keys, whoever wrote it); config.json beside
+    In this order: preprocessor_config.json beside the file (Hugging Face's keys); config.json beside
     it (timm's `pretrained_cfg`); else the defaults of the source. A file that minivit wrote has none of its own: with
     one channel it is taken for a model of MNIST-like digits, light on dark, with `minivit.data.normalize`'s numbers;
     with three for one whose pixels were brought to -1 to 1.
@@ -103,35 +103,35 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
         ) from None
 
 
-def _huggingface(said: dict[str, Any]) -> dict[str, Any]:
+def _huggingface(config: dict[str, Any]) -> dict[str, Any]:
     """Settings from preprocessor_config.json, with the defaults of ViTImageProcessor and DeiTImageProcessor."""
-    kind = str(said.get("image_processor_type", said.get("feature_extractor_type", "")))
+    kind = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
     deit = kind.startswith("DeiT")
-    size = said.get("size", 256 if deit else 224)
+    size = config.get("size", 256 if deit else 224)
     squash = not (isinstance(size, dict) and "shortest_edge" in size)
     resized = _size(size)
-    kept = _size(said.get("crop_size", 224)) if said.get("do_center_crop", deit) else resized
-    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255
+    kept = _size(config.get("crop_size", 224)) if config.get("do_center_crop", deit) else resized
+    scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255
     # (scale x - mean)/std of x in [0, 1] is (x - mean/scale)/(std/scale)
-    mean, std = said.get("image_mean", _HALF["mean"]), said.get("image_std", _HALF["std"])
-    if not said.get("do_normalize", True):
+    mean, std = config.get("image_mean", _HALF["mean"]), config.get("image_std", _HALF["std"])
+    if not config.get("do_normalize", True):
         mean, std = (0.0,), (1.0,)
     numbers = {int(number): name for name, number in FILTERS.items()}
     return {
         "size": kept,
         "crop": kept[0] / resized[0],
-        "interpolation": numbers[said.get("resample", FILTERS["bicubic" if deit else "bilinear"])],
+        "interpolation": numbers[config.get("resample", FILTERS["bicubic" if deit else "bilinear"])],
         "mean": [number / scale for number in mean],
         "std": [number / scale for number in std],
         "squash": squash,
     }
 
 
-def _size(said: Any) -> Size:
+def _size(config: Any) -> Size:
     """A size as preprocessor_config.json gives it: a number, two, or a dict of sides."""
-    if isinstance(said, dict):
-        said = said["shortest_edge"] if "shortest_edge" in said else (said["height"], said["width"])
-    return pair(said)
+    if isinstance(config, dict):
+        config = config["shortest_edge"] if "shortest_edge" in config else (config["height"], config["width"])
+    return pair(config)
 
 
 def _timm(cfg: dict[str, Any]) -> dict[str, Any]:

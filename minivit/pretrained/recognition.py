@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import shown
+from minivit.io.torch_file.bounds import quoted
 from minivit.io.weights import Weights
 from minivit.models import MODELS
 from minivit.pretrained.layouts import BUFFERS, LAYOUTS, Layout
@@ -55,16 +55,16 @@ def recognize(weights: Weights) -> Recognized:
         return found
     if content:
         raise CheckpointError(f"{found.path} does not say which model it holds: build the model and use minivit.load")
-    names = ", ".join(map(shown, sorted(found.arrays)[:3]))
+    names = ", ".join(map(quoted, sorted(found.arrays)[:3]))
     raise CheckpointError(
-        f"{found.path} has {len(found.arrays)} arrays such as {names}, which are {of_nobody()}, "
+        f"{found.path} has {len(found.arrays)} arrays such as {names}, which are {unknown_names()}, "
         "so it does not say which model it holds: build the model and use minivit.load, or rename the "
         "arrays to timm's names, see docs/published_weights.md"
     )
 
 
-def of_nobody() -> str:
-    """What names are that no table knows."""
+def unknown_names() -> str:
+    """What to call names that are in no table."""
     return f"no ViT or Swin of a known source ({', '.join(sorted({layout.source for layout in LAYOUTS}))})"
 
 

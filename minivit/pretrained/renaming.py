@@ -116,7 +116,7 @@ class Rule:
 def translate(
     rules: Iterable[Rule], arrays: dict[str, Array], heads: Callable[[str], int], *, out: bool = False
 ) -> tuple[dict[str, Array], list[str]]:
-    """Arrays under their names -> arrays under ours; with `out`, the way back.
+    """Arrays under their names -> arrays under ours; with `out`, the other direction.
 
     Args:
         rules: the source's table.

@@ -64,7 +64,7 @@ def code_of(source: str) -> ast.Module:
     return ast.parse("\n".join(cell.text for cell in cells(source) if not cell.prose))
 
 
-def shown(source: str) -> list[tuple[str, str]]:
+def quoted(source: str) -> list[tuple[str, str]]:
     """(name, alternative text) of every picture; "" for a text that is not written out."""
     found = []
     for node in ast.walk(code_of(source)):
@@ -109,7 +109,7 @@ def faults(source: str, number: int, following: str | None) -> list[str]:
         f"lines of more than {LONGEST_LINE} characters": max(map(len, source.splitlines())) <= LONGEST_LINE,
     }
     found = [fault for fault, fine in checks.items() if not fine]
-    for name, alt in shown(source):
+    for name, alt in quoted(source):
         if not name.startswith(f"{number:02d}_"):
             found.append(f"the picture {name!r} must begin with the lesson's number")
         if len(alt) < SHORTEST_ALT:
@@ -177,7 +177,7 @@ def test_runs(lesson: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{lesson.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    names = [name for name, _ in shown(lesson.read_text(encoding="utf-8"))]
+    names = [name for name, _ in quoted(lesson.read_text(encoding="utf-8"))]
     assert len(set(names)) == len(names), f"{lesson.name}: two pictures have the same name: {names}"
     for name in names:
         picture = tmp_path / "runs" / "pictures" / f"{name}.png"
@@ -256,7 +256,7 @@ BAD = {
 def test_a_good_lesson_has_no_fault() -> None:
     assert faults(GOOD, 3, "04_more.py") == []
     assert faults(GOOD.replace("# Next: [more](04_more.py)", "#"), 3, None) == []  # the last lesson
-    assert links(GOOD) == ["04_more.py"] and [name for name, _ in shown(GOOD)] == ["03_x"]
+    assert links(GOOD) == ["04_more.py"] and [name for name, _ in quoted(GOOD)] == ["03_x"]
 
 
 @pytest.mark.parametrize("fault", BAD)

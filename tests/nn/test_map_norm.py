@@ -103,7 +103,7 @@ def check_one_update(layer: Any, *batches: Any) -> None:
     nn.update_statistics(layer)
     np.testing.assert_allclose(layer.running_mean.data, 0.1 * mean, rtol=1e-12)
     np.testing.assert_allclose(layer.running_var.data, 0.9 + 0.1 * variance, rtol=1e-12)
-    assert not layer.seen.any()
+    assert not layer.sums.any()
 
 
 def test_only_back_counts_and_only_the_update_changes_anything() -> None:
@@ -111,9 +111,9 @@ def test_only_back_counts_and_only_the_update_changes_anything() -> None:
     expected = layer(x)[0]
     layer(images(7), training())  # a forward pass that is thrown away
     layer(x)[1](x)  # inference, and its gradient
-    assert not layer.seen.any()
+    assert not layer.sums.any()
     _, back = layer(x, training())
-    assert not layer.seen.any()
+    assert not layer.sums.any()
     back(x)
     np.testing.assert_array_equal(layer(x)[0], expected)  # still the old statistics
     check_one_update(layer, x)
@@ -182,7 +182,7 @@ def test_an_update_never_falls_between_the_reading_and_the_writing_of_a_sum(monk
     with nn.map_norm._turn:
         thread.start()
         thread.join(0.05)
-        assert thread.is_alive() and not layer.seen.any()
+        assert thread.is_alive() and not layer.sums.any()
     thread.join()
     check_one_update(layer, x)
 
@@ -205,7 +205,7 @@ def test_a_copy_sees_for_itself_and_float32_statistics_keep_their_dtype() -> Non
     layer, x = nn.BatchNorm2d(3), images(dtype="float32")
     other = copy.deepcopy(layer)
     layer(x, training())[1](x)
-    assert not other.seen.any()
+    assert not other.sums.any()
     nn.update_statistics(layer)
     assert layer.running_mean.data.dtype == layer.running_var.data.dtype == np.float32
     np.testing.assert_allclose(layer.running_mean.data, 0.1 * seen_by(x)[0], rtol=1e-5)

@@ -51,12 +51,12 @@ def shown_at(doors: Iterable[str], names: Iterable[str], gaps: Gaps) -> Any:
     return pytest.mark.parametrize(("name", "door"), found)
 
 
-def shown(line: str) -> None:
+def quoted(line: str) -> None:
     """Where `from_pretrained` reports what it changed; nothing is printed."""
 
 
 def built(path: Path) -> Any:
-    return from_pretrained(path, report=shown)
+    return from_pretrained(path, report=quoted)
 
 
 def filled(path: Path) -> Any:

@@ -12,9 +12,9 @@ from minivit.sizes import Size
 def windows(x: Array, how: Slide, count: Size) -> Array:
     """(..., H, W), already padded -> (..., Kh, Kw, Oh, Ow): view[..., i, j, u, v] = x[..., s u + d i, s v + d j].
 
-    A view, because the address of an element is a sum of index times stride: a step from one place to the next is s
+    A view, because the address of an element is a sum of index times stride: a step from one position to the next is s
     rows, a step from one tap to the next d rows, and likewise columns. Windows overlap, so one number of x stands in
-    many places of the view. For one tap (i, j), all places are different numbers: there, `+=` is safe.
+    many positions of the view. For one tap (i, j), all positions are different numbers: there, `+=` is safe.
     """
     *lead, down, right = x.strides  # bytes from one element to the next
     taps = (how.dilation[0] * down, how.dilation[1] * right)

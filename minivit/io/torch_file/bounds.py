@@ -1,4 +1,4 @@
-"""Reading a stretch of a file that nobody vouches for: a claim is compared with what is there before it is believed.
+"""Reading an untrusted file within its bounds: what it claims is compared with what is there before it is used.
 
 Every fault is an Unreadable, which `torch_file.py` turns into the CheckpointError that names the file.
 """
@@ -22,7 +22,7 @@ def check(condition: Any, fault: str) -> None:
         raise Unreadable(fault)
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value from the file, fit for a message: short, printable, and never a container written out in full."""
     if isinstance(value, (str, bytes)):
         return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."

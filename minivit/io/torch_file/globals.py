@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check, shown
+from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check, quoted
 
 MAX_NDIM = 32  # NumPy 1 stops there
 _CODES = {f"{kind}{size}" for kind, sizes in {"b": "1", "i": "1248", "u": "1248", "f": "248"}.items() for size in sizes}
@@ -94,7 +94,7 @@ def check_keys(keys: Any) -> None:
     for key in keys:
         if not is_key(key):
             raise Unreadable(
-                f"has {shown(key)} as a key of a dict or in a set, where only text and common numbers may "
+                f"has {quoted(key)} as a key of a dict or in a set, where only text and common numbers may "
                 "stand: save the state dict alone"
             )
 
@@ -170,7 +170,7 @@ def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
 def _numpy_type(code: Any, *_: Any) -> NumpyType:
     check(type(code) is str, _damaged("NumPy dtype"))
     if code not in _CODES:
-        raise Unreadable(f"holds NumPy data of dtype {shown(code)}, and only numbers are read: save it without them")
+        raise Unreadable(f"holds NumPy data of dtype {quoted(code)}, and only numbers are read: save it without them")
     return NumpyType(code)
 
 
@@ -209,7 +209,7 @@ def check_shape(shape: Any, itemsize: int) -> None:
     """Raise Unreadable unless NumPy can represent an array of this shape."""
     check(type(shape) is tuple and len(shape) <= MAX_NDIM, _damaged("shape"))
     for dim in shape:
-        check(type(dim) is int and dim >= 0, f"holds a dimension of {shown(dim)}: {DAMAGED}")
+        check(type(dim) is int and dim >= 0, f"holds a dimension of {quoted(dim)}: {DAMAGED}")
     # a dimension of 0 must not hide others that NumPy could not represent
     nbytes = math.prod(max(dim, 1) for dim in shape) * itemsize
     check(nbytes < 1 << 62, f"holds an array too large for any computer: {DAMAGED}")

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, shown
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, quoted
 from minivit.io.torch_file.globals import Named, NumpyArray, NumpyType
 from minivit.io.torch_file.tensors import Storage, Tensor, storage_class, to_numbers
 from minivit.io.torch_file.unpickler import Unpickler
@@ -100,18 +100,18 @@ def _read_zip(file: BufferedReader, size: int) -> Any:
     if f"{root}/byteorder" in entries:
         place = entries[f"{root}/byteorder"]
         order = _content(file, place).tobytes() if place.size <= 6 else b""
-        check(order in (b"little", b"big"), f"has numbers of unknown byte order, {shown(order)}: fetch it again")
+        check(order in (b"little", b"big"), f"has numbers of unknown byte order, {quoted(order)}: fetch it again")
 
     storages: dict[str, Storage] = {}
 
     def persistent(identity: Any) -> Storage:
         storage = _named_storage(identity, storages)
         entry = entries.get(f"{root}/data/{storage.key}")
-        check(entry is not None, f"lacks the entry data/{shown(storage.key)[1:-1]}: it is truncated, fetch it again")
+        check(entry is not None, f"lacks the entry data/{quoted(storage.key)[1:-1]}: it is truncated, fetch it again")
         found = entry.size if entry else 0
         check(
             found == storage.nbytes,
-            f"claims {storage.nbytes} bytes for the storage {shown(storage.key)} and has {found}: fetch it again",
+            f"claims {storage.nbytes} bytes for the storage {quoted(storage.key)} and has {found}: fetch it again",
         )
         return storage
 
@@ -137,7 +137,7 @@ def _read_pickles(file: BufferedReader, size: int) -> Any:
         return _Finish(lambda storage: None).value(first)
     check(first == MAGIC, f"begins with the number {first:#x}, expected {MAGIC:#x}: it is no PyTorch file or damaged")
     version = Unpickler(source, _nothing_outside).load()
-    check(type(version) is int and version == PROTOCOL, f"has protocol {shown(version)}, expected {PROTOCOL}")
+    check(type(version) is int and version == PROTOCOL, f"has protocol {quoted(version)}, expected {PROTOCOL}")
     Unpickler(source, _nothing_outside).load()  # the machine that wrote it; the storages are little-endian on any
     result = Unpickler(source, lambda identity: _named_storage(identity, storages)).load()
     keys = Unpickler(source, _nothing_outside).load()
@@ -157,7 +157,7 @@ def _place(source: Source, storage: Storage) -> Entry:
     (count,) = struct.unpack("<q", source.take(8))
     check(
         count == storage.count,
-        f"has {count} items in the storage {shown(storage.key)}, expected {storage.count}: {DAMAGED}",
+        f"has {count} items in the storage {quoted(storage.key)}, expected {storage.count}: {DAMAGED}",
     )
     start = source.position
     source.skip(storage.nbytes)
@@ -173,7 +173,7 @@ def _named_storage(identity: Any, storages: dict[str, Storage]) -> Storage:
     fits = type(identity) is tuple and (len(identity) == 5 or (len(identity) == 6 and identity[5] is None))
     check(
         fits and type(identity[0]) is str and identity[0] == "storage",
-        f"names {shown(identity)} as a storage: {DAMAGED}",
+        f"names {quoted(identity)} as a storage: {DAMAGED}",
     )
     _, cls, key, _, count = identity[:5]
     dtype = storage_class(cls)
@@ -182,7 +182,7 @@ def _named_storage(identity: Any, storages: dict[str, Storage]) -> Storage:
     storage = storages.setdefault(key, Storage(key, dtype or "", count))
     check(
         (storage.stored_as, storage.count) == (dtype, count),
-        f"gives two dtypes or sizes for the storage {shown(key)}: {DAMAGED}",
+        f"gives two dtypes or sizes for the storage {quoted(key)}: {DAMAGED}",
     )
     return storage
 
@@ -204,7 +204,7 @@ class _Finish:
     """Puts arrays in the places of tensors, and plain data in those of the other placeholders.
 
     Pickles may name one object in many places: a list that holds the same list twice, which does the same, 60 levels
-    deep, is a few hundred bytes of file and of memory, but would keep whoever walks through it busy for ever.
+    deep, is a few hundred bytes of file and of memory, but would never end for a reader that walks through it.
     """
 
     def __init__(self, read: Callable[[Storage], Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check, shown
+from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check, quoted
 from minivit.io.torch_file.globals import Named, check_shape
 
 # names in PyTorch, and in NumPy; bfloat16, which NumPy lacks, is stored as the upper half of a float32
@@ -64,7 +64,7 @@ class Storage:
         """Fix the dtype; a storage of two dtypes would be converted, and held in memory, once for each."""
         check(
             self.dtype in ("", dtype),
-            f"has tensors of both {self.dtype} and {dtype} over the storage {shown(self.key)}: save them apart",
+            f"has tensors of both {self.dtype} and {dtype} over the storage {quoted(self.key)}: save them apart",
         )
         self.dtype = dtype
 
@@ -85,7 +85,7 @@ class Tensor:
     __slots__ = ("offset", "size", "storage", "stride")
 
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: str = "") -> None:
-        check(isinstance(storage, Storage), f"builds a tensor over {shown(storage)}: {DAMAGED}")
+        check(isinstance(storage, Storage), f"builds a tensor over {quoted(storage)}: {DAMAGED}")
         storage.take_dtype(dtype or storage.dtype or "uint8")
         itemsize = np.dtype(DTYPES[storage.dtype]).itemsize
         check_shape(size, itemsize)
@@ -96,7 +96,7 @@ class Tensor:
         last = offset + sum((dim - 1) * step for dim, step in zip(size, stride))
         if count and last >= storage.numel:
             raise Unreadable(
-                f"holds a tensor that reaches item {shown(last)} of the storage {shown(storage.key)}, which has "
+                f"holds a tensor that reaches item {quoted(last)} of the storage {quoted(storage.key)}, which has "
                 f"{storage.numel}: {DAMAGED}"
             )
         if count > storage.numel and count * itemsize > MAX_EXPANDED:
@@ -158,7 +158,7 @@ def _v3(
 
 
 def _parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
-    check(isinstance(data, Tensor), f"builds a parameter of {shown(data)}: {DAMAGED}")
+    check(isinstance(data, Tensor), f"builds a parameter of {quoted(data)}: {DAMAGED}")
     return data
 
 

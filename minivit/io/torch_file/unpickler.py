@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from minivit.io.torch_file.bounds import DAMAGED, Source, Unreadable, check, shown
+from minivit.io.torch_file.bounds import DAMAGED, Source, Unreadable, check, quoted
 from minivit.io.torch_file.globals import PLAIN, Attributes, Named, NumpyArray, NumpyType, check_keys
 from minivit.io.torch_file.tensors import TORCH
 
@@ -187,7 +187,7 @@ class Unpickler:
 
     def _stack_global(self, code: bytes) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        check(type(name) is str and type(module) is str, f"asks for {shown(name)} as a class: {DAMAGED}")
+        check(type(name) is str and type(module) is str, f"asks for {quoted(name)} as a class: {DAMAGED}")
         self._stack.append(_find(module, name))
 
     def _inst(self, code: bytes) -> None:
@@ -198,7 +198,7 @@ class Unpickler:
         args, function = self._stack.pop(), self._stack.pop()
         check(type(args) is tuple and len(args) <= MAX_ARGUMENTS, f"calls something with no arguments: {DAMAGED}")
         if not isinstance(function, Named) or function.make is None:
-            what = function.name if isinstance(function, Named) else shown(function)
+            what = function.name if isinstance(function, Named) else quoted(function)
             raise Unreadable(f"calls {what}, which is no function: it was refused. {_REMEDY}")
         self._copy(*args)
         self._stack.append(function.make(*args))
@@ -206,7 +206,7 @@ class Unpickler:
     def _new_object(self, code: bytes) -> None:
         args, cls = self._stack.pop(), self._stack.pop()
         if not isinstance(cls, Named) or cls.new is None or type(args) is not tuple or args:
-            what = cls.name if isinstance(cls, Named) else shown(cls)
+            what = cls.name if isinstance(cls, Named) else quoted(cls)
             raise Unreadable(f"makes an instance of {what}: it was refused. {_REMEDY}")
         self._stack.append(cls.new())
 
@@ -216,7 +216,7 @@ class Unpickler:
         if type(target) is dict:
             return  # attributes of a dict: the versions in `_metadata`, or whether a CfgNode is frozen
         if not isinstance(target, (Attributes, NumpyType, NumpyArray)):
-            raise Unreadable(f"sets attributes of {shown(target)}: it was refused. {_REMEDY}")
+            raise Unreadable(f"sets attributes of {quoted(target)}: it was refused. {_REMEDY}")
         self._copy(state, *(state if type(state) is tuple and len(state) <= MAX_ARGUMENTS else ()))
         target.build(state)
 
@@ -240,12 +240,12 @@ class Unpickler:
 
     def _top(self, kind: type) -> Any:
         target = self._stack[-1]
-        check(type(target) is kind, f"adds to {shown(target)} as if it were a {kind.__name__}: {DAMAGED}")
+        check(type(target) is kind, f"adds to {quoted(target)} as if it were a {kind.__name__}: {DAMAGED}")
         return target
 
     def _set_all(self, items: list[Any]) -> None:
         target = self._stack[-1]
-        check(type(target) in (dict, Attributes), f"adds to {shown(target)} as if it were a dict: {DAMAGED}")
+        check(type(target) in (dict, Attributes), f"adds to {quoted(target)} as if it were a dict: {DAMAGED}")
         check(len(items) % 2 == 0, f"holds a key without a value: {DAMAGED}")
         check_keys(items[::2])
         target.update(zip(items[::2], items[1::2]))
@@ -273,7 +273,7 @@ def _find(module: str, name: str) -> Named:
     found = ADMITTED.get(_NAMES.get(f"{module}.{name}", f"{module}.{name}"))
     if found is None:
         raise Unreadable(
-            f"asks for {shown(f'{module}.{name}')[1:-1]}, which is neither a tensor nor plain data: the file was "
+            f"asks for {quoted(f'{module}.{name}')[1:-1]}, which is neither a tensor nor plain data: the file was "
             f"refused, and nothing in it was run. {_REMEDY}"
         )
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO, NamedTuple
 
-from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, shown
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, quoted
 
 MAX_ENTRIES = 100_000  # PyTorch writes one for each storage; the largest published ViT has 1,500
 MAX_PATH = 512  # bytes of an entry's name; PyTorch's are the file's name and `/data/123`
@@ -38,7 +38,7 @@ def find_entries(file: BinaryIO, size: int) -> dict[str, Entry]:
     check(directory.left == 0, f"has {directory.left} bytes more in its zip directory than its entries: {DAMAGED}")
     entries: dict[str, Entry] = {}
     for (offset, name, flags, nbytes, crc), following in zip(headers, [*(header[0] for header in headers[1:]), end]):
-        check(name not in entries, f"has two entries named {shown(name)}: {DAMAGED}")
+        check(name not in entries, f"has two entries named {quoted(name)}: {DAMAGED}")
         start = _content(file, offset, following, name, flags, nbytes)
         entries[name] = Entry(start, nbytes, crc)
     return entries
@@ -92,14 +92,14 @@ def _header(directory: Source, end: int) -> tuple[int, str, int, int, int]:
     directory.take(comment)
     if _FULL in (packed, nbytes, offset):
         nbytes, packed, offset = _sizes64(extra, nbytes, packed, offset)
-    check(not flags & 0x2041, f"has an encrypted entry, {shown(name)}: PyTorch writes none, save it without a password")
+    check(not flags & 0x2041, f"has an encrypted entry, {quoted(name)}: save it without a password")
     if method:
         raise Unreadable(
-            f"has a compressed entry, {shown(name)}, and PyTorch stores them as they are: it was unpacked and packed "
+            f"has a compressed entry, {quoted(name)}, and PyTorch stores them as they are: it was unpacked and packed "
             "again, or is no PyTorch file. Fetch it again"
         )
     fits = packed == nbytes and offset + _LOCAL.size + length + nbytes <= end
-    check(fits, f"claims {nbytes} bytes for its entry {shown(name)}, more than there are: {DAMAGED}")
+    check(fits, f"claims {nbytes} bytes for its entry {quoted(name)}, more than there are: {DAMAGED}")
     return offset, name, flags, nbytes, crc
 
 
@@ -124,20 +124,20 @@ def _checked(raw: bytes) -> str:
         raise Unreadable(f"has an entry whose name is no text: {DAMAGED}") from None
     parts = name.removesuffix("/").split("/")
     good = name.isprintable() and not any(part in ("", ".", "..") for part in parts)
-    check(good and "\\" not in name and parts[0][1:] != ":", f"has an entry named {shown(name)}: {REFUSED}")
+    check(good and "\\" not in name and parts[0][1:] != ":", f"has an entry named {quoted(name)}: {REFUSED}")
     return name
 
 
 def _content(file: BinaryIO, offset: int, following: int, name: str, flags: int, nbytes: int) -> int:
     """Where an entry's content starts; its own header must say the same as the directory."""
     fits = following - offset - _LOCAL.size - len(name.encode())
-    check(fits >= 0, f"has entries that overlap, {shown(name)} among them: {DAMAGED}")
+    check(fits >= 0, f"has entries that overlap, {quoted(name)} among them: {DAMAGED}")
     header = Source(file, offset, following - offset)
     mark, _, own_flags, method, _, _, _, packed, own_bytes, length, more = _LOCAL.unpack(header.take(_LOCAL.size))
     same = mark == b"PK\3\4" and own_flags == flags and method == 0 and header.take(length) == name.encode()
     if not flags & 8:  # otherwise the sizes stand behind the content
         same = same and (packed, own_bytes) in ((nbytes, nbytes), (_FULL, _FULL))
-    check(same, f"says of its entry {shown(name)} one thing in the zip directory and another before it: {DAMAGED}")
+    check(same, f"says of its entry {quoted(name)} one thing in the zip directory and another before it: {DAMAGED}")
     header.take(more)
-    check(header.left >= nbytes, f"has entries that overlap, {shown(name)} among them: {DAMAGED}")
+    check(header.left >= nbytes, f"has entries that overlap, {quoted(name)} among them: {DAMAGED}")
     return header.position
