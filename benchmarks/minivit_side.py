@@ -11,8 +11,7 @@ import numpy as np
 from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
 from threadpoolctl import threadpool_info
 
-from minivit import functional as F
-from minivit import models, nn
+from minivit import functional as F, models, nn
 from minivit.optim import AdamW, no_decay
 from minivit.parallel import DataParallel
 

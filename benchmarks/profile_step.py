@@ -42,8 +42,7 @@ from minivit_side import MinivitSide
 from products import Product, alone, holding, prepare, recording, spread
 from roofline import columns
 
-from minivit import functional as F
-from minivit import nn, optim
+from minivit import functional as F, nn, optim
 from minivit.fast.blas import limit_threads
 from minivit.nn.layer import Layer
 from minivit.optim import optimizers

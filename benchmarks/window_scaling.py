@@ -19,8 +19,7 @@ import numpy as np
 import scaling
 from scaling import Growth
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast.blas import limit_threads
 from minivit.fast.memory import keep_freed_memory
 

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import minivit
-from minivit import data, nn, optim
-from minivit import functional as F
+from minivit import data, functional as F, nn, optim
 from minivit.models import Model
 from minivit.protocol import Array, once
 from minivit.sizes import pair

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minivit import explain
-from minivit import functional as F
+from minivit import explain, functional as F
 from minivit.data import read_image
 from minivit.data.labels import labels_beside, read_labels
 from minivit.device import to_device, to_numpy

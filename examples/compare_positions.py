@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 import minivit
-from minivit import data, optim
-from minivit import functional as F
+from minivit import data, functional as F, optim
 from minivit.io.atomic import write_atomically
 from minivit.parallel import DataParallel
 from minivit.protocol import Array

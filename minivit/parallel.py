@@ -19,7 +19,7 @@ from minivit.fast.memory import keep_freed_memory
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer
-from minivit.protocol import Array
+from minivit.protocol import Array, Rng
 from minivit.random import split_generator
 
 Loss = Callable[..., Any]
@@ -70,7 +70,7 @@ class DataParallel:
         self._make_replicas(self.shards or self.threads)
 
     def loss_and_grad(
-        self, images: Array, labels: Array, rng: Any = None, *, dloss: float = 1.0, **loss_options: Any
+        self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
     ) -> float:
         """The mean loss over the whole batch; adds dloss * its gradient to the model's `.grad`.
 

@@ -19,6 +19,7 @@ import numpy as np
 
 # to a type checker an array is NumPy's; CuPy's has the same methods, and what differs is in device.py
 Array: TypeAlias = np.ndarray[Any, Any]
+Rng: TypeAlias = np.random.Generator | None  # a generator (training) or None (inference)
 Back: TypeAlias = Callable[..., Any]  # dy -> dx, or a tuple of gradients in the order of the arguments
 
 
@@ -82,7 +83,7 @@ class once:  # lower case: it is read as the decorator `@once`
         return [cell.cell_contents for cell in cells]
 
 
-def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Any = None) -> tuple[Array, Back]:
+def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Rng = None) -> tuple[Array, Back]:
     """y = f_n(... f_1(x)), and the chain rule: their backs one after the other, the last one first.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minivit.device import array_module
-from minivit.protocol import Array
+from minivit.protocol import Array, Rng
 
 
 class _Unset:
@@ -37,7 +37,7 @@ def as_generator(seed: Any) -> Any:
     return np.random.default_rng(seed)
 
 
-def split_generator(rng: Any, count: int) -> list[Any]:
+def split_generator(rng: Rng, count: int) -> list[Any]:
     """`count` independent generators: one number drawn from `rng`, then one seed for each (draw, index)."""
     if rng is None:
         return [None] * count
@@ -45,12 +45,12 @@ def split_generator(rng: Any, count: int) -> list[Any]:
     return [np.random.default_rng((draw, index)) for index in range(count)]
 
 
-def copy_generator(rng: Any) -> Any:
+def copy_generator(rng: Rng) -> Rng:
     """A generator in the same state: it will draw the same numbers again (a replay). None stays None."""
     return copy.deepcopy(rng)
 
 
-def keep_mask(rng: Any, keep: float, shape: tuple[int, ...], like: Array) -> Array:
+def keep_mask(rng: np.random.Generator, keep: float, shape: tuple[int, ...], like: Array) -> Array:
     """Independent draws that are True with probability `keep`, as a boolean array on the device of `like`."""
     draws = rng.random(shape, dtype=np.float32)
     return array_module(like).asarray(draws) < np.float32(keep)

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.device import array_module
 from minivit.fast.blocks import attention_in_blocks
-from minivit.fast.numpy import activation as numpy_activation
-from minivit.fast.numpy import attention as numpy_attention
+from minivit.fast.numpy import activation as numpy_activation, attention as numpy_attention
 from minivit.models import Swin, SwinV2, ViT
 from minivit.protocol import once
 

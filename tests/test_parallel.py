@@ -14,8 +14,7 @@ import pytest
 import threadpoolctl
 
 import minivit
-from minivit import functional as F
-from minivit import nn, parallel
+from minivit import functional as F, nn, parallel
 from minivit.fast.threads import usable_cores
 from minivit.nn.counting import cost
 from minivit.parallel import DataParallel

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 import minivit
-from minivit import data, nn, optim
-from minivit import functional as F
+from minivit import data, functional as F, nn, optim
 from minivit.io.torch_file import read_torch_file
 from minivit.sizes import pair
 

@@ -14,8 +14,7 @@ import os
 import numpy as np
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.draw import figures
 from minivit.protocol import once
 

@@ -15,8 +15,7 @@ import time
 import numpy as np
 
 import minivit
-from minivit import functional as F
-from minivit import nn, optim
+from minivit import functional as F, nn, optim
 from minivit.draw import figures
 from minivit.nn import Parameter
 from minivit.protocol import once

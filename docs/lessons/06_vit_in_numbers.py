@@ -15,8 +15,7 @@ import time
 import numpy as np
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.draw import figures
 
 # %% [markdown]

@@ -18,8 +18,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 import minivit
-from minivit import explain, nn
-from minivit import functional as F
+from minivit import explain, functional as F, nn
 from minivit.draw import figures
 from minivit.draw.windows import draw_masks, draw_moves
 

@@ -17,10 +17,8 @@ import time
 import numpy as np
 
 import minivit
-from minivit import data, explain
-from minivit import functional as F
-from minivit.draw import figures
-from minivit.draw import trace as trace_pictures
+from minivit import data, explain, functional as F
+from minivit.draw import figures, trace as trace_pictures
 from minivit.nn.kept_memory import Kept
 from minivit.protocol import compose, once
 

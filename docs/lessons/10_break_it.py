@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import minivit
-from minivit import data, nn
-from minivit import functional as F
+from minivit import data, functional as F, nn
 from minivit.draw import figures
 
 SHORT = os.environ.get("MINIVIT_LESSONS") == "short"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minivit.device import array_module
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 from minivit.random import copy_generator
 
 FEW_KEYS = 4  # times the head size: so many weights take as much memory as q, k, v and y together
@@ -34,7 +34,7 @@ def attention_in_blocks(
     *,
     block: int,
     reuse: bool = False,
-    rng: Any = None,
+    rng: Rng = None,
     **options: Any,
 ) -> tuple[Array, Back]:
     """`attend`, a scaled_dot_product_attention, on some queries after the others.
@@ -50,7 +50,7 @@ def attention_in_blocks(
     parts = [slice(start, min(start + block, queries)) for start in range(0, max(1, queries), block)]
     replay = copy_generator(rng)  # the weights dropped now are dropped again in the backward pass
 
-    def run(part: slice, rng: Any, **known: Any) -> tuple[Array, Back]:
+    def run(part: slice, rng: Rng, **known: Any) -> tuple[Array, Back]:
         return attend(q[..., part, :], k, v, _queries(mask, part), _queries(bias, part), rng=rng, **options, **known)
 
     outputs = [run(part, rng)[0] for part in parts]

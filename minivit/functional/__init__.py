@@ -15,44 +15,18 @@ always the formula; `with minivit.plain():` runs everything by formulas.
 from minivit.fast.dispatch import accelerated
 from minivit.functional import (
     activation as _activation,
-)
-from minivit.functional import (
     attention as _attention,
-)
-from minivit.functional import (
     batch_norm as _batch_norm,
-)
-from minivit.functional import (
     convolution as _convolution,
-)
-from minivit.functional import (
     dropout as _dropout,
-)
-from minivit.functional import (
     linear as _linear,
-)
-from minivit.functional import (
     loss as _loss,
-)
-from minivit.functional import (
     norm as _norm,
-)
-from minivit.functional import (
     patches as _patches,
-)
-from minivit.functional import (
     permutations as _permutations,
-)
-from minivit.functional import (
     pooling as _pooling,
-)
-from minivit.functional import (
     position_bias as _position_bias,
-)
-from minivit.functional import (
     resize as _resize,
-)
-from minivit.functional import (
     windows as _windows,
 )
 from minivit.functional.batch_norm import batch_statistics

@@ -13,7 +13,7 @@ from minivit.functional.activation import softmax
 from minivit.functional.dropout import dropout
 from minivit.functional.norm import normalize
 from minivit.functional.permutations import merge_heads, split_qkv
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 
 
 def scaled_dot_product_attention(
@@ -26,7 +26,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     mask_value: float = -inf,
     dropout_rate: float = 0.0,
-    rng: Any = None,
+    rng: Rng = None,
 ) -> tuple[Array, Back]:
     """y = softmax(scale q k^T + bias) v.
 
@@ -98,7 +98,7 @@ def self_attention(
     *,
     mask_value: float = -inf,
     dropout_rate: float = 0.0,
-    rng: Any = None,
+    rng: Rng = None,
 ) -> tuple[Array, Back]:
     """Several attentions side by side, each over its own d of the channels, from the fused projection of the tokens.
 
@@ -151,7 +151,7 @@ def cosine_attention(
     *,
     mask_value: float = -inf,
     dropout_rate: float = 0.0,
-    rng: Any = None,
+    rng: Rng = None,
 ) -> tuple[Array, Back]:
     """y = softmax(cos(q, k) exp(min(logit_scale, log 100)) + bias) v: the lengths of q and k have no effect.
 

@@ -6,13 +6,11 @@ correction. Without a generator (`rng=None`) both are the identity, and return t
 
 from __future__ import annotations
 
-from typing import Any
-
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 from minivit.random import keep_mask
 
 
-def dropout(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
+def dropout(x: Array, rate: float, rng: Rng = None) -> tuple[Array, Back]:
     """y = x * m, each element of m being 0 with probability `rate`, else 1/(1 - rate).
 
     Args:
@@ -31,11 +29,11 @@ def dropout(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
     return _times(x, dropout_factor(rng, rate, x.shape, x))
 
 
-def check_dropout(x: Array, rate: float, rng: Any = None) -> None:
+def check_dropout(x: Array, rate: float, rng: Rng = None) -> None:
     check_rate("dropout", rate)
 
 
-def drop_path(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
+def drop_path(x: Array, rate: float, rng: Rng = None) -> tuple[Array, Back]:
     """y = x * m with one m for each sample: stochastic depth (Huang et al. 2016), scaled as in timm.
 
     Args:
@@ -52,7 +50,7 @@ def drop_path(x: Array, rate: float, rng: Any = None) -> tuple[Array, Back]:
     return _times(x, dropout_factor(rng, rate, (len(x),) + (1,) * (x.ndim - 1), x))  # m (B, 1, ...)
 
 
-def check_drop_path(x: Array, rate: float, rng: Any = None) -> None:
+def check_drop_path(x: Array, rate: float, rng: Rng = None) -> None:
     check_rate("drop_path", rate)
 
 
@@ -62,7 +60,7 @@ def check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name} rate must lie in [0, 1), got {rate}")
 
 
-def dropout_factor(rng: Any, rate: float, shape: tuple[int, ...], like: Array) -> Array | None:
+def dropout_factor(rng: Rng, rate: float, shape: tuple[int, ...], like: Array) -> Array | None:
     """m, on the device and in the dtype of `like`; None where nothing is dropped."""
     if rng is None or rate == 0:
         return None

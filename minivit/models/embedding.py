@@ -15,7 +15,7 @@ from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import Layer, Parameter, PatchEmbed
 from minivit.nn.init import normal
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 
 
 class Tokens(Layer):
@@ -43,7 +43,7 @@ class Tokens(Layer):
         drop: float,
         dynamic: bool,
         dtype: Any,
-        rng: Any,
+        rng: Rng,
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
         self.image, self.grid, self.dynamic = image, grid, dynamic
@@ -59,7 +59,7 @@ class Tokens(Layer):
         """The tokens in front of the patches, (1, 1, D) each."""
         return [token for token in (self.cls_token, self.dist_token) if token is not None]
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         grid, prefix, xp = self._grid_of(x), self.prefix, array_module(x)
         patches, back_patches = self.patch_embed(x)  # (B, N, D)
         batch, _, dim = patches.shape
@@ -119,7 +119,7 @@ class MapTokens(Layer):
         self.positions = positions
         self.patch_embed = patch_embed
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         if x.ndim != 4:
             raise ValueError(f"images must be (B, C, H, W), got shape {x.shape}")
         if min(x.shape[2:]) < 1:

@@ -11,7 +11,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import Chain, Dropout, Layer, Linear, Tanh
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 from minivit.random import as_generator
 
 
@@ -24,7 +24,7 @@ class Pool(Layer):
     def __init__(self, mode: str, prefix: int) -> None:
         self.mode, self.prefix = mode, prefix
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         p, shape = self.prefix, x.shape
         tokens = x.reshape(shape[0], prod(shape[1:-1]), shape[-1])  # (B, T, D)
         if self.mode == "avg":
@@ -47,7 +47,7 @@ class Pool(Layer):
 class PreLogits(Chain):
     """The paper's head for pretraining: a linear layer and tanh before the classifier; key `pre_logits.fc`."""
 
-    def __init__(self, dim: int, size: int, dtype: Any, rng: Any) -> None:
+    def __init__(self, dim: int, size: int, dtype: Any, rng: Rng) -> None:
         self.fc = Linear(dim, size, dtype=dtype, seed=rng)
         self.tanh = Tanh()
 
@@ -55,7 +55,7 @@ class PreLogits(Chain):
 class Classifier(Chain):
     """Dropout and a linear layer, (B, D) -> (B, K): Swin's head; keys `head.fc.weight` and `head.fc.bias`."""
 
-    def __init__(self, dim: int, num_classes: int, drop: float, dtype: Any, rng: Any) -> None:
+    def __init__(self, dim: int, num_classes: int, drop: float, dtype: Any, rng: Rng) -> None:
         self.drop = Dropout(drop)
         self.fc = Linear(dim, num_classes, dtype=dtype, seed=rng)
 
@@ -81,7 +81,7 @@ class DistilledHead(Layer):
 
         return (logits, distilled), back
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         (logits, distilled), back_both = self.both(x)
 
         @once

@@ -17,7 +17,7 @@ from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Parameter
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 
 KINDS = ("learned_1d", "none", "learned_2d", "sincos_1d", "sincos_2d", "relative")
 
@@ -37,7 +37,7 @@ class Learned1d(Positions):
     For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does.
     """
 
-    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
+    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng) -> None:
         self.grid, self.prefix = grid, prefix
         self.pos_embed = Parameter(init.trunc_normal(rng, (1, prefix + grid[0] * grid[1], dim), 0.02, dtype))
 
@@ -67,7 +67,7 @@ class Learned1d(Positions):
 class AbsolutePositions(Learned1d):
     """The same for Swin's first map, without prefix tokens; Swin calls the table `absolute_pos_embed` (1, N, D)."""
 
-    def __init__(self, grid: tuple[int, int], dim: int, dtype: Any, rng: Any) -> None:
+    def __init__(self, grid: tuple[int, int], dim: int, dtype: Any, rng: Rng) -> None:
         self.grid, self.prefix = grid, 0
         self.absolute_pos_embed = Parameter(init.trunc_normal(rng, (1, grid[0] * grid[1], dim), 0.02, dtype))
 
@@ -82,7 +82,7 @@ class Learned2d(Positions):
     Prefix tokens get no position: they are learned vectors already.
     """
 
-    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> None:
+    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng) -> None:
         if dim % 2:
             raise ValueError(
                 f"pos_embed='learned_2d' needs an even embed_dim (half for rows, half for columns), got {dim}"
@@ -150,7 +150,7 @@ def _waves(position: Array, dim: int) -> Array:
     return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
 
 
-def make_positions(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Any) -> Positions | None:
+def make_positions(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng) -> Positions | None:
     """The table of a kind; None for "none" and for "relative", which adds nothing to the tokens."""
     if kind not in KINDS:
         raise ValueError(f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")

@@ -30,7 +30,7 @@ from minivit.nn import (
     WindowAttention,
 )
 from minivit.nn.init import dtype_of
-from minivit.protocol import Array, Back, compose
+from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
 from minivit.sizes import Size, pair
 
@@ -204,7 +204,7 @@ class Swin(Model):
         self.pool = Pool(o.global_pool, 0)
         self.head = Classifier(dim, o.num_classes, o.drop_rate, dtype, rng) if o.num_classes else None
 
-    def _block(self, o: SwinOptions, stage: int, index: int, grid: Size, dim: int, drop_path: float, rng: Any) -> Block:
+    def _block(self, o: SwinOptions, stage: int, index: int, grid: Size, dim: int, drop_path: float, rng: Rng) -> Block:
         wh, ww = pair(o.window_size)
         if o.covered in ("shrink", "shrink_both"):
             wh, ww = min(wh, grid[0]), min(ww, grid[1])
@@ -219,10 +219,10 @@ class Swin(Model):
         norms = [LayerNorm(dim, o.norm_eps, zero=self.post_norm, dtype=o.dtype) for _ in range(2)]
         return Block(norms[0], windows, norms[1], mlp, drop_path, post_norm=self.post_norm)
 
-    def _attention(self, o: SwinOptions, stage: int, dim: int, window: Size, rng: Any) -> WindowAttention:
+    def _attention(self, o: SwinOptions, stage: int, dim: int, window: Size, rng: Rng) -> WindowAttention:
         return WindowAttention(dim, o.num_heads[stage], window, **_attention_options(o), seed=rng)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(
             x,  # (B, C, H, W)
             self.embed,  # (B, H/4, W/4, D): patches embedded, as a map
@@ -263,7 +263,7 @@ class SwinV2(Swin):
     def __init__(self, o: SwinV2Options) -> None:
         self._build(o)
 
-    def _attention(self, o: SwinOptions, stage: int, dim: int, window: Size, rng: Any) -> WindowAttention:
+    def _attention(self, o: SwinOptions, stage: int, dim: int, window: Size, rng: Rng) -> WindowAttention:
         assert isinstance(o, SwinV2Options) and o.pretrained_window_sizes is not None
         return CosineWindowAttention(
             dim,

@@ -19,7 +19,7 @@ from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.vit_init import initialize
 from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
 from minivit.nn.init import dtype_of
-from minivit.protocol import Array, Back, compose
+from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
 from minivit.sizes import Size, pair
 
@@ -173,7 +173,7 @@ class ViT(Model):
             self.head = kind(o.representation_size or o.embed_dim, o.num_classes, dtype=dtype, seed=rng)
         initialize(self, o.weight_init, rng)
 
-    def _block(self, o: ViTOptions, index: int, prefix: int, rng: Any) -> Block:
+    def _block(self, o: ViTOptions, index: int, prefix: int, rng: Rng) -> Block:
         last = index == o.depth - 1
         only_prefix = last and o.skip_unused_tokens and o.global_pool == "token"
         attention = Attention(
@@ -193,7 +193,7 @@ class ViT(Model):
         norms = [LayerNorm(o.embed_dim, o.norm_eps, dtype=o.dtype) for _ in range(2)]
         return Block(norms[0], attention, norms[1], mlp, o.drop_path_rate * index / max(1, o.depth - 1))
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(
             x,  # (B, C, H, W)
             self.embed,  # (B, T, D): patches embedded, class token in front, positions added

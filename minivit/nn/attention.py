@@ -13,7 +13,7 @@ from minivit.nn import init
 from minivit.nn.basic import Linear
 from minivit.nn.layer import Layer, apply
 from minivit.nn.position_bias import RelativePositionBias
-from minivit.protocol import Array, Back, compose, once
+from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.random import as_generator
 
 
@@ -65,7 +65,7 @@ class Attention(Layer):
         )
         self.proj = Linear(dim, dim, dtype=dtype, seed=rng)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         attend = self._attend_first if self.queries is not None and self.queries < x.shape[1] else self._attend
         heads, back_heads = attend(x, rng)  # (B, n, D): the heads' outputs side by side
         y, back_project = self._project(heads, rng)  # (B, n, D)
@@ -76,7 +76,7 @@ class Attention(Layer):
 
         return y, back
 
-    def _attend(self, x: Array, rng: Any) -> tuple[Array, Back]:
+    def _attend(self, x: Array, rng: Rng) -> tuple[Array, Back]:
         """Every token's query."""
         qkv, back_qkv = self.project_qkv(x)  # (B, N, 3D)
         bias, back_bias = self._bias(x.shape[1])
@@ -94,7 +94,7 @@ class Attention(Layer):
         """The fused projection (..., N, 3D) to q | k | v."""
         return self.qkv(x)
 
-    def _attend_first(self, x: Array, rng: Any) -> tuple[Array, Back]:
+    def _attend_first(self, x: Array, rng: Rng) -> tuple[Array, Back]:
         """The queries of the first tokens alone, the keys and values of all: what a head on the class token reads."""
         assert self.queries is not None
         first, back_first = F.crop(x, (self.queries, x.shape[2]))  # (B, n, D)
@@ -129,6 +129,6 @@ class Attention(Layer):
         """The position bias of the scores (H, n, N), or none."""
         return (None, once(lambda dbias: None)) if self.position_bias is None else self.position_bias.bias(queries)
 
-    def _project(self, heads: Array, rng: Any) -> tuple[Array, Back]:
+    def _project(self, heads: Array, rng: Rng) -> tuple[Array, Back]:
         """The heads' outputs mixed by the output projection."""
         return compose(heads, self.proj, (lambda a: F.dropout(a, self.proj_drop, rng)) if self.proj_drop else None)

@@ -12,7 +12,7 @@ from minivit.functional.dropout import check_rate
 from minivit.nn import init
 from minivit.nn.layer import Chain, Layer, apply
 from minivit.nn.parameter import Parameter
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 from minivit.random import as_generator
 
 
@@ -29,7 +29,7 @@ class Linear(Layer):
         self.weight = Parameter(init.trunc_normal(as_generator(seed), (out_features, in_features), 0.02, dtype))
         self.bias = Parameter(init.zeros((out_features,), dtype)) if bias else None
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.linear, x, self.weight, self.bias)
 
 
@@ -55,7 +55,7 @@ class LinearGELU(Linear):
         super().__init__(in_features, out_features, bias, dtype=dtype, seed=seed)
         self.approximate = approximate
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.linear_gelu, x, self.weight, self.bias, approximate=self.approximate)
 
 
@@ -71,7 +71,7 @@ class LayerNorm(Layer):
         self.bias = Parameter(init.zeros((dim,), dtype))
         self.eps = eps
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.layer_norm, x, self.weight, self.bias, eps=self.eps)
 
 
@@ -85,14 +85,14 @@ class Embedding(Layer):
         if x.dtype.kind not in "iu":
             raise ValueError(f"Embedding: input is {x.dtype}, but row numbers must be integers")
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.embedding, x, self.weight)
 
 
 class Identity(Layer):
     """y = x: the shortcut that changes nothing."""
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return x, once(lambda dy: dy)
 
 
@@ -102,21 +102,21 @@ class GELU(Layer):
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = approximate
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.gelu(x, self.approximate)
 
 
 class ReLU(Layer):
     """max(x, 0)."""
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.relu(x)
 
 
 class Tanh(Layer):
     """tanh(x)."""
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.tanh(x)
 
 
@@ -127,7 +127,7 @@ class Dropout(Layer):
         check_rate("dropout", rate)
         self.rate = rate
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.dropout(x, self.rate, rng)
 
 
@@ -138,7 +138,7 @@ class DropPath(Layer):
         check_rate("drop_path", rate)
         self.rate = rate
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.drop_path(x, self.rate, rng)
 
 

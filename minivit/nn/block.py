@@ -5,15 +5,13 @@ With attention over all tokens it is ViT's block, with attention in shifted wind
 
 from __future__ import annotations
 
-from typing import Any
-
 from minivit import functional as F
 from minivit.nn.attention import Attention
 from minivit.nn.basic import LayerNorm
 from minivit.nn.layer import Layer
 from minivit.nn.mlp import Mlp
 from minivit.nn.window_attention import ShiftedWindows
-from minivit.protocol import Array, Back, compose, once
+from minivit.protocol import Array, Back, Rng, compose, once
 
 
 class Block(Layer):
@@ -43,7 +41,7 @@ class Block(Layer):
         self.norm2, self.mlp = norm2, mlp
         self.drop_path, self.post_norm = drop_path, post_norm
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         attended, back_attn = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
         first, back_first = F.crop(x, attended.shape[1:3])  # x itself, unless n < N
         middle = first + attended
@@ -59,7 +57,7 @@ class Block(Layer):
 
         return middle + transformed, back
 
-    def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Any) -> tuple[Array, Back]:
+    def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Rng) -> tuple[Array, Back]:
         """drop_path(layer(norm(x))), or drop_path(norm(layer(x)))."""
         order = (layer, norm) if self.post_norm else (norm, layer)
         drop = (lambda a, rng: F.drop_path(a, self.drop_path, rng)) if self.drop_path and rng is not None else None

@@ -13,7 +13,7 @@ from minivit.nn.basic import Identity
 from minivit.nn.convolution import StdConv2d
 from minivit.nn.layer import Chain, Layer
 from minivit.nn.map_norm import GroupNorm
-from minivit.protocol import Array, Back, compose, once
+from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.random import as_generator
 
 # added to a filter's variance: what timm's hybrids use. (Google's code adds 1e-5 to the standard deviation instead.)
@@ -80,7 +80,7 @@ class Bottleneck(Layer):
         self.conv3 = standardized(middle, out_channels, 1, 1, dtype, rng)
         self.norm3 = GroupNorm(groups, out_channels, zero=True, dtype=dtype)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         branch, back_branch = compose(
             x, self.conv1, self.norm1, F.relu, self.conv2, self.norm2, F.relu, self.conv3, self.norm3
         )

@@ -10,7 +10,7 @@ from minivit.functional.sliding import Padding, slide
 from minivit.nn import init
 from minivit.nn.layer import Layer, apply
 from minivit.nn.parameter import Parameter
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 from minivit.random import as_generator
 from minivit.sizes import pair
 
@@ -48,11 +48,11 @@ class Conv2d(Layer):
         self.bias = Parameter(init.conv_uniform(rng, shape[:1], prod(shape[1:]), dtype)) if bias else None
 
     @staticmethod
-    def start(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def start(rng: Rng, shape: tuple[int, ...], dtype: Any) -> Array:
         """Where the weight starts."""
         return init.conv_uniform(rng, shape, prod(shape[1:]), dtype)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.conv2d, x, self.weight, self.bias, **self.settings)
 
     @property
@@ -74,10 +74,10 @@ class StdConv2d(Conv2d):
         self.eps = eps
 
     @staticmethod
-    def start(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    def start(rng: Rng, shape: tuple[int, ...], dtype: Any) -> Array:
         return init.normal(rng, shape, (2 / (shape[0] * prod(shape[2:]))) ** 0.5, dtype)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         weight, back_weight = apply(F.standardize_weight, self.weight, eps=self.eps)
         y, back_conv = apply(F.conv2d, x, weight, self.bias, **self.settings)
 

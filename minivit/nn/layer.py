@@ -16,7 +16,7 @@ import numpy as np
 
 from minivit.device import array_module
 from minivit.nn.parameter import Buffer, Parameter
-from minivit.protocol import Array, Back, compose, once
+from minivit.protocol import Array, Back, Rng, compose, once
 
 
 class Layer:
@@ -28,10 +28,10 @@ class Layer:
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
 
-    def __call__(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
+    def __call__(self, x: Array, rng: Rng = None, **context: Any) -> tuple[Array, Back]:
         """y and back; `context` is for layers that need more than x, such as the mask of a window attention."""
         self.check_dtype(x)
         return self.forward(x, rng, **context)
@@ -178,7 +178,7 @@ class Chain(Layer):
             else:
                 yield name, step
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(x, *self.steps(), rng=rng)
 
 

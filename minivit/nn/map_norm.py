@@ -13,7 +13,7 @@ from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.layer import Layer, apply
 from minivit.nn.parameter import Buffer, Parameter
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 
 _turn = threading.Lock()  # replicas of a layer share its sums, and add to them one after the other
 
@@ -34,7 +34,7 @@ class GroupNorm(Layer):
         self.bias = Parameter(init.zeros((num_channels,), dtype))
         self.num_groups, self.eps = num_groups, eps
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.group_norm, x, self.num_groups, self.weight, self.bias, eps=self.eps)
 
 
@@ -69,7 +69,7 @@ class BatchNorm2d(Layer):
         self.sums = np.zeros((3, num_features), "float64")  # sums over the numbers of each channel: of 1, of x, of x^2
         self.eps, self.momentum = eps, momentum
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         if x.ndim != 4:
             raise ValueError(f"BatchNorm2d: x must be (B, C, H, W), got shape {x.shape}")
         mean, variance = (self.running_mean.data, self.running_var.data) if rng is None else (None, None)

@@ -7,7 +7,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.nn.basic import Linear, LinearGELU
 from minivit.nn.layer import Layer
-from minivit.protocol import Array, Back, compose
+from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
 
 
@@ -36,7 +36,7 @@ class Mlp(Layer):
         self.fc1 = LinearGELU(dim, hidden, approximate=gelu, dtype=dtype, seed=rng)
         self.fc2 = Linear(hidden, dim, dtype=dtype, seed=rng)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         drop = (lambda a: F.dropout(a, self.drop, rng)) if self.drop else None
         return compose(
             x,

@@ -9,19 +9,19 @@ from minivit.nn import init
 from minivit.nn.basic import LayerNorm
 from minivit.nn.layer import Chain, Layer, apply
 from minivit.nn.parameter import Parameter
-from minivit.protocol import Array, Back
+from minivit.protocol import Array, Back, Rng
 from minivit.random import as_generator
 
 
 class PatchProjection(Layer):
     """weight (D, C, Ph, Pw) and bias (D,), the `proj` of timm's names."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, rng: Any) -> None:
+    def __init__(self, shape: tuple[int, int, int, int], dtype: Any, rng: Rng) -> None:
         fan_in = shape[1] * shape[2] * shape[3]
         self.weight = Parameter(init.conv_uniform(rng, shape, fan_in, dtype))
         self.bias = Parameter(init.conv_uniform(rng, shape[:1], fan_in, dtype))
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.patch_embed, x, self.weight, self.bias)
 
 

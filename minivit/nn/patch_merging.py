@@ -7,7 +7,7 @@ from typing import Any
 from minivit import functional as F
 from minivit.nn.basic import LayerNorm, Linear
 from minivit.nn.layer import Layer
-from minivit.protocol import Array, Back, compose
+from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
 
 
@@ -29,6 +29,6 @@ class PatchMerging(Layer):
         self.reduction = Linear(4 * dim, 2 * dim, bias=False, dtype=dtype, seed=as_generator(seed))
         self.post_norm = post_norm
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         order = (self.reduction, self.norm) if self.post_norm else (self.norm, self.reduction)
         return compose(x, F.patch_merging, *order)  # (B, H/2, W/2, 4D), then (B, H/2, W/2, 2D)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from minivit import functional as F
 from minivit.functional.sliding import Padding
 from minivit.nn.layer import Layer
-from minivit.protocol import Array, Back
+from minivit.protocol import Array, Back, Rng
 
 Size = int | tuple[int, int]
 
@@ -18,7 +16,7 @@ class MaxPool2d(Layer):
     def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Padding = 0) -> None:
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
 
@@ -31,7 +29,7 @@ class AvgPool2d(Layer):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.count_include_pad = count_include_pad
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.count_include_pad)
 
 
@@ -41,5 +39,5 @@ class AdaptiveAvgPool2d(Layer):
     def __init__(self, output_size: Size) -> None:
         self.output_size = output_size
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.adaptive_avg_pool2d(x, self.output_size)

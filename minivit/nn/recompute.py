@@ -12,7 +12,7 @@ from typing import Any
 from minivit.fast.dispatch import current_mode, in_mode
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 from minivit.random import copy_generator
 
 
@@ -26,7 +26,7 @@ class Recompute(Layer):
     def named_state(self, prefix: str) -> Iterator[tuple[str, Buffer]]:
         return self.layer.named_state(prefix)
 
-    def forward(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None, **context: Any) -> tuple[Array, Back]:
         replay, mode = copy_generator(rng), current_mode()
         y, _ = self.layer(x, rng, **context)
 

@@ -19,7 +19,7 @@ from minivit.nn.attention import Attention
 from minivit.nn.layer import Layer, apply
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.nn.position_bias import ContinuousPositionBias
-from minivit.protocol import Array, Back, compose, once
+from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.random import as_generator
 from minivit.sizes import Size, pair
 
@@ -68,7 +68,7 @@ class WindowAttention(Attention):
         )
         self.mask_value = mask_value
 
-    def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None, mask: Array | None = None) -> tuple[Array, Back]:
         if x.ndim != 4:
             raise ValueError(f"windows must be (B nW, Mh, Mw, D), got shape {x.shape}")
         count, height, width, dim = shape = x.shape
@@ -90,7 +90,7 @@ class WindowAttention(Attention):
 
         return y.reshape(shape), back
 
-    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
+    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Rng) -> tuple[Array, Back]:
         assert self.position_bias is not None
         qkv, back_qkv = self.project_qkv(tokens)  # (B, nW, N, 3D)
         bias, back_bias = self.position_bias.bias(grid=window)  # (Hd, N, N)
@@ -146,7 +146,7 @@ class CosineWindowAttention(WindowAttention):
             pair(window_size), num_heads, cpb_hidden, pair(pretrained_window), dtype=dtype, seed=rng
         )
 
-    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Any) -> tuple[Array, Back]:
+    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Rng) -> tuple[Array, Back]:
         qkv, back_qkv = self.project_qkv(tokens)  # (B, nW, N, 3D)
         (q, k, v), back_split = F.split_qkv(qkv, self.num_heads)  # each (B, nW, Hd, N, d)
         bias, back_bias = self.continuous_bias.bias(window)  # (Hd, N, N)
@@ -248,7 +248,7 @@ class ShiftedWindows(Layer):
         )
         return (wh, ww), (sh, sw), (ph, pw)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         real = (x.shape[1], x.shape[2])
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None

@@ -26,7 +26,7 @@ from minivit.nn import (
     ShiftedWindows,
     WindowAttention,
 )
-from minivit.protocol import Array, Back
+from minivit.protocol import Array, Back, Rng
 from minivit.sizes import Size
 
 
@@ -223,7 +223,7 @@ class _Instead(Layer):
     def __init__(self, function: Callable[[Array, Array | None], Array]) -> None:
         self.function = function
 
-    def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None, mask: Array | None = None) -> tuple[Array, Back]:
         def back(dy: Array) -> Array:
             raise RuntimeError("this attention was replaced to read its weights, and has no backward pass")
 

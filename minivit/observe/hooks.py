@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from minivit.nn import Chain, Layer
-from minivit.protocol import Array, Back
+from minivit.protocol import Array, Back, Rng
 
 Run = Callable[[], tuple[Array, Back]]  # the call itself, as if nobody watched
 
@@ -64,7 +64,7 @@ class _Watched(Layer):
     _watcher: Watcher
     _location: Location
 
-    def __call__(self, x: Array, rng: Any = None, **context: Any) -> tuple[Array, Back]:
+    def __call__(self, x: Array, rng: Rng = None, **context: Any) -> tuple[Array, Back]:
         call = super().__call__  # the layer's own
         return self._watcher(self, self._location, lambda: call(x, rng, **context), x)
 

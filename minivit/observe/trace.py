@@ -18,7 +18,7 @@ from minivit.nn import Chain, Layer
 from minivit.nn.kept_memory import Kept
 from minivit.observe.formulas import formula
 from minivit.observe.hooks import Location, Run, watched
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 
 _WIDEST = 120  # characters of a table
 _FORWARD = ("part", "layer", "in", "out", "|y|", "kept KiB", "formula")
@@ -117,7 +117,7 @@ def trace(
     model: Layer,
     x: Array,
     labels: Any,
-    rng: Any = None,
+    rng: Rng = None,
     loss: Callable[[Array, Any], tuple[Array, Back]] = F.softmax_cross_entropy,
 ) -> Trace:
     """Run forward and backward once and say what each part did; print the result for a table.

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.protocol import Array
 
 Size = tuple[int, int]
@@ -127,7 +126,7 @@ def receptive_field(at: Layout, blocks: int, place: Size | None = None, seed: in
     return first
 
 
-def _block(window: Size, shift: Size, rng: Any) -> nn.Block:
+def _block(window: Size, shift: Size, rng: np.random.Generator) -> nn.Block:
     dim: int = 4
     attention = nn.WindowAttention(dim, 2, window, mask_value=-np.inf, dtype="float64", seed=rng)
     for param in attention.parameters().values():

@@ -17,7 +17,7 @@ from minivit.device import to_device, to_numpy
 from minivit.models import Model
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer
-from minivit.protocol import Array, Back, compose, inference
+from minivit.protocol import Array, Back, Rng, compose, inference
 from minivit.train.loop import Batches, fit
 from minivit.train.metrics import CountingLoss, accuracy
 from minivit.train.run import Run, fingerprint
@@ -102,7 +102,7 @@ class PartlyFrozen(Layer):
             raise ValueError("all parameters are frozen, so there is nothing to learn: freeze fewer")
         self.frozen_stages = learns.index(True)
 
-    def forward(self, x: Array, rng: Any = None) -> tuple[Array, Back]:
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         stages = [stage for _, stage in self.model.leaves()]
         with inference():
             for stage in stages[: self.frozen_stages]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from minivit import optim
+from minivit import nn, optim
 from minivit.device import to_device
 from minivit.parallel import DataParallel
 from minivit.protocol import Array
@@ -56,6 +56,7 @@ def fit(
     criterion = step.loss
     if not isinstance(criterion, CountingLoss):
         raise ValueError(f"the loss of `step` is {criterion!r}: build DataParallel with loss=CountingLoss()")
+    has_statistics = len(step.model.state()) > len(step.model.parameters())  # buffers, such as BatchNorm's
     frozen = [param for name, param in step.model.parameters().items() if name not in opt.params]
     for epoch in run.epochs(epochs):
         for x, y in run.batches(batches(epoch, run.position), batches_per_epoch):
@@ -67,6 +68,8 @@ def fit(
             opt.step()
             for param in frozen:
                 param.grad = None  # opt.zero_grad() clears only what the optimizer has
+            if has_statistics:
+                nn.update_statistics(step.model)
             if average is not None:
                 average.update()
             run.log(loss, criterion.take_correct(), len(x), norm)

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minivit import functional as F
-from minivit import optim
+from minivit import functional as F, optim
 from minivit.nn import Layer, Parameter
 from minivit.optim import optimizers
 from minivit.summary import Row, Summary, summary

@@ -8,8 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from minivit.data import affine, batches, chain, crop, cutmix, erase, flip, mixup, shift
 from minivit.data.augment import ERASE_TRIES

@@ -13,12 +13,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from minivit.data import DataError, read_idx, read_labeled, write_idx
-from minivit.data import idx as idx_module
+from minivit.data import DataError, idx as idx_module, read_idx, read_labeled, write_idx
 from minivit.data.idx import content_sha256, parse_idx
 
 DTYPES = ["uint8", "int8", "int16", "int32", "float32", "float64"]

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import Swin, SwinV2, ViT
-from minivit import functional as F
+from minivit import Swin, SwinV2, ViT, functional as F
 from minivit.data import Preprocess
 from minivit.pretrained import export, from_pretrained
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from test_examples import ROOT, digits, run
 
-from minivit import data
-from minivit import functional as F
+from minivit import data, functional as F
 
 EXAMPLE = ROOT / "examples" / "compare_positions.py"
 pytestmark = pytest.mark.skipif(not EXAMPLE.is_file(), reason="the examples are not installed with the package")

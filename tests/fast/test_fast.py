@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from table import FUNCTIONS, LAYERS, MODELS, Case, name_of
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast import dispatch
 from minivit.fast.numpy import REPLACEMENTS
 from minivit.optim import optimizers

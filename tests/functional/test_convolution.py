@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast import dispatch
 from minivit.fast.numpy import convolution
 from minivit.functional import sliding

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast.numpy import linear as fast
 from minivit.functional.erf import erf
 from minivit.strategies import arrays

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 
 
 def test_regions_of_a_small_map() -> None:

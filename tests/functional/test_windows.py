@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.strategies import arrays, seeds
 
 

@@ -12,8 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch_files import (
     FORMATS,
     MAGIC,
@@ -33,8 +32,7 @@ from torch_files import (
 )
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file import read_torch_file
-from minivit.io.torch_file import reader as module
+from minivit.io.torch_file import read_torch_file, reader as module
 
 SPACE = Ops(Pickle().emit(Call(Global("argparse", "Namespace"), ())) + Pickle().emit({"lr": 0.5}) + b"b")
 SMALL = {"w": tensor(np.array([[1.5, 2.5]], np.float32)), "n": [1, "a"], "o": SPACE}

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import functional as F
-from minivit import nn, optim, parallel
+from minivit import functional as F, nn, optim, parallel
 from minivit.models import configs
 from minivit.models.positions import KINDS, SinCos
 from minivit.summary import summary

@@ -13,8 +13,7 @@ import pytest
 from swin_tools import KINDS, images, settings, tiny
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.models import Swin, SwinV2
 from minivit.nn.kept_memory import Kept
 from minivit.parallel import DataParallel

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn, optim, train
 from minivit.protocol import once
 
 
@@ -192,6 +192,15 @@ def test_data_parallel_shards_count_as_one_batch() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3, dtype="float64"), nn.AdaptiveAvgPool2d(1), Flatten())
     minivit.parallel.DataParallel(model, threads=2, shards=3).loss_and_grad(x, labels, rng=training())
     check_one_update(getattr(model, "0"), x)
+
+
+def test_the_training_loop_moves_the_running_statistics(tmp_path: Path) -> None:
+    x, labels = images(3, count=6, dtype="float32"), np.array([0, 1, 2, 0, 1, 2])
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), Flatten())
+    step = minivit.parallel.DataParallel(model, threads=1, loss=train.CountingLoss())
+    run, opt = train.Run(tmp_path, {}, {"model": model}, quiet=True), optim.SGD(model.parameters(), lr=0.1)
+    train.fit(run, step, opt, lambda *_: [(x, labels)], lambda: 0.5, epochs=1, batches_per_epoch=1, lr=0.1)
+    np.testing.assert_allclose(getattr(model, "0").running_mean.data, 0.1 * seen_by(x)[0], rtol=1e-5)
 
 
 class Flatten(nn.Layer):

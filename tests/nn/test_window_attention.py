@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.protocol import once
 from minivit.strategies import arrays
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import Swin, SwinV2, ViT, explain
-from minivit import functional as F
+from minivit import Swin, SwinV2, ViT, explain, functional as F
 from minivit.draw import attention as attention_pictures
 from minivit.nn import Recompute
 

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minivit import Swin, SwinV2, ViT, explain, nn, optim
-from minivit import functional as F
+from minivit import Swin, SwinV2, ViT, explain, functional as F, nn, optim
 from minivit.draw import trace as trace_pictures
 from minivit.nn.kept_memory import Kept
 from minivit.observe.formulas import _FORMULAS, formula

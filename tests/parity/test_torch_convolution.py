@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from parity_tools import DTYPES, compare_function, compare_layer, tensor, torch
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 
 TF = torch.nn.functional
 dtypes = pytest.mark.parametrize("dtype", DTYPES)

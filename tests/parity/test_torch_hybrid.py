@@ -21,8 +21,7 @@ from parity_tools import (
 )
 from test_torch_vit import reference
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.models import ViT
 
 TF = torch.nn.functional

@@ -12,8 +12,7 @@ import pytest
 from parity_tools import timm_name, torch
 from vit_pairs import parameter_error, transformers_twin
 
-from minivit import functional as F
-from minivit import nn, optim
+from minivit import functional as F, nn, optim
 from minivit.models import ViT
 from minivit.nn import Parameter
 

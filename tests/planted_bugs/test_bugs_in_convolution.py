@@ -15,8 +15,7 @@ from table import EVERYTHING
 from test_bugs_in_fast_functions import plant
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast import dispatch
 from minivit.fast.numpy import convolution, pooling
 from minivit.functional import sliding

@@ -13,8 +13,7 @@ import pytest
 from table import EVERYTHING
 
 import minivit
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast.numpy import norm as fast_norm
 from minivit.gradcheck import GradientError
 from minivit.protocol import once

@@ -16,10 +16,8 @@ from test_bugs_in_layers import CASES, checks
 
 import minivit
 import minivit.models.embedding
-from minivit import functional as F
-from minivit import models
-from minivit.fast.numpy import linear as fast_linear
-from minivit.fast.numpy import norm as fast_norm
+from minivit import functional as F, models
+from minivit.fast.numpy import linear as fast_linear, norm as fast_norm
 from minivit.functional.attention import sum_to
 from minivit.functional.linear import scatter_add
 from minivit.gradcheck import GradientError

@@ -17,8 +17,7 @@ import test_window_masks
 import test_windows
 from test_bugs_in_swin import columns_of_windows_first, quick, right_before_down
 
-from minivit import functional as F
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast.numpy import REPLACEMENTS
 from minivit.functional import permutations
 from minivit.models import Swin, SwinV2

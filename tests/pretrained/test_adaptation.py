@@ -13,8 +13,7 @@ import pytest
 import safetensors.numpy
 
 import minivit
-from minivit import CheckpointError, Swin, SwinV2, ViT
-from minivit import functional as F
+from minivit import CheckpointError, Swin, SwinV2, ViT, functional as F
 from minivit.pretrained import PROFILES, from_pretrained
 from minivit.pretrained.adaptation import stretch_matrix
 from minivit.sizes import pair

@@ -12,7 +12,7 @@ from minivit.fast.numpy.activation import exponentials
 from minivit.functional.attention import sum_to
 from minivit.functional.dropout import dropout_factor
 from minivit.functional.permutations import merge_heads, split_qkv
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, Rng, once
 
 
 def attend(
@@ -25,7 +25,7 @@ def attend(
     scale: float | None = None,
     mask_value: float = -inf,
     dropout_rate: float = 0.0,
-    rng: Any = None,
+    rng: Rng = None,
     y: Array | None = None,
 ) -> tuple[Array, Back]:
     """All queries at once. Its vjp takes arrays `dq`, `dk`, `dv` to write into; None makes new ones.
