@@ -21,7 +21,10 @@ from minivit.io.torch_file.reader import read_torch_file
 from minivit.protocol import Array
 
 # where programs put the weights of a model among other things, the best copy first
-_WITHIN = ("model_ema", "state_dict_ema", "model", "state_dict", "net", "params")
+_WITHIN = (
+    *("model_ema", "state_dict_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "net", "params"),
+    *("weights", "module", "backbone", "teacher", "student"),
+)
 _SUFFIXES = (".safetensors", ".pth", ".bin", ".npz")
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MOST_SQUEEZED = 50  # a zip entry this many times larger than what is stored is no table of weights
@@ -164,7 +167,9 @@ def _is_plain(name: str) -> bool:
 
 def _named(file: Path, content: Any) -> dict[str, Array]:
     """The dict of arrays within what a program saved."""
-    for _ in range(3):
+    for _ in range(4):
+        if isinstance(content, list | tuple) and len(content) == 1:
+            content = content[0]
         if not isinstance(content, dict):
             break
         inner = [content[key] for key in _WITHIN if isinstance(content.get(key), dict)]

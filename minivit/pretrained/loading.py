@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minivit.io.safetensors import CheckpointError
+from minivit.io.torch_file.bounds import quoted
 from minivit.io.weights import read_weights
 from minivit.models import Model
 from minivit.pretrained import hub
@@ -76,6 +77,8 @@ def from_pretrained(
     if requested.get("num_classes") == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
     check_fit(model, found, arrays, strict=True)
+    if found.left_out:
+        changes.append(f"left out, as it is not the model's: {', '.join(map(quoted, found.left_out[:5]))}")
     for line in changes:
         report(f"minivit: {line}")
     weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it

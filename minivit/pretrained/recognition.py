@@ -31,6 +31,7 @@ class Recognized:
         arrays: the learned ones, under our names.
         buffers: those that are not learned and yet tell something, under our names.
         unknown: names that the source's table does not hold.
+        left_out: names of what stands beside the model, such as a loss's weights or a counter.
     """
 
     weights: Weights
@@ -41,6 +42,7 @@ class Recognized:
     arrays: dict[str, Array]
     buffers: dict[str, Array]
     unknown: list[str]
+    left_out: list[str]
 
 
 def recognize(weights: Weights) -> Recognized:
@@ -72,14 +74,20 @@ def identify(weights: Weights) -> Recognized:
     """What the names tell; without a layout, the arrays stay as they are."""
     if not weights.content:
         for layout in LAYOUTS:
-            bare = layout.bare(weights.arrays)
+            try:
+                bare = layout.bare(weights.arrays)
+            except CheckpointError as error:
+                raise CheckpointError(f"{weights.path}: {error}") from None
             if bare:
-                return _translated(weights, layout, {bare[name]: array for name, array in weights.arrays.items()})
+                return _translated(weights, layout, bare)
     model = str(weights.content.get("model", ""))
-    return Recognized(weights, weights.path, "minivit", model, None, weights.arrays, {}, [])
+    return Recognized(weights, weights.path, "minivit", model, None, weights.arrays, {}, [], [])
 
 
-def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> Recognized:
+def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recognized:
+    """The arrays under our names; a classifier may stand outside the wrapper that the other names have in front."""
+    arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in bare or _in_head(name)}
+    left_out = [name for name in weights.arrays if name not in bare and not _in_head(name)]
     arrays = _with_usual_head(layout.prepare(arrays), layout.head)
     try:
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
@@ -91,11 +99,15 @@ def _translated(weights: Weights, layout: Layout, arrays: dict[str, Array]) -> R
     ignored = re.compile("|".join(layout.ignored) or "(?!)")
     ours = {name: array for name, array in ours.items() if not ignored.fullmatch(name)}
     unknown = [name for name in unknown if not ignored.fullmatch(name)]
-    return Recognized(weights, weights.path, layout.source, layout.model, layout, ours, buffers, unknown)
+    return Recognized(weights, weights.path, layout.source, layout.model, layout, ours, buffers, unknown, left_out)
 
 
 # a classifier that a fine-tuning put in the place of the source's own
 _HEAD = re.compile(r"((?:heads?|classifier|fc)(?:\.(?:\d+|fc|head|mlp\.\d+))*)\.weight")
+
+
+def _in_head(name: str) -> bool:
+    return bool(_HEAD.fullmatch(re.sub(r"\.bias$", ".weight", name)))
 
 
 def _with_usual_head(arrays: dict[str, Array], head: str) -> dict[str, Array]:

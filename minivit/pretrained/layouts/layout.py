@@ -8,13 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import product
 
+from minivit.io.safetensors import CheckpointError
 from minivit.pretrained.renaming import Rule
 from minivit.protocol import Array
 
-# what programs put before every name: DataParallel, torch.compile, Lightning
-_WRAPPED = ("", "module.", "_orig_mod.", "model.")
+# what programs put before the names of a model, one inside another: DataParallel, torch.compile, Lightning, courses
+_WRAPPERS = r"(?:(?:module|_orig_mod|model|net|backbone|encoder|base_encoder|base_model|vit|teacher|student)\.)*"
+
+
+def _without(names: Collection[str], wrapper: str, own: str) -> dict[str, str]:
+    inside = [name for name in names if name.startswith(wrapper)]
+    return {name: name.removeprefix(wrapper).removeprefix(own) for name in inside}
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,24 @@ class Layout:
     head: str = "head"
 
     def bare(self, names: Collection[str]) -> dict[str, str] | None:
-        """The names -> what they are without prefixes, if they are this layout's; else None."""
-        for wrapper, own in product(_WRAPPED, self.prefixes):
-            found = {name: name.removeprefix(wrapper).removeprefix(own) for name in names}
-            bare = found.values()
-            if all(any(re.fullmatch(sign, name) for name in bare) for sign in self.signs):
-                return None if any(re.fullmatch(self.absent, name) for name in bare) else found
+        """The names of the model -> what they are without prefixes, if they are this layout's; else None.
+
+        Raises:
+            CheckpointError: the names of several models, such as teacher and student.
+        """
+        first, *others = (re.compile(sign) for sign in self.signs)
+        for own in self.prefixes:
+            wrapped = re.compile(rf"({_WRAPPERS}){re.escape(own)}(?:{first.pattern})")
+            wrappers = sorted({match[1] for name in names if (match := wrapped.fullmatch(name))})
+            inside = [_without(names, wrapper, own) for wrapper in wrappers]
+            whole = [found for found in inside if all(any(map(sign.fullmatch, found.values())) for sign in others)]
+            if len(whole) > 1:
+                raise CheckpointError(
+                    f"it holds several models, under {', '.join(map(repr, wrappers))}: save the arrays of the one that "
+                    "you want in a file of its own"
+                )
+            if whole:
+                return None if any(re.fullmatch(self.absent, name) for name in whole[0].values()) else whole[0]
         return None
 
     def spelled(self, name: str) -> str:
