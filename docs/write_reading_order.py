@@ -38,7 +38,7 @@ CHAPTERS = {
     "Watching a model": ("observe", "explain.py"),
     "Pictures": ("draw",),
     "Runs": ("train",),
-    "The package": ("weights.py", "__init__.py", "__main__.py"),
+    "The package": ("__init__.py", "__main__.py"),
 }
 INTRODUCTION = """\
 # Reading order

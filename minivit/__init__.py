@@ -6,12 +6,14 @@ Start with `minivit/protocol.py` (one page), then `minivit/functional/`; docs/ g
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minivit import functional, nn, optim, parallel
+from minivit import functional, nn, optim, parallel, renamed
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
 from minivit.models import Swin, SwinV2, ViT, create_model, list_models
 from minivit.summary import summary
 from minivit.version import __version__
+
+renamed.install()
 
 if TYPE_CHECKING:
     from minivit import data, explain, train
@@ -25,11 +27,11 @@ _LATER = {
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
     "minivit.pretrained": ("export", "from_pretrained", "load", "save"),
 }
-_MODULES = ("data", "explain", "pretrained", "train", "weights")
+_MODULES = ("data", "explain", "pretrained", "train")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _MODULES or f"minivit.{name}" in renamed.MODULES:
         return import_module(f"minivit.{name}")
     for module, names in _LATER.items():
         if name in names:

@@ -146,7 +146,7 @@ FLOORS = [
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "summary", "strategies", "observe"},
     {"draw", "explain", "pretrained"},
-    {"train", "weights"},
+    {"train"},
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -12,3 +12,12 @@ computes, so a reader who wants to know that never needs this folder.
 - `blas.py`      how many threads the matrix products use
 - `memory.py`    freed memory kept for the next step
 """
+
+from minivit.renamed import old_names
+
+# version 0.1 had these in minivit.backend
+__getattr__ = old_names(
+    __name__,
+    {name: f"minivit.device.{name}" for name in ("array_module", "gpu_available", "owner", "to_device", "to_numpy")}
+    | {name: f"minivit.random.{name}" for name in ("as_generator", "copy_generator", "split_generator", "UNSET")},
+)

@@ -21,8 +21,8 @@ def usable_cores() -> int:
     """The cores this process may use: the CPU affinity where the system has it, and OMP_NUM_THREADS as a cap."""
     affinity = getattr(os, "sched_getaffinity", None)  # macOS and Windows have none
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    cap = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(cap))) if cap.isdigit() and int(cap) > 0 else cores
+    cap = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list has one number for each level
+    return min(cores, int(cap)) if cap.isdecimal() and int(cap) > 0 else cores
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:

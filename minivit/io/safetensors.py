@@ -19,6 +19,7 @@ import numpy as np
 from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
 from minivit.protocol import Array
+from minivit.renamed import old_names
 
 _FORMAT = "1"  # raised when an old reader could no longer understand the file
 _KEYS = ("minivit_format", "minivit_content", "minivit_sha256")
@@ -186,3 +187,6 @@ def _digest(arrays: dict[str, Array], text: str) -> str:
 def _add(digest: Any, name: str, array: Array) -> None:
     digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
+
+
+__getattr__ = old_names(__name__, {"save": "minivit.pretrained.save"})

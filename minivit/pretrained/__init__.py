@@ -7,9 +7,10 @@ a model that is there, `export.py` writes other projects' files, `hub.py` downlo
 differ, `preprocessing.py` prepares images as the weights need them.
 """
 
+from minivit.io.torch_file import read_torch_file
 from minivit.pretrained.checkpoint import load, save
 from minivit.pretrained.export import export
 from minivit.pretrained.loading import from_pretrained
 from minivit.pretrained.profiles import PROFILES
 
-__all__ = ["PROFILES", "export", "from_pretrained", "load", "save"]
+__all__ = ["PROFILES", "export", "from_pretrained", "load", "read_torch_file", "save"]
