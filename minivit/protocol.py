@@ -104,3 +104,11 @@ def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Rng
         return dy
 
     return x, back
+
+
+def permutation(x: Array, move: Callable[[Array], Array], undo: Callable[[Array], Array]) -> tuple[Array, Back]:
+    """y = move(x), which puts each element into exactly one position, and back = undo.
+
+    The Jacobian is a permutation matrix, whose transpose is its inverse: the backward pass is the move undone.
+    """
+    return move(x), once(undo)

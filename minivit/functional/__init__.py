@@ -19,11 +19,11 @@ from minivit.functional import (
     batch_norm as _batch_norm,
     convolution as _convolution,
     dropout as _dropout,
+    heads as _heads,
     linear as _linear,
     loss as _loss,
     norm as _norm,
     patches as _patches,
-    permutations as _permutations,
     pooling as _pooling,
     position_bias as _position_bias,
     resize as _resize,
@@ -67,11 +67,11 @@ normalize = accelerated(_norm.normalize)
 
 patch_embed = accelerated(_patches.patch_embed)
 
-merge_heads = accelerated(_permutations.merge_heads)
-patchify = accelerated(_permutations.patchify)
-split_heads = accelerated(_permutations.split_heads)
-split_qkv = accelerated(_permutations.split_qkv)
-unpatchify = accelerated(_permutations.unpatchify)
+merge_heads = accelerated(_heads.merge_heads)
+patchify = accelerated(_patches.patchify)
+split_heads = accelerated(_heads.split_heads)
+split_qkv = accelerated(_heads.split_qkv)
+unpatchify = accelerated(_patches.unpatchify)
 
 adaptive_avg_pool2d = accelerated(_pooling.adaptive_avg_pool2d)
 avg_pool2d = accelerated(_pooling.avg_pool2d)

@@ -11,8 +11,8 @@ from typing import Any
 from minivit.device import array_module
 from minivit.functional.activation import softmax
 from minivit.functional.dropout import dropout
+from minivit.functional.heads import merge_heads, split_qkv
 from minivit.functional.norm import normalize
-from minivit.functional.permutations import merge_heads, split_qkv
 from minivit.protocol import Array, Back, Rng, once
 
 

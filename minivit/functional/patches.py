@@ -1,15 +1,67 @@
-"""Patch embedding: the image cut into patches, each mapped to a vector by one linear map.
+"""Patches: the image cut into patches, and each patch mapped to a vector by one linear map, the patch embedding.
 
-This is a convolution whose kernel is as large as its stride, so no patch overlaps another and no unfolding is needed.
+That is a convolution whose kernel is as large as its stride, so no patch overlaps another and no unfolding is needed.
 
-Alphabet: B batch, C image channels, P patch size, N patches, D embedding channels.
+Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw patches, D embedding channels.
 """
 
 from __future__ import annotations
 
 from minivit.functional.linear import linear
-from minivit.functional.permutations import check_patchify, patchify
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array, Back, once, permutation
+from minivit.sizes import Size, pair
+
+
+def patchify(images: Array, patch_size: int | Size) -> tuple[Array, Back]:
+    """(B, C, gh Ph, gw Pw) -> (B, gh gw, C Ph Pw): one row per patch, patches in reading order.
+
+    A row holds channel after channel, each in reading order, as a convolution kernel (C, Ph, Pw) is stored.
+
+    Raises:
+        ValueError: if the patch does not divide the image.
+    """
+    patch = pair(patch_size)
+    _, channels, height, width = images.shape
+    grid = (height // patch[0], width // patch[1])
+    return permutation(images, lambda a: _cut(a, patch), lambda a: _glue(a, patch, grid, channels))
+
+
+def check_patchify(images: Array, patch_size: int | Size) -> None:
+    patch = pair(patch_size)
+    if images.ndim != 4:
+        raise ValueError(f"images must be (B, C, H, W), got shape {images.shape}")
+    height, width = images.shape[2:]
+    if height % patch[0] or width % patch[1]:
+        raise ValueError(
+            f"image {height}x{width} is not divisible by patch {patch[0]}x{patch[1]}: pad or resize it, "
+            f"or choose a patch whose height divides {height} and whose width divides {width}"
+        )
+
+
+def unpatchify(rows: Array, patch_size: int | Size, grid: Size) -> tuple[Array, Back]:
+    """(B, gh gw, C Ph Pw) -> (B, C, gh Ph, gw Pw): the inverse of `patchify`."""
+    patch = pair(patch_size)
+    channels = rows.shape[2] // (patch[0] * patch[1])
+    return permutation(rows, lambda a: _glue(a, patch, grid, channels), lambda a: _cut(a, patch))
+
+
+def check_unpatchify(rows: Array, patch_size: int | Size, grid: Size) -> None:
+    patch = pair(patch_size)
+    if rows.ndim != 3 or rows.shape[1] != grid[0] * grid[1] or rows.shape[2] % (patch[0] * patch[1]):
+        raise ValueError(f"unpatchify: rows of shape {rows.shape} do not make a grid {grid} of patches {patch}")
+
+
+def _cut(images: Array, patch: Size) -> Array:
+    batch, channels, height, width = images.shape
+    gh, gw = height // patch[0], width // patch[1]
+    cut = images.reshape(batch, channels, gh, patch[0], gw, patch[1])  # (B, C, gh, Ph, gw, Pw)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(batch, gh * gw, channels * patch[0] * patch[1])  # (B, N, C Ph Pw)
+
+
+def _glue(rows: Array, patch: Size, grid: Size, channels: int) -> Array:
+    batch = rows.shape[0]
+    cut = rows.reshape(batch, grid[0], grid[1], channels, patch[0], patch[1])  # (B, gh, gw, C, Ph, Pw)
+    return cut.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, grid[0] * patch[0], grid[1] * patch[1])
 
 
 def patch_embed(images: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Back]:

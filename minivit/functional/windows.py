@@ -13,8 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from minivit.device import array_module
-from minivit.functional.permutations import permutation
-from minivit.protocol import Array, Back
+from minivit.protocol import Array, Back, permutation
 from minivit.sizes import Size, pair
 
 

@@ -19,10 +19,9 @@ from test_bugs_in_swin import columns_of_windows_first, quick, right_before_down
 
 from minivit import functional as F, nn
 from minivit.fast.numpy import REPLACEMENTS
-from minivit.functional import permutations
 from minivit.models import Swin, SwinV2
 from minivit.nn import window_attention
-from minivit.protocol import once
+from minivit.protocol import once, permutation
 
 
 def windows_joined_wrongly_both_ways(patch: Any) -> None:
@@ -64,7 +63,7 @@ def shift_the_other_way(patch: Any) -> None:
 
 def no_shift(patch: Any) -> None:
     """Windows never meet."""
-    patch.setattr(F, "roll", lambda x, shift, axis=(1, 2): permutations.permutation(x, lambda a: a, lambda a: a))
+    patch.setattr(F, "roll", lambda x, shift, axis=(1, 2): permutation(x, lambda a: a, lambda a: a))
     patch.setattr(F, "shift_mask", lambda *_: None)
 
 

@@ -11,7 +11,7 @@ from minivit.fast.blocks import in_blocks_where_large
 from minivit.fast.numpy.activation import exponentials
 from minivit.functional.attention import sum_to
 from minivit.functional.dropout import dropout_factor
-from minivit.functional.permutations import merge_heads, split_qkv
+from minivit.functional.heads import merge_heads, split_qkv
 from minivit.protocol import Array, Back, Rng, once
 
 
