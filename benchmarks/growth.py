@@ -101,7 +101,7 @@ def step(case: Case, threads: int) -> Callable[[], float]:
 def measure(work: list[Axis], rounds: int) -> tuple[dict[str, Growth], float | None]:
     """The growth along each axis, and how many cores' worth of time other programs took meanwhile."""
     runs = [step(*setting) for axis in work for setting in axis.settings]
-    with limit_threads(1):  # a step with one thread does not hold BLAS to one by itself
+    with limit_threads(1):  # so that no setting has more of BLAS than another
         seconds, others = scaling.in_rounds(runs, rounds)
     growths, begin = {}, 0
     for axis in work:

@@ -434,7 +434,9 @@ def test_without_classes_the_features_come_out(changes):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("changes", [{}, {"global_pool": "avg"}, {"pos_embed": "relative"}, {"distilled": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"global_pool": "avg"}, {"pos_embed": "relative"}, {"distilled": True}, {"gelu": "tanh"}]
+)
 def test_predict_equals_forward(dtype, changes):
     model, x = tiny(dtype=dtype, drop_rate=0.5, drop_path_rate=0.5, **changes), images(7, dtype=dtype)
     whole = model(x)[0]
