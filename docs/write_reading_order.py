@@ -17,7 +17,7 @@ PAGE = DOCS / "reading_order.md"
 
 # from the ground up; a chapter is a folder, or files at the top of the package
 CHAPTERS = {
-    "The rule, and where arrays live": (
+    "The protocol, and devices": (
         "protocol.py",
         "sizes.py",
         "device.py",
@@ -25,27 +25,27 @@ CHAPTERS = {
         "renamed.py",
         "version.py",
     ),
-    "The choice between formula and fast function": ("fast",),
-    "The calculus: formulas": ("functional",),
-    "Fast functions": ("fast/numpy", "fast/cupy"),
+    "The choice between formula and fast implementation": ("fast",),
+    "Formulas": ("functional",),
+    "Fast implementations": ("fast/numpy", "fast/cupy"),
     "Layers": ("nn",),
-    "Proofs": ("gradcheck.py", "strategies.py"),
+    "Gradient checks": ("gradcheck.py", "strategies.py"),
     "Models": ("models", "summary.py"),
-    "Learning": ("optim", "parallel.py"),
+    "Training": ("optim", "parallel.py"),
     "Files": ("io",),
     "Data": ("data",),
     "Published weights": ("pretrained",),
-    "Watching a model": ("observe", "explain.py"),
-    "Pictures": ("draw",),
+    "Observing a model": ("observe", "explain.py"),
+    "Figures": ("draw",),
     "Runs": ("train",),
     "The package": ("__init__.py", "__main__.py"),
 }
 INTRODUCTION = """\
 # Reading order
 
-The source is meant to be read. Each line is one file with the first sentence of its documentation. No file stands above
-one that it imports, so you never need a thing before you have seen it; only an `__init__.py` stands in front of its
-chapter, as its table of contents. Skip `fast/` at first: it computes what the formulas say, faster.
+Each line is one file with the first sentence of its documentation. Each file comes after those that it imports; only an
+`__init__.py` comes first in its chapter, as its table of contents. Skip `fast/` at first: it computes the same as the
+formulas, faster.
 
 This page is written by `python docs/write_reading_order.py`.
 """

@@ -1,13 +1,13 @@
-"""Break a transformer on purpose, one part at a time, and see what each part was good for.
+"""Ablation of a transformer: remove or break one part at a time, and compare loss, accuracy and gradients.
 
     python examples/break_it.py                            # every switch, a minute or two on one core
-    python examples/break_it.py --switch no_residual       # one switch beside the whole model
+    python examples/break_it.py --switch no_residual       # one switch and the whole model
 
-Each switch changes one line of a model, and all learn from the same images for the same short time. A wrong model has
-a right gradient: the check passes, and learning suffers or does not. A wrong gradient is named by the check, whatever
-the loss says. What came of it, and why, is docs/lessons/10_break_it.py.
+Each switch changes one line of a model, and all models are trained on the same images for the same short time. A wrong
+model has a right gradient: the gradient check passes, and the accuracy may or may not drop. A wrong gradient is found
+by the check, whatever the loss is. The results are explained in docs/lessons/10_break_it.py.
 
-Alphabet: B images, N tokens, D channels, H heads, d = D/H.
+Notation: B images, N tokens, D channels, H heads, d = D/H.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from minivit.protocol import Array, once
 from minivit.sizes import pair
 from minivit.train import command_line
 
-# --- two whole models, and what they learn --------------------------------------------------------------------------
+# --- two whole models and their data --------------------------------------------------------------------------------
 
-# 16 patches of 7 x 7 pixels; "jax" are Xavier's first weights: the usual spread of 0.02 is made for a width of 768
+# 16 patches of 7 x 7 pixels; "jax" is Xavier initialization: the usual standard deviation of 0.02 is for a width of 768
 VIT = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 6, "num_heads": 2,
        "mlp_ratio": 2.0, "class_token": False, "global_pool": "avg", "weight_init": "jax"}  # fmt: skip
 # a map of 8 x 8 tokens, windows of 4 x 4: one plain block and one shifted one
 SWIN = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 2, "embed_dim": 16, "depths": (2,),
         "num_heads": (2,), "window_size": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.0}  # fmt: skip
 TINY = {False: {"embed_dim": 8, "depth": 2}, True: {"embed_dim": 8}}  # ViT and Swin for the gradient check
-WIDER = 8.0  # Swin's first weights have a spread of 0.02, which is made for a width of 96 and more; here it is 16
+WIDER = 8.0  # Swin's initial weights have a standard deviation of 0.02, for a width of 96 and more; here it is 16
 
 
 class Images(NamedTuple):  # (B, 1, H, W), and labels (B,)
@@ -47,7 +47,7 @@ class Images(NamedTuple):  # (B, 1, H, W), and labels (B,)
 
 
 def digits(mnist: data.Mnist, count: int = 4000) -> Images:
-    """`count` images of MNIST to learn from, 1,000 others to be tested on."""
+    """`count` images of MNIST for training, 1,000 others for the test."""
     learn, test = (data.normalize(part[:, None]) for part in (mnist.train_images[:count], mnist.test_images[:1000]))
     return Images(learn, mnist.train_labels[:count], test, mnist.test_labels[:1000])
 
@@ -55,8 +55,8 @@ def digits(mnist: data.Mnist, count: int = 4000) -> Images:
 def dots(count: int = 2400, seed: int = 0) -> Images:
     """Images (B, 1, 8, 8) of a bright and a dark dot in one row: class 1 side by side, class 0 at the image's two ends.
 
-    Side by side is in columns 3 and 4, where two windows meet; the ends are columns 0 and 7. So in both classes each
-    window has one dot, in its first or last column: nothing but who meets whom tells them apart.
+    Side by side is in columns 3 and 4, at the border of two windows; the ends are columns 0 and 7. So in both classes
+    each window has one dot, in its first or last column: only attention across windows can tell the classes apart.
     """
     rng, total = np.random.default_rng(seed), count + 1000
     images = 0.1 * rng.standard_normal((total, 1, 8, 8), dtype=np.float32)
@@ -89,7 +89,7 @@ class NoScale(nn.Attention):
 
 
 class NoResidual(nn.Block):
-    """x <- attn(norm1(x)); x <- mlp(norm2(x)): nothing is added to what came in."""
+    """x <- attn(norm1(x)); x <- mlp(norm2(x)): the input is not added."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
         attended, back_attn = self._branch(self.norm1, self.attn, x, rng)
@@ -98,7 +98,7 @@ class NoResidual(nn.Block):
 
 
 class PostNorm(nn.Block):
-    """x <- norm1(x + attn(x)); x <- norm2(x + mlp(x)): the norms stand on the stream itself (Vaswani et al. 2017)."""
+    """x <- norm1(x + attn(x)); x <- norm2(x + mlp(x)): norms on the residual stream itself (Vaswani et al. 2017)."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
         attended, back_attn = self.attn(x, rng)
@@ -116,13 +116,13 @@ class PostNorm(nn.Block):
 
 
 class NoMask(nn.WindowAttention):
-    """Windows in which everyone may look at everyone, also across the seam that the roll has made."""
+    """Windows in which all tokens attend to each other, also across the seam of the roll."""
 
     def forward(self, x: Array, rng: Any = None, mask: Array | None = None) -> Any:
         return super().forward(x, rng, mask=None)
 
 
-# --- wrong gradients: the right function, and a mistake on the way back ---------------------------------------------
+# --- wrong gradients: the right function, and a mistake in the backward pass ----------------------------------------
 
 
 class SoftmaxOverBatch(nn.Attention):
@@ -148,7 +148,7 @@ class SoftmaxOverBatch(nn.Attention):
 
 
 class GainOutside(nn.LayerNorm):
-    """The gain is multiplied to dx at the end, behind the two means, where it belongs to dy in front of them."""
+    """dx is multiplied by the gain at the end, after the two means, instead of dy before them."""
 
     def forward(self, x: Array, rng: Any = None) -> Any:
         y, vjp = F.layer_norm(x, self.weight.data, self.bias.data, self.eps)
@@ -201,7 +201,7 @@ def swap(kind: type) -> Callable[[Any], Any]:
 
 
 def no_norm(model: Any) -> None:
-    """Every LayerNorm gives way to an empty chain of layers, which changes nothing and has no parameters."""
+    """Every LayerNorm is replaced by an empty chain of layers, which is the identity and has no parameters."""
     replaced(model, nn.LayerNorm, lambda norm: nn.Sequential())
 
 
@@ -212,9 +212,9 @@ def no_shift(model: Any) -> None:
 
 
 class Switch(NamedTuple):
-    """What is broken: in words, by a change of the model before it learns, or by other arguments of the model.
+    """What is broken: in words, by a change of the model before training, or by other arguments of the model.
 
-    A `swin` tells dots, the others read digits. A `noisy_test` is made as training is, with a generator.
+    A `swin` classifies dots, the others digits. A `noisy_test` runs the model as in training, with a generator.
     """
 
     says: str
@@ -236,7 +236,7 @@ SWITCHES = {
     "dropout": Switch("dropout 0.2, off in the test", options={"proj_drop_rate": 0.2}),
     "dropout_at_test": Switch("dropout 0.2, left on", options={"proj_drop_rate": 0.2}, noisy_test=True),
     "softmax_over_batch": Switch("WRONG GRADIENT: softmax's / batch", swap(SoftmaxOverBatch)),
-    "gain_outside": Switch("WRONG GRADIENT: the gain's place", swap(GainOutside)),
+    "gain_outside": Switch("WRONG GRADIENT: gain after means", swap(GainOutside)),
     "residual_forgotten": Switch("WRONG GRADIENT: x of x + f(x)", swap(ResidualForgotten)),
     "whole_swin": Switch("nothing: the whole Swin", swin=True),
     "no_mask": Switch("no mask over the seam", swap(NoMask), swin=True),
@@ -245,7 +245,7 @@ SWITCHES = {
 
 
 def build(name: str, seed: int = 0, **options: Any) -> Model:
-    """The model that a switch leaves, with the first weights of the whole one."""
+    """The model that a switch leaves, with the initial weights of the whole one."""
     switch = SWITCHES[name]
     kind, sizes = (minivit.Swin, SWIN) if switch.swin else (minivit.ViT, VIT)
     model = kind(**{**sizes, **switch.options, **options}, seed=seed)
@@ -260,7 +260,7 @@ def build(name: str, seed: int = 0, **options: Any) -> Model:
 
 
 class Outcome(NamedTuple):
-    """Of one training: the loss at each step, the accuracy of the test, and block gradients (median over the steps)."""
+    """Of one training: the loss at each step, the test accuracy, and block gradients (median over the steps)."""
 
     losses: list[float]
     accuracy: float
@@ -269,7 +269,7 @@ class Outcome(NamedTuple):
 
 
 def learn(name: str, images: Images, epochs: int = 4, seed: int = 0, batch: int = 50) -> Outcome:
-    """Train what a switch leaves, with AdamW, clipping, a rising and falling rate, and one order for all switches."""
+    """Train what a switch leaves, with AdamW, clipping, warm-up and cosine, and the same order for all switches."""
     if epochs < 1:
         raise ValueError(f"epochs={epochs}: choose at least 1")
     model, lr = build(name, seed), 5e-3 if SWITCHES[name].swin else 8e-3  # the whole models learn well at these
@@ -294,13 +294,13 @@ def learn(name: str, images: Images, epochs: int = 4, seed: int = 0, batch: int 
 
 
 def accuracy(model: Model, images: Images, rng: Any = None) -> float:
-    """The share of test images that are named rightly; with a generator the model is run as in training."""
+    """The share of test images that are classified correctly; with a generator the model is run as in training."""
     logits = model.predict(images.test) if rng is None else model(images.test, rng)[0]
     return float((logits.argmax(axis=1) == images.answers).mean())
 
 
 def block_gradients(model: Any) -> tuple[float, float]:
-    """The Euclidean lengths of the gradients of the first block and of the last."""
+    """The Euclidean norms of the gradients of the first block and of the last."""
     blocks = model.layers[0].blocks if isinstance(model, minivit.Swin) else model.blocks
     ends = [block.parameters().values() for block in (blocks[0], blocks[-1])]
     first, last = (sum(float((param.grad**2).sum()) for param in params) ** 0.5 for params in ends)
@@ -308,7 +308,7 @@ def block_gradients(model: Any) -> tuple[float, float]:
 
 
 def check(name: str) -> str:
-    """What `check_vjp` says of a small copy of the model, in float64, with two images: "passes", or what is wrong."""
+    """The result of `check_vjp` for a small copy of the model, in float64, with two images: "passes" or the error."""
     model = build(name, **TINY[SWITCHES[name].swin], dtype="float64")
     images = np.random.default_rng(0).standard_normal((2, 1, *pair(model.config["img_size"])))
     try:
@@ -341,12 +341,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--switch", choices=SWITCHES, nargs="+", default=list(SWITCHES), help="default: all")
-    parser.add_argument("--images", type=int, default=4000, help="digits to learn from (4000)")
+    parser.add_argument("--images", type=int, default=4000, help="digits to train on (4000)")
     parser.add_argument("--epochs", type=int, default=4, help="passes over them (4)")
-    parser.add_argument("--seed", type=int, default=0, help="of first weights and order")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and order")
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Write a layer, get its gradient wrong, and see the check say where; then mend it.
+"""Write a layer with a wrong gradient, let the check find the error, and fix it.
 
     python examples/check_your_layer.py
 
@@ -46,7 +46,7 @@ class Forgetful(RMSNorm):
 
 
 class SingleRow(RMSNorm):
-    """A mistake that a batch of one row cannot show: the sum over rows is missing from the gain's gradient."""
+    """A mistake that a batch of one row does not show: the sum over rows is missing from the gain's gradient."""
 
     def gain_gradient(self, dy, hat):
         return (dy * hat)[0]
@@ -62,11 +62,11 @@ def main():
         except minivit.GradientError as error:
             print(f"{name}: WRONG\n  {error}\n")
         else:
-            print(f"{name}: proven; errors {by_difference:.0e} (5-point) and {by_complex_step:.0e} (complex step)")
+            print(f"{name}: passes; errors {by_difference:.0e} (5-point) and {by_complex_step:.0e} (complex step)")
 
     print("\nWith one row, SingleRow looks right:")
     print(f"  error {minivit.check_vjp(SingleRow(5), x[:1]):.0e}. So a check needs at least two rows, two tokens,")
-    print("  a random dy, and parameters away from their first values. See docs/gradcheck.md.")
+    print("  a random dy, and parameters away from their initial values. See docs/gradcheck.md.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Say what is in a picture, with any published or self-trained weights, and show what the answer rests on.
+"""Classify an image, with any published or self-trained weights, and explain the prediction.
 
     python examples/classify_image.py cat.jpg --weights vit_b_16-c867db91.pth --labels imagenet.txt
     python examples/classify_image.py cat.jpg --weights vit_tiny_patch16_224 --explain cat.png
     python examples/classify_image.py seven.png --weights runs/mnist_vit/model.safetensors --explain seven.svg
 
-Prints the five most probable classes of each picture. --explain draws the picture as the model sees it, attention
-rollout (ViT) and Grad-CAM over it, and the map of every head; docs/classify_an_image.md says what they mean.
+Prints the five most probable classes of each image. --explain draws the image as the model sees it, attention rollout
+(ViT) and Grad-CAM over it, and the map of every head; docs/classify_an_image.md says what they mean.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from minivit.pretrained.recognition import recognize
 
 
 def load(args):
-    """The model, what prepares pictures for it, and the names of its classes."""
+    """The model, its image preprocessing, and the names of its classes."""
     path = args.weights if Path(args.weights).exists() else hub.fetch(args.weights, report=print)
     found, model = recognize(read_weights(path)), from_pretrained(path, profile=args.profile)
     if model.num_classes == 0:
@@ -40,7 +40,7 @@ def load(args):
 
 
 def opened(path, invert):
-    """The picture, upright; with light and dark exchanged if it is asked for."""
+    """The image, upright; with light and dark inverted if `invert`."""
     image = read_image(path)
     if not invert:
         return image
@@ -50,7 +50,7 @@ def opened(path, invert):
 
 
 def draw(model, images, pixels, labels, probabilities, file, args):
-    """One picture of the maps of images (1, C, H, W)."""
+    """One figure of the maps of images (1, C, H, W)."""
     chosen = int(probabilities.argmax()) if args.class_number is None else args.class_number
     cam = to_numpy(explain.grad_cam(model, images, chosen, args.block))[0]
     rollout = to_numpy(explain.attention_rollout(model, images))[0] if isinstance(model, ViT) else None
@@ -86,11 +86,11 @@ def arguments():
         "--weights", required=True, metavar="FILE", help="file or folder: see docs/published_weights.md"
     )
     parser.add_argument("--labels", metavar="FILE", help="one label a line, or JSON (default: config.json beside FILE)")
-    parser.add_argument("--explain", metavar="OUT.png", help="draw what the answer rests on (.png or .svg)")
-    parser.add_argument("--class", dest="class_number", type=int, metavar="N", help="Grad-CAM's (default: the answer)")
+    parser.add_argument("--explain", metavar="OUT.png", help="draw the explanation of the prediction (.png or .svg)")
+    parser.add_argument("--class", dest="class_number", type=int, metavar="N", help="Grad-CAM's (default: predicted)")
     parser.add_argument("--block", type=int, default=-1, help="Grad-CAM's: the map that enters it (default: the last)")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
-    parser.add_argument("--invert", action="store_true", help="exchange light and dark: MNIST's digits are light")
+    parser.add_argument("--invert", action="store_true", help="invert light and dark: MNIST's digits are light")
     parser.add_argument("--profile", help="compute as this project does (default: the one that wrote FILE)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")

@@ -1,11 +1,11 @@
-"""Does a ViT need to know where its patches lie, and does it matter how it is told? Six answers, side by side on MNIST.
+"""Does a ViT need position embeddings, and does their kind matter? Six kinds compared on MNIST.
 
-    python examples/compare_positions.py             # 36 trainings, about 25 minutes of one core; prints the table
+    python examples/compare_positions.py             # 36 trainings, about 25 minutes on one core; prints the table
     python examples/compare_positions.py --quick     # one short epoch of each, to see whether it runs
     python examples/compare_positions.py --kinds none learned_1d --seeds 0 --json runs/positions.json
 
-Each kind of position is trained on the images as they are, and as a control on images whose patches were put in another
-order, the same for all images: what a kind knows of rows, columns and neighbors is then wrong. docs/positions.md has
+A model with each kind is trained on the images as they are, and as a control on images whose patches are permuted in
+the same way in all images: the rows, columns and neighbors that a kind encodes are then wrong. docs/positions.md has
 the results and what they mean.
 """
 
@@ -72,7 +72,7 @@ def shuffled(images: Array) -> Array:
 
 
 def accuracy_of(kind: str, seed: int, mnist: tuple[Array, ...], recipe: Recipe, threads: int) -> float:
-    """Of one model after its last epoch, on test images that nothing was chosen by.
+    """The test accuracy of one model after its last epoch; the test images are used for nothing else.
 
     No augmentation: it would move pixels between the patches of a shuffled image.
     """
@@ -94,7 +94,7 @@ def accuracy_of(kind: str, seed: int, mnist: tuple[Array, ...], recipe: Recipe, 
 
 
 def measure(mnist: data.Mnist, recipe: Recipe, args: argparse.Namespace) -> Scores:
-    """Every kind, order and seed; what args.json holds from an earlier call with the same settings is not run again."""
+    """Every kind, order and seed; scores in args.json from an earlier call with the same settings are not run again."""
     train_images, train_labels = mnist.train_images[: recipe.limit], mnist.train_labels[: recipe.limit]
     settings = {**asdict(recipe), "model": MODEL, "data": fingerprint(train_images, train_labels)}
     scores = read(args.json, settings)
@@ -142,7 +142,7 @@ def of_seeds(scores: Scores, kind: str, order: str) -> list[float]:
 
 
 def gains(scores: Scores, kind: str, order: str) -> list[float]:
-    """What a kind has more than none, seed by seed: both learn from the same batches in the same order."""
+    """The gain of a kind over none for each seed: both are trained on the same batches in the same order."""
     pairs = zip(of_seeds(scores, kind, order), of_seeds(scores, "none", order))
     return [mine - nothing for mine, nothing in pairs]
 
@@ -163,7 +163,7 @@ def table(scores: Scores) -> str:
 
 
 def draw(scores: Scores, path: Path) -> None:
-    """The mistakes of each kind: a mark for each seed, for both orders."""
+    """The test error of each kind: a mark for each seed, for both orders."""
     from matplotlib import rc_context
 
     from minivit.draw import figures
@@ -176,8 +176,8 @@ def draw(scores: Scores, path: Path) -> None:
         axes.plot(*zip(*marks), label=f"{name}: one mark for each seed", **look)
     axes.set_xticks(range(len(kinds)), [KINDS[kind] for kind in kinds])
     axes.set_ylim(0)
-    axes.set_xlabel("how the model is told where a patch lies")
-    axes.set_ylabel("test images misread (%)")
+    axes.set_xlabel("kind of position embedding")
+    axes.set_ylabel("test error (%)")
     axes.grid(True, axis="y", color="#dddddd", lw=0.6)
     axes.legend()
     with rc_context(figures.STYLE):
@@ -185,7 +185,7 @@ def draw(scores: Scores, path: Path) -> None:
 
 
 def scaling() -> Any:
-    """benchmarks/scaling.py, which knows how measured numbers get into a page."""
+    """benchmarks/scaling.py, which writes measured numbers into a page."""
     sys.path.append(str(ROOT / "benchmarks"))
     import scaling
 
@@ -196,7 +196,7 @@ def main(args: argparse.Namespace) -> None:
     """All runs, then the table; with --write also the page and its figure."""
     partial = args.quick or set(args.kinds) != set(KINDS)
     if args.write and partial:
-        raise ValueError("--write makes a page about all kinds in full: leave --kinds and --quick out")
+        raise ValueError("--write needs the full runs of all kinds: leave --kinds and --quick out")
     mnist = data.load_mnist(args.data or os.environ.get("MINIVIT_MNIST"))
     recipe = Recipe(args.epochs or Recipe.epochs, lr=args.lr)
     if args.quick:
@@ -219,7 +219,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order of the images")
@@ -227,7 +227,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak learning rate")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=" ".join(KINDS))
     parser.add_argument("--threads", type=int, default=1, help="1 by default: the model is small")
-    parser.add_argument("--json", type=Path, help="keep each score in this file; what it holds is not run again")
+    parser.add_argument("--json", type=Path, help="keep each score in this file; scores in it are not run again")
     parser.add_argument("--quick", action="store_true", help="one epoch over 1,280 images, to see whether it runs")
     parser.add_argument("--figure", type=Path, help="draw the picture into this file")
     parser.add_argument("--write", action="store_true", help="table and picture into docs/positions.md")

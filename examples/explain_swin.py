@@ -1,12 +1,11 @@
-"""See what Swin's windows do to a map: the roll, the labels, the masks, the biases, and how far news travels.
+"""Show what Swin's windows do to a map: the roll, the labels, the masks, the biases, and the receptive field.
 
     python examples/explain_swin.py                                   # 8 x 8, windows of 4, shift 2
     python examples/explain_swin.py --map 7 7 --window 4 --shift 2    # does not divide: padding
     python examples/explain_swin.py --map 16 --part swin_reach        # only one part of the picture
 
-Prints everything as text and draws it as one picture, explain_swin.png and .svg in the folder --out. The numbers come
-from the functions that the models use, put together in minivit/observe/windows.py. docs/derivations/windows.md
-explains them.
+Prints everything as text and draws it as one figure, explain_swin.png and .svg in the folder --out. The numbers come
+from the functions that the models use, by minivit/observe/windows.py. docs/derivations/windows.md explains them.
 """
 
 import argparse
@@ -29,10 +28,10 @@ def main():
     parser.add_argument("--window", default=[4], **size, help="side or sides of a window (default: 4)")
     parser.add_argument("--shift", **size, help="how far the windows shift (default: half a window)")
     parser.add_argument(
-        "--blocks", type=int, default=4, metavar="N", help="how many blocks news may travel (default: 4)"
+        "--blocks", type=int, default=4, metavar="N", help="number of blocks for the receptive field (default: 4)"
     )
-    parser.add_argument("--place", **size, help="row and column of the output that is asked (default: the middle)")
-    parser.add_argument("--mask-padding", action="store_true", help="keep padded places from being looked at")
+    parser.add_argument("--place", **size, help="row and column of the output (default: the middle)")
+    parser.add_argument("--mask-padding", action="store_true", help="mask padded positions")
     parser.add_argument("--out", default="runs/explain_swin", metavar="FOLDER", help="default: runs/explain_swin")
     parser.add_argument("--part", choices=PARTS, help="draw only this part, as an SVG file of its name")
     args = parser.parse_args()
@@ -49,7 +48,7 @@ def main():
         parser.error(f"cannot write to --out {args.out}: {error}")
     print(text)
     if (window, shift) != (at.window, at.shift):
-        print("\nOn an axis that the window covers whole, it shrinks to the map and does not shift.")
+        print("\nOn an axis that the window covers completely, it shrinks to the map and does not shift.")
     if files:
         print("\nThe picture:", *files, sep="\n  ")
     else:

@@ -1,11 +1,11 @@
-"""Does pretraining pay? A model that has learned to tell how digits are turned, against the same model from nothing.
+"""Does pretraining pay? A model pretrained to predict rotations of digits, against the same model from scratch.
 
-    python examples/pretraining_pays.py                 # half an hour of one core; prints the table
-    python examples/pretraining_pays.py --seeds 0       # one row of it
+    python examples/pretraining_pays.py                 # half an hour on one core; prints the table
+    python examples/pretraining_pays.py --seeds 0       # one seed of it
 
-The first model sees 60,000 digits without their labels and learns by which quarter turn each was rotated (Gidaris et
-al. 2018, "Unsupervised Representation Learning by Predicting Image Rotations"). Then both learn to read from the same
-1,000 labeled digits. docs/pretraining.md has the results and what they mean.
+The first model is pretrained on 60,000 digits without their labels to predict by how many quarter turns each was
+rotated (Gidaris et al. 2018, "Unsupervised Representation Learning by Predicting Image Rotations"). Then both are
+trained on the same 1,000 labeled digits. docs/pretraining.md has the results and what they mean.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from minivit.train.tasks import Part, Task, mnist_task
 TURNS = ("upright", "a quarter", "half", "three quarters")
 
 PRETRAINING = Recipe(epochs=20, batch_size=128, lr=4e-3, layer_decay=1.0, label_smoothing=0.0, keep="last")
-# No epoch is chosen by held-out images: those would be further labels. Both sides keep the last epoch. Rate and layer
-# decay are the best of 1e-3 to 8e-3 and of 0.75, 0.9 and 1; docs/pretraining.md says how that was found.
+# No epoch is chosen by held-out images, which would need further labels: both sides keep the last epoch. Learning rate
+# and layer decay are the best of 1e-3 to 8e-3 and of 0.75, 0.9 and 1; docs/pretraining.md says how they were chosen.
 SIDES = {
-    "from nothing": Recipe(lr=4e-3, layer_decay=1.0, keep="last"),
+    "from scratch": Recipe(lr=4e-3, layer_decay=1.0, keep="last"),
     "pretrained": Recipe(lr=4e-3, layer_decay=0.9, keep="last"),
 }
 
 
 def turn(images: Any, labels: Any, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Each image (C, H, W) turned by a random number of quarters, which becomes its label."""
+    """Each image (C, H, W) rotated by a random number of quarter turns, which becomes its label."""
     quarters = rng.integers(4, size=len(images))
     return np.stack([np.rot90(image, k, axes=(1, 2)) for image, k in zip(images, quarters)]), quarters
 
 
 def rotation_task(mnist: data.Mnist) -> Task:
-    """The training images of MNIST, without their labels: which way is up?"""
+    """The training images of MNIST, without their labels: predict the rotation."""
     images = mnist.train_images
     nothing = np.zeros(len(images), np.int64)  # in place of the labels, so that they cannot leak
     watch, quarters = turn(mnist.train_images[:1000, None], nothing, np.random.default_rng(0))
@@ -53,7 +53,7 @@ def rotation_task(mnist: data.Mnist) -> Task:
         source=mnist.source,
         classes=TURNS,
         learn=Part(images, nothing),
-        held_out=Part(watch[:, 0], quarters),  # seen in training, in other turns: it only shows that learning goes on
+        held_out=Part(watch[:, 0], quarters),  # training images in other rotations: shows only the progress of training
         test=None,
         preprocess=data.Preprocess(images.shape[1:], mean=(data.MNIST_MEAN,), std=(data.MNIST_STD,)),
         prepare=data.normalize,
@@ -63,26 +63,26 @@ def rotation_task(mnist: data.Mnist) -> Task:
 
 
 def run(model: Model, task: Task, recipe: Recipe, out: Path, seed: int, threads: int) -> Outcome:
-    """One training; what was begun or done in `out` is not done again, if it was the same."""
+    """One training; a run in `out` with the same settings is resumed, and not repeated if it is complete."""
     resume = (out / train.CHECKPOINT).exists()
     return fine_tune(model, task, recipe, out, seed=seed, threads=threads, resume=resume, quiet=True)
 
 
 def pretrained(mnist: data.Mnist, args: argparse.Namespace) -> Path:
-    """The file with the weights of a model that tells turns, for all seeds."""
+    """The file with the weights of a model pretrained to predict rotations, for all seeds."""
     out = args.out / "pretraining"
     model = minivit.ViT(**{**QUICK, "num_classes": len(TURNS)}, seed=0)
     recipe = replace(PRETRAINING, epochs=args.pretraining_epochs)
     outcome = run(model, rotation_task(mnist), recipe, out, 0, args.threads)
     minivit.save(model, out / "model.safetensors")
-    print(f"pretraining: {outcome.held_out:.2%} of turns told after {outcome.seconds:.0f} s", flush=True)
+    print(f"pretraining: {outcome.held_out:.2%} of rotations predicted after {outcome.seconds:.0f} s", flush=True)
     return out / "model.safetensors"
 
 
 def test_accuracy(
     mnist: data.Mnist, weights: Path, side: str, epochs: int, seed: int, args: argparse.Namespace
 ) -> float:
-    """Of a model that has learned from the labeled images."""
+    """The test accuracy of a model trained on the labeled images."""
     if side == "pretrained":
         model = minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)
     else:
@@ -95,7 +95,7 @@ def test_accuracy(
 
 
 def table(scores: dict[tuple[str, int], list[float]], seeds: list[int]) -> str:
-    """Markdown: a row for each side and length, a column for each seed, mean and standard deviation."""
+    """Markdown: a row for each side and number of epochs, a column for each seed, mean and standard deviation."""
     lines = [f"| epochs | start | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | spread |"]
     lines.append("|---" * (len(seeds) + 4) + "|")
     for (side, epochs), row in scores.items():
@@ -106,7 +106,7 @@ def table(scores: dict[tuple[str, int], list[float]], seeds: list[int]) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Both sides, every length, every seed."""
+    """Both sides, every number of epochs, every seed."""
     mnist = data.load_mnist(args.data or os.environ.get("MINIVIT_MNIST"))
     print(f"data: {mnist.source}", flush=True)
     weights = pretrained(mnist, args)
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> None:
     }
     text = table(scores, args.seeds)
     (args.out / "table.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\ntest accuracy over {len(mnist.test_labels):,} images, {args.labeled:,} labeled ones to learn from\n")
+    print(f"\ntest accuracy over {len(mnist.test_labels):,} images, trained on {args.labeled:,} labeled ones\n")
     print(text)
 
 

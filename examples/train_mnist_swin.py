@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     criterion = CountingLoss()
     step = DataParallel(model, 1 if args.device == "gpu" else args.threads, loss=criterion)
 
-    # Training, from the first epoch or from where a resumed run stands.
+    # Training, from the first epoch or from the position of a resumed run.
     settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
     run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
     count = data.num_batches(len(images), preset.batch_size)

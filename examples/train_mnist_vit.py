@@ -5,7 +5,7 @@
     python examples/train_mnist_vit.py --preset accurate   # 99.3 % and more, in a quarter of an hour and more
 
 Ctrl-C completes the step, saves, and prints the command that continues; after a kill, `--resume` continues from the
-last checkpoint. Either way the run ends with the same bits.
+last checkpoint. In both cases the final result is bit-identical.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     criterion = CountingLoss()
     step = DataParallel(model, 1 if args.device == "gpu" else args.threads, loss=criterion)
 
-    # Training, from the first epoch or from where a resumed run stands.
+    # Training, from the first epoch or from the position of a resumed run.
     settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
     run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
     count = data.num_batches(len(images), preset.batch_size)

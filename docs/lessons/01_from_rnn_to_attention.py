@@ -1,22 +1,22 @@
 # %% [markdown]
 # # 1. From RNN to attention
 #
-# Two ways to read a sequence stand side by side on this page: a recurrent network, which reads word after word, and
-# attention, which sees all words at once. You will measure what each can remember and how its time grows, and you will
-# be able to say what attention mends, and what it costs.
+# This page compares two ways to process a sequence: a recurrent network, which reads one word after the other, and
+# attention, which sees all words at once. You will measure how far each can remember and how its time grows, and you
+# will be able to say what attention improves, and what it costs.
 #
 # **Words used here.** A *layer* is a function with numbers inside, its *parameters* or *weights*. A network is layers
 # in a row. The *loss* is one number that says how wrong the network's answer is. The *gradient* of the loss says for
 # each number in the network how the loss changes if that number grows a little; it has the shape of what it belongs to.
 # *Training* is many small steps of the parameters against their gradient.
 #
-# **The rule of this library.** Every layer returns its output and a function that carries the gradient back:
-# `y, back = layer(x)`, then `dx = back(dy)`. Here `dy` means dLoss/dy. The [protocol](../protocol.md) has a page of its
-# own.
+# **The rule of this library.** Every layer returns its output and its backward function: `y, back = layer(x)`, then
+# `dx = back(dy)`. Here `dy` means dLoss/dy. The page on the [protocol](../protocol.md) has the details.
 #
 # Four names in the code belong to this rule. A `Parameter` is an array of weights, with its gradient in `.grad`.
-# `accumulate` adds to that gradient. `@once` lets a `back` run a single time, since it frees what it remembers. And the
-# functions in `F` have no weights of their own: their way back, called `vjp`, returns a gradient for each argument.
+# `accumulate` adds to that gradient. `@once` lets a `back` run only once, because it then releases the arrays that it
+# kept. The functions in `F` have no weights of their own: their backward function, called `vjp`, returns a gradient for
+# each argument.
 
 # %%
 import os
@@ -36,17 +36,17 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 # ## A recurrent network
 #
 # A recurrent network (RNN) keeps a state $h$, a vector of numbers. It reads one input $x_t$ after the other, and each
-# time makes a new state out of the old one and the input:
+# time computes a new state from the old one and the input:
 #
 # $$
 # h_t = \tanh(u_t + W h_{t-1}), \qquad u_t = W_{\text{in}}\, x_t + b .
 # $$
 #
-# $\tanh$ squeezes any number into $(-1, 1)$. What the network knows of the past has to fit into $h$, and it passes
-# through $W$ and $\tanh$ once more with every step.
+# $\tanh$ maps any number into $(-1, 1)$. All that the network remembers of the past has to fit into $h$, and it passes
+# through $W$ and $\tanh$ again at every step.
 #
-# **Backward.** Go through the steps from the last to the first. The state $h_t$ was used twice: it was handed out, and
-# it went into the next step. So two gradients arrive and are added. With $a_t$ for what stands inside of $\tanh$, and
+# **Backward.** Go through the steps from the last to the first. The state $h_t$ was used twice: as an output, and in
+# the next step. So it gets two gradients, which are added. With $a_t$ for the argument of $\tanh$, and
 # $\tanh'(a) = 1 - \tanh^2(a)$:
 #
 # $$
@@ -90,9 +90,9 @@ class RNN(nn.Layer):
 
 
 # %% [markdown]
-# A backward pass written by hand wants a proof. `check_vjp` compares it with differences of the forward pass along
+# A backward pass written by hand must be checked. `check_vjp` compares it with differences of the forward pass along
 # random directions, `check_complex_step` compares every single element (see [gradient checks](../gradcheck.md)). Both
-# compare relative to the largest element of the gradient.
+# errors are relative to the largest element of the gradient.
 
 # %%
 x = np.random.default_rng(0).standard_normal((2, 5, 3))
@@ -103,10 +103,11 @@ print(f"error of the worst element:    {minivit.check_complex_step(layer, x):.1e
 # %% [markdown]
 # ## One layer of attention
 #
-# Attention has no state. Each place in the sequence asks a question, compares it with all places, and takes in what
-# they hold, in proportion to how well they fit. [Page 3](03_self_attention.py) takes it apart; here it is a finished
-# layer. Attention by itself does not know who stands where ([page 5](05_order.py)), so a learned vector for each place
-# is added to the input. $x + p$ uses $p$ for every sequence, so the gradient of $p$ is the sum over the sequences.
+# Attention has no state. Each position in the sequence compares its query with the keys of all positions, and sums
+# their values in proportion to how well they match. [Page 3](03_self_attention.py) explains it; here it is a finished
+# layer. Attention by itself does not depend on the order of its inputs ([page 5](05_order.py)), so a learned vector for
+# each position is added to the input. $x + p$ uses $p$ for every sequence, so the gradient of $p$ is the sum over the
+# sequences.
 
 
 # %%
@@ -136,22 +137,21 @@ error = minivit.check_complex_step(AttentionWithPositions(5, 4, seed=0, dtype="f
 print(f"attention with positions, error of the worst element: {error:.1e}")
 
 # %% [markdown]
-# ## The task: what came first?
+# ## The task: recall the first symbol
 #
-# A row of symbols, each one of eight, drawn at random. After the last one the network must name the *first*. The
-# distance from the first to the last is $T$. There is nothing to understand here, only to remember: whoever guesses is
-# right one time in eight.
+# The input is a sequence of random symbols, each one of eight. After the last one the network must name the *first*.
+# The distance from the first to the last is $T$. The task tests only memory: guessing is right one time in eight.
 #
 # The network around both layers is the same: each symbol becomes a vector ([page 2](02_embedding.py)), then comes the
-# layer, and from its output at the last place a linear map makes eight numbers, one for each symbol. The largest is the
-# answer.
+# layer, and from its output at the last position a linear map computes eight numbers, one for each symbol. The largest
+# is the answer.
 
 # %%
 SYMBOLS, DIM = 8, 32
 
 
 class Recall(nn.Layer):
-    """Symbols (B, N), integers -> one number for each symbol (B, 8), read at the last place."""
+    """Symbols (B, N), integers -> one number for each symbol (B, 8), read at the last position."""
 
     def __init__(self, core, seed):
         self.embed = nn.Embedding(SYMBOLS, DIM, seed=seed)
@@ -170,7 +170,7 @@ class Recall(nn.Layer):
         @once
         def back(dscores):
             dy = np.zeros_like(y)
-            dy[:, -1] = back_head(dscores)  # nobody reads the other places
+            dy[:, -1] = back_head(dscores)  # the other positions are not read
             dvectors = back_core(dy)
             back_embed(dvectors)
             return dvectors
@@ -185,9 +185,9 @@ def model_of(kind, distance, seed):
 
 # %% [markdown]
 # Training is the same for both, too. The loss is the cross-entropy: minus the logarithm of the probability that the
-# network gives to the right symbol ([derivation](../derivations/cross_entropy.md)). `AdamW` is a way of choosing the
-# size of each parameter's step; `lr`, the *learning rate*, scales them all. Each step looks at 64 sequences, a *batch*,
-# and `zero_grad` first clears the gradients of the step before. A *seed* fixes all that is drawn at random.
+# network gives to the right symbol ([derivation](../derivations/cross_entropy.md)). `AdamW` is an optimizer: it chooses
+# the size of each parameter's step; `lr`, the *learning rate*, scales them all. Each step uses 64 sequences, a *batch*,
+# and `zero_grad` first clears the gradients of the step before. A *seed* fixes all random numbers.
 
 
 # %%
@@ -220,7 +220,7 @@ for kind, scores in found.items():
 
 assert found["RNN"][:, :2].min() > 0.9, "over a short distance the RNN remembers"
 assert found["RNN"][:, -1].max() < 0.4, "over a long one it guesses"
-assert found["attention"].min() > 0.6, "attention does not mind"
+assert found["attention"].min() > 0.6, "for attention the distance does not matter"
 
 # %%
 figure, axes = figures.new(width=7.0, height=3.4)
@@ -242,17 +242,17 @@ figures.show(
 # %% [markdown]
 # ## Why the RNN forgets
 #
-# To learn that the first symbol matters, the network has to feel it: the gradient of the loss with respect to the first
-# vector must not be 0. On its way back it is multiplied by $W^\top$ and by $1 - h^2$ at each step. $1 - h^2$ is below
-# 1, so after many steps little is left. This can be measured on fresh networks, before any training: the size of the
-# gradient at each place, with the places counted from the end.
+# To learn that the first symbol matters, the network needs a gradient: the gradient of the loss with respect to the
+# first vector must not be 0. In the backward pass it is multiplied by $W^\top$ and by $1 - h^2$ at each step. $1 - h^2$
+# is below 1, so after many steps little is left. This can be measured on untrained networks: the size of the gradient
+# at each position, with the positions counted from the end.
 
 # %%
 LENGTH = 60
 
 
 def gradient_by_distance(kind, seed):
-    """The length of dLoss/dvector at each place, mean over sequences: (N,), the last place first."""
+    """The norm of dLoss/dvector at each position, mean over sequences: (N,), the last position first."""
     model = model_of(kind, LENGTH - 1, seed)
     symbols = np.random.default_rng(seed).integers(SYMBOLS, size=(64, LENGTH))
     scores, back = model(symbols)
@@ -275,7 +275,7 @@ assert sizes["attention"][40] > 0.1 * sizes["attention"][10]
 figure, axes = figures.new(width=7.0, height=3.4)
 for kind, size in sizes.items():
     axes.plot(range(LENGTH), size, label=kind, markevery=5)
-axes.set(yscale="log", xlabel="distance from the last place (steps)", ylabel="size of the gradient")
+axes.set(yscale="log", xlabel="distance from the last position (steps)", ylabel="size of the gradient")
 axes.legend(loc="lower left")
 figures.show(
     figure,
@@ -285,17 +285,17 @@ figures.show(
 )
 
 # %% [markdown]
-# A straight line on this logarithmic scale is decay by the same factor at each step: exponential. Attention has a
-# single step between any two places, so distance does not enter.
+# A straight line on this logarithmic scale is decay by the same factor at each step: exponential. Attention connects
+# any two positions in a single step, so the distance does not matter.
 #
-# This is the plain RNN. Gates, as in the LSTM (Hochreiter and Schmidhuber 1997), were invented against just this decay
-# and reach much further. They do not change what comes next.
+# This is the plain RNN. Gates, as in the LSTM (Hochreiter and Schmidhuber 1997), were invented against this decay and
+# remember much longer. They do not change the point of the next section.
 #
-# ## What can be done at the same time
+# ## What can be computed in parallel
 #
 # Step $t$ of an RNN needs the state of step $t - 1$. So $N$ steps are $N$ small products, one after the other, however
-# many cores the machine has. Attention has no such order: it is a handful of large products over all places. But it
-# compares each place with each, which makes $N^2$ scores.
+# many cores the machine has. Attention has no such order: it consists of a few large products over all positions. But
+# it compares each position with each, which makes $N^2$ scores.
 #
 # Count the multiplications with their additions, for one sequence and $D$ channels. The RNN has two products of a
 # $D \times D$ matrix with a vector in each step: $2 N D^2$. Attention has four, and the scores and weighted sums:
@@ -351,27 +351,26 @@ figures.show(
 )
 
 # %% [markdown]
-# The RNN's rate does not grow with the sequence: each step is a small product, and most of its time is waiting for the
-# step before and for Python. Attention does more arithmetic, yet unless the sequence is very long it is done sooner,
-# because its products are large. On a machine that works on thousands of numbers at once, such as a GPU, this counts
-# for more.
+# The RNN's rate does not grow with the sequence: each step is a small product, and most of its time is spent waiting
+# for the step before and for Python. Attention does more arithmetic, yet it takes less time unless the sequence is very
+# long, because its products are large. On a GPU, which works on thousands of numbers at once, this matters even more.
 #
-# But attention does not come free. For long sequences the square wins over everything; [page 8](08_swin.py) shows what
-# the Swin Transformer does about it. For an image of 14 x 14 patches, $N$ is 196, and the square is still small.
+# But attention has a cost. For long sequences the quadratic term dominates; [page 8](08_swin.py) shows how the Swin
+# Transformer avoids it. For an image of 14 x 14 patches, $N$ is 196, and the quadratic term is still small.
 #
 # ## What you have seen
 #
-# - An RNN must carry all it knows through every step; its gradient decays by a factor at each of them, so it did not
-#   learn to remember over more than some 10 to 20 steps.
-# - Attention has one step between any two places. Its memory and its gradient do not depend on the distance.
-# - The RNN's steps wait for each other. Attention is a few large products, but $N^2$ scores.
-# - Both backward passes were written by hand and proven.
+# - An RNN carries all its information through every step. Its gradient decays by a factor at each of them, so it did
+#   not learn to remember over more than some 10 to 20 steps.
+# - Attention connects any two positions in one step. Its memory and its gradient do not depend on the distance.
+# - The RNN's steps are sequential. Attention is a few large products, but has $N^2$ scores.
+# - Both backward passes were written by hand and checked.
 #
 # ## Try it
 #
 # 1. Give the RNN 2,000 steps of training instead of 400, or a state of 128 numbers. How far does its memory reach now?
-# 2. Take the positions away: multiply `self.positions.data` by 0 in `forward`, and their gradient by 0 in `back`. Which
-#    accuracy is left to attention, and why is it better than guessing, above all for $T = 1$?
-# 3. Start `recurrent` 1.5 times larger. What happens to the gradient by distance?
+# 2. Remove the positions: multiply `self.positions.data` by 0 in `forward`, and their gradient by 0 in `back`. What
+#    accuracy does attention reach now, and why is it better than guessing, especially for $T = 1$?
+# 3. Initialize `recurrent` 1.5 times larger. How does the gradient depend on the distance now?
 #
 # Next: [2. Embedding: a table and a linear map](02_embedding.py)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 2. Embedding: a table and a linear map
 #
-# A network computes with vectors, but words, symbols and places are not vectors. This page shows how they become some:
-# by a look-up in a table, which is a linear map of a very special input. You will be able to show that the two are
+# A network computes with vectors, but words, symbols and positions are not vectors. This page shows how they become
+# vectors: by a table look-up, which is a linear map of a one-hot input. You will be able to show that the two are
 # equal, forward and backward, and to say which of them to compute.
 #
 # **Words used here.** A *linear map* multiplies a vector with a matrix of *weights*. The *gradient* of the loss with
@@ -25,9 +25,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## One-hot: a number becomes a vector
 #
-# Take a vocabulary of $R$ words, numbered from 0. The number itself is a bad input: it would say that word 7 is seven
-# times word 1, and that 6 and 7 are alike. A *one-hot* vector says only which word it is. It has $R$ entries, all 0 but
-# one:
+# Take a vocabulary of $R$ words, numbered from 0. The number itself is a bad input: it would imply that word 7 is seven
+# times word 1, and that 6 and 7 are similar. A *one-hot* vector says only which word it is. It has $R$ entries, all 0
+# except one, which is 1:
 
 # %%
 words = ["a", "cat", "dog", "sees", "the"]
@@ -45,8 +45,8 @@ for number, row in zip(index, one_hot):
 # a = x\,T, \qquad a_d = \sum_{r=0}^{R-1} x_r\, T_{rd} .
 # $$
 #
-# In this sum all $x_r$ are 0 but one, and that one is 1. So $a$ *is* a row of $T$, and nothing has to be multiplied:
-# the product is a look-up in a table. The rows are learned like all weights. This is an *embedding*.
+# In this sum all $x_r$ are 0 except one, which is 1. So $a$ *is* a row of $T$, and nothing has to be multiplied: the
+# product is a table look-up. The rows are learned like all weights. This is an *embedding*.
 
 # %%
 table = rng.standard_normal((len(words), 3), dtype=np.float32)  # T: (R, D), D = 3
@@ -68,14 +68,13 @@ assert np.array_equal(from_layer, looked_up)
 print("a linear layer without bias gives the same vectors")
 
 # %% [markdown]
-# ## Backward: gradients collect in the rows
+# ## Backward: gradients accumulate in the rows
 #
-# If a row was looked up, the loss depends on it; if it was looked up twice, in two ways, and the two gradients are
-# added. From the product the same follows by rule: $dT = x^\top da$ ([derivation](../derivations/linear.md)). Row $r$
-# of $x^\top$ has a 1 wherever word $r$ stands, so it adds up those rows of $da$. Doing only these additions is called
-# *scatter-add*.
+# If a row was looked up twice, the loss depends on it in two ways, and the two gradients are added. The rule for the
+# product gives the same: $dT = x^\top da$ ([derivation](../derivations/linear.md)). Row $r$ of $x^\top$ has a 1 at each
+# occurrence of word $r$, so it adds those rows of $da$. Doing only these additions is called *scatter-add*.
 #
-# We take whole numbers for $da$. Then no sum is rounded, and both must be equal exactly.
+# Here $da$ consists of integers. Then no sum is rounded, and both must be exactly equal.
 
 # %%
 da = rng.integers(-9, 10, size=looked_up.shape).astype(np.float32)  # (N, D)
@@ -84,14 +83,13 @@ back_layer(da)
 
 assert np.array_equal(dtable, one_hot.T @ da)
 assert np.array_equal(dtable, layer.weight.grad.T)
-assert np.array_equal(dtable[3], da[2] + da[5])  # "sees" stands at places 2 and 5
+assert np.array_equal(dtable[3], da[2] + da[5])  # "sees" is at positions 2 and 5
 print("gradient of the table, by word:")
 for word, row in zip(words, dtable):
     print(f"  {word:5s} {row}")
 
 # %% [markdown]
-# The order of additions is free, so with other numbers the two may differ by rounding, in the last digits, and by no
-# more:
+# The order of the additions may differ, so with other numbers the two may differ by rounding in the last digits:
 
 # %%
 many = rng.integers(len(words), size=1000)
@@ -102,19 +100,19 @@ print(f"1,000 look-ups: the gradients differ by at most {difference:.1e}, their 
 assert difference < 1e-4
 
 # %% [markdown]
-# There is a famous way to get it wrong. In NumPy `dtable[index] += da` looks right, but it writes each row once,
-# however often the row stands in `index`: all but one of its gradients are lost, so the frequent words suffer most.
+# There is a common mistake. In NumPy `dtable[index] += da` looks right, but it writes each row only once, however often
+# its number occurs in `index`: all but one of its gradients are lost, which affects frequent words most.
 
 # %%
 wrong = np.zeros_like(table)
 wrong[many] += da
 right = np.zeros_like(table)
-np.add.at(right, many, da)  # this one adds again and again
+np.add.at(right, many, da)  # this one adds every occurrence
 print(f"with `+=` there is an error of {np.abs(wrong - dtable).max():.0f}, with `np.add.at` of at most 1e-4")
 assert np.abs(right - dtable).max() < 1e-4 < np.abs(wrong - dtable).max()
 
 # %% [markdown]
-# And the proof by the library's own checks, with a table in which one row is used twice and one not at all:
+# The library's gradient checks, with a table in which one row is used twice and one not at all:
 
 # %%
 indices = np.array([[0, 2], [2, 3]])
@@ -124,7 +122,7 @@ element = minivit.check_complex_step(lambda table: F.embedding(indices, table), 
 print(f"error along a random direction {error:.1e}, of the worst element {element:.1e}")
 
 # %% [markdown]
-# ## What each of them costs
+# ## The cost of each
 #
 # The product takes $R \cdot D$ multiplications for each word, the look-up none: it copies $D$ numbers. With a
 # vocabulary of 30,000 words, 29,999 of every 30,000 multiplications are with 0. Measure how the time grows with the
@@ -185,13 +183,14 @@ figures.show(
 )
 
 # %% [markdown]
-# The look-up grows a little as well: its gradient has $R$ rows, most of them 0, and they have to be written.
+# The time of the look-up grows a little as well: its gradient has $R$ rows, most of them 0, and they have to be
+# written.
 #
-# ## What the rows come to mean
+# ## What the rows learn
 #
-# Nothing is put into the table by hand. The rows become what helps. Here is a small world: a friend tells you in which
-# month his birthday is, but he may be wrong by one. The network gets the number of the month that he said, and has to
-# name the true one. It has only two numbers for each month, and a linear map from them to twelve scores.
+# The rows of the table are learned like all weights. Here is a small example: a friend tells you the month of a
+# birthday, but may be wrong by one month. The network gets the number of the stated month, and has to name the true
+# one. It has only two numbers for each month, and a linear map from them to twelve scores.
 
 # %%
 months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -238,38 +237,39 @@ figures.show(
 )
 
 # %% [markdown]
-# Going round the middle, the months stand in the order of the year, though nobody told the network that they have one:
-# rows that are used alike come to point the same way. [Page 5](05_order.py) shows the same for the places of an image.
+# Around the center, the months are in the order of the year, although the network was not given this order: rows that
+# are used in similar ways come to point in similar directions. [Page 5](05_order.py) shows the same for the positions
+# of an image.
 #
-# ## And in a Vision Transformer?
+# ## Embeddings in a Vision Transformer
 #
-# A ViT meets both forms. The *places* of its patches are numbers from a fixed set, so each has a learned row in a
-# table, `pos_embed`. All places are used in every image, so the look-up takes the whole table, and its gradient is the
-# sum over the images. The *patches* are no fixed set: no two pieces of a photograph are equal. There is no table to
-# look into, and a linear map of the patch's pixels takes its place, $a = x W$ with an $x$ that is not one-hot:
+# A ViT uses both forms. The *positions* of its patches are numbers from a fixed set, so each has a learned row in a
+# table, `pos_embed`. All positions are used in every image, so the look-up takes the whole table, and its gradient is
+# the sum over the images. The *patches* are not from a fixed set: no two patches of a photograph are equal. Instead of
+# a table look-up, they need a linear map of their pixels, $a = x W$ with an $x$ that is not one-hot:
 
 # %%
 vit = minivit.create_model("vit_base_patch16_224")
 params = vit.parameters()
-print("pos_embed", params["pos_embed"].shape, "- a row for the class token and for each of 14 x 14 places")
+print("pos_embed", params["pos_embed"].shape, "- a row for the class token and for each of 14 x 14 positions")
 print("patch_embed.proj.weight", params["patch_embed.proj.weight"].shape, "- 16 x 16 pixels of 3 colors -> 768 numbers")
 assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
 
 # %% [markdown]
 # ## What you have seen
 #
-# - An embedding is a linear map of a one-hot vector. The product and the look-up give the same, bit for bit.
-# - Its gradient is a scatter-add: rows that were looked up several times collect several gradients.
-# - The product costs $R$ times as many multiplications as the look-up copies numbers, so one computes the look-up.
-# - The rows learn what they are used for: neighbors in the year became neighbors in the plane.
+# - An embedding is a linear map of a one-hot vector. The product and the look-up give bit-identical results.
+# - Its gradient is a scatter-add: rows that were looked up several times accumulate several gradients.
+# - The product costs $R$ times as many multiplications as the look-up copies numbers, so the look-up is used.
+# - The rows reflect their use: neighbors in the year became neighbors in the plane.
 #
 # ## Try it
 #
 # 1. Train the months with the wrong `+=`: in `trained_table`, fill `dtable` by `dtable[said] += dvectors`, where
-#    `dvectors` is what `back_head` returns, and put `table.weight.accumulate(dtable)` in the place of `back_table`. Can
-#    you tell from the loss? [Page 10](10_break_it.py) says why a wrong gradient may learn well.
+#    `dvectors` is what `back_head` returns, and call `table.weight.accumulate(dtable)` instead of `back_table`. Can you
+#    tell from the loss? [Page 10](10_break_it.py) shows why a model with a wrong gradient may still train well.
 # 2. Give the months one number each instead of two, and leave out the picture, which needs two. How much worse is the
 #    loss, and why can the ring not be drawn on a line?
-# 3. Let the friend be wrong by exactly one, never right. Which months become alike now, and why not the neighbors?
+# 3. Let the friend always be wrong by exactly one month. Which months become similar now, and why not the neighbors?
 #
 # Next: [3. Self-attention by hand](03_self_attention.py)

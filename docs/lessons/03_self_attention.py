@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 3. Self-attention by hand
 #
-# On this page four words look at each other. You will compute attention number by number, then as products of matrices,
-# find out why scores are divided by $\sqrt d$, and write the backward pass and prove it.
+# This page computes attention among four words. You will compute it number by number, then as matrix products, find out
+# why scores are divided by $\sqrt d$, and write and check the backward pass.
 #
 # **Words used here.** A *token* is a vector that stands for something: a word, or a piece of an image
 # ([embedding](02_embedding.py)). Vectors are rows; `x` of shape (N, D) holds N tokens of D numbers. `dname` is
-# dLoss/dname, and `y, back = layer(x)` is the rule of the house ([page 1](01_from_rnn_to_attention.py)).
+# dLoss/dname, and `y, back = layer(x)` is the protocol of this library ([page 1](01_from_rnn_to_attention.py)).
 
 # %%
 import os
@@ -22,17 +22,18 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 np.set_printoptions(precision=2, suppress=True)
 
 # %% [markdown]
-# ## A question, a label, a content
+# ## Query, key and value
 #
-# Attention lets each token collect from all tokens, itself among them, what it needs. For that, each token $x$ is
-# mapped three times, with three matrices of weights:
+# In attention, each token collects information from all tokens, including itself. For this, each token $x$ is mapped
+# three times, with three weight matrices:
 #
-# - the **query** $q = x W_q$: what am I looking for?
-# - the **key** $k = x W_k$: what can I be found by?
-# - the **value** $v = x W_v$: what do I hand over to whoever has found me?
+# - the **query** $q = x W_q$: what the token looks for;
+# - the **key** $k = x W_k$: what queries are compared with;
+# - the **value** $v = x W_v$: what the token passes to the tokens whose queries match its key.
 #
-# A query fits a key if their product $q \cdot k = \sum_c q_c k_c$ is large. In a real network the three matrices are
-# learned. Here we choose them, so that one can see what happens. The tokens have one number for each kind of word:
+# A query matches a key if their product $q \cdot k = \sum_c q_c k_c$ is large. In a real network the three matrices are
+# learned. Here we choose them by hand, so that the result can be interpreted. The tokens have one number for each kind
+# of word:
 
 # %%
 words = ["the", "cat", "sleeps", "it"]
@@ -46,24 +47,24 @@ x = np.array(
 )  # (N, D) = (4, 4)
 
 # columns of queries and keys: [noun, verb]
-w_q = np.array([[4.0, 0], [0, 4.0], [4.0, 0], [4.0, 0]])  # article, verb and pronoun seek a noun, the noun a verb
-w_k = np.array([[0, 0], [1.0, 0], [0, 1.0], [0, 0]])  # the noun can be found as a noun, the verb as a verb
-w_v = np.eye(4)  # all hand over what they are
+w_q = np.array([[4.0, 0], [0, 4.0], [4.0, 0], [4.0, 0]])  # article, verb and pronoun look for a noun, the noun a verb
+w_k = np.array([[0, 0], [1.0, 0], [0, 1.0], [0, 0]])  # the noun's key matches "noun", the verb's matches "verb"
+w_v = np.eye(4)  # the value of a token is the token itself
 
 q, k, v = x @ w_q, x @ w_k, x @ w_v  # (N, d), (N, d), (N, 4), with d = 2
 for word, query, key in zip(words, q, k):
-    print(f"{word:7s} asks {query} and is found by {key}")
+    print(f"{word:7s} has query {query} and key {key}")
 
 # %% [markdown]
 # ## Number by number
 #
-# For the token `n` that asks, four steps:
+# For query token `n`, there are four steps:
 #
 # 1. Its *scores*: $s_m = q_n \cdot k_m / \sqrt d$, one for each token $m$. The $\sqrt d$ is explained below.
-# 2. $e^{s_m}$ makes them positive.
+# 2. $e^{s_m}$ is positive.
 # 3. Divided by their sum they are *weights*: $a_m = e^{s_m} / \sum_l e^{s_l}$. Steps 2 and 3 together are called
 #    *softmax* ([derivation](../derivations/softmax.md)).
-# 4. The result is the mean of the values in these weights: $b_n = \sum_m a_m v_m$.
+# 4. The result is the weighted mean of the values: $b_n = \sum_m a_m v_m$.
 
 # %%
 N, d = q.shape
@@ -76,17 +77,16 @@ for n in range(N):
         b[n] += weights[n, m] * v[m]
 
 for word, row in zip(words, weights):
-    print(f"{word:7s} looks at " + ", ".join(f"{other} {weight:4.0%}" for other, weight in zip(words, row)))
+    print(f"{word:7s} attends to " + ", ".join(f"{other} {weight:4.0%}" for other, weight in zip(words, row)))
 
 # %% [markdown]
-# Weights are positive and sum to 1, so each $b_n$ lies between the values: nothing can come out that is larger than the
-# largest value or smaller than the smallest.
+# Weights are positive and sum to 1, so each element of $b_n$ lies between the smallest and the largest value.
 
 # %%
 assert np.allclose(weights.sum(axis=1), 1)
 assert (b <= v.max(axis=0)).all() and (b >= v.min(axis=0)).all()
-assert weights[3].argmax() == 1  # "it" has found "cat"
-print("what the token 'it' has collected:", b[3], "- mostly the noun")
+assert weights[3].argmax() == 1  # "it" attends to "cat"
+print("the output of the token 'it':", b[3], "- mostly the noun")
 
 # %%
 figure, axes = figures.new(width=4.6, height=3.8)
@@ -97,7 +97,7 @@ for n in range(N):
         axes.text(m, n, f"{weights[n, m]:.2f}", ha="center", va="center", color=color)
 axes.set_xticks(range(N), words)
 axes.set_yticks(range(N), words)
-axes.set(xlabel="is looked at", ylabel="asks")
+axes.set(xlabel="key", ylabel="query")
 figure.colorbar(image, ax=axes, label="weight")
 figures.show(
     figure,
@@ -108,13 +108,14 @@ figures.show(
 # %% [markdown]
 # ## All at once
 #
-# No row waits for another, so the loops are products of matrices. One product holds all scores, one all weighted sums:
+# The rows do not depend on each other, so the loops can be written as matrix products. One product gives all scores,
+# one all weighted sums:
 #
 # $$
 # S = \frac{Q K^\top}{\sqrt d}\;(N, N), \qquad A = \operatorname{softmax}(S)\;(N, N), \qquad B = A V\;(N, D) .
 # $$
 #
-# That is what makes attention quick, compared with a network that goes word by word.
+# This makes attention fast compared with a network that processes word by word.
 
 # %%
 scores = q @ k.T / d**0.5  # (N, d)(d, N) -> (N, N)
@@ -130,8 +131,8 @@ print(
 )
 
 # %% [markdown]
-# The library does the same with three differences: it takes batches and heads as further axes in front, it divides by
-# the sum at the end instead of at the weights (fewer numbers), and it keeps $e^s$ from overflowing.
+# The library does the same with three differences: it takes batches and heads as further axes in front, it divides the
+# output by the sum instead of the weights (fewer numbers), and it keeps $e^s$ from overflowing.
 #
 # ## Why the square root of $d$
 #
@@ -139,9 +140,9 @@ print(
 # Each product has variance 1, so the sum has variance $d$ and the typical score is $\sqrt d$: the longer the vectors,
 # the larger the scores. Divided by $\sqrt d$, they have variance 1 for each $d$.
 #
-# Why should large scores be bad? Because softmax then gives nearly all weight to one token. And where a weight is
-# nearly 0 or nearly 1, it hardly moves when its score moves: its derivative is $a_m (1 - a_m)$. Here all three are
-# measured, with one query and 64 keys, over many draws:
+# Large scores are a problem because softmax then gives nearly all weight to one token. And where a weight is nearly 0
+# or nearly 1, it hardly changes with its score: its derivative is $a_m (1 - a_m)$. Here all three are measured, with
+# one query and 64 keys, over many draws:
 
 # %%
 widths = [1, 4, 16, 64, 256, 1024]
@@ -167,7 +168,7 @@ for width, a, c in zip(widths, measured["without"], measured["with"]):
 without, scaled = np.array(measured["without"]), np.array(measured["with"])
 assert np.allclose(without[:, 0], np.sqrt(widths), rtol=0.1)  # the deviation is the square root of d
 assert np.allclose(scaled[1:, 0], 1, rtol=0.1)
-assert without[-1, 1] > 0.9 and scaled[-1, 1] < 0.3  # one token gets everything, or many have a share
+assert without[-1, 1] > 0.9 and scaled[-1, 1] < 0.3  # one token gets nearly all weight, or many have some
 assert without[-1, 2] < 0.5 * scaled[-1, 2]
 
 # %%
@@ -188,27 +189,26 @@ figures.show(
 )
 
 # %% [markdown]
-# Without the division the gradient first grows a little, as some tokens stand out, and then falls. At $d = 64$, the
-# usual size, one token has four fifths of the weight before anything is learned, and beyond that the gradient is being
-# lost. With the division nothing depends on $d$, which is the point: the width of a network can be chosen freely.
+# Without the division the gradient first grows a little, as some weights become larger than others, and then falls. At
+# $d = 64$, the usual size, one token has four fifths of the weight before training, and for larger $d$ the gradient
+# vanishes. With the division nothing depends on $d$, so the width of a network can be chosen freely.
 #
-# With trained weights, queries and keys are not independent any more, and scores do become large where the network
-# wants them to. The division makes a good *start*: at first, all tokens have a share and all have a gradient.
+# With trained weights, queries and keys are no longer independent, and scores become large where that is useful. The
+# division gives a good *initialization*: at first, all tokens have some weight and some gradient.
 #
 # ## The backward pass
 #
-# Three links: scores, softmax, weighted sum. Backward they come in the other order; the long way is in the
-# [derivation](../derivations/attention.md).
+# There are three steps: scores, softmax, weighted sum. The backward pass takes them in reverse order; the full argument
+# is in the [derivation](../derivations/attention.md).
 #
 # - $B = A V$ is a product, so $dA = dB\,V^\top$ and $dV = A^\top dB$.
-# - Softmax, in each row: a larger score takes weight from all others, so
-#   $dS_m = A_m\,(dA_m - \sum_l A_l\, dA_l)$.
+# - Softmax, in each row: a larger score reduces all other weights, so $dS_m = A_m\,(dA_m - \sum_l A_l\, dA_l)$.
 # - $S = Q K^\top / \sqrt d$ is a product again: $dQ = dS\,K / \sqrt d$ and $dK = dS^\top Q / \sqrt d$.
 
 
 # %%
 def attention(q, k, v):
-    """q (N, d), k (M, d), v (M, D) -> (N, D), and the way back."""
+    """q (N, d), k (M, d), v (M, D) -> (N, D), and the backward function."""
     scale = q.shape[1] ** -0.5
     scores = q @ k.T * scale  # (N, M)
     positive = np.exp(scores - scores.real.max())  # a common factor changes no weight, but keeps exp from overflowing
@@ -237,8 +237,8 @@ for name, a, c in zip(("dq", "dk", "dv"), mine, library):
 # %% [markdown]
 # ## From $x$ to $b$, and back
 #
-# It is called *self*-attention because queries, keys and values all come from the same tokens. So the gradient comes
-# back to $x$ on three ways, and they are added:
+# It is called *self*-attention because queries, keys and values all come from the same tokens. So $x$ gets three
+# gradients, which are added:
 #
 # $$
 # dx = dQ\,W_q^\top + dK\,W_k^\top + dV\,W_v^\top, \qquad dW_q = x^\top dQ, \quad dW_k = x^\top dK, \quad
@@ -248,7 +248,7 @@ for name, a, c in zip(("dq", "dk", "dv"), mine, library):
 
 # %%
 def self_attention(x, w_q, w_k, w_v):
-    """x (N, D), three weights (D, d) -> (N, d), and the way back."""
+    """x (N, D), three weights (D, d) -> (N, d), and the backward function."""
     b, back_attention = attention(x @ w_q, x @ w_k, x @ w_v)
 
     @once
@@ -266,8 +266,8 @@ print(f"error along random directions {minivit.check_vjp(self_attention, x, w_q,
 print(f"error of the worst element    {minivit.check_complex_step(self_attention, x, w_q, w_k, w_v):.1e}")
 
 # %% [markdown]
-# The layer of the library is the same with two additions: its three weights lie below one another in one matrix `qkv`,
-# so that one product makes all three, and an output map `proj` follows. With `proj` as the identity and one head, our
+# The layer of the library is the same with two additions: its three weights are stacked in one matrix `qkv`, so that
+# one product computes all three, and an output map `proj` follows. With `proj` as the identity and one head, our
 # function and the layer must agree, and so must the gradients:
 
 # %%
@@ -289,17 +289,17 @@ print(f"nn.Attention: outputs differ by {np.abs(y[0] - b).max():.0e}, dx by {np.
 # %% [markdown]
 # ## What you have seen
 #
-# - Each token asks with its query, is found by its key, and hands over its value.
-# - Weights are a softmax of $q \cdot k / \sqrt d$; the result $b$ is the mean of the values in these weights.
-# - From q, k and v on, all of it is two products and one softmax for all tokens at once.
-# - Without $\sqrt d$ the scores grow with the width: one token takes all the weight, and for large $d$ the gradient
+# - A token's query is compared with the keys of all tokens; their values are summed by these weights.
+# - Weights are a softmax of $q \cdot k / \sqrt d$; the result $b$ is the mean of the values with these weights.
+# - Given q, k and v, attention is two products and one softmax for all tokens at once.
+# - Without $\sqrt d$ the scores grow with the width: one token gets all the weight, and for large $d$ the gradient
 #   shrinks.
-# - The backward pass is five formulas, and they are proven.
+# - The backward pass is five formulas, and they pass the gradient checks.
 #
 # ## Try it
 #
-# 1. Give `w_q` and `w_k` a third column, "article", so that "cat" looks at "the", and check the picture.
+# 1. Give `w_q` and `w_k` a third column, "article", so that "cat" attends to "the", and check the figure.
 # 2. Leave out `- (weights * dweights).sum(...)` in `back`. What does `check_vjp` say?
-# 3. Divide by $d$ instead of $\sqrt d$. How does the largest weight go with $d$, and what is bad about that?
+# 3. Divide by $d$ instead of $\sqrt d$. How does the largest weight depend on $d$, and what is the problem with that?
 #
 # Next: [4. Many heads](04_many_heads.py)

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 4. Many heads
 #
-# Real attention layers have several *heads*: small attentions side by side, each with its own questions. This page
-# shows a task that is hard for one head and easy for two, builds a layer of many heads in both known ways, and measures
+# Attention layers usually have several *heads*: small attentions in parallel, each with its own queries. This page
+# shows a task that is hard for one head and easy for two, builds multi-head attention in both known ways, and measures
 # what heads cost.
 #
-# **Words used here.** [Page 3](03_self_attention.py) explains queries, keys, values and weights. Alphabet: B sequences,
+# **Words used here.** [Page 3](03_self_attention.py) explains queries, keys, values and weights. Notation: B sequences,
 # N tokens, D channels (numbers in a token), H heads, $d = D / H$ channels of one head.
 
 # %%
@@ -26,13 +26,13 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## What is hard for one head
 #
-# A head gives each token one row of weights, which sum to 1, and hands over one mean of the values. If a token needs
-# two things, one head can only hand over their mixture, and the sum of two values does not say which was which.
+# A head gives each token one row of weights, which sum to 1, and returns one weighted mean of the values. If a token
+# needs two values, one head can only return their mixture, and the sum of two values does not show which was which.
 #
-# Here is such a task. A row of eight symbols, each one of sixteen; the last token has to name the symbol at place 1
-# *and* the one at place 5. The network: a vector for each symbol plus a learned one for each place, one layer of
-# attention, and a linear map to two times sixteen scores. The layer has one head or two, and the same number of
-# parameters in both cases.
+# Here is such a task. The input is a sequence of eight symbols, each one of sixteen; the last token has to name the
+# symbol at position 1 *and* the one at position 5. The network has a vector for each symbol plus a learned one for each
+# position, one layer of attention, and a linear map to two times sixteen scores. The layer has one head or two, and the
+# same number of parameters in both cases.
 
 # %%
 SYMBOLS, LENGTH, DIM = 16, 8, 32
@@ -40,7 +40,7 @@ ASKED = (1, 5)
 
 
 class Recall(nn.Layer):
-    """Symbols (B, N), integers -> scores (B, 2, 16): for the symbols at two places, read at the last token."""
+    """Symbols (B, N), integers -> scores (B, 2, 16): for the symbols at two positions, read at the last token."""
 
     def __init__(self, heads, seed):
         rng = np.random.default_rng(seed)
@@ -96,17 +96,17 @@ assert max(right for _, right in models[1]) < 0.95
 assert min(right for _, right in models[2]) > 0.97
 
 # %% [markdown]
-# Each number is one seed. One head often gets further than a plain mean would let it: it can learn to give a place more
-# or less weight depending on the symbol there, and the proportions of the mixture then carry some of the answer. That
-# is a clever code, hard to find and not complete. Two heads have nothing to encode.
+# Each number is one seed. One head is often more accurate than a plain mean would allow: it can learn to give a
+# position more or less weight depending on the symbol there, and the proportions of the mixture then carry some of the
+# answer. Such an encoding is hard to learn and incomplete. Two heads do not need it.
 #
-# What do the heads look at? Their weights can be computed again from the layer's parameters. Each picture shows the
-# last token's weights for seed 1, as a mean over 200 sequences.
+# What do the heads attend to? Their weights can be recomputed from the layer's parameters. Each panel shows the last
+# token's weights for seed 1, as a mean over 200 sequences.
 
 
 # %%
 def weights_of_last(model, symbols):
-    """How much of its weight the last token gives to each place, for each head: (H, N), mean over sequences."""
+    """The weight that the last token gives to each position, for each head: (H, N), mean over sequences."""
     attention = model.attention
     vectors, _ = model.embed(symbols)
     qkv, _ = attention.qkv(vectors + model.positions.data)  # (B, N, 3D)
@@ -122,36 +122,36 @@ rows += [(f"two heads: head {h + 1}", row) for h, row in enumerate(weights_of_la
 figure, panels = figures.new(1, 3, width=9.0, height=2.6, sharey=True)
 for panel, (title, row) in zip(panels, rows):
     panel.bar(range(LENGTH), row, color=[figures.COLORS[place in ASKED] for place in range(LENGTH)])
-    panel.set(title=title, xlabel="place", ylim=(0, 1))
+    panel.set(title=title, xlabel="position", ylim=(0, 1))
     panel.set_xticks(range(LENGTH))
 panels[0].set_ylabel("weight of the last token")
 figures.show(
     figure,
     "04_heads",
-    alt="Bars of the last token's weights for eight places. One head divides its weight between places 1 and 5; of two "
-    "heads each gives nearly all to one of the two.",
+    alt="Bars of the last token's weights for eight positions. One head divides its weight between positions 1 and 5; "
+    "of two heads each gives nearly all to one of the two.",
 )
 
 by_head = np.array([row for _, row in rows[1:]])[:, ASKED]  # (2 heads, 2 places)
-assert by_head.sum(axis=1).min() > 0.9, "no weight is wasted on the other places"
-assert by_head.max(axis=0).min() > 0.5, "for each place there is a head that mostly looks there"
+assert by_head.sum(axis=1).min() > 0.9, "the other positions get little weight"
+assert by_head.max(axis=0).min() > 0.5, "for each position there is a head that mostly attends to it"
 
 # %% [markdown]
-# With two heads each has taken one place, and nobody told them to share the work. It need not be so clean: with seed 2
-# both heads look at both places, in proportions that change with the symbols, and together they carry the answer just
-# as well.
+# Of the two heads each attends to one position, although nothing in the training enforces this. It is not always so
+# clear: with seed 2 both heads attend to both positions, in proportions that depend on the symbols, and together they
+# encode the answer just as well.
 #
 # ## Two ways to make heads
 #
 # The projections give $q$, $k$ and $v$ for each token, with D channels. How do they become H heads of $d = D / H$
-# channels? Two ways are taught:
+# channels? There are two ways:
 #
 # 1. **Even split.** The first $d$ channels belong to the first head, the next $d$ to the second, and so on. Nothing is
 #    computed. Every published model does this.
 # 2. **A linear map for each head.** Head $h$ takes all D channels and has three matrices of its own, $(D, d)$:
 #    $q_h = q\, M^q_h$, likewise $k_h$ and $v_h$.
 #
-# First the even split, one head after the other, compared with the layer, which does all in one product:
+# First the even split, one head after the other, compared with the layer, which computes all heads at once:
 
 # %%
 B, N, D, H = 2, 6, 12, 3
@@ -174,8 +174,8 @@ print(f"head by head and all at once differ by {np.abs(by_heads - y).max():.0e}"
 assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
 
 # %% [markdown]
-# Then the linear maps. The library has no such layer, because it computes nothing new, as you will see; here is one.
-# `head_maps` holds all the maps, (3, H, D, d):
+# Then the linear maps. The library has no such layer, because it represents no additional functions, as shown below.
+# `head_maps` contains all the maps, (3, H, D, d):
 
 
 # %%
@@ -221,14 +221,14 @@ by_heads, _ = linear.proj(np.concatenate(outputs, axis=2))
 y, _ = linear(x)
 print(f"with linear maps: head by head and all at once differ by {np.abs(by_heads - y).max():.0e}")
 assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
-print(f"proven: split {minivit.check_complex_step(split, x):.0e}, linear {minivit.check_complex_step(linear, x):.0e}")
+print(f"errors: split {minivit.check_complex_step(split, x):.0e}, linear {minivit.check_complex_step(linear, x):.0e}")
 
 # %% [markdown]
-# The even split is a special case: with maps that pick out channels, the second way is the first.
+# The even split is a special case: with maps that select channels, the second way is the first.
 #
-# And the other way round? A linear map of a linear map is a linear map: $x W_q M_h$ is $x$ times one matrix. So for
+# The converse also holds. A linear map of a linear map is a linear map: $x W_q M_h$ is $x$ times one matrix. So for
 # each layer with maps there is one with an even split that computes the same, whose rows are the maps times the
-# projection. The maps give the layer no function that it would not have without them; they only cost more.
+# projection. So the maps do not enlarge the set of functions that the layer can represent; they only cost more.
 
 # %%
 same = nn.Attention(D, H, dtype="float64", seed=3)
@@ -249,11 +249,11 @@ print(f"multiply-adds: split {adds:,}, linear {adds + more:,}")
 assert np.allclose(same(x)[0], y, rtol=1e-9, atol=1e-12)
 
 # %% [markdown]
-# ## The heads come together: $W_o$
+# ## Combining the heads: $W_o$
 #
-# Until now no head knows of the others. Their outputs are put side by side and multiplied with $W_o$, (D, D). Cut $W_o$
-# into the H pieces that meet the heads, and the product becomes a sum: each head adds its own contribution to every
-# channel.
+# Up to this point the heads are independent. Their outputs are concatenated and multiplied with $W_o$, (D, D). Split
+# $W_o$ into H blocks of rows, one for each head, and the product becomes a sum: each head adds its own contribution to
+# every channel.
 #
 # $$
 # [\,b_1 \; b_2 \; \cdots \; b_H\,]\, W_o = \sum_{h=1}^{H} b_h\, W_o^{(h)} .
@@ -266,11 +266,11 @@ assert np.allclose(sum(parts), joined @ w_o, rtol=1e-10, atol=1e-13)
 print("side by side times Wo = sum over the heads: the same to rounding")
 
 # %% [markdown]
-# ## The picture of the grouped convolution
+# ## Heads as a grouped convolution
 #
-# A 1 x 1 convolution applies one matrix to the channels of each place, so it is a linear map of tokens. A *grouped* one
-# cuts the channels into groups and gives each a small matrix of its own: group $h$ sees only its own channels. Heads
-# are such groups: what happens to the channels of a head between the split and $W_o$ mixes no channels of other heads.
+# A 1 x 1 convolution applies one matrix to the channels of each position, so it is a linear map of tokens. A *grouped*
+# one splits the channels into groups with a small matrix each: group $h$ sees only its own channels. Heads are such
+# groups: between the split and $W_o$ the channels of different heads are not mixed.
 #
 # Take a small map for each head, $(d, d)$, applied to its own channels. Written as one matrix, it has blocks along the
 # diagonal and zeros elsewhere:
@@ -278,7 +278,7 @@ print("side by side times Wo = sum over the heads: the same to rounding")
 
 # %%
 def grouped_1x1(x, weights):
-    """x (B, N, D), one matrix (d, d) for each of H groups -> (B, N, D), and the way back."""
+    """x (B, N, D), one matrix (d, d) for each of H groups -> (B, N, D), and the backward function."""
     H, d, _ = weights.shape
     groups = x.reshape(*x.shape[:2], H, d)  # (B, N, H, d)
     y = np.einsum("bnhc,hce->bnhe", groups, weights)
@@ -299,7 +299,7 @@ for h in range(H):
 
 assert np.allclose(grouped_1x1(x, small)[0], x @ block_diagonal)
 print(
-    f"proven: {minivit.check_vjp(grouped_1x1, x, small):.0e}, {minivit.check_complex_step(grouped_1x1, x, small):.0e}"
+    f"errors: {minivit.check_vjp(grouped_1x1, x, small):.0e}, {minivit.check_complex_step(grouped_1x1, x, small):.0e}"
 )
 print(f"numbers to learn: grouped {small.size}, full {block_diagonal.size}: one in {H}")
 
@@ -328,9 +328,9 @@ figures.show(
 # ## What heads cost
 #
 # More heads are narrower heads. Scores of one head: $N^2 d$ multiply-adds; of all heads: $H N^2 d = N^2 D$, whatever H
-# is. The same holds for the weighted sums, and the projections do not know of heads. So the count of multiply-adds does
-# not change. What grows is the number of scores, $H N^2$: each wants its exponential, and they have to be kept for the
-# backward pass.
+# is. The same holds for the weighted sums, and the projections do not depend on the number of heads. So the number of
+# multiply-adds does not change. What grows is the number of scores, $H N^2$: each needs an exponential, and they have
+# to be kept for the backward pass.
 
 # %%
 batch, tokens, width = 4, 197, 192  # a ViT-Ti at 224 pixels
@@ -338,7 +338,7 @@ x = rng.standard_normal((batch, tokens, width), dtype=np.float32)
 counts = (1, 3, 12) if SHORT else (1, 2, 3, 6, 12, 24)
 layers = [nn.Attention(width, heads, seed=0) for heads in counts]
 runs = [[] for _ in counts]
-for _ in range(3 if SHORT else 10):  # in turns, so that a slow moment of the machine meets all of them
+for _ in range(3 if SHORT else 10):  # in turns, so that a slow moment of the machine affects all of them
     for layer, seconds in zip(layers, runs):
         begin = time.perf_counter()
         y, back = layer(x)
@@ -362,23 +362,23 @@ figures.show(
 )
 
 # %% [markdown]
-# So heads are free in multiply-adds and not free in time. ViT-B/16 has 12 heads of 64 channels; 64 is a common size.
-# Pictures of what the heads of a real model look at are on the page about
-# [classifying an image](../classify_an_image.md).
+# So more heads cost no multiply-adds, but they cost time. ViT-B/16 has 12 heads of 64 channels; 64 is a common size.
+# The page about [classifying an image](../classify_an_image.md) draws the attention maps of a model's heads.
 #
 # ## What you have seen
 #
-# - One head hands over one mixture. Two heads, with the same number of parameters, learned what one did not in the same
+# - One head returns one mixture. Two heads, with the same number of parameters, learned what one did not in the same
 #   time.
-# - Heads by even split: cut the channels, attend, put side by side, mix with $W_o$. One by one or all at once is equal.
+# - Heads by even split: split the channels, attend, concatenate, mix with $W_o$. Computing them one by one or all at
+#   once gives the same result.
 # - Heads by linear maps compute nothing that an even split cannot, and cost more.
 # - Between split and $W_o$ heads are groups, as in a grouped 1 x 1 convolution: a block-diagonal matrix.
 # - Multiply-adds do not depend on the number of heads; the number of exponentials does.
 #
 # ## Try it
 #
-# 1. Ask for the symbols at three places: a third number in `ASKED`, and 3 for the 2 in `2 * SYMBOLS` and in `reshape`.
-#    How many heads are needed? (Their number must divide `DIM`: try 1, 2 and 4.)
+# 1. Ask for the symbols at three positions: a third number in `ASKED`, and 3 for the 2 in `2 * SYMBOLS` and in
+#    `reshape`. How many heads are needed? (Their number must divide `DIM`: try 1, 2 and 4.)
 # 2. Give the model with one head twice the channels (`DIM = 64`). Does that help?
 # 3. Replace the layer in `Recall` by `LinearHeads` with one head. Does it help? Should it?
 #

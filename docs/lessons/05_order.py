@@ -1,14 +1,14 @@
 # %% [markdown]
-# # 5. Order: how attention learns where things are
+# # 5. Order: position embeddings
 #
-# Attention does not know in which order its tokens come. This page shows what that means, exactly, and how a Vision
-# Transformer (ViT) is told where each piece of an image lies. You will measure what this is worth, and see a picture
-# of what the learned positions look like.
+# Attention does not depend on the order of its tokens. This page shows exactly what that means, and how position
+# embeddings give a Vision Transformer (ViT) the position of each patch. You will measure how much they improve
+# accuracy, and see what learned position embeddings look like.
 #
 # **Words used here.** [Page 3](03_self_attention.py) explains attention, [page 2](02_embedding.py) tables of learned
 # vectors. A ViT cuts an image into square *patches*, makes a token of each, and puts one more token in front, the
 # *class token*, from which the answer is read. A *permutation* is a change of order; here `order` is a list such as
-# `[2, 0, 1]`: what comes first now is what stood at place 2.
+# `[2, 0, 1]`: the first element is now the one that was at position 2.
 
 # %%
 import os
@@ -25,14 +25,14 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## Permuted in, permuted out
 #
-# Give attention its tokens in another order. Each token asks the same question as before, finds the same keys, and gets
-# the same mean of the same values. So its output is the same, and stands where the token stands now:
+# Give attention its tokens in another order. Each token has the same query as before, compares it with the same keys,
+# and gets the same mean of the same values. So its output is the same, at the token's new position:
 #
 # $$
 # \operatorname{attention}(x[\text{order}]) = \operatorname{attention}(x)[\text{order}] .
 # $$
 #
-# The gradient, too, only changes places.
+# The gradient is permuted in the same way.
 
 # %%
 for dtype in ("float32", "float64"):
@@ -47,25 +47,25 @@ for dtype in ("float32", "float64"):
     error_back = np.abs(dx_moved - dx[:, order]).max() / np.abs(dx).max()
     print(f"{dtype}: outputs differ by {error:.0e} of the largest, gradients by {error_back:.0e}")
     assert max(error, error_back) < 100 * np.finfo(dtype).eps
-    assert np.abs(y_moved - y).max() > 0.1 * np.abs(y).max()  # without moving them back they are different
+    assert np.abs(y_moved - y).max() > 0.1 * np.abs(y).max()  # without undoing the permutation they are different
 
 # %% [markdown]
-# Why not exactly 0? The sums over the tokens are taken in another order, and on a computer that can change the last
+# Why not exactly 0? The sums over the tokens are taken in another order, and in floating point that can change the last
 # digit, since each partial sum is rounded. The difference shrinks with the precision, from about $10^{-7}$ in 32 bits
-# to $10^{-16}$ in 64: it is rounding and nothing else.
+# to $10^{-16}$ in 64: it is only rounding.
 
 # %%
 print(f"(0.1 + 0.2) + 0.3 - (0.1 + (0.2 + 0.3)) = {(0.1 + 0.2) + 0.3 - (0.1 + (0.2 + 0.3)):.1e}")
 assert (0.1 + 0.2) + 0.3 != 0.1 + (0.2 + 0.3)
 
 # %% [markdown]
-# ## A ViT without positions sees a bag of patches
+# ## A ViT without positions sees an unordered set of patches
 #
-# All other parts of a ViT treat each token alone. So for the whole model: shuffle the patches of an image, and all
-# tokens move along, while the class token, which is not moved, comes out as it was. The answer cannot depend on where
-# the patches lie.
+# All other parts of a ViT process each token independently. So if the patches of an image are shuffled, all tokens of
+# the whole model are permuted in the same way, and the class token, which is not moved, is unchanged. The answer cannot
+# depend on the positions of the patches.
 #
-# Take real digits, from MNIST, a collection of handwritten ones in 28 x 28 gray pixels each, and two fresh models,
+# Take digits from MNIST, a data set of handwritten digits with 28 x 28 gray pixels each, and two untrained models,
 # without positions and with the learned ones of the ViT paper (Dosovitskiy et al. 2021). A model gives ten *logits* for
 # an image, one score for each digit:
 
@@ -121,14 +121,14 @@ figures.show(
 )
 
 # %% [markdown]
-# ## Ways to tell the place
+# ## Kinds of position embeddings
 #
-# The remedy is simple: add to each token a vector that depends on its place. Then two equal patches in two places are
-# different tokens. There are several ways, and the library has them all as `pos_embed`:
+# The remedy is simple: add to each token a vector that depends on its position. Then two equal patches at two positions
+# are different tokens. There are several kinds, and the library has them all as `pos_embed`:
 
 # %%
 kinds = {
-    "none": "nothing",
+    "none": "no positions",
     "learned_1d": "a learned vector for each token, numbered in reading order",
     "learned_2d": "a learned half for each row, and one for each column",
     "sincos_1d": "fixed sines and cosines of the number in reading order",
@@ -141,14 +141,14 @@ for kind, meaning in kinds.items():
     print(f"{kind:10s}: {meaning}; {sum(param.size for param in extra.values()):,} numbers to learn")
 
 # %% [markdown]
-# Before training, a learned table is random: it tells the places apart, and says nothing of rows, columns and
-# neighbors. It has to find them out.
+# Before training, a learned table is random: it distinguishes the positions, but has no information on rows, columns
+# and neighbors. These have to be learned.
 #
-# ## What it is worth
+# ## The effect on accuracy
 #
 # Here is a small experiment: with and without positions, a few thousand digits, the same number of *epochs*, which are
-# passes over all training images. Each model is then asked about test images twice, as they are and with shuffled
-# patches.
+# passes over all training images. Each model is then tested twice, on the test images and on the same images with
+# shuffled patches.
 
 # %%
 COUNT, SEEDS = (2000, [0]) if SHORT else (4000, [0, 1, 2])
@@ -187,33 +187,33 @@ for kind in ("none", "learned_1d"):
     print(f"{kind:10s}: in place {means[0]:.1%} (seeds within {spread:.1%}), shuffled after training {means[1]:.1%}")
 
 gain = scores["learned_1d"][:, 0] - scores["none"][:, 0]
-print(f"learned positions are worth {', '.join(f'{100 * value:+.1f}' for value in gain)} points")
+print(f"gain from learned positions: {', '.join(f'{100 * value:+.1f}' for value in gain)} points")
 assert gain.mean() > 0.02
-assert np.abs(scores["none"][:, 0] - scores["none"][:, 1]).max() < 0.005  # to this model nothing has changed
-assert (scores["learned_1d"][:, 0] - scores["learned_1d"][:, 1]).min() > 0.04  # to this one much
+assert np.abs(scores["none"][:, 0] - scores["none"][:, 1]).max() < 0.005  # shuffling changes nothing for this model
+assert (scores["learned_1d"][:, 0] - scores["learned_1d"][:, 1]).min() > 0.04  # for this one it does
 
 # %% [markdown]
-# Two things stand out. Without positions most digits are still read: strokes and their directions in sixteen patches
-# say much, wherever they lie. And with positions the answers are clearly better, but only if the patches lie where they
-# lay in training.
+# There are two results. Without positions most digits are still recognized: the strokes in sixteen patches and their
+# directions are informative even without their positions. With positions the accuracy is clearly higher, but only if
+# the patches are at the positions that they had in training.
 #
 # [Does a ViT need positions?](../positions.md) is the same experiment on a larger scale: all six kinds, all of MNIST,
-# three seeds, and a control in which the patches were shuffled before training. There, 94 % are read without positions,
-# and 97 to 98 % with any of the five kinds. Which kind it is matters little, and so the simplest one, a learned vector
-# for each token, is what ViTs use.
+# three seeds, and a control in which the patches were shuffled before training. There, the accuracy is 94 % without
+# positions, and 97 to 98 % with any of the five kinds. The kind matters little, so ViTs use the simplest one, a learned
+# vector for each token.
 #
-# ## What learned positions look like
+# ## What learned position embeddings look like
 #
-# Nobody told the table what a row or a column is. Did it find out? Compare the vectors of two places by the *cosine* of
-# the angle between them: 1 if they point the same way, 0 if they have nothing in common, -1 if they are opposite. The
-# class token is left out, since it has no place. For a finer picture this model has patches of 4 pixels, 7 x 7 places.
+# The table was not given rows or columns. Did it learn them? Compare the vectors of two positions by the *cosine* of
+# the angle between them: 1 for the same direction, 0 for orthogonal vectors, -1 for opposite directions. The class
+# token is left out, since it has no position. For a finer picture this model has patches of 4 pixels, 7 x 7 positions.
 
 # %%
 SIDE = 7
 
 
 def similarity(model):
-    """The cosine between the position vectors of all pairs of places: (49, 49)."""
+    """The cosine between the position vectors of all pairs of positions: (49, 49)."""
     vectors = model.parameters()["pos_embed"].data[0, 1:]  # (49, D): row 0 is the class token's
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit @ unit.T
@@ -223,37 +223,37 @@ model = fresh("learned_1d", seed=0, patch=4, dim=32)
 before = similarity(model)
 train(model, 4000, 3 if SHORT else 12, seed=0, batch=64)
 after = similarity(model)
-print(f"{accuracy(model, test_images):.1%} of the test images are read")
+print(f"{accuracy(model, test_images):.1%} of the test images are recognized")
 
 # %% [markdown]
-# The mean over pairs of places says whether neighbors are alike. MNIST's digits stand in the middle, so at the border
-# there are places that hardly ever see any ink. They are looked at by themselves.
+# The mean over pairs of positions shows whether neighbors are similar. MNIST's digits are centered, so at the border
+# there are positions that hardly ever contain ink. They are averaged separately.
 
 # %%
 row, column = np.divmod(np.arange(SIDE * SIDE), SIDE)
-steps = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)  # (49, 49): steps from place to place
+steps = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)  # (49, 49): steps from position to position
 ink = (mnist.train_images[:4000] / 255).reshape(-1, SIDE, 4, SIDE, 4).mean(axis=(0, 2, 4)).reshape(-1) > 0.02  # (49,)
-with_ink, blank = ink[:, None] & ink, ~ink[:, None] & ~ink  # (49, 49): pairs of such places
+with_ink, blank = ink[:, None] & ink, ~ink[:, None] & ~ink  # (49, 49): pairs of such positions
 
 groups = {
     "neighbors, with ink": with_ink & (steps == 1),
     "2 or 3 steps apart, with ink": with_ink & (steps > 1) & (steps < 4),
     "4 steps and more, with ink": with_ink & (steps > 3),
-    "blank places, any distance": blank & (steps > 0),
+    "blank positions, any distance": blank & (steps > 0),
 }
 found = {}
 for name, pairs in groups.items():
     found[name] = after[pairs].mean()
     print(f"{name:30s}: before training {before[pairs].mean():+.2f}, after {found[name]:+.2f}")
-    assert abs(before[pairs].mean()) < 0.1, "at first, no two places have anything in common"
+    assert abs(before[pairs].mean()) < 0.1, "at first, no two positions are similar"
 
 assert found["neighbors, with ink"] > found["2 or 3 steps apart, with ink"] + 0.08
-assert found["blank places, any distance"] > 0.2
+assert found["blank positions, any distance"] > 0.2
 
 
 # %%
 def tiled(similarity):
-    """(49, 49) -> one picture: a tile of 7 x 7 for each place, laid out as the places are, with gaps."""
+    """(49, 49) -> one picture: a tile of 7 x 7 for each position, arranged like the image, with gaps."""
     picture = np.full((SIDE * (SIDE + 1) - 1,) * 2, np.nan)
     for place, tile in enumerate(similarity.reshape(-1, SIDE, SIDE)):
         top, left = (SIDE + 1) * row[place], (SIDE + 1) * column[place]
@@ -267,37 +267,39 @@ for panel, (title, values) in zip(panels, (("before training", before), ("after 
     ticks = np.arange(SIDE) * (SIDE + 1) + SIDE // 2
     panel.set_xticks(ticks, range(SIDE))
     panel.set_yticks(ticks, range(SIDE))
-    panel.set(title=title, xlabel="column of the place", ylabel="row of the place")
+    panel.set(title=title, xlabel="column of the position", ylabel="row of the position")
 figure.colorbar(image, ax=panels, label="cosine similarity")
 figures.show(
     figure,
     "05_similarity",
-    alt="49 tiles, one for each place, laid out like the image; each shows how similar all places are to its own. "
-    "Before training only the place itself is bright. After training some neighbors are, too, and above all the "
-    "places at the blank border are like one another.",
+    alt="49 tiles, one for each position, arranged like the image; each shows how similar all positions are to its "
+    "own. Before training only the position itself is bright. After training some neighbors are, too, and above all "
+    "the positions at the blank border are similar to one another.",
 )
 
 # %% [markdown]
-# Each tile belongs to one place and shows how much the 49 places are like it. Before training, a place is like itself
-# only. After training its direct neighbors are a little like it: the table has begun to find out who lies beside whom.
+# Each tile belongs to one position and shows how similar the 49 positions are to it. Before training, a position is
+# similar only to itself. After training it is a little similar to its direct neighbors: the table has begun to learn
+# which positions are adjacent.
 #
-# Stronger is something else: the blank places at the border are all alike, even from one corner to the opposite one.
-# They see the same background in nearly every image, so they get nearly the same gradient in every step. A table learns
-# what is useful for its images, and no more. In the ViT paper's picture, of a large model and photographs, rows and
-# columns stand out; a small model and a few thousand digits do not go that far.
+# Another effect is stronger: the blank positions at the border are all similar, even from one corner to the opposite
+# one. They contain the same background in nearly every image, so they get nearly the same gradient in every step. A
+# table learns only what is useful for its images. In the ViT paper's figure, of a large model and photographs, rows and
+# columns are visible; in a small model and with a few thousand digits they are not.
 #
 # ## What you have seen
 #
-# - Attention without positions: permuted in, permuted out, up to rounding. The class token does not notice at all.
-# - A vector for each place, added to the tokens, mends this. Learned, it starts without any notion of order.
-# - On a few thousand digits positions were worth several points, and a model that has them depends on them.
-# - In a trained table neighbors are a little alike, and places that see the same are very much so.
+# - Attention without positions: permuted inputs give permuted outputs, up to rounding. The class token is unchanged.
+# - A vector for each position, added to the tokens, gives attention the order. A learned one starts without any order.
+# - On a few thousand digits position embeddings raised the accuracy by several points, and a model that has them
+#   depends on them.
+# - In a trained table neighbors are a little similar, and positions with the same content are very similar.
 #
 # ## Try it
 #
-# 1. Draw the similarity of `"sincos_2d"` positions, without any training. They are no parameter, so let the library
+# 1. Draw the similarity of `"sincos_2d"` positions, without any training. They are not a parameter, so let the library
 #    compare them: `explain.position_similarity(model).reshape(49, 49)`, after `from minivit import explain`.
-# 2. Train on `shuffled(images)` with learned positions, and test on shuffled images. Which accuracy do you expect?
-# 3. Draw the similarity with the class token left in. What is its row like, and why?
+# 2. Train on `shuffled(images)` with learned positions, and test on shuffled images. What accuracy do you expect?
+# 3. Draw the similarity with the class token left in. What does its row look like, and why?
 #
 # Next: [6. ViT in numbers](06_vit_in_numbers.py)

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 6. ViT in numbers
 #
-# One image goes through ViT-B/16, the published model, from pixels to 1,000 classes, and every shape on the way is
-# printed. You will be able to compute each step by hand, and to say where each of its 86,567,656 numbers stands.
+# This page passes one image through ViT-B/16, from pixels to 1,000 classes, and prints every shape. You will be able to
+# compute each step by hand, and to account for each of its 86,567,656 parameters.
 #
 # **Words used here.** A *token* is a vector that stands for one piece of the input. A *linear map* multiplies with a
-# matrix of *weights* and adds a *bias*. *Attention* lets tokens read from each other ([page 3](03_self_attention.py),
-# [page 4](04_many_heads.py)); *positions* tell them where they stand ([page 5](05_order.py)). The *parameters* of a
-# model are all the numbers that it learns.
+# matrix of *weights* and adds a *bias*. *Attention* mixes information between tokens ([page 3](03_self_attention.py),
+# [page 4](04_many_heads.py)); *position embeddings* give each token its position ([page 5](05_order.py)). The
+# *parameters* of a model are all the numbers that it learns.
 
 # %%
 import time
@@ -30,8 +30,8 @@ print(f"{sum(param.size for param in params.values()):,} numbers in {len(params)
 # %% [markdown]
 # ## The image
 #
-# An image has 3 channels (red, green, blue) of 224 x 224 pixels. We paint one, a sun over hills. In front of the
-# channels stands the batch: how many images are computed together. Here it is one.
+# An image has 3 channels (red, green, blue) of 224 x 224 pixels. We draw one, a sun over hills. The first axis is the
+# batch: the number of images that are computed together. Here it is one.
 
 # %%
 y, x = np.mgrid[0:224, 0:224] / 224  # (224, 224) each: 0 at the top and at the left
@@ -48,9 +48,9 @@ print("image", image.shape, image.dtype)
 #
 # The image is cut into patches of 16 x 16 pixels. There are 224 / 16 = 14 of them on each side, so 14 x 14 = 196.
 #
-# Two numbers are easily mixed up here. Short notes on ViT often write "14*14" at this step. That is the **grid**: how
-# many patches there are. The **kernel**, what is read for one patch, is 16 x 16, and so is the **stride**, the step
-# from one patch to the next. A kernel of 14 belongs to another model, ViT-H/14, whose grid is 16 x 16.
+# Two numbers are easily confused here. Short notes on ViT often write "14*14" at this step. That is the **grid**, the
+# number of patches. The **kernel**, which reads one patch, is 16 x 16, and so is the **stride**, the step from one
+# patch to the next. A kernel of 14 belongs to another model, ViT-H/14, whose grid is 16 x 16.
 
 # %%
 row, column = 4, 8  # one patch at the edge of the sun
@@ -89,9 +89,9 @@ figures.show(
 # y_{o,u,w} = b_o + \sum_{c=1}^{3} \sum_{i=0}^{15} \sum_{j=0}^{15} W_{o,c,i,j}\; x_{c,\,16u+i,\,16w+j}
 # $$
 #
-# This is a *convolution*: the same weights, the kernel, move over the image in steps. (That 768 stands for both, the
-# pixel values of a patch and the channels of a token, is a coincidence of this model.) Written as loops, for any
-# kernel and stride, on a small image:
+# This is a *convolution*: the same weights, the kernel, move over the image in steps. (That a patch has 768 pixel
+# values and a token 768 channels is a coincidence of this model.) Written as loops, for any kernel and stride, on a
+# small image:
 
 
 # %%
@@ -124,9 +124,9 @@ print(f"grid {by_loops.shape[1:]}, tokens {tokens.shape}; the largest difference
 # %% [markdown]
 # ## ... and as a cut and a linear map
 #
-# Kernel and stride are equal, so no pixel is read twice and none is left out. The convolution is then nothing but:
-# cut the image, lay each patch out as a row of 768 numbers, and multiply all rows with one matrix. The backward pass
-# is that of a linear map ([derivation](../derivations/patch_embed.md)).
+# Kernel and stride are equal, so every pixel is read exactly once. The convolution then amounts to this: cut the image,
+# write each patch as a row of 768 numbers, and multiply all rows with one matrix. The backward pass is that of a linear
+# map ([derivation](../derivations/patch_embed.md)).
 
 # %%
 weight, bias = params["patch_embed.proj.weight"].data, params["patch_embed.proj.bias"].data
@@ -148,8 +148,8 @@ assert patches.shape == (1, 196, 768) and np.abs(patches - by_matrix).max() < 1e
 # ### With and without a norm
 #
 # Some models normalize each token right after this map, with a LayerNorm ([derivation](../derivations/layer_norm.md)):
-# it takes away the token's mean, divides by its standard deviation, and gives it a learned gain and offset. Swin does
-# so, ViT does not. `nn.PatchEmbed` knows both.
+# it subtracts the token's mean, divides by its standard deviation, and applies a learned gain and offset. Swin does so,
+# ViT does not. `nn.PatchEmbed` supports both.
 
 # %%
 plain = nn.PatchEmbed((16, 16), 3, 768, seed=0)
@@ -167,10 +167,11 @@ assert np.allclose(F.layer_norm(without, np.ones(768, "f4"), np.zeros(768, "f4")
 # ## The class token and the positions
 #
 # One more token is put in front: the *class token*, 768 learned numbers that are the same for every image. It belongs
-# to no patch. It goes through all blocks with the others, reads from them, and in the end the answer is read from it
-# alone. So 196 tokens become 197.
+# to no patch. It goes through all blocks with the others and attends to them, and in the end the classifier reads only
+# this token. So 196 tokens become 197.
 #
-# Then each token gets its place: a learned table with 197 rows, one for each token, is added. Adding changes no shape.
+# Then each token gets its position: a learned table with 197 rows, one for each token, is added. Adding changes no
+# shape.
 
 # %%
 cls_token, pos_embed = params["cls_token"].data, params["pos_embed"].data  # (1, 1, 768), (1, 197, 768)
@@ -192,15 +193,15 @@ assert stream.shape == (1, 197, 768) and np.array_equal(stream, placed)
 # m = x + \mathrm{attention}(\mathrm{norm}_1(x)), \qquad y = m + \mathrm{mlp}(\mathrm{norm}_2(m))
 # $$
 #
-# The sums are *residual connections*: what came in goes on, and the layers only add to it. First the attention, with
-# H = 12 heads of d = 768 / 12 = 64 channels:
+# The sums are *residual connections*: the input is kept, and the layers only add to it. First the attention, with H =
+# 12 heads of d = 768 / 12 = 64 channels:
 
 # %%
 block = model.blocks[0]
 normed1, _ = block.norm1(stream)  # (1, 197, 768)
 qkv, _ = block.attn.qkv(normed1)  # (1, 197, 2304): 3 x 768, queries, keys and values side by side
 (q, k, v), _ = F.split_qkv(qkv, 12)  # each (1, 12, 197, 64)
-scores = q @ k.swapaxes(-1, -2) / np.sqrt(np.float32(64))  # (1, 12, 197, 197): each token asks each token
+scores = q @ k.swapaxes(-1, -2) / np.sqrt(np.float32(64))  # (1, 12, 197, 197): each query with each key
 weights, _ = F.softmax(scores)  # (1, 12, 197, 197): rows sum to 1
 mixed = weights @ v  # (1, 12, 197, 64): sums of values
 side_by_side, _ = F.merge_heads(mixed)  # (1, 197, 768)
@@ -222,8 +223,8 @@ for name, array in (
 assert np.abs(weights.sum(axis=-1) - 1).max() < 1e-5
 
 # %% [markdown]
-# Then the *MLP* (multilayer perceptron): each token by itself is widened to 4 x 768 = 3,072 numbers, bent by
-# [GELU](../derivations/gelu.md), and narrowed again. No token sees another here.
+# Then the *MLP* (multilayer perceptron): each token by itself is mapped to 4 x 768 = 3,072 numbers, passed through
+# [GELU](../derivations/gelu.md), and mapped back to 768. Tokens do not interact here.
 
 # %%
 normed2, _ = block.norm2(middle)  # (1, 197, 768)
@@ -241,9 +242,9 @@ assert error < 1e-5
 print(f"the block by hand and the model's block differ by {error:.0e} of the largest number (float32 rounds at 6e-8)")
 
 # %% [markdown]
-# ## All of it
+# ## The whole model
 #
-# A model is a chain of stages. Here they run one after the other, and each prints what it gives:
+# A model is a chain of stages. Here they run one after the other, and each output shape is printed:
 
 # %%
 out = image
@@ -253,9 +254,9 @@ for name, stage in model.leaves():
 logits = out  # (1, 1000)
 
 # %% [markdown]
-# The last block gives one token and not 197. The head will read the class token alone, and in the last block nobody
-# reads the others' results any more: only their keys and values are needed. So minivit leaves the rest out. It changes
-# no number that is read:
+# The last block returns one token and not 197. The head reads only the class token, so in the last block the outputs of
+# the other tokens are not used; only their keys and values are needed. minivit does not compute the rest. This changes
+# no number that is used:
 
 # %%
 before_last = stream
@@ -263,7 +264,7 @@ for each in model.blocks[:-1]:
     before_last, _ = each(before_last)
 last = model.blocks[-1]
 short, _ = last(before_last)  # (1, 1, 768)
-last.attn.queries = None  # all tokens ask
+last.attn.queries = None  # queries of all tokens
 full, _ = last(before_last)  # (1, 197, 768)
 last.attn.queries = 1
 difference = np.abs(full[:, :1] - short).max() / np.abs(short).max()
@@ -271,8 +272,8 @@ print(f"short {short.shape}, full {full.shape}; the class tokens differ by {diff
 assert difference < 1e-5
 
 # %% [markdown]
-# The rest is small: a last norm, the class token picked out, and a linear map to K = 1,000 *logits*, one for each class
-# of ImageNet. A softmax turns logits into probabilities. With random weights no class stands out.
+# The rest is small: a last norm, the selection of the class token, and a linear map to K = 1,000 *logits*, one for each
+# class of ImageNet. A softmax turns logits into probabilities. With random weights all probabilities are small.
 
 # %%
 class_token = model.norm(short)[0][:, 0]  # (1, 768)
@@ -280,7 +281,7 @@ by_hand = class_token @ params["head.weight"].data.T + params["head.bias"].data 
 assert np.abs(by_hand - logits).max() < 1e-4
 
 start = time.perf_counter()
-predicted = model.predict(image)  # the same, keeping nothing
+predicted = model.predict(image)  # the same, without keeping activations
 seconds = time.perf_counter() - start
 probabilities, _ = F.softmax(predicted)
 print(f"predict: {predicted.shape} in {seconds:.2f} s; the largest probability is {probabilities.max():.4f}")
@@ -316,7 +317,7 @@ assert sum(param.size for param in block.parameters().values()) == 2 * norm + at
 # ## 17.6 billion multiplications
 #
 # A product of matrices (n, a) and (a, b) takes n a b multiplications, each with an addition: a *MAC*, multiply and
-# accumulate. Nearly all of a network's time goes there. With T = 197 tokens:
+# accumulate. Nearly all of a network's time is spent on them. With T = 197 tokens:
 
 # %%
 T = N + 1
@@ -334,12 +335,12 @@ print(f"{'together':26s} {total / 1e9:6.2f} G")
 assert total == nn.multiply_adds(model, image.shape) and round(total / 1e9, 2) == 17.56
 
 done = sum(stage.macs for stage in minivit.summary(model, quiet=True).rows)
-print(f"minivit itself does {done / 1e9:.2f} G, for it leaves out what nobody reads in the last block")
+print(f"minivit itself does {done / 1e9:.2f} G, because it skips the unused outputs of the last block")
 assert 16.1e9 < done < 16.5e9
 
 # %% [markdown]
 # Papers and tools count differently. Some leave out the scores and the weighted sums, which have no weights of their
-# own: then it is 16.85 G. And where "GFLOPs" is written, MACs are often meant.
+# own: then it is 16.85 G. And "GFLOPs" often means MACs.
 
 # %%
 print(f"without scores and weighted sums: {(total - macs['blocks: scores, weights v']) / 1e9:.2f} G")
@@ -375,8 +376,8 @@ figures.show(
 # ## Two heads
 #
 # The head of this model is one linear map. In pretraining the paper used a larger one: a linear map, a tanh, and then
-# the classifier. `representation_size` builds it; a head for a new task (fine-tuning) is again the plain one. A model
-# with a single block shows the difference:
+# the classifier. `representation_size` adds it; the head for a new task (fine-tuning) is again a single linear map. A
+# model with a single block shows the difference:
 
 # %%
 short_model = minivit.ViT(depth=1, num_classes=1000)
@@ -397,9 +398,9 @@ assert extra == 768 * 768 + 768 and np.abs(hidden).max() < 1
 # %% [markdown]
 # ## Patches of a feature map
 #
-# The paper has one other way to make tokens, the *hybrid*: a small convolutional network reads the image first, and the
-# patches are cut from its map. Nothing behind them changes. In the smallest hybrid that was published, a convolution
-# and a maximum halve the image twice, and patches of 8 x 8 are cut from a map with 64 channels:
+# The paper has one other way to make tokens, the *hybrid*: a small convolutional network processes the image first, and
+# the patches are cut from its map. The rest of the model is unchanged. In the smallest hybrid that was published, a
+# convolution and a maximum halve the image twice, and patches of 8 x 8 are cut from a map with 64 channels:
 
 # %%
 hybrid = minivit.create_model("vit_tiny_r_s16_p8_224")
@@ -411,17 +412,17 @@ assert x.shape == (1, 49, 192)  # a grid of 7 x 7: each token stands for 32 x 32
 assert hybrid.embed(image)[0].shape == (1, 50, 192)
 
 # %% [markdown]
-# Larger ones put the blocks of a ResNet in between; [a page of its own](../hybrid.md) builds them up.
+# Larger ones add the blocks of a ResNet; see [the hybrid](../hybrid.md).
 
 # %% [markdown]
 # ## What you have seen
 #
 # - The kernel is 16 x 16 with a stride of 16; the grid is 14 x 14; 196 patches become 196 tokens of 768 numbers.
-# - That convolution is a cut and one linear map. A norm behind it is a choice: Swin has it, ViT has not.
-# - A class token in front makes 197; positions are added and change no shape; nor does any
-#   block but minivit's last, which computes only the token that the head reads.
-# - Nearly two thirds of all parameters and of all work lie in the MLPs. Attention's own products are 4 % of the work,
-#   and the only part that grows with the square of the tokens.
+# - That convolution is a cut and one linear map. A norm after it is optional: Swin has it, ViT does not.
+# - A class token in front makes 197; positions are added and change no shape. Blocks change no shape either, except
+#   minivit's last, which computes only the token that the head reads.
+# - Nearly two thirds of all parameters and of all work are in the MLPs. Attention's scores and weighted sums are 4 % of
+#   the work, and the only part that grows with the square of the number of tokens.
 # - The head is one linear map, or in pretraining a linear map, a tanh and another.
 #
 # ## Try it
@@ -430,6 +431,6 @@ assert hybrid.embed(image)[0].shape == (1, 50, 192)
 #    read? Why can `F.patch_embed` not do this?
 # 2. Count the parameters and MACs of `vit_small_patch16_224` (D = 384, M = 1,536) with the terms above. Compare with
 #    `nn.multiply_adds(model, (1, 3, 224, 224))`.
-# 3. Take an image of 384 x 384 pixels. How many tokens are there, and which share of the work do the scores have now?
+# 3. Take an image of 384 x 384 pixels. How many tokens are there, and what share of the work are the scores now?
 #
 # Next: [7. Pretraining](07_pretraining.py)

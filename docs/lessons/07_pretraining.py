@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 7. Pretraining
 #
-# A Vision Transformer that has seen few images is a poor reader of images. This page shows why, and what helps: to let
-# it learn something from many images *without labels* first. Afterwards you can pretrain a model, save it, hand its
-# weights to a model for another task, and say honestly how much that has gained.
+# A Vision Transformer trained on few images is not accurate. This page shows why, and what helps: first training it on
+# many images *without labels*. You will be able to pretrain a model, save it, load its weights into a model for another
+# task, and measure the gain.
 #
-# *Training from nothing* means from random first weights. *Pretraining* is a training for another task, whose weights
-# then serve as first weights. Going on from there is called *fine-tuning*.
+# *Training from scratch* starts from random weights. *Pretraining* is training on another task, whose weights then
+# serve as initial weights. Continuing from there is called *fine-tuning*.
 
 # %%
 import os
@@ -24,12 +24,12 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 # %% [markdown]
 # ## A ViT does not know that neighbors matter
 #
-# A convolutional network looks at small neighborhoods of pixels, and at all places in the same way. Both are built in:
-# it knows something about images before it has seen one. Such built-in knowledge is called a *prior*.
+# A convolutional network processes small neighborhoods of pixels, and all positions in the same way. Both properties
+# are built in, before any training. Such a built-in assumption is called a *prior*.
 #
-# A ViT has next to none. It gets a set of patches and a vector of position for each, random at first. Nothing says
-# that patch 5 lies beside patch 6. One can prove it by shuffling: put the patches of the image into any other order,
-# and shuffle the vectors of position in the same way. The answer is the same.
+# A ViT has almost none. It gets a set of patches and a position vector for each, random at first. Nothing says that
+# patch 5 is next to patch 6. Shuffling shows this: permute the patches of the image and the position vectors in the
+# same way, and the output is the same.
 
 # %%
 SHAPE = {"img_size": 28, "patch_size": 7, "in_chans": 1, "embed_dim": 48, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0,
@@ -66,37 +66,37 @@ figures.show(
 )
 
 # %% [markdown]
-# For you the lower row is a riddle. For a new ViT, with its random positions, it is as easy or hard as the upper one.
-# What you know about strokes that go on from one patch to the next, it has to learn from examples. Many examples: the
-# first ViT was behind convolutional networks after learning from ImageNet's 1.3 million images, and ahead of them after
-# pretraining with 300 million (Dosovitskiy et al. 2021, section 4.3).
+# You cannot read the lower row. For a new ViT, with its random position vectors, it is as easy or hard as the upper
+# one. It has to learn from examples that strokes continue from one patch to the next, and it needs many: the first ViT
+# was less accurate than convolutional networks after training on ImageNet's 1.3 million images, and more accurate after
+# pretraining on 300 million (Dosovitskiy et al. 2021, section 4.3).
 #
-# ## Does it pay? Measured with all of MNIST
+# ## The gain, measured on all of MNIST
 #
-# The page [Does pretraining pay?](../pretraining.md) puts it to the test with the program
-# `examples/pretraining_pays.py`: one small ViT, 1,000 labeled digits, and on one side a pretraining on 60,000 digits
-# without their labels. Test accuracy, mean of three seeds:
+# The page [Does pretraining pay?](../pretraining.md) measures it with the program `examples/pretraining_pays.py`: one
+# small ViT, 1,000 labeled digits, and on one side a pretraining on 60,000 digits without their labels. Test accuracy,
+# mean of three seeds:
 #
-# | epochs | from nothing | pretrained |
+# | epochs | from scratch | pretrained |
 # |---|---|---|
 # | 40 | 86.42 % | 96.35 % |
 # | 160 | 95.57 % | 97.06 % |
 # | 640 | 97.10 % | 97.47 % |
 #
-# With the same number of epochs pretraining wins, by much in a short training and by little in a long one. Here is
-# the same experiment, small enough to watch.
+# With the same number of epochs pretraining is better, by much in a short training and by little in a long one. Here is
+# a smaller version of the same experiment.
 #
-# ## A task without labels: which way is up?
+# ## A task without labels: predict the rotation
 #
-# Nobody has to label images to give a model something to learn from them. Turn each by a random number of quarters, and
-# ask by how many (Gidaris et al. 2018). To tell which way up a digit is, one has to know something of digits.
+# A model can learn from images without labels. Rotate each image by a random multiple of 90 degrees, and let the model
+# predict the rotation (Gidaris et al. 2018). This requires features of digits.
 
 # %%
 TURNS = ("upright", "a quarter", "half", "three quarters")
 
 
 def turn(images, labels, rng):
-    """Each image (C, H, W) turned by a random number of quarters, which becomes its label; the old one is not used."""
+    """Each image (C, H, W) rotated by a random number of quarter turns, which becomes its label."""
     quarters = rng.integers(4, size=len(images))
     return np.stack([np.rot90(image, k, axes=(1, 2)) for image, k in zip(images, quarters)]), quarters
 
@@ -111,12 +111,12 @@ figure, axes = figures.new(1, 6, width=8, height=1.7)
 for panel, image, quarter in zip(axes, turned, quarters):
     panel.imshow(image[0], cmap="Greys")
     panel.set(title=TURNS[quarter], xticks=[], yticks=[])
-figures.show(figure, "07_turns", alt="Six digits, each turned by the number of quarters that stands above it.")
+figures.show(figure, "07_turns", alt="Six digits, each rotated by the number of quarter turns written above it.")
 
 # %% [markdown]
-# Training is the usual loop: a batch, the loss, the gradient, a step of AdamW. `data.batches` moves each image by up to
-# 2 pixels and turns it, anew in every epoch. `label_smoothing` asks for the right class with a probability a little
-# below 1, so that the model does not become too sure.
+# Training is the usual loop: a batch, the loss, the gradient, a step of AdamW. `data.batches` shifts each image by up
+# to 2 pixels and rotates it, anew in every epoch. `label_smoothing` sets the target probability of the right class a
+# little below 1, so that the model does not become overconfident.
 
 
 # %%
@@ -142,20 +142,20 @@ def accuracy(model, images, labels):
 
 
 teacher = minivit.ViT(**SHAPE, num_classes=4, seed=0)
-nothing = np.zeros(len(unlabeled), int)  # in the place of the labels, so that they cannot leak in
+nothing = np.zeros(len(unlabeled), int)  # instead of the labels, so that they cannot leak in
 losses = learn(teacher, unlabeled, nothing, 2 if SHORT else 15, data.chain(data.shift, mix=turn))
 told = accuracy(teacher, turned, quarters)
-print(f"turns told: {told:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
+print(f"rotations predicted: {told:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
 assert told > (0.27 if SHORT else 0.55)
 
 # %% [markdown]
-# It will never reach 100 %: a 0, a 1 or an 8 looks much the same upside down, and a 6 turned by half is a 9. That is no
-# matter. The classifier for turns is thrown away; what counts is what the blocks have learned.
+# It cannot reach 100 %: a 0, a 1 or an 8 looks much the same upside down, and a 6 rotated by 180 degrees is a 9. That
+# does not matter: the classifier for rotations is discarded, and only what the blocks have learned is used.
 #
-# ## Save it, and take it over
+# ## Save and load the weights
 #
 # `minivit.save` writes the weights to a file, with the model's arguments. `from_pretrained` builds a model from it.
-# With `num_classes=10` it gets a fresh classifier for ten classes; everything else is taken over, to the bit.
+# With `num_classes=10` it gets a new classifier for ten classes; all other weights are copied exactly.
 
 # %%
 folder = tempfile.TemporaryDirectory()
@@ -171,8 +171,9 @@ assert set(new) - set(kept) <= {"head.weight", "head.bias"} and new["head.weight
 # %% [markdown]
 # ## Few labels
 #
-# Now both learn to read from 200 labeled digits, 20 of each, for the same number of epochs: a model from nothing, and
-# one that goes on from the turns. A seed decides which 200 images are labeled, their order, and the first weights.
+# Now both are trained on 200 labeled digits, 20 of each, for the same number of epochs: a model from scratch, and one
+# that continues from the pretraining. A seed determines which 200 images are labeled, their order, and the initial
+# weights.
 
 
 # %%
@@ -184,29 +185,29 @@ def few(each, seed):
 
 tests, answers = mnist.test_images[:1000, None], mnist.test_labels[:1000]
 seeds, epochs = ((0,), 4) if SHORT else ((0, 1), 40)
-scores = {"from nothing": [], "pretrained": []}
+scores = {"from scratch": [], "pretrained": []}
 for seed in seeds:
     chosen = few(20, seed)
     fresh = minivit.ViT(**SHAPE, num_classes=10, seed=seed)
     taken = minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)
-    for name, model in (("from nothing", fresh), ("pretrained", taken)):
+    for name, model in (("from scratch", fresh), ("pretrained", taken)):
         labeled = mnist.train_images[chosen], mnist.train_labels[chosen]
         learn(model, *labeled, epochs, data.chain(data.shift), batch=20, seed=seed)
         scores[name].append(accuracy(model, tests, answers))
         print(f"seed {seed}, {name:13s} {scores[name][-1]:.1%} of 1,000 test images")
 
-gains = np.subtract(scores["pretrained"], scores["from nothing"])
+gains = np.subtract(scores["pretrained"], scores["from scratch"])
 print(f"gain of pretraining: {', '.join(f'{100 * gain:+.1f}' for gain in gains)} points")
 if not SHORT:
     assert gains.min() > 0.05  # 15 points and more were seen with three seeds
 
 # %% [markdown]
-# Is it only that the model from nothing needs more time? Give both four times as many epochs, with the first seed:
+# Does the model from scratch only need more time? Train both for four times as many epochs, with the first seed:
 
 # %%
 patient = {}
 for name, model in (
-    ("from nothing", minivit.ViT(**SHAPE, num_classes=10, seed=0)),
+    ("from scratch", minivit.ViT(**SHAPE, num_classes=10, seed=0)),
     ("pretrained", minivit.from_pretrained(weights, num_classes=10, report=lambda line: None)),
 ):
     chosen = few(20, 0)
@@ -214,15 +215,15 @@ for name, model in (
     patient[name] = accuracy(model, tests, answers)
     print(f"{4 * epochs} epochs, {name:13s} {patient[name]:.1%}")
 if not SHORT:
-    assert patient["from nothing"] > scores["pretrained"][0] + 0.03  # patience is worth a lot, too
-    assert patient["pretrained"] > patient["from nothing"] - 0.05
+    assert patient["from scratch"] > scores["pretrained"][0] + 0.03  # longer training helps a lot, too
+    assert patient["pretrained"] > patient["from scratch"] - 0.05
 
 # %% [markdown]
-# ## What the frozen features know
+# ## What the frozen features contain
 #
 # How much of this was there already, before the 200 labels? Freeze the model, take the *features* (the vector that its
-# classifier would read), and train nothing but a linear classifier on them. This is a *linear probe*. The same probe on
-# a model with random weights shows what a linear classifier makes of arbitrary features.
+# classifier would read), and train only a linear classifier on them. This is a *linear probe*. The same probe on a
+# model with random weights shows how accurate a linear classifier is on arbitrary features.
 
 
 # %%
@@ -256,7 +257,7 @@ assert min(min(row) for row in probes.values()) > 0.15  # guessing: 10 %
 bars = {
     "random weights,\nonly a linear probe": probes["random"],
     "pretrained,\nonly a linear probe": probes["pretrained"],
-    "all weights,\nfrom nothing": scores["from nothing"],
+    "all weights,\nfrom scratch": scores["from scratch"],
     "all weights,\npretrained": scores["pretrained"],
 }
 figure, axes = figures.new(width=7.5, height=3.4)
@@ -272,18 +273,18 @@ figures.show(
     figure,
     "07_few_labels",
     alt="Bars of test accuracy with 200 labels, a dot for each seed: linear probes on random and pretrained features, "
-    "then all weights trained from nothing and from pretrained weights, which is the highest.",
+    "then all weights trained from scratch and from pretrained weights, which is the highest.",
 )
 
 # %% [markdown]
-# Read it with care.
+# Some caution is needed.
 #
-# - The frozen features know something of reading, more than random ones. Most of the gain comes when all weights can go
-#   on learning: to know which way up a digit is does not mean to have its name ready.
-# - Patience does a good part of the work: after four times as many epochs the model from nothing has passed the shorter
-#   fine-tuning. In the table above the gap closes with time, too.
-# - The pretraining looked at 60,000 images, the fine-tuning of 40 epochs at 8,000. That time counts, too.
-# - So it pays when the weights are used again, or when somebody else has paid: [published
+# - The frozen features contain information about the digits, more than random ones. Most of the gain comes from
+#   training all weights: features for predicting the rotation are not yet features for the digit.
+# - Longer training gives a good part of the gain: after four times as many epochs the model from scratch is more
+#   accurate than the shorter fine-tuning. In the table above the gap closes with time, too.
+# - The pretraining processed 60,000 images, the fine-tuning of 40 epochs 8,000. That time counts, too.
+# - So it pays when the weights are used for several tasks, or are published by others: [published
 #   weights](../published_weights.md) come from millions of images, and [fine-tuning](../finetuning.md) starts from
 #   them.
 
@@ -293,17 +294,17 @@ folder.cleanup()
 # %% [markdown]
 # ## What you have seen
 #
-# - A new ViT cannot tell an image from a puzzle of its patches: it has to learn that neighbors matter.
-# - A task such as "which way is up?" needs no labels, and teaches something about the images.
-# - Weights travel through a file: `minivit.save`, then `minivit.from_pretrained` with another `num_classes`.
-# - With few labels and the same number of epochs the pretrained model is ahead.
-# - A linear probe shows what frozen features know: more than random ones, less than all weights can learn.
+# - A new ViT cannot distinguish an image from a permutation of its patches: it has to learn that neighbors matter.
+# - A task such as predicting the rotation needs no labels, and trains useful features.
+# - Weights are passed on in a file: `minivit.save`, then `minivit.from_pretrained` with another `num_classes`.
+# - With few labels and the same number of epochs the pretrained model is more accurate.
+# - A linear probe measures frozen features: they are better than random ones, and worse than training all weights.
 #
 # ## Try it
 #
-# 1. Pretrain for 5 epochs instead of 15. How many more turns are told with more epochs, and what is it worth?
+# 1. Pretrain for 5 epochs instead of 15. How do the accuracy of the predicted rotations and the gain change?
 # 2. Use 5 labels of each digit, then 100. Where does pretraining help most?
 # 3. Freeze the two lowest blocks while fine-tuning: give AdamW only the parameters whose names do not begin with
 #    `blocks.0.` or `blocks.1.`.
 #
-# Next: [8. Swin](08_swin.py), a transformer that knows about neighbors from the start.
+# Next: [8. Swin](08_swin.py), a transformer with a built-in prior for neighborhoods.

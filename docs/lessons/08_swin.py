@@ -1,15 +1,15 @@
 # %% [markdown]
 # # 8. Swin: windows, shifts and a pyramid
 #
-# This page takes the Swin Transformer apart. You will see how its map of tokens halves from stage to stage, how
-# attention in small windows makes the cost linear, why every second block shifts its windows, and what the mask is for.
-# Afterwards you can say what each part is good for, and show it with a measurement.
+# This page explains the parts of the Swin Transformer. You will see how its map of tokens halves from stage to stage,
+# how attention in small windows makes the cost linear, why every second block shifts its windows, and what the mask is
+# for. You will be able to say what each part does, and show it with a measurement.
 #
 # Words from earlier pages are used here: a *token* is a vector of channels that stands for a piece of the image, and
-# *attention* lets each token collect from others, in proportion to a *score* for each pair
-# ([derivation](../derivations/attention.md)). An *MLP* is two linear maps with a bend between them, for each token
-# alone. A *block* is attention followed by an MLP, both added to the stream of tokens. A *LayerNorm* brings each
-# token's channels to mean 0 and spread 1 ([derivation](../derivations/layer_norm.md)).
+# *attention* gives each token a weighted mean of the others, with weights from a *score* for each pair
+# ([derivation](../derivations/attention.md)). An *MLP* is two linear maps with a nonlinearity between them, for each
+# token alone. A *block* is attention followed by an MLP, both added to the stream of tokens. A *LayerNorm* brings each
+# token's channels to mean 0 and standard deviation 1 ([derivation](../derivations/layer_norm.md)).
 
 # %%
 import os
@@ -29,14 +29,14 @@ rng = np.random.default_rng(0)
 # ## A pyramid instead of one grid
 #
 # A ViT cuts an image of 224 x 224 pixels into 14 x 14 patches of 16 pixels, and keeps this one grid from the first
-# block to the last. The picture is made 16 times smaller on each side, once. Details inside of a patch have to survive
-# in its one vector.
+# block to the last. The image is reduced 16 times on each side, in one step. All details inside a patch have to fit
+# into its one vector.
 #
-# Swin (Liu et al. 2021) starts with patches of 4 pixels and halves the map three times: 4, 8, 16 and 32 times
-# smaller. Each halving doubles the channels. Convolutional networks such as ResNet are built in the same way, and so
-# what reads their four maps (for finding objects, say) can read Swin's.
+# Swin (Liu et al. 2021) starts with patches of 4 pixels and halves the map three times: 4, 8, 16 and 32 times smaller.
+# Each halving doubles the channels. Convolutional networks such as ResNet have the same structure, so methods that use
+# their four maps (for object detection, say) can use Swin's.
 #
-# Here is the real Swin-T, part after part, with fresh random weights: only the shapes matter.
+# Here is Swin-T, part by part, with random weights: only the shapes matter.
 
 # %%
 swin = minivit.create_model("swin_tiny_patch4_window7_224", seed=0)
@@ -46,7 +46,7 @@ names = ["patches of 4 x 4", "stage 1", "stage 2", "stage 3", "stage 4", "norm",
 parts = [swin.embed, *swin.layers, swin.norm, swin.pool, swin.head]
 sides = []
 for name, part in zip(names, parts):
-    x, _ = part(x)  # the way back is not needed here
+    x, _ = part(x)  # the backward function is not needed here
     if x.ndim == 4 and name.startswith("stage"):
         sides.append((x.shape[1], x.shape[3]))
         name += f": {len(part.blocks)} blocks, {224 // x.shape[1]:2d} times smaller"
@@ -55,8 +55,8 @@ for name, part in zip(names, parts):
 assert sides == [(56, 96), (28, 192), (14, 384), (7, 768)]  # the map halves, the channels double
 
 # %% [markdown]
-# The picture draws the grids over the same image: thin lines part the tokens, thick lines the windows that we shall
-# come to. Swin-T's windows have 7 x 7 tokens in each stage. In the last stage there is one window, and it is the image.
+# The figure draws the grids over the same image: thin lines separate the tokens, thick lines the windows explained
+# below. Swin-T's windows have 7 x 7 tokens in each stage. In the last stage one window covers the whole image.
 
 # %%
 grids = [(f"Swin stage {i + 1}", 4 * 2**i, 28 * 2**i) for i in range(4)] + [("ViT, all blocks", 16, 224)]
@@ -78,10 +78,10 @@ figures.show(
 # %% [markdown]
 # ## Patch partition: 48 numbers, then a linear map
 #
-# A patch of 4 x 4 pixels with 3 colors has 4 * 4 * 3 = 48 numbers. The partition lays them side by side, and a linear
-# map makes of them the C = 96 channels that the first stage wants. The two together are a convolution whose kernel is
-# as large as its step, which is why the weight is stored as (96, 3, 4, 4). See
-# [patch embedding](../derivations/patch_embed.md) for its gradient.
+# A patch of 4 x 4 pixels with 3 colors has 4 * 4 * 3 = 48 numbers. The partition concatenates them, and a linear map
+# turns them into the C = 96 channels of the first stage. The two together are a convolution whose kernel is as large as
+# its stride, which is why the weight is stored as (96, 3, 4, 4). See [patch embedding](../derivations/patch_embed.md)
+# for its gradient.
 
 # %%
 image = rng.standard_normal((1, 3, 224, 224), dtype=np.float32)
@@ -95,24 +95,25 @@ assert rows.shape == (1, 56 * 56, 48)
 assert np.allclose(by_hand, from_the_layer, atol=1e-5)
 
 # %% [markdown]
-# ## Patch merging: four places become one
+# ## Patch merging: four positions become one
 #
-# Between two stages, each neighborhood of 2 x 2 tokens becomes one token. Four slices with step 2 pick the four
+# Between two stages, each neighborhood of 2 x 2 tokens becomes one token. Four slices with step 2 select the four
 # corners of all neighborhoods at once: `x0` top left, `x1` bottom left, `x2` top right, `x3` bottom right. They are
-# laid behind one another, which gives 4C channels.
+# concatenated, which gives 4C channels.
 #
-# Mind the order: **down comes before right**. All published Swins were trained with it. Another order would train as
-# well, but published weights would then read the wrong corners, and no shape would complain.
+# Note the order: **down comes before right**. All published Swins were trained with it. Another order would train as
+# well, but published weights would then be applied to the wrong corners, without an error, because the shapes are the
+# same.
 
 # %%
-numbers = np.arange(16.0).reshape(1, 4, 4, 1)  # (B, H, W, C): places numbered in reading order
+numbers = np.arange(16.0).reshape(1, 4, 4, 1)  # (B, H, W, C): positions numbered in reading order
 x0 = numbers[:, 0::2, 0::2]  # top left
 x1 = numbers[:, 1::2, 0::2]  # bottom left: one down
 x2 = numbers[:, 0::2, 1::2]  # top right: one to the right
 x3 = numbers[:, 1::2, 1::2]  # bottom right
 by_hand = np.concatenate([x0, x1, x2, x3], axis=-1)  # (1, 2, 2, 4)
 merged, _ = F.patch_merging(numbers)
-print("the first new token holds the places", merged[0, 0, 0].astype(int).tolist(), "(down before right)")
+print("the first new token holds the positions", merged[0, 0, 0].astype(int).tolist(), "(down before right)")
 assert (merged == by_hand).all()
 assert merged[0, 0, 0].tolist() == [0, 4, 1, 5]
 
@@ -134,19 +135,19 @@ def draw(panel, words, colors, title):
 draw(axes[0], numbers[0, :, :, 0], shades[np.tile(slots, (2, 2))], "a map of 4 x 4")
 for slot, (panel, part) in enumerate(zip(axes[1:5], (x0, x1, x2, x3))):
     draw(panel, part[0, :, :, 0], np.full((2, 2), shades[slot]), f"x{slot}")
-stacked = merged[0].reshape(4, 4)  # (new places, 4C)
+stacked = merged[0].reshape(4, 4)  # (new positions, 4C)
 draw(axes[5], stacked, np.tile(shades, (4, 1)), "merged, 4C")
 figures.show(
     figure,
     "08_merging",
-    alt="A numbered map of 4 by 4 places, the four maps x0 to x3 of every second place, and the four merged tokens; "
-    "the first one holds 0, 4, 1, 5.",
+    alt="A numbered map of 4 by 4 positions, the four maps x0 to x3 of every second position, and the four merged "
+    "tokens; the first one holds 0, 4, 1, 5.",
 )
 
 # %% [markdown]
-# Then a LayerNorm evens out the 4C channels, and a linear map without bias brings them to 2C. So a quarter of the
-# tokens remains, each with twice the channels: half of the numbers. The layer is proven by both
-# [gradient checks](../gradcheck.md): `check_vjp` compares the backward pass with small steps along a random direction,
+# Then a LayerNorm normalizes the 4C channels, and a linear map without bias reduces them to 2C. So a quarter of the
+# tokens remains, each with twice the channels: half of the numbers. The layer is checked by both [gradient
+# checks](../gradcheck.md): `check_vjp` compares the backward pass with small steps along a random direction,
 # `check_complex_step` with an imaginary step, element by element.
 
 # %%
@@ -161,16 +162,16 @@ print(f"{minivit.check_complex_step(merging, places):.0e}")
 # %% [markdown]
 # ## Windows: the cost becomes linear
 #
-# The fine map has a price. With patches of 4 pixels there are 56 * 56 = 3,136 tokens, and attention compares all pairs:
-# almost ten million. For an image of twice the height and width there are sixteen times as many.
+# The fine map is expensive. With patches of 4 pixels there are 56 * 56 = 3,136 tokens, and attention compares all
+# pairs: almost ten million. For an image of twice the height and width there are sixteen times as many.
 #
-# So Swin cuts the map into windows of M x M tokens, and lets only tokens of the same window look at each other. Count
-# the multiply-adds (MACs) of one attention layer with N tokens of D channels. The projections cost $4 N D^2$ in both
-# cases. Scores and weighted sums cost
+# So Swin partitions the map into windows of M x M tokens, and lets only tokens of the same window attend to each other.
+# Count the multiply-adds (MACs) of one attention layer with N tokens of D channels. The projections cost $4 N D^2$ in
+# both cases. Scores and weighted sums cost
 #
 # $$\text{over the whole map: } 2 N^2 D, \qquad \text{in windows: } 2 M^2 N D .$$
 #
-# One factor N has become $M^2$ = 49, which does not grow with the image. The layers count for themselves:
+# One factor N has become $M^2$ = 49, which does not grow with the image. The library counts the MACs of its layers:
 
 # %%
 D, heads, M = 96, 3, 7
@@ -192,7 +193,7 @@ assert costs[-1][2] == 4 * costs[-2][2]  # twice the side is four times the toke
 assert costs[-1][1] > 15 * costs[-2][1]  # quadratic, but for the projections
 
 # %% [markdown]
-# With 49 tokens, one window, both cost the same. From there on the lines part:
+# With 49 tokens, one window, both cost the same. For more tokens the costs diverge:
 
 # %%
 N, over_all, in_windows = np.array(costs).T
@@ -209,8 +210,8 @@ figures.show(
 )
 
 # %% [markdown]
-# And whole models. A ViT stays affordable because its tokens are few. If it had Swin's fine tokens, it would be out of
-# reach. (How long attention really takes was [measured](../why_swin_is_linear.md).)
+# The same for whole models. A ViT is affordable because it has few tokens. With tokens as fine as Swin's, it would be
+# far too expensive. (The time of attention is [measured](../why_swin_is_linear.md), too.)
 
 # %%
 vit = minivit.ViT(img_size=224, patch_size=16, embed_dim=384, depth=12, num_heads=6)  # ViT-S/16
@@ -226,12 +227,12 @@ assert nn.multiply_adds(fine, (1, 3, 224, 224)) > 20 * nn.multiply_adds(swin, (1
 # %% [markdown]
 # ## The cyclic shift
 #
-# The price of windows: nothing ever leaves one. Two tokens on both sides of a border are neighbors in the image, and
-# never meet. So every second block moves its windows by half a window.
+# Windows have a drawback: no information leaves a window. Two tokens on both sides of a border are neighbors in the
+# image, but never attend to each other. So every second block shifts its windows by half a window.
 #
-# Moved windows stick out at the rim. Instead of computing windows of many sizes, Swin *rolls* the map up and left by
-# the shift. What leaves at the top comes in at the bottom. Then plain windows of one size do again. Take a map of
-# 8 x 8, windows of 4, shift 2:
+# Shifted windows are cut off at the border of the map. Instead of computing windows of several sizes, Swin *rolls* the
+# map up and left by the shift: rows shifted out at the top reappear at the bottom. Then windows of one size suffice
+# again. Take a map of 8 x 8, windows of 4, shift 2:
 
 # %%
 at = explain.layout((8, 8), (4, 4), (2, 2))
@@ -241,16 +242,17 @@ print(explain.side_by_side([("on the map", explain.grid_text(before, (4, 4))),
 
 rolled, unroll = F.roll(before[None, :, :, None], (-2, -2))
 assert (rolled[0, :, :, 0] == after).all()
-assert (unroll(rolled)[0, :, :, 0] == before).all()  # the way back of a roll is the opposite roll
+assert (unroll(rolled)[0, :, :, 0] == before).all()  # the backward pass of a roll is the opposite roll
 
 # %% [markdown]
 # ## The mask
 #
-# Look at the window at the top right after the roll. 23 and 16 stand side by side. On the map, 23 is the last token of
-# its row and 16 the first: they lie at opposite ends of the image. They are strangers who share a window only because
-# of the roll. A mask keeps them apart: tokens may look at each other only if they lay side by side before the roll.
+# In the window at the top right after the roll, 23 and 16 are adjacent. On the map, 23 is the last token of its row and
+# 16 the first: they are at opposite ends of the image and share a window only because of the roll. A mask excludes such
+# pairs: tokens may attend to each other only if they belonged to the same window before the roll.
 #
-# In the picture, each color is one group that belonged together. In a window, equal labels may look at each other.
+# In the figure, each color is one window before the roll. Within a window, tokens with equal labels may attend to each
+# other.
 
 
 # %%
@@ -272,8 +274,8 @@ figures.show(
 )
 
 # %% [markdown]
-# The same as a table for each window: a row is the token that looks, a column the token looked at. Window 0 has no
-# seam. Windows 1 and 2 have one seam, window 3 has two.
+# The same as a table for each window, with a row for each query and a column for each key. The seam is the border along
+# which the roll joined opposite ends of the map. Window 0 has no seam, windows 1 and 2 have one, window 3 has two.
 
 # %%
 figure = canvas(2.9)
@@ -281,16 +283,16 @@ draw_masks(figure, at)
 figures.show(
     figure,
     "08_masks",
-    alt="Four square tables of who may look at whom: window 0 is full, window 1 is striped, window 2 has two blocks, "
+    alt="Four square masks, queries by keys: window 0 is full, window 1 is striped, window 2 has two blocks, "
     "window 3 has four small blocks striped.",
 )
-mask = F.shift_mask((8, 8), (4, 4), (2, 2))  # (windows, 16, 16), True = may look
-print("barred pairs of 256 in each window:", (~mask).sum(axis=(1, 2)).tolist())
+mask = F.shift_mask((8, 8), (4, 4), (2, 2))  # (windows, 16, 16), True = may attend
+print("masked pairs of 256 in each window:", (~mask).sum(axis=(1, 2)).tolist())
 assert (~mask).sum(axis=(1, 2)).tolist() == [0, 128, 128, 192]
 
 # %% [markdown]
-# What goes wrong without the mask? Measure it. Change **one** token, the one at the top left, and look which outputs of
-# the layer change. The class below is the library's window attention, which throws the mask away.
+# What happens without the mask? Change **one** token, the one at the top left, and see which outputs of the layer
+# change. The class below is the library's window attention without the mask.
 
 
 # %%
@@ -300,13 +302,13 @@ class NoMask(nn.WindowAttention):
 
 
 def layer(kind, shift):
-    """Attention in windows of 4 of a map with 8 channels; forbidden scores get minus infinity, so nothing leaks."""
+    """Attention in windows of 4 of a map with 8 channels; masked scores are minus infinity, so their weight is 0."""
     attention = kind(8, 2, 4, mask_value=-np.inf, dtype="float64", seed=1)
     return nn.ShiftedWindows(attention, 4, shift)
 
 
 def who_changes(layer, place, x):
-    """(H, W): how much each output moves when the token at `place` is changed."""
+    """(H, W): how much each output changes with the token at `place`."""
     moved = x.copy()
     moved[(0, *place)] += 1.0
     return np.abs(layer(moved)[0] - layer(x)[0]).max(axis=-1)[0]
@@ -321,7 +323,7 @@ cases = {
 changes = {title: who_changes(each, (0, 0), tokens) for title, each in cases.items()}
 for title, change in changes.items():
     rows, columns = np.nonzero(change)
-    print(f"{title:27s} {len(rows):3d} outputs change, the furthest is {max(rows.max(), columns.max())} places away")
+    print(f"{title:27s} {len(rows):3d} outputs change, the furthest is {max(rows.max(), columns.max())} positions away")
 
 assert [int((change > 0).sum()) for change in changes.values()] == [16, 4, 16]
 assert changes["shifted, without the mask"][7, 7] > 0 and changes["shifted, with the mask"][7, 7] == 0
@@ -342,13 +344,13 @@ figures.show(
     figure,
     "08_perturbed",
     alt="Which of 8 by 8 outputs change when the token at the top left is changed: a window of 16 with plain windows, "
-    "the 4 in the corner with shift and mask, and without the mask also places in the three far corners.",
+    "the 4 in the corner with shift and mask, and without the mask also positions in the three far corners.",
 )
 
 # %% [markdown]
-# Without the mask the left end of the image is glued to the right end, and the top to the bottom: the map has become
-# the surface of a doughnut. One can say it exactly. Roll the input by a whole window, and the output is the same,
-# rolled: the layer no longer knows where the image ends. With the mask it does.
+# Without the mask the left end of the image is adjacent to the right end, and the top to the bottom: the map is
+# periodic. So if the input is rolled by a whole window, the output is rolled in the same way: the layer does not depend
+# on where the image ends. With the mask it does.
 
 # %%
 for title, each in cases.items():
@@ -359,12 +361,11 @@ for title, each in cases.items():
     assert (difference < 1e-12) == (title != "shifted, with the mask")
 
 # %% [markdown]
-# With plain windows the output is unchanged too, since none of them knows of the others. A Swin needs both: the shift,
-# to meet across borders, and the mask, not to meet across the ends of the image. [Lesson 10](10_break_it.py) has a task
-# that can only be solved with both.
+# With plain windows the output is only rolled too, because windows are independent. A Swin needs both: the shift, for
+# attention across window borders, and the mask, against attention across the ends of the image. [Lesson
+# 10](10_break_it.py) has a task that can only be solved with both.
 #
-# One thing the mask is not: a matter for the gradient check. The layer without it has a perfectly right gradient, of
-# the wrong function.
+# A gradient check does not notice a missing mask. The layer without it has a right gradient, of the wrong function.
 
 # %%
 small = rng.standard_normal((2, 4, 4, 4))  # (B, H, W, D): windows of 2, shift 1
@@ -377,10 +378,10 @@ for kind in (nn.WindowAttention, NoMask):
 # %% [markdown]
 # ## The relative position index
 #
-# Attention does not know where its tokens stand. ViT adds a vector of the position to each token. Swin instead adds a
-# number to each score, which depends on the *offset* between the two tokens: how many rows and how many columns the one
-# who looks is away from the one looked at. A window of M x M has $(2M - 1)^2$ offsets, and a learned table has one row
-# for each, with one number for each head. The index says which row a pair reads:
+# Attention does not depend on the positions of its tokens. ViT adds a position vector to each token. Swin instead adds
+# a number to each score, which depends on the *offset* between the two tokens: the number of rows and columns from key
+# to query. A window of M x M has $(2M - 1)^2$ offsets, and a learned table has one row for each, with one number for
+# each head. The index gives the row for each pair:
 
 # %%
 index = F.relative_position_index(2)  # (4, 4): query, key
@@ -393,13 +394,13 @@ by_hand = (row[:, None] - row + 1) * 3 + (column[:, None] - column + 1)  # (dy +
 assert (by_hand == index).all()
 
 # %% [markdown]
-# The diagonal is the offset (0, 0), each token to itself, row 4 of the table, counted from 0. Whoever looks at its
-# right neighbor reads row 3, token 0 at token 1 as well as token 2 at token 3. What is learned at one place holds at
-# all places of a window.
+# The diagonal is the offset (0, 0), each token with itself, row 4 of the table, counted from 0. A query whose key is
+# its right neighbor reads row 3: token 0 with token 1 as well as token 2 with token 3. So what is learned for one pair
+# applies to all pairs with the same offset.
 #
-# So a row of the table is used by many pairs, and its gradient is the sum over them. Without any network around, send
-# a gradient of 1 into every score, and each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$. (In this
-# section alone, $dy$ and $dx$ are no gradients: they are the rows and columns of an offset.)
+# So a row of the table is used by many pairs, and its gradient is the sum over them. With a gradient of 1 for every
+# score, each row's gradient is the number of its pairs, $(M - |dy|)(M - |dx|)$. (In this section only, $dy$ and $dx$
+# are not gradients but the rows and columns of an offset.)
 
 # %%
 table = nn.RelativePositionBias((3, 3), 1, dtype="float64", seed=0)
@@ -411,13 +412,14 @@ print(explain.grid_text(counts.astype(int)))
 assert (counts == np.outer([1, 2, 3, 2, 1], [1, 2, 3, 2, 1])).all()
 
 # %% [markdown]
-# This is also why the missing mask hurts. In the top right window after the roll, 16 stands one to the right of 23, so
-# the pair reads the row of the table that means "my right neighbor". On the map 16 is seven columns further left.
+# This is another problem without the mask. In the top right window after the roll, 16 is one column to the right of 23,
+# so the pair reads the row of the table for the right neighbor. On the map 16 is seven columns further left.
 #
 # ## Why blocks come in pairs
 #
-# A plain block spreads news within its window, a shifted one across the borders. How far can news come in a few
-# blocks? Ask the gradients: run some blocks, send a gradient back from one output only, and see which inputs get any.
+# A plain block spreads information within its windows, a shifted one across their borders. How large is the receptive
+# field after a few blocks? Gradients show it: run some blocks, start the backward pass from one output only, and see
+# which inputs have a gradient that is not 0.
 
 # %%
 dim, side, window = 4, 16, 4
@@ -452,8 +454,8 @@ assert reach["plain only"] == reach["shifted only"] == [16] * deepest  # never m
 assert reach["plain, shifted, plain, ..."][-1] == side * side  # all of the map
 
 # %% [markdown]
-# Shifted windows alone do not help either: they are just another grid of closed windows. Only the change between the
-# two grids lets news out. So blocks come in pairs, and a Swin with an odd number of blocks in a stage is refused:
+# Shifted windows alone do not help either: they are just another fixed grid. Only alternating between the two grids
+# enlarges the receptive field. So blocks come in pairs, and a Swin with an odd number of blocks in a stage is rejected:
 
 # %%
 try:
@@ -482,7 +484,7 @@ axes[1].legend(loc="center right")
 figures.show(
     figure,
     "08_reach",
-    alt="Left, a map of 16 by 16 with the number of blocks until the middle output sees each place, growing outwards. "
+    alt="Left, a map of 16 by 16 with the number of blocks until the middle output sees each input, growing outward. "
     "Right, inputs seen against blocks: alternating blocks reach all 256, plain or shifted alone stay at 16.",
 )
 
@@ -494,11 +496,11 @@ assert (library == depth).all()
 # Between stages, merging helps as well: a window of 7 x 7 tokens spans 28 pixels in the first stage, and 224 in the
 # last.
 #
-# ## The whole, proven
+# ## The whole model, checked
 #
-# Roll, partition and merging only move numbers, so their way back is to move them back (see
-# [windows](../derivations/windows.md)). Here is a small Swin with all of it: padding, shift, mask, bias table and
-# merging. Its 14 x 10 pixels make a map of 7 x 5, which windows of 4 x 4 do not divide. Every gradient is right:
+# Roll, partition and merging are permutations, so their backward passes are the inverse permutations (see
+# [windows](../derivations/windows.md)). Here is a small Swin with padding, shift, mask, bias table and merging. Its 14
+# x 10 pixels make a map of 7 x 5, which windows of 4 x 4 do not divide. Every gradient is right:
 
 # %%
 small = minivit.Swin(
@@ -517,14 +519,15 @@ print(f"shifted windows, every element: {minivit.check_complex_step(attention, r
 #
 # - Swin is a pyramid: maps 4, 8, 16 and 32 times smaller than the image, channels doubled at each merging.
 # - Windows make attention's cost grow with the image's area and not with its square.
-# - The shift lets windows exchange news, but only if plain and shifted blocks alternate: pairs.
-# - Without the mask the ends of the image are glued together, and no gradient check will tell.
-# - Positions are in the scores: one learned number for each head and each offset.
+# - The shift lets windows exchange information, but only if plain and shifted blocks alternate.
+# - Without the mask opposite ends of the image attend to each other, and a gradient check does not show it.
+# - Positions enter the scores: one learned number for each head and each offset.
 #
 # ## Try it
 #
 # 1. Set the shift in the perturbation to 1 instead of 2. How many outputs change with the mask, and why?
-# 2. Merge in reading order: swap `x1` and `x2`. Which assertion fails? Would a model trained from nothing suffer?
+# 2. Merge in reading order: swap `x1` and `x2`. Which assertion fails? Would a model trained from scratch be less
+#    accurate?
 # 3. In `seen_by`, ask the output at a corner, `place=(0, 0)`. How many blocks does it need to see everything?
 #
 # Next: [9. Backpropagation](09_backpropagation.py), from the loss to one pixel.

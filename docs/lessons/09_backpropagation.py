@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 9. Backpropagation through the whole network
 #
-# A network learns from the gradient: how the loss changes with each of its numbers. This page follows the gradient of
-# one image from the loss back to a single pixel, every step by hand. You will be able to read `y, back = layer(x)`
+# A network is trained by the gradient: how the loss changes with each of its parameters. This page follows the gradient
+# of one image from the loss back to a single pixel, every step by hand. You will be able to read `y, back = layer(x)`
 # anywhere in this library, and to check that a gradient is right.
 #
 # **Words used here.** The *loss* is one number that says how wrong an answer is; training makes it small. The
@@ -27,15 +27,15 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 # %% [markdown]
 # ## One number: the slope
 #
-# Take $y = x^2$. If $x$ grows by a little, $y$ grows by $2x$ times as much. Now let $y$ be used further on, until some
-# loss comes out, and let somebody tell us $dy$, how the loss changes with $y$. Then we know how it changes with $x$:
+# Take $y = x^2$. If $x$ grows by a little, $y$ grows by $2x$ times as much. Now suppose that a loss is computed from
+# $y$, and that $dy$ is known, how the loss changes with $y$. Then it changes with $x$ as
 #
 # $$
 # dx = dy \cdot 2x
 # $$
 #
-# Forward needs $x$ and gives $y$. Backward needs $dy$ and gives $dx$, but it needs the $x$ of the forward pass too.
-# So let the forward pass hand out two things: its result, and a function that remembers $x$.
+# Forward needs $x$ and gives $y$. Backward needs $dy$ and gives $dx$, but it needs the $x$ of the forward pass too. So
+# let the forward pass return two things: its result, and a function that keeps $x$.
 
 
 # %%
@@ -43,7 +43,7 @@ def square(x):
     y = x * x
 
     def back(dy):
-        return dy * 2 * x  # x is remembered from the forward pass
+        return dy * 2 * x  # x is kept from the forward pass
 
     return y, back
 
@@ -53,8 +53,8 @@ print("y =", y)
 print("dx =", back(1.0), "for dy = 1")
 
 # %% [markdown]
-# A function that remembers names from where it was made is a *closure*. That is all that is needed: no list of what was
-# computed, no state in the layer. Two calls have two closures, and neither disturbs the other:
+# A function that keeps variables of the scope where it was defined is a *closure*. Nothing else is needed: no record of
+# operations, no state in the layer. Two calls have two independent closures:
 
 # %%
 y3, back3 = square(3.0)
@@ -63,10 +63,10 @@ assert (back3(1.0), back5(1.0)) == (6.0, 10.0)
 print("dx at 3:", back3(1.0), "and at 5:", back5(1.0))
 
 # %% [markdown]
-# ## The chain rule: closures one after the other
+# ## The chain rule: closures in reverse order
 #
 # Now three functions in a row, $y = \exp(\sin(x^2))$. The chain rule says: multiply the slopes. With closures: call the
-# backs, the last one first, and give each the result of the one before.
+# backward functions, the last one first, and pass each the result of the one before.
 
 
 # %%
@@ -81,7 +81,7 @@ def exponential(x):
     y = np.exp(x)
 
     def back(dy):
-        return dy * y  # the slope of exp is exp itself, so this one remembers its result
+        return dy * y  # the slope of exp is exp itself, so this one keeps its result
 
     return y, back
 
@@ -105,7 +105,7 @@ assert abs(dx - difference) < 1e-8
 
 # %% [markdown]
 # `compose` in [minivit/protocol.py](../../minivit/protocol.py) does just this, for any number of steps. It collects the
-# backs in a list and, on the way back, takes them from its end:
+# backward functions in a list and, in the backward pass, calls them from its end:
 
 # %%
 y, back = compose(x, square, sine, exponential)
@@ -129,18 +129,18 @@ assert np.array_equal(dvalues, 1 * weight[:1] + 10 * weight[1:])
 assert np.array_equal(dweight, dy.T @ values)
 
 # %% [markdown]
-# A *layer* holds such parameters. Its `back` returns `dx`, and adds the parameters' gradients where they belong, to the
-# `.grad` of each. So this is how every line of the library reads:
+# A *layer* owns such parameters. Its `back` returns `dx`, and adds each parameter's gradient to its `.grad`. So every
+# layer of the library is used like this:
 #
 # ```
-# y, back = layer(x)    # forward: the result, and the way back
-# dx = back(dy)         # backward: the gradient comes in as dy and goes on as dx
+# y, back = layer(x)    # forward: the result, and the backward function
+# dx = back(dy)         # backward: from the gradient dy of the output to the gradient dx of the input
 # ```
 #
 # ## One digit, one network
 #
 # The network is a small ViT: 4 x 4 patches of 7 x 7 pixels, 16 numbers for each token, two blocks. Its weights are
-# random; what the page shows holds for any. We compute in float64, so that rounding stays out of sight.
+# random; the results hold for any weights. We compute in float64, so that rounding is negligible.
 
 # %%
 mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), download=False, quiet=True)
@@ -153,7 +153,7 @@ params = model.parameters()
 print(f"image {image.shape}, label {label}, {sum(param.size for param in params.values()):,} parameters")
 
 # %% [markdown]
-# Forward, stage by stage. Each call gives a result and a way back:
+# Forward, stage by stage. Each call returns a result and a backward function:
 
 # %%
 tokens, back_embed = model.embed(image)  # (1, 17, 16): the class token and 16 patches
@@ -167,9 +167,9 @@ print(f"logits {np.round(logits[0], 3)}")
 print(f"loss {loss:.4f}; all ten classes alike would be log 10 = {np.log(10):.4f}")
 
 # %% [markdown]
-# ## The way back, step by step
+# ## The backward pass, step by step
 #
-# **The loss.** Its `back` starts with dLoss/dLoss = 1. What comes out is short: the probabilities, less 1 at the right
+# **The loss.** Its `back` starts with dLoss/dLoss = 1. The result is simple: the probabilities, minus 1 at the right
 # class ([derivation](../derivations/cross_entropy.md)). The right logit should grow (its gradient is negative: the loss
 # falls), all others should shrink.
 
@@ -180,7 +180,7 @@ assert np.allclose(dlogits, probabilities - np.eye(10)[label])
 print("dlogits", np.round(dlogits[0], 3))
 
 # %% [markdown]
-# **The head**, a linear map. We know it: $dx = dy\,W$. Its weights got their gradient in the same call.
+# **The head**, a linear map. As above, $dx = dy\,W$. Its weights got their gradient in the same call.
 
 # %%
 dpooled = back_head(dlogits)  # (1, 16)
@@ -189,8 +189,8 @@ assert np.allclose(params["head.weight"].grad, dlogits.T @ pooled)
 print("dpooled", np.round(dpooled[0, :4], 4), "...")
 
 # %% [markdown]
-# **Pooling** picked the class token, so its gradient goes to the class token. Then the **last norm**, which scales: its
-# input was small, so a change of it counted much, and the gradient grows.
+# **Pooling** selected the class token, so the gradient goes to the class token. The **last norm** rescales: its input
+# was small, so a change of it had a large effect, and the gradient grows.
 
 # %%
 dnormed = back_pool(dpooled)  # (1, 1, 16)
@@ -200,9 +200,9 @@ print(f"|dnormed| = {np.linalg.norm(dnormed):.4f} -> |dafter1| = {np.linalg.norm
 assert np.linalg.norm(dafter1) > np.linalg.norm(dnormed)
 
 # %% [markdown]
-# **The last block.** Up to here the gradient touched the class token alone. Inside the block attention read from the
-# patches, so now they get theirs. We follow one patch, in row 1 and column 2 of the grid, counted from 0: token number
-# 1 + 4 + 2 = 7 (the class token is number 0).
+# **The last block.** Up to here only the class token had a gradient. In the block it attended to the patches, so now
+# they get gradients, too. We follow one patch, in row 1 and column 2 of the grid, counted from 0: token number 1 + 4 +
+# 2 = 7 (the class token is number 0).
 
 # %%
 dafter0 = back_block1(dafter1)  # (1, 17, 16)
@@ -215,13 +215,13 @@ for name, gradient in steps.items():
 assert np.linalg.norm(dafter0[0, n]) > 0
 
 # %% [markdown]
-# The patch's gradient is small next to the class token's: it comes through attention, which in a new network spreads
-# evenly over all tokens. The class token's gradient hardly changes. It has a way of its own past both blocks: the
-# residual connections, $y = x + f(x)$, whose gradient is $dx = dy + \ldots$
+# The patch's gradient is small compared with the class token's: it comes through attention, whose weights in a new
+# network are nearly uniform over all tokens. The class token's gradient hardly changes, because it also passes through
+# the residual connections of both blocks, $y = x + f(x)$, whose gradient is $dx = dy + \ldots$
 #
-# **The embedding.** In front of the blocks token 7 was the sum of its embedded patch and its position. A sum hands its
-# gradient to both. So the position got exactly this gradient, and the patch got it too. Each of its pixels reached all
-# 16 numbers of the token, each with one weight of the kernel; the last step is a sum of 16 products:
+# **The embedding.** Before the blocks token 7 was the sum of its embedded patch and its position. A sum passes its
+# gradient to both, so the position and the patch got exactly this gradient. Each pixel contributes to all 16 numbers of
+# the token, each with one weight of the kernel; its gradient is a sum of 16 products:
 
 # %%
 dimage = back_embed(dtokens)  # (1, 1, 28, 28)
@@ -254,9 +254,9 @@ figures.show(
 )
 
 # %% [markdown]
-# The same pattern stands in each patch, for all share one kernel. It is stronger where the patch is empty. Such a token
-# hardly varies, and the norm at the entry of a block divides by its standard deviation: the smaller that is, the larger
-# the gradient.
+# Each patch shows the same pattern, because all share one kernel. It is stronger where the patch is empty. The channels
+# of such a token hardly vary, and the norm at the start of a block divides by their standard deviation: the smaller
+# that is, the larger the gradient.
 
 # %%
 spread = tokens[0, 1:].std(axis=1)  # (16,), of each patch's token
@@ -271,7 +271,7 @@ print(f"correlation of their logarithms: {agreement:.3f} (-1 would be exactly on
 assert agreement < -0.9
 
 # %% [markdown]
-# That is the whole path, from the loss to a pixel. The model's own `back` walks it in one call, and is nothing more:
+# That is the whole path, from the loss to a pixel. The model's own `back` does exactly this in one call:
 
 
 # %%
@@ -294,8 +294,8 @@ print(f"by hand and by the model: the same loss, image gradient and {len(own)} p
 # %% [markdown]
 # ## Inside a block
 #
-# A block is a small network of its own, so its `back` is made of its parts' backs. Where a value was used twice, by the
-# residual connection and by the branch, its two gradients are added:
+# A block is itself a small network, so its `back` calls the backward functions of its parts. Where a value was used
+# twice, by the residual connection and by the branch, its two gradients are added:
 
 # %%
 block = model.blocks[1]
@@ -320,9 +320,9 @@ print(f"our patch:   |past| = 0, |through attention| = {np.linalg.norm(through_a
 # %% [markdown]
 # ## Every part, every gradient
 #
-# `explain.trace` runs such a step and notes for each part what came in and out, both ways
-# ([how it works](../trace.md)). `|dy|` is the size of the gradient that came to a part's back, `|dx|` of what it handed
-# on. Sizes are Euclidean norms: the root of the sum of squares.
+# `explain.trace` runs such a step and records the inputs and outputs of each part, forward and backward ([how it
+# works](../trace.md)). `|dy|` is the size of the gradient that a part's `back` receives, `|dx|` of the one that it
+# returns. Sizes are Euclidean norms: the root of the sum of squares.
 
 # %%
 trace = explain.trace(model, image, label)
@@ -331,9 +331,8 @@ assert np.isclose(trace["head"].norm_dy, np.linalg.norm(dlogits)) and np.array_e
 assert np.isclose(trace["blocks.1"].norm_dx, np.linalg.norm(dafter0))
 
 # %% [markdown]
-# The same as a chart. Above, from stage to stage; below, each parameter's own gradient. In the first block some
-# gradients are small, those of its norms; none has vanished and none has exploded. That is what the residual
-# connections are for.
+# The same as a chart. Above, from stage to stage; below, each parameter's own gradient. In the first block the
+# gradients of the norms are small; none has vanished and none has exploded, thanks to the residual connections.
 
 # %%
 figure, _ = trace_pictures.draw_gradient_flow(trace)
@@ -348,11 +347,11 @@ assert max(flow) / min(flow) < 10
 assert all(np.isfinite(gradient).all() and gradient.any() for gradient in trace.gradients.values())
 
 # %% [markdown]
-# ## What is kept, and when it goes
+# ## What is kept, and when it is released
 #
-# Each `back` remembers what it needs. Between the two passes the network's memory is in these closures and nowhere
-# else. On the way back each is dropped once it has run, so memory falls step by step. We run 32 images, stage by stage,
-# and count what the backs hold that wait in the list:
+# Each `back` keeps the arrays that it needs. Between the two passes the activations are only in these closures. In the
+# backward pass each closure is dropped once it has run, so memory falls step by step. We run 32 images, stage by stage,
+# and count the memory held by the backward functions in the list:
 
 # %%
 batch = data.normalize(mnist.train_images[:32]).astype(np.float64)  # (32, 1, 28, 28)
@@ -375,23 +374,23 @@ half = len(kept) // 2
 assert (
     kept[-1] == 0 and kept[: half + 1] == sorted(kept[: half + 1]) and kept[half:] == sorted(kept[half:], reverse=True)
 )
-print(f"most is held at the turn: {max(kept) / 1024:,.0f} KiB for 32 images; at the end {kept[-1]}")
+print(f"the most is held between the passes: {max(kept) / 1024:,.0f} KiB for 32 images; at the end {kept[-1]}")
 
 figure, axes = figures.new(width=8, height=3.6)
 axes.bar(range(len(kept)), np.array(kept) / 1024, color=[figures.COLORS[0]] * (half + 1) + [figures.COLORS[1]] * half)
 axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
 axes.set(ylabel="held by the backs, KiB")
-axes.set_title("Memory rises while the model runs forward, and falls on the way back", loc="left")
+axes.set_title("Memory rises in the forward pass and falls in the backward pass", loc="left")
 figures.show(
     figure,
     "09_memory",
     alt="Bars that rise in steps from stage to stage of the forward pass, most at the blocks, and fall in the same "
-    "steps on the way back, to nothing.",
+    "steps of the backward pass, to 0.",
 )
 
 # %% [markdown]
-# What has been dropped cannot be used again. So a `back` runs once, and a second call is refused with words rather than
-# answered with a wrong gradient:
+# Released arrays cannot be used again. So a `back` runs once, and a second call raises an error instead of returning a
+# wrong gradient:
 
 # %%
 y, back = model(image)
@@ -404,16 +403,17 @@ except RuntimeError as error:
     print(error)
 
 # %% [markdown]
-# In your own code the decorator `once` makes any back behave like this. It forgets the function when it is called:
+# In your own code the decorator `once` makes any backward function behave like this. It releases the function when it
+# is called:
 
 # %%
 y, back = 9.0, once(lambda dy: 6.0 * dy)
 assert back(1.0) == 6.0 and back.spent and back.kept == []
 
 # %% [markdown]
-# ## Is it right? Change the pixel and look
+# ## Check the gradient by changing the pixel
 #
-# The gradient claims: if this pixel grows by $h$, the loss grows by $h$ times `dpixel`. Anyone can try. We compute the
+# The gradient predicts: if this pixel grows by $h$, the loss grows by $h$ times `dpixel`. To test this, we compute the
 # loss twice, with the pixel a little brighter and a little darker, and compare:
 
 
@@ -430,12 +430,12 @@ for h in sizes:
     slope = (loss_with(h) - loss_with(-h)) / (2 * h)
     errors.append(abs(slope - dpixel) / abs(dpixel))
     print(f"h = {h:.0e}: slope {slope:+.10e}, relative error {errors[-1]:.0e}")
-print(f"the back says  {dpixel:+.10e}")
+print(f"backward pass: {dpixel:+.10e}")
 assert min(errors) < 1e-6 and errors[-1] > min(errors) * 10
 
 # %% [markdown]
-# They agree to many digits, but not at any $h$. A large $h$ sees the curve bend; a small one subtracts two numbers that
-# are nearly equal, and what is left of them is rounding. The back has neither trouble.
+# They agree to many digits, but not for every $h$. With a large $h$ the curvature adds an error; with a small one, two
+# nearly equal numbers are subtracted, and mostly rounding is left. The backward pass has neither error.
 
 # %%
 figure, axes = figures.new(width=7, height=3.2)
@@ -450,8 +450,8 @@ figures.show(
 )
 
 # %% [markdown]
-# Nor does the back need two losses for every number. One forward and one backward pass give all gradients together; by
-# differences each of them takes two forward passes of its own:
+# Nor does it need two losses for every number. One forward and one backward pass give all gradients together; with
+# differences each gradient takes two forward passes:
 
 # %%
 numbers = image.size + sum(param.size for param in params.values())
@@ -466,12 +466,12 @@ print(f"by differences: {2 * numbers:,} forward passes, about {2 * numbers * one
 assert 2 * numbers > 10_000
 
 # %% [markdown]
-# ## The proof for all of them
+# ## Gradient checks for all parameters
 #
-# The library checks itself in this way, only better ([how](../gradcheck.md)). `check_vjp` moves all pixels and all
-# parameters together along a random direction and compares the slope with what the gradients say. `check_complex_step`
-# finds each single slope without any subtraction, by a trick with complex numbers, to the last digits. Both give the
-# error and raise where it is too large:
+# The library's checks work in a similar, more accurate way ([how](../gradcheck.md)). `check_vjp` moves all pixels and
+# all parameters together along a random direction and compares the slope with the gradients. `check_complex_step` finds
+# each single slope with a complex step, without any subtraction, to full precision. Both return the error and raise
+# where it is too large:
 
 # %%
 two, two_labels = batch[:2], labels[:2]
@@ -494,17 +494,18 @@ assert error < 1e-12
 # %% [markdown]
 # ## What you have seen
 #
-# - `y, back = layer(x)`: the result, and a closure that remembers what the way back needs.
-# - The chain rule is to call the backs in opposite order. A value that was used twice gets two gradients, added.
-# - From the loss the gradient reached the class token, through attention a patch, through the kernel a pixel.
-# - Memory rises forward and falls backward; a back runs once.
-# - Differences agree with the back to many digits, and cost two forward passes for each number.
+# - `y, back = layer(x)`: the result, and a closure that keeps what the backward pass needs.
+# - By the chain rule the backward functions are called in reverse order. A value that was used twice gets the sum of
+#   two gradients.
+# - The gradient reached the class token from the loss, a patch through attention, and a pixel through the kernel.
+# - Memory rises in the forward pass and falls in the backward pass; a backward function runs once.
+# - Differences agree with the gradient to many digits, and cost two forward passes for each number.
 #
 # ## Try it
 #
 # 1. Follow another path: from the loss to one number of `blocks.0.mlp.fc1.weight`. Check it by differences.
-# 2. Let `square` use its `x` twice: write $x^4$ as `square(square(x))` and as $x^2 \cdot x^2$, with backs by hand. Both
-#    must give $4x^3$.
+# 2. Let `square` use its `x` twice: write $x^4$ as `square(square(x))` and as $x^2 \cdot x^2$, with backward functions
+#    by hand. Both must give $4x^3$.
 # 3. Give `trace` a network with `depth=12`. How much does the gradient change from the last block to the first?
 #
 # Next: [10. Break it](10_break_it.py)

@@ -1,16 +1,15 @@
 # %% [markdown]
-# # 10. Break it
+# # 10. Break it: an ablation
 #
-# What is the scale in attention good for, what the residual, the norm, the mask? The best way to know is to take them
-# away. This page switches off one part at a time, trains what is left, and looks at three things: the loss, the size of
-# the gradients, and the gradient check. Afterwards you can tell a wrong model from a wrong gradient, which is the most
-# useful thing to know when a network of your own does not learn.
+# What do the scale in attention, the residual, the norm and the mask contribute? This page is an ablation: it removes
+# one part at a time, trains the rest, and reports the loss, the size of the gradients, and the gradient check. You will
+# be able to distinguish a wrong model from a wrong gradient, which helps when a network of your own does not learn.
 #
-# A *gradient check* compares what a backward pass returns with what one finds by moving the inputs a little
+# A *gradient check* compares the gradient of a backward pass with the effect of small changes of the inputs
 # ([how](../gradcheck.md)). A *block* is [attention](../derivations/attention.md) and an MLP (two linear maps with a
-# bend, [GELU](../derivations/gelu.md), between them), each behind a [LayerNorm](../derivations/layer_norm.md), which
-# brings a token's channels to mean 0 and spread 1. Both are added to the stream of tokens; that addition, $x + f(x)$,
-# is the *residual*.
+# nonlinearity, [GELU](../derivations/gelu.md), between them), each after a [LayerNorm](../derivations/layer_norm.md),
+# which brings a token's channels to mean 0 and standard deviation 1. Both are added to the stream of tokens; that
+# addition, $x + f(x)$, is the *residual*.
 
 # %%
 import inspect
@@ -37,7 +36,7 @@ import break_it  # noqa: E402
 #
 # The whole model is a small ViT: 16 patches of 7 x 7 pixels, six blocks of width 32, the mean of all tokens read by a
 # linear classifier. Every switch changes one line of it. Here is one of them, a subclass of the library's attention.
-# Its forward pass says `scale=1.0`, where the library would divide the scores by the square root of the head's size:
+# Its forward pass has `scale=1.0`, where the library would divide the scores by the square root of the head's size:
 
 # %%
 print(inspect.getsource(break_it.NoScale))
@@ -51,8 +50,8 @@ for name, switch in break_it.SWITCHES.items():
 # ## A wrong model has a right gradient
 #
 # First, the gradient check alone, on a small copy of each model with numbers in double precision. Three switches are
-# mistakes in a backward pass. All others change the function that is computed, and their backward pass belongs to that
-# changed function. Which ones will the check find?
+# mistakes in a backward pass. All others change the function that is computed, and their backward pass is the gradient
+# of that changed function. Which ones will the check find?
 
 # %%
 verdicts = {name: break_it.check(name) for name in break_it.SWITCHES}
@@ -64,14 +63,14 @@ assert [name for name in verdicts if verdicts[name] != "passes"] == wrong_gradie
 
 # %% [markdown]
 # A model without residuals passes, and so does a Swin without its mask. The check asks "is this the derivative of that
-# function?" and not "is this a good function?". So a passing check is no reason to believe that a model is built right.
-# But it divides the search in two: if it passes, stop looking at the backward passes.
+# function?" and not "is this a good function?". So a passing check does not show that a model is right. But it narrows
+# the search: if it passes, the backward passes are not the problem.
 #
 # ## Training each of them
 #
-# Now all of them learn the same images, with the same first weights, in the same order, for the same short time. It is
-# short on purpose: the whole model is far from its best, and differences at the beginning show clearly. Swin's
-# switches have a task of their own, which we shall come to.
+# Now all of them are trained on the same images, with the same initial weights, in the same order, for the same short
+# time. With a short training, in which the whole model is far from its best, early differences are clearly visible.
+# Swin's switches have a separate task, explained below.
 
 # %%
 mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
@@ -87,7 +86,8 @@ for name, switch in break_it.SWITCHES.items():
     print(break_it.row(name, outcomes[name], verdicts[name]))
 
 # %% [markdown]
-# How much of a difference is chance? The whole model again, with other first weights and another order of the images:
+# How large are differences by chance? The whole model again, with other initial weights and another order of the
+# images:
 
 # %%
 again = [outcomes["whole"]] + [
@@ -102,9 +102,8 @@ print(
 # %% [markdown]
 # ## The losses
 #
-# Each line is a mean over neighboring steps, so that it can be followed. The thick gray line is the whole model, and
-# the dotted one the loss of pure guessing, $\log 10$ = 2.30. What is worse than 3 is cut off: without norms the loss
-# may jump far higher.
+# Each line is smoothed by a mean over neighboring steps. The thick gray line is the whole model, and the dotted one the
+# loss of guessing, $\log 10$ = 2.30. Losses above 3 are cut off: without norms the loss may be far higher.
 
 # %%
 groups = {
@@ -137,11 +136,11 @@ figures.show(
 )
 
 # %% [markdown]
-# ## What each part was good for
+# ## The effect of each part
 #
-# **No residual.** The loss stays at guessing. Look at the gradients: next to nothing arrives at the first block.
+# **No residual.** The loss stays at the level of guessing, because the gradient of the first block is close to 0.
 # Without $x + f(x)$ the gradient has to pass through all branches of six blocks, and each makes it smaller. With it,
-# there is a way past them: $dx = dy + \dots$, so the gradient of the output reaches the first block undiminished.
+# there is a path around them: $dx = dy + \dots$, so the gradient of the output reaches the first block undiminished.
 
 # %%
 whole, none = outcomes["whole"], outcomes["no_residual"]
@@ -151,10 +150,10 @@ assert none.first < whole.first / 20
 assert none.losses[-1] > 2.0 and min(smooth(none.losses)) > 2.2  # guessing to the end
 
 # %% [markdown]
-# **No norm, and post-norm.** Without norms the activations grow from block to block, the gradients with them, and
-# training jumps about or gets stuck; how badly depends on the seed. Post-norm is how the first transformers were built
-# (Vaswani et al. 2017): the norm stands on the stream itself, and the free way past the branches is gone, because every
-# gradient passes through every norm. Such models need small steps at the beginning ("warmup") and are late here. ViT
+# **No norm, and post-norm.** Without norms the activations and the gradients grow from block to block, and training is
+# unstable or stalls; how much depends on the seed. The first transformers used post-norm (Vaswani et al. 2017): the
+# norm is applied to the residual stream itself, so there is no direct path around the branches, and every gradient
+# passes through every norm. Such models need small steps at the beginning ("warmup") and learn more slowly here. ViT
 # and Swin put the norm into the branch.
 
 # %%
@@ -166,10 +165,10 @@ if not SHORT:
     assert outcomes["post_norm"].accuracy < outcomes["whole"].accuracy - 0.1
 
 # %% [markdown]
-# **No scale.** It makes no difference that could be told from chance here, and one should say so. The heads of this
-# model have d = 16 channels, so the scores are 4 times too large. For large heads it is another matter. A sum of d
-# products of numbers with variance 1 has variance d. Large scores make softmax choose one token and ignore the rest,
-# and then hardly any gradient gets through to the scores:
+# **No scale.** Here the difference is no larger than chance. The heads of this model have d = 16 channels, so the
+# scores are 4 times too large. For large heads the scale matters. A sum of d products of numbers with variance 1 has
+# variance d. With large scores softmax gives nearly all weight to one token, and then the gradient of the scores is
+# close to 0:
 
 # %%
 rng = np.random.default_rng(0)
@@ -184,9 +183,9 @@ for d in (16, 64, 256, 1024):
 assert sizes[1] < sizes[0] / 3  # d = 1024: most of the gradient is lost
 
 # %% [markdown]
-# **No position.** Without positions a ViT sees a bag of patches: put them in any other order, and the answer is the
-# same. Digits can be told to a good degree by their strokes alone, so in this short time not much is lost, about as
-# much as other seeds make. The blindness itself is exact:
+# **No position.** Without positions a ViT sees an unordered set of patches: in any other order the answer is the same.
+# Digits can be recognized fairly well by their strokes alone, so in this short training the loss of accuracy is small,
+# about the difference between seeds. The invariance to the order is exact:
 
 
 # %%
@@ -205,8 +204,8 @@ for name in ("whole", "no_position"):
 
 # %% [markdown]
 # **A wrong eps.** LayerNorm divides by $\sqrt{\text{variance} + \varepsilon}$. ViT's $\varepsilon$ is 1e-6, and even
-# 1e-3 makes no visible difference above. That is no proof that it does not matter: it matters for rows of small
-# numbers, and only there. Published weights loaded under another $\varepsilon$ can be wrong in a few tokens only.
+# 1e-3 makes no visible difference above. It does matter, but only for rows of small numbers. Published weights loaded
+# under another $\varepsilon$ can be wrong in a few tokens only.
 
 # %%
 row = rng.standard_normal(64)
@@ -223,8 +222,8 @@ for spread in (1.0, 0.1, 0.01, 0.001):
         assert change[0] > 0.1
 
 # %% [markdown]
-# **tanh for GELU.** The approximation by tanh is at most 0.0005 away from GELU. Nothing can be seen in training. Two
-# programs that disagree in it will never agree to many digits, though, and that is how one finds out.
+# **tanh for GELU.** The approximation by tanh differs from GELU by at most 0.0005, which has no visible effect on
+# training. But two programs that use different forms do not agree to many digits, which reveals the difference.
 
 # %%
 x = np.linspace(-6, 6, 2001)
@@ -233,10 +232,10 @@ print(f"largest difference between both GELUs: {apart:.5f}")
 assert 4e-4 < apart < 5e-4
 
 # %% [markdown]
-# **Dropout left on.** Dropout sets random numbers to zero while a model learns. In the test it must be off. In this
-# library randomness is an argument, so it cannot stay on by itself; in many others it is a mode that one forgets to
-# switch. The rows `dropout` and `dropout_at_test` are the same training. The accuracy of the second is lower, not by
-# much, and that is the trap: it looks like an ordinary result. What gives it away is to ask the same question twice.
+# **Dropout left on.** Dropout sets random activations to zero in training. In the test it must be off. In this library
+# randomness is an argument, so it cannot stay on by accident; in many others it is a mode that must be switched. The
+# rows `dropout` and `dropout_at_test` are the same training. The accuracy of the second is only a little lower, so it
+# looks like an ordinary result. Predicting the same images twice reveals the mistake.
 
 # %%
 model = break_it.build("dropout")
@@ -251,14 +250,14 @@ assert np.mean(off[0] != off[1]) == 0 and np.mean(on[0] != on[1]) > 0.02
 # %% [markdown]
 # ## No mask, no shift: a task that needs both
 #
-# Do mask and shift matter for digits? We looked, and found nothing: a small Swin (width 24, 2 + 2 blocks, windows of 4)
-# that learned 4,000 digits for four epochs named 87.9 % and 87.7 % of the test images with seeds 0 and 1. Without the
-# mask it was 89.2 % and 87.9 %, without the shift 87.5 % and 86.9 %. The likely reason: the rim of a digit is empty,
-# and in the second stage one window covers all of it.
+# Do mask and shift matter for digits? We found no effect: a small Swin (width 24, 2 + 2 blocks, windows of 4), trained
+# on 4,000 digits for four epochs, classified 87.9 % and 87.7 % of the test images correctly with seeds 0 and 1. Without
+# the mask it was 89.2 % and 87.9 %, without the shift 87.5 % and 86.9 %. The likely reason: the border of the image is
+# empty, and in the second stage one window covers the whole map.
 #
-# So here is a task in which they matter, made for the purpose. Each image has a bright and a dark dot in one row. In
-# class 1 they are neighbors, on both sides of a border between two windows. In class 0 they lie at the two ends of the
-# image. In both classes the two windows of that row hold one dot each, in the first or last column.
+# So here is a task designed so that they matter. Each image has a bright and a dark dot in one row. In class 1 they are
+# neighbors, on both sides of a border between two windows. In class 0 they are at the two ends of the image. In both
+# classes the two windows of that row hold one dot each, in the first or last column.
 
 # %%
 figure, axes = figures.new(1, 4, width=9, height=2.7)
@@ -282,10 +281,10 @@ assert outcomes["whole_swin"].accuracy > 0.9
 assert abs(outcomes["no_mask"].accuracy - 0.5) < 0.1 and abs(outcomes["no_shift"].accuracy - 0.5) < 0.1
 
 # %% [markdown]
-# Without the shift the two dots never meet, whatever is learned. Without the mask they always meet, because both ends
-# of the image are glued together: rolled by a whole window, an image of one class is an image of the other, and the
-# model gives both the same answer. No amount of training can help. ([Lesson 8](08_swin.py) measures both with a single
-# token.)
+# Without the shift the two dots never share a window, whatever is learned. Without the mask they always do, because
+# opposite ends of the image are adjacent after the roll: rolled by a whole window, an image of one class is an image of
+# the other, and the model gives both the same answer. Training cannot change this. ([Lesson 8](08_swin.py) measures
+# both with a single token.)
 
 # %%
 images = dots.test[:100]
@@ -297,23 +296,23 @@ for name in ("whole_swin", "no_mask", "no_shift"):
     assert (difference < 1e-5) == (name != "whole_swin")
 
 # %% [markdown]
-# ## A wrong gradient may learn well
+# ## A model with a wrong gradient may train well
 #
-# Now the other kind. Look again at the three wrong gradients in the table. The forgotten residual is easy to see: the
-# first block gets next to no gradient. But softmax's gradient divided by the batch and the gain in the wrong place
-# learn nearly as well as the whole model. Nobody would find them by the loss. The optimizer, AdamW, even hides wrong
-# sizes: it divides each gradient by its usual size.
+# Now the three wrong gradients in the table. The forgotten residual is easy to see: the first block has almost no
+# gradient. But the models with softmax's gradient divided by the batch and with the gain in the wrong place train
+# nearly as well as the whole model. The loss does not reveal them. AdamW even hides wrong magnitudes, because it
+# divides each gradient by its usual size.
 
 # %%
 for name in wrong_gradients:
     print(f"{name:19s} {outcomes[name].accuracy:.1%}, the whole model {outcomes['whole'].accuracy:.1%}")
 if not SHORT:
-    assert outcomes["gain_outside"].accuracy > outcomes["whole"].accuracy - 0.12  # no alarm in the loss
+    assert outcomes["gain_outside"].accuracy > outcomes["whole"].accuracy - 0.12  # the loss does not reveal it
     assert outcomes["softmax_over_batch"].accuracy > outcomes["whole"].accuracy - 0.17
     assert outcomes["residual_forgotten"].accuracy < outcomes["whole"].accuracy - 0.12
 
 # %% [markdown]
-# The check needs no training and no luck, and it says where:
+# The check needs no training, and it says where the error is:
 
 # %%
 x = np.random.default_rng(0).standard_normal((3, 5, 8))  # (B, N, D): 3 images, 5 tokens, 8 channels
@@ -345,9 +344,8 @@ for right in (attention(), nn.LayerNorm(8, dtype="float64"), block()):
 # %% [markdown]
 # ## Inputs that hide a mistake
 #
-# A check can be fooled. Here is a careless one, with central differences as accurate as one likes, but with the choices
-# left to whoever calls it: the parameters stay at their first values, and `dy`, the gradient that is sent back, is what
-# one is given.
+# Some inputs hide mistakes from a check. Here is a careless one: its central differences are accurate, but its inputs
+# are left to the caller. The parameters keep their initial values, and `dy`, the upstream gradient, is an argument.
 
 
 # %%
@@ -369,11 +367,11 @@ general = break_it.GainOutside(8, dtype="float64")
 general.weight.data = np.linspace(0.5, 2.0, 8)
 bugs = {
     "softmax / batch": (softmax_over_batch, softmax_over_batch),
-    "gain outside": (general, wrong["gain_outside"]),  # with a general gain, and with the first one, 1
+    "gain outside": (general, wrong["gain_outside"]),  # with a general gain, and with the initial one, 1
     "residual forgotten": (wrong["residual_forgotten"], wrong["residual_forgotten"]),
 }
 dy = np.random.default_rng(6).standard_normal(x.shape)
-print("                     random dy   dy of ones   first weights   batch of 1")
+print("                     random dy   dy of ones   init. weights   batch of 1")
 hidden = {}
 for name, (f, fresh) in bugs.items():
     hidden[name] = [
@@ -390,26 +388,28 @@ assert hidden["gain outside"] == [False, False, True, False]
 assert hidden["residual forgotten"] == [False] * 4
 
 # %% [markdown]
-# - **`dy` of ones** asks for the gradient of the sum of all outputs. A row of softmax sums to 1 whatever comes in, so
-#   the right gradient is 0, and so is the wrong one.
-# - **First weights**: a LayerNorm's gain starts at 1, and multiplying by 1 may stand anywhere.
+# - **`dy` of ones** gives the gradient of the sum of all outputs. A row of softmax sums to 1 for any input, so the
+#   right gradient is 0, and so is the wrong one.
+# - **Initial weights**: a LayerNorm's gain starts at 1, and it does not matter where a factor of 1 is applied.
 # - **A batch of 1**: dividing by 1 changes nothing.
 #
-# `minivit.check_vjp` draws `dy` at random, moves the parameters to random values for the time of the check, and hands
-# out arrays that cannot be written to. A batch of at least two images is left to you.
+# `minivit.check_vjp` draws `dy` at random, moves the parameters to random values during the check, and passes read-only
+# arrays. A batch of at least two images is up to you.
 #
 # ## What you have seen
 #
-# - A wrong model has a right gradient: the check passes, and only the loss, or a task made for it, shows the fault.
-# - A wrong gradient is found by the check, and often not by the loss: two of three learned about as well as the whole.
+# - A wrong model has a right gradient: the check passes, and only the loss, or a task designed for it, shows the fault.
+# - A wrong gradient is found by the check, and often not by the loss: two of three trained about as well as the whole
+#   model.
 # - The residual carries the gradient to the first block; without it nothing was learned at all.
-# - Several parts (scale, eps, the kind of GELU) make no difference in a short training of a small model, and do where
-#   their case arises: large heads, rows of small numbers, comparisons to many digits.
-# - Special inputs hide mistakes: `dy` of ones, first weights, a batch of one.
+# - Several parts (scale, eps, the kind of GELU) make no difference in a short training of a small model. They matter in
+#   other cases: large heads, rows of small numbers, comparisons to many digits.
+# - Special inputs hide mistakes: `dy` of ones, initial weights, a batch of one.
 #
 # ## Try it
 #
 # 1. Add a switch of your own to `examples/break_it.py`: ReLU for GELU, say. Predict the outcome before you run it.
-# 2. Plant a mistake in a backward pass (a forgotten transpose, a wrong sign), and let a neighbor find it with the
-#    check.
-# 3. Train `no_residual` with one or two blocks: `break_it.VIT["depth"] = 1`. From how many blocks on is learning lost?
+# 2. Introduce a mistake into a backward pass (a forgotten transpose, a wrong sign), and let someone else find it with
+#    the check.
+# 3. Train `no_residual` with one or two blocks: `break_it.VIT["depth"] = 1`. From how many blocks on does training
+#    fail?

@@ -346,7 +346,7 @@ def test_the_layer_example_finds_its_bugs(tmp_path):
         [sys.executable, "-W", "error", str(script)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for line in ("Forgetful: WRONG", "SingleRow: WRONG", "RMSNorm: proven"):
+    for line in ("Forgetful: WRONG", "SingleRow: WRONG", "RMSNorm: passes"):
         assert line in done.stdout
 
 

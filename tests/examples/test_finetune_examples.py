@@ -253,7 +253,7 @@ def test_the_comparison_makes_its_table(digits_folder, tmp_path):
         r"^\| (\d+) \| ([a-z ]+) \| ([\d.]+)% \| ([\d.]+)% \| ([\d.]+)% \| ([\d.]+) \|$", done.stdout, re.M
     )
     assert [row[:2] for row in rows] == [
-        ("1", "from nothing"), ("1", "pretrained"), ("2", "from nothing"), ("2", "pretrained"),
+        ("1", "from scratch"), ("1", "pretrained"), ("2", "from scratch"), ("2", "pretrained"),
     ]  # fmt: skip
     for row in rows:
         scores = [float(cell) for cell in row[2:4]]
