@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cuda_emulator
 import numpy as np
 
 REPLACEMENTS = "minivit.fast.cupy"  # imports CuPy, so it is imported anew for the fake
@@ -21,6 +22,9 @@ REPLACEMENTS = "minivit.fast.cupy"  # imports CuPy, so it is imported anew for t
 # How often the host waited for the device since `installed()` was entered: conversions to a Python
 # value, downloads, and the operations whose result shape depends on the data.
 synchronizations = 0
+
+# How much work the host gave to the device since then: kernels, copies and products.
+launches = 0
 
 
 class FakeDeviceError(AssertionError):
@@ -30,6 +34,11 @@ class FakeDeviceError(AssertionError):
 def _synchronize() -> None:
     global synchronizations
     synchronizations += 1
+
+
+def _launch() -> None:
+    global launches
+    launches += 1
 
 
 def _words(text: str) -> list[str]:
@@ -97,6 +106,15 @@ def _wrap(result: Any, *sources: ndarray) -> Any:
     return _new(host)
 
 
+def _computed(result: Any, *sources: ndarray) -> Any:
+    """What an operation returned: the device worked for it unless it is a view."""
+    wrapped = _wrap(result, *sources)
+    parts = wrapped if isinstance(wrapped, (tuple, list)) else (wrapped,)
+    if any(part._base is None and not any(part is source for source in sources) for part in parts):
+        _launch()
+    return wrapped
+
+
 def _operand(x: Any) -> Any:
     """What NumPy shall compute with: the memory of a device array, or a scalar; nothing else."""
     if isinstance(x, ndarray):
@@ -146,6 +164,7 @@ class ufunc:
             options["out"] = _memory(out)
             _refuse_overlap(out._host)
         operands = [_operand(x) for x in args]
+        _launch()
         with _device_rules():
             result = self._host(*operands, **options)
         return _wrap(result) if out is None else out
@@ -163,6 +182,7 @@ class ufunc:
             raise TypeError(f"scatter of `{self.name}` does not support {target.dtype}")
         if masks:
             _synchronize()
+        _launch()
         with _device_rules():
             self._host.at(target, key, np.asarray(values).astype(target.dtype))
 
@@ -391,6 +411,7 @@ class ndarray:
     device = property(lambda self: Device())
     T = property(lambda self: self.transpose())
     mT = property(lambda self: self.swapaxes(-1, -2))
+    data = property(lambda self: types.SimpleNamespace(ptr=self._host.__array_interface__["data"][0]))
 
     @property
     def real(self) -> ndarray:
@@ -423,6 +444,7 @@ class ndarray:
         if masks:
             _synchronize()  # the host must learn how many elements there are
         if integers or masks:
+            _launch()
             return _new(np.array(self._host[items]))
         if not any(item is Ellipsis for item in items):
             items += (Ellipsis,)  # makes NumPy return a view, not a scalar, for a full index
@@ -437,6 +459,7 @@ class ndarray:
             _refuse_duplicates(np.arange(self.size).reshape(self.shape)[items])
         elif not masks:
             _refuse_overlap(self._host[items if any(item is Ellipsis for item in items) else (*items, Ellipsis)])
+        _launch()
         with _device_rules():
             self._host[items] = values
 
@@ -451,7 +474,7 @@ class ndarray:
         copy: bool = True,
     ) -> ndarray:
         with _device_rules():
-            return _wrap(self._host.astype(_supported(dtype), order, copy=copy), self)
+            return _computed(self._host.astype(_supported(dtype), order, copy=copy), self)
 
     def view(self, dtype: Any = None) -> ndarray:
         host = self._host.view() if dtype is None else self._host.view(_supported(dtype))
@@ -459,18 +482,20 @@ class ndarray:
 
     def reshape(self, *shape: Any, order: str = "C") -> ndarray:
         (new_shape,) = shape if len(shape) == 1 else (shape,)
-        return _wrap(self._host.reshape(_plain(new_shape), order=order), self)
+        return _computed(self._host.reshape(_plain(new_shape), order=order), self)
 
     def transpose(self, *axes: Any) -> ndarray:
         return _wrap(self._host.transpose(*_plain(axes)), self)
 
     def ravel(self, order: str = "C") -> ndarray:
-        return _wrap(self._host.ravel(order), self)
+        return _computed(self._host.ravel(order), self)
 
     def flatten(self, order: str = "C") -> ndarray:
+        _launch()
         return _new(self._host.flatten(order))
 
     def copy(self, order: str = "C") -> ndarray:
+        _launch()
         return _new(self._host.copy(order))
 
     def fill(self, value: Any) -> None:
@@ -571,9 +596,10 @@ def array(
     if isinstance(obj, ndarray):
         host = obj._host
         if copy:
+            _launch()
             result = _new(np.array(host, dtype=dtype, order=order))
         else:
-            result = _wrap(np.asarray(host, dtype=dtype, order=order), obj)
+            result = _computed(np.asarray(host, dtype=dtype, order=order), obj)
     else:
         result = _new(_from_anything(obj, dtype, order))
     return result if result.ndim >= ndmin else result[(None,) * (ndmin - result.ndim)]
@@ -679,6 +705,7 @@ def where(condition: ndarray, x: Any = None, y: Any = None) -> Any:
         raise ValueError("Must provide both 'x' and 'y' or neither.")
     a, b = _operand(x), _operand(y)
     dtype = result_type(x, y)
+    _launch()
     with _device_rules():
         return _new(np.where(chosen, np.asarray(a, dtype), np.asarray(b, dtype)))
 
@@ -688,6 +715,7 @@ def clip(a: ndarray, a_min: Any, a_max: Any, out: Any = None) -> ndarray:
     if a_min is None and a_max is None:
         raise ValueError("array_clip: must set either max or min")
     low, high = (None if bound is None else _operand(bound) for bound in (a_min, a_max))
+    _launch()
     with _device_rules():
         result = np.clip(_memory(a), low, high, None if out is None else _memory(out))
     return _wrap(result) if out is None else out
@@ -716,6 +744,7 @@ def take(a: ndarray, indices: Any, axis: Any = None, out: Any = None) -> ndarray
     source = _memory(a)
     chosen = indices if isinstance(indices, (int, np.integer)) else _memory(indices)
     _refuse_wrapping(chosen, a.size if axis is None else a.shape[axis])
+    _launch()
     result = np.take(source, chosen, axis, None if out is None else _memory(out), "wrap")
     return _new(np.array(result)) if out is None else out
 
@@ -726,6 +755,7 @@ def take_along_axis(a: ndarray, indices: ndarray, axis: Any) -> ndarray:
     if chosen.dtype.kind not in "iu":
         raise IndexError("`indices` must be an integer array")
     _refuse_wrapping(chosen, a.size if axis is None else a.shape[axis])
+    _launch()
     return _new(np.take_along_axis(source, chosen, axis))
 
 
@@ -735,6 +765,7 @@ def put_along_axis(arr: ndarray, indices: ndarray, values: Any, axis: int) -> No
     _refuse_wrapping(chosen, arr.shape[axis])
     positions = np.arange(arr.size).reshape(arr.shape)
     _refuse_duplicates(np.take_along_axis(positions, chosen, axis))
+    _launch()
     np.put_along_axis(target, chosen, new, axis)
 
 
@@ -742,6 +773,7 @@ def copyto(dst: ndarray, src: Any, casting: str = "same_kind", where: Any = None
     """Writes into an array, where a mask allows it."""
     target, source = _memory(dst), _operand(src)
     _refuse_overlap(target)
+    _launch()
     with _device_rules():
         np.copyto(target, source, casting, True if where is None else _memory(where))
 
@@ -764,7 +796,7 @@ def einsum(*operands: Any, **kwargs: Any) -> ndarray:
         raise TypeError("einsum() takes subscripts, device arrays, dtype and optimize")
     hosts = [_memory(x) for x in operands[1:]]
     with _device_rules():
-        return _wrap(np.einsum(operands[0], *hosts, **kwargs), *operands[1:])
+        return _computed(np.einsum(operands[0], *hosts, **kwargs), *operands[1:])
 
 
 def as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
@@ -926,7 +958,7 @@ def _function(name: str, arrays: int, parameters: str, host: Any = None) -> Call
         # NumPy warns of empty slices as Python warnings, CuPy never does.
         with _device_rules(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            return _wrap(host(*lowered, **named), *found)
+            return _computed(host(*lowered, **named), *found)
 
     call.__name__ = name
     return call
@@ -1066,6 +1098,7 @@ class Stream:
     """The one stream."""
 
     null: Stream
+    ptr = 0
 
     def synchronize(self) -> None:
         _synchronize()
@@ -1097,6 +1130,18 @@ def set_readonly(x: ndarray) -> ndarray:
     return x
 
 
+class RawModule(cuda_emulator.RawModule):
+    """Kernels, run on the CPU; see cuda_emulator.py."""
+
+    def get_function(self, name: str) -> Any:
+        return cuda_emulator.counted(super().get_function(name), _launch)
+
+
+def load_nvidia_dynamic_lib(name: str) -> Any:
+    """Where NVIDIA's library lies: here one of ours, with the functions that minivit calls."""
+    return types.SimpleNamespace(abs_path=str(cuda_emulator.stand_in_for(name)))
+
+
 def make_modules() -> dict[str, types.ModuleType]:
     """The modules to put into `sys.modules`."""
     modules = {
@@ -1112,6 +1157,8 @@ def make_modules() -> dict[str, types.ModuleType]:
             "cupyx",
             "cupyx.scipy",
             "cupyx.scipy.special",
+            "cuda",
+            "cuda.pathfinder",
         )
     }
     cupy = modules["cupy"]
@@ -1123,6 +1170,8 @@ def make_modules() -> dict[str, types.ModuleType]:
     def get_array_module(*args: Any) -> types.ModuleType:
         return cupy if any(isinstance(x, ndarray) for x in args) else np
 
+    vars(modules["cuda.pathfinder"]).update(load_nvidia_dynamic_lib=load_nvidia_dynamic_lib)
+    vars(cupy).update(RawModule=RawModule)
     vars(cupy).update(ndarray=ndarray, ufunc=ufunc, get_array_module=get_array_module, __version__="14.2.0")
     vars(modules["cupy.linalg"]).update(norm=_function("linalg.norm", 1, "ord axis keepdims", np.linalg.norm))
     vars(modules["cupy.lib.stride_tricks"]).update(as_strided=as_strided)
@@ -1157,18 +1206,19 @@ def _forget_replacements() -> None:
 @contextlib.contextmanager
 def installed() -> Iterator[types.ModuleType]:
     """Makes `import cupy` give the fake, counts from zero, and puts everything back afterwards."""
-    global synchronizations
-    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("cupy", "cupyx")}
+    global launches, synchronizations
+    faked = ("cupy", "cupyx", "cuda")
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in faked}
     modules = make_modules()
     for name in before:
         del sys.modules[name]
     _forget_replacements()
     sys.modules.update(modules)
-    synchronizations = 0
+    synchronizations = launches = 0
     try:
         yield modules["cupy"]
     finally:
-        for name in [n for n in sys.modules if n.partition(".")[0] in ("cupy", "cupyx")]:
+        for name in [n for n in sys.modules if n.partition(".")[0] in faked]:
             del sys.modules[name]
         sys.modules.update(before)
         _forget_replacements()

@@ -1,27 +1,39 @@
-"""Replacements for CuPy, where the formula alone is slow or wrong on a GPU. Everything else runs by its formula.
+"""Replacements for CuPy: kernels in CUDA C++ where a formula would be many launches, or slow or wrong on a GPU.
 
-On a GPU launches overlap and memory comes from CuPy's pool, so what pays on a CPU (reused buffers, products with ones)
-does not pay here.
+Everything else runs by its formula. What pays on a CPU, reused buffers and sums as products with ones, does not pay
+here: memory comes from CuPy's pool.
+
+- `kernels/`      the CUDA source, each kernel below the formula that it computes
+- `launch.py`     compiles and launches them, and sums over rows
+- `products.py`   matrix products through cuBLAS
+- `linear.py`, `norm.py`, `attention.py`, `adamw.py`   the replacements
 """
 
-from cupyx.scipy.special import erf
-
 from minivit import functional as F
-from minivit.fast.blocks import in_blocks_where_large
-from minivit.fast.cupy.norm import layer_norm
+from minivit.fast.cupy import adamw, attention, linear, norm
 from minivit.fast.dispatch import Replacement, with_parts
 
 _REAL = ("float32", "float64")
-_gelu = with_parts(F.gelu.plain, erf=erf)  # one launch instead of eighty
-_in_blocks = in_blocks_where_large(F.scaled_dot_product_attention.plain)
 
 REPLACEMENTS = {
-    "gelu": Replacement(_gelu, _REAL),
-    "linear_gelu": Replacement(with_parts(F.linear_gelu.plain, gelu=_gelu), _REAL),
-    "layer_norm": Replacement(layer_norm, _REAL),
-    "group_norm": Replacement(with_parts(F.group_norm.plain, layer_norm=layer_norm), _REAL),
-    "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=layer_norm), _REAL),
-    "scaled_dot_product_attention": Replacement(_in_blocks),
-    "self_attention": Replacement(with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)),
-    "cosine_attention": Replacement(with_parts(F.cosine_attention.plain, scaled_dot_product_attention=_in_blocks)),
+    "gelu": Replacement(linear.gelu, _REAL),
+    "linear": Replacement(linear.linear, _REAL),
+    "linear_gelu": Replacement(linear.linear_gelu, _REAL),
+    "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear), _REAL),
+    "embedding": Replacement(with_parts(F.embedding.plain, scatter_add=linear.scatter_add), _REAL),
+    "relative_position_bias": Replacement(
+        with_parts(F.relative_position_bias.plain, scatter_add=linear.scatter_add), _REAL
+    ),
+    "continuous_position_table": Replacement(
+        with_parts(F.continuous_position_table.plain, linear=linear.linear), _REAL
+    ),
+    "layer_norm": Replacement(norm.layer_norm, _REAL),
+    "group_norm": Replacement(with_parts(F.group_norm.plain, layer_norm=norm.layer_norm), _REAL),
+    "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=norm.layer_norm), _REAL),
+    "scaled_dot_product_attention": Replacement(attention.scaled_dot_product_attention, _REAL),
+    "self_attention": Replacement(attention.self_attention, _REAL),
+    "cosine_attention": Replacement(
+        with_parts(F.cosine_attention.plain, scaled_dot_product_attention=attention.scaled_dot_product_attention), _REAL
+    ),
+    "adamw": Replacement(adamw.adamw, _REAL),
 }

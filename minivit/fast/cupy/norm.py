@@ -1,27 +1,43 @@
-"""LayerNorm that is right for rows near 1e20 and for rows whose mean is large beside their spread."""
+"""LayerNorm in one launch each way, right for rows near 1e20 and for rows whose mean is large beside their spread."""
 
 from __future__ import annotations
 
 import cupy
 
 from minivit import functional as F
+from minivit.fast.cupy.launch import column_sums, launch, row_groups, row_threads
+from minivit.functional.linear import rows
 from minivit.protocol import Array, Back, once
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-6) -> tuple[Array, Back]:
-    """All rows are scaled into the range whose squares fit, and shifted by their first element before the mean.
-
-    A test for the rows that need it would make the host wait for the device.
-    """
-    size = cupy.abs(x).max(axis=-1, keepdims=True)
-    limit = float(cupy.finfo(x.dtype).max) ** 0.5 / (4 * x.shape[-1])
-    shrink = cupy.minimum(limit / cupy.maximum(size, limit), 1).astype(size.dtype)
-    scaled = x * shrink
-    y, back_norm = F.layer_norm.plain(scaled - scaled[..., :1], weight, bias, eps)
+    """kernels/layer_norm.cu."""
+    if not x.size:
+        return F.layer_norm.plain(x, weight, bias, eps)
+    flat, channels, dtype = cupy.ascontiguousarray(rows(x)), x.shape[-1], x.dtype
+    count, threads = len(flat), row_threads(channels)
+    y, statistics = cupy.empty(x.shape, dtype), cupy.empty((count, 3), dtype)
+    limit = float(cupy.finfo(dtype).max) ** 0.5 / (4 * channels)  # of numbers whose squares can be summed
+    launch(
+        "layer_norm", "layer_norm_forward", dtype, (count,), (threads,), flat, weight, bias, y, statistics, channels,
+        float(eps), limit,
+    )  # fmt: skip
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
-        dscaled, dweight, dbias = back_norm(dy)
-        return dscaled * shrink, dweight, dbias  # shrink last: rstd * shrink may be subnormal, which a GPU takes for 0
+        dx, flat_dy = cupy.empty(x.shape, dtype), cupy.ascontiguousarray(rows(dy))
+        launch(
+            "layer_norm", "layer_norm_backward", dtype, (count,), (threads,), flat_dy, flat, weight, statistics, dx,
+            channels,
+        )  # fmt: skip
+        if weight is None:
+            return dx, None, None if bias is None else column_sums(flat_dy)
+        groups, length = row_groups(count)
+        parts = cupy.empty((2, groups, channels), dtype)
+        launch(
+            "layer_norm", "layer_norm_weight_gradients", dtype, (-(-channels // 32), groups), (32, 8), flat_dy, flat,
+            statistics, parts, count, channels, length,
+        )  # fmt: skip
+        return dx, column_sums(parts[0]), None if bias is None else column_sums(parts[1])
 
     return y, vjp

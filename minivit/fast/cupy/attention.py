@@ -1,0 +1,168 @@
+"""Attention whose weights (N, M) never reach the GPU's memory; kernels/attention.cu."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import inf, prod
+from typing import Any
+
+import cupy
+import numpy as np
+
+from minivit import functional as F
+from minivit.fast.blocks import in_blocks_where_large
+from minivit.fast.cupy.launch import column_sums, launch
+from minivit.fast.dispatch import with_parts
+from minivit.functional.attention import sum_to
+from minivit.functional.heads import split_qkv
+from minivit.protocol import Array, Back, Rng, once
+
+_in_blocks = in_blocks_where_large(F.scaled_dot_product_attention.plain)
+_by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
+
+_MOST_CHANNELS = 64  # of a head: its tiles fill a block's shared memory
+_TILE = {"float32": (64, 32), "float64": (32, 16)}  # WIDE and NARROW of attention.cu
+_THREADS = 256
+
+
+def scaled_dot_product_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    scale: float | None = None,
+    mask_value: float = -inf,
+    dropout_rate: float = 0.0,
+    rng: Rng = None,
+) -> tuple[Array, Back]:
+    """The kernel; the formula for heads of more than 64 channels and where weights are dropped."""
+    dropped = rng is not None and dropout_rate > 0
+    if dropped or not _fits(q, k, v, bias):
+        return _in_blocks(q, k, v, mask, bias, scale=scale, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng)
+    y, back = _attend(q, k, v, mask, bias, q.shape[-1] ** -0.5 if scale is None else scale, mask_value)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+        into = tuple(cupy.empty(x.shape, x.dtype) for x in (q, k, v))
+        return (*into, back(dy, *into))
+
+    return y, vjp
+
+
+def self_attention(
+    qkv: Array,
+    num_heads: int,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    mask_value: float = -inf,
+    dropout_rate: float = 0.0,
+    rng: Rng = None,
+) -> tuple[Array, Back]:
+    """The kernel reads q, k and v where they stand in `qkv`, and writes their gradients where they stand in `dqkv`."""
+    qkv = cupy.ascontiguousarray(qkv)
+    (q, k, v), _ = split_qkv(qkv, num_heads)
+    if (rng is not None and dropout_rate > 0) or not _fits(q, k, v, bias):
+        return _by_parts(qkv, num_heads, mask, bias, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng)
+    heads, back = _attend(q, k, v, mask, bias, q.shape[-1] ** -0.5, mask_value)  # (..., H, N, d)
+    y = heads.swapaxes(-3, -2).reshape(*qkv.shape[:-1], qkv.shape[-1] // 3)  # (..., N, D), a view
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array | None]:
+        dqkv = cupy.empty(qkv.shape, qkv.dtype)
+        dparts, _ = split_qkv(dqkv, num_heads)
+        dheads = dy.reshape(*dy.shape[:-1], num_heads, heads.shape[-1]).swapaxes(-3, -2)
+        return dqkv, back(dheads, *dparts)
+
+    return y, vjp
+
+
+def _fits(q: Array, k: Array, v: Array, bias: Array | None) -> bool:
+    """Whether the kernel computes this attention: at most two batch axes before the heads, one bias for all of them."""
+    batched = bias is not None and bias.ndim > 3 and prod(bias.shape[:-3]) != 1
+    sizes = q.shape[-1] == v.shape[-1] <= _MOST_CHANNELS
+    return sizes and 2 <= q.ndim <= 5 and not batched and q.size > 0 and k.size > 0
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, scale: float, mask_value: float
+) -> tuple[Array, Back]:
+    """y of q's shape, laid out so that merging the heads is a view; back(dy, dq, dk, dv) fills these, returns dbias."""
+    dtype, shape = q.dtype, (1,) * (5 - q.ndim) + q.shape
+    outer, inner, heads, queries, size = shape
+    keys = k.shape[-2]
+    scores = (outer, inner, heads, queries, keys)
+    q5, k5, v5 = (_five(x, dtype) for x in (q, k, v))
+    mask5 = None if mask is None else cupy.broadcast_to(mask, scores)
+    bias5 = None if bias is None else cupy.broadcast_to(bias, scores)
+    y5 = cupy.empty((outer, inner, queries, heads, size), dtype).swapaxes(2, 3)
+    lse = cupy.empty(scores[:-1], dtype)
+    counts = (inner, heads, queries, keys, size, float(scale), float(mask_value))
+    wide, narrow = _TILE[dtype.name]
+    head = -(-size // 16) * 16
+    batches = outer * inner * heads
+    known = (q5, k5, v5, y5, mask5, bias5)
+
+    def run(name: str, rows: int, shared: int, *arguments: Any) -> None:
+        grid = (batches * -(-rows // wide),)
+        numbers = shared * dtype.itemsize
+        launch("attention", name, dtype, grid, (_THREADS,), *arguments, *counts, shared=numbers, HEAD=head)
+
+    row, square = head + 1, wide * (narrow + 1)
+    run(
+        "attention_forward",
+        queries,
+        (wide + 2 * narrow) * row + square,
+        q5,
+        k5,
+        v5,
+        mask5,
+        bias5,
+        y5,
+        lse,
+        _layout(*known),
+    )
+
+    def back(dy: Array, dq: Array, dk: Array, dv: Array) -> Array | None:
+        dy5 = _five(dy, dtype)
+        d5 = [gradient.reshape((1,) * (5 - q.ndim) + gradient.shape) for gradient in (dq, dk, dv)]
+        layout = _layout(*known, dy5, *d5)
+        delta = cupy.empty_like(lse)
+        grid = (-(-delta.size // (_THREADS // 32)),)
+        launch(
+            "attention", "attention_delta", dtype, grid, (_THREADS,), dy5, y5, delta, layout, inner, heads, queries,
+            size, delta.size, HEAD=head,
+        )  # fmt: skip
+        ds: Any = None if bias is None else cupy.empty(scores, dtype)
+        inputs, tiles = (dy5, q5, k5, v5, mask5, bias5, lse, delta), 2 * (wide + narrow) * row
+        run("attention_backward_queries", queries, tiles + square, *inputs, d5[0], ds, layout)
+        run("attention_backward_keys", keys, tiles + 2 * square, *inputs, *d5[1:], layout)
+        if bias is None:
+            return None
+        per_head = column_sums(ds.reshape(outer * inner, heads * queries * keys)).reshape(scores[2:])
+        return sum_to(per_head, bias.shape[-3:]).reshape(bias.shape)
+
+    return y5.reshape(q.shape), back
+
+
+def _five(x: Array, dtype: np.dtype[Any]) -> Array:
+    """x with five axes and its channels next to each other."""
+    if x.strides[-1] != x.dtype.itemsize and x.shape[-1] > 1:
+        x = cupy.ascontiguousarray(x)
+    return x.reshape((1,) * (5 - x.ndim) + x.shape)
+
+
+def _layout(*arrays: Array | None) -> Array:
+    """The strides of q, k, v, y, mask, bias, dy, dq, dk and dv, as attention.cu numbers them."""
+    strides: list[int] = []
+    for number, array in enumerate(arrays):
+        axes = 5 if number in (4, 5) else 4
+        strides += (0,) * axes if array is None else [step // array.itemsize for step in array.strides[:axes]]
+    return _on_device(tuple(strides), cupy.cuda.Device().id)
+
+
+@lru_cache(maxsize=1024)  # a model asks for the same few at every step
+def _on_device(numbers: tuple[int, ...], device: int) -> Array:
+    return cupy.asarray(np.array(numbers, np.int64))

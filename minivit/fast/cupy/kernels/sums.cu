@@ -1,0 +1,39 @@
+// Sums over the rows of a matrix, in a fixed order, without atomics.
+//
+// A block has 32 columns and 8 rows of threads. The rows of x are cut into gridDim.y groups of `group` rows, and each
+// group has a row of its own in y; where there are several, a second launch adds those.
+
+extern "C" __global__ void __launch_bounds__(256) column_sums(const REAL* x, REAL* y, int rows, int columns, int group) {
+    __shared__ REAL parts[8][32];
+    const int column = blockIdx.x * 32 + threadIdx.x;
+    const int first = blockIdx.y * group, stop = min(first + group, rows);
+    REAL total = 0;
+    if (column < columns) {
+        for (int row = first + int(threadIdx.y); row < stop; row += 8) {
+            total += x[(long long)row * columns + column];
+        }
+    }
+    parts[threadIdx.y][threadIdx.x] = total;
+    __syncthreads();
+    if (threadIdx.y == 0 && column < columns) {
+        for (int part = 1; part < 8; ++part) {
+            total += parts[part][threadIdx.x];
+        }
+        y[(long long)blockIdx.y * columns + column] = total;
+    }
+}
+
+// The derivative of a look-up: y[row] = sum of values[i] over all i with index[i] = row. Block (row, column).
+extern "C" __global__ void __launch_bounds__(128)
+    scatter_add(const long long* index, const REAL* values, REAL* y, int count, int columns) {
+    REAL total = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        if (index[i] == blockIdx.x) {
+            total += values[(long long)i * columns + blockIdx.y];
+        }
+    }
+    total = block_sum(total);
+    if (threadIdx.x == 0) {
+        y[(long long)blockIdx.x * columns + blockIdx.y] = total;
+    }
+}

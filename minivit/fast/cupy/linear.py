@@ -1,0 +1,79 @@
+"""The linear map through our own cuBLAS handle, alone and with GELU; look-ups whose gradient has a fixed order."""
+
+from __future__ import annotations
+
+import cupy
+import numpy as np
+
+from minivit.fast.cupy.launch import column_sums, element_grid, launch
+from minivit.fast.cupy.products import product
+from minivit.functional.linear import rows
+from minivit.protocol import Array, Back, once
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Back]:
+    """The formula, with the sum over rows by a kernel."""
+    y = _map(x, weight)
+    if bias is not None:
+        y += bias
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
+        return _gradients(dy, x, weight, bias)
+
+    return y, vjp
+
+
+def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
+    """Bias and GELU in one launch; the backward pass keeps the product and computes the slope again."""
+    hidden = _map(x, weight)
+    y, back_gelu = bias_gelu(hidden, bias, approximate)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
+        return _gradients(back_gelu(dy), x, weight, bias)
+
+    return y, vjp
+
+
+def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
+    """kernels/gelu.cu."""
+    return bias_gelu(cupy.ascontiguousarray(x), None, approximate)
+
+
+def bias_gelu(hidden: Array, bias: Array | None, approximate: str) -> tuple[Array, Back]:
+    """y = gelu(hidden + bias), and vjp(dy) -> dhidden; kernels/gelu.cu."""
+    y, settings = cupy.empty_like(hidden), (np.int64(hidden.size), hidden.shape[-1] if hidden.ndim else 1)
+    exact = int(approximate == "tanh")
+    grid, block = element_grid(hidden.size)
+    launch("gelu", "bias_gelu_forward", hidden.dtype, grid, block, hidden, bias, y, *settings, exact)
+
+    @once
+    def vjp(dy: Array) -> Array:
+        dhidden, dy = cupy.empty_like(hidden), cupy.ascontiguousarray(dy)
+        launch("gelu", "bias_gelu_backward", hidden.dtype, grid, block, dy, hidden, bias, dhidden, *settings, exact)
+        return dhidden
+
+    return y, vjp
+
+
+def scatter_add(index: Array, values: Array, count: int) -> Array:
+    """The formula's sums in a fixed order; kernels/sums.cu."""
+    columns = values.shape[1]
+    y = cupy.zeros((count, columns), values.dtype)
+    if y.size and values.size:
+        index, values = cupy.ascontiguousarray(index, np.int64), cupy.ascontiguousarray(values)
+        launch("sums", "scatter_add", values.dtype, (count, columns), (128,), index, values, y, len(values), columns)
+    return y
+
+
+def _map(x: Array, weight: Array) -> Array:
+    """x W^T, (..., I) -> (..., O)."""
+    return product(rows(x), weight.T).reshape(*x.shape[:-1], len(weight))
+
+
+def _gradients(dy: Array, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
+    """dx, dweight and dbias of y = x W^T + b."""
+    flat = rows(dy)
+    dx = product(flat, weight).reshape(x.shape)
+    return dx, product(flat.T, rows(x)), None if bias is None else column_sums(flat)

@@ -1,0 +1,403 @@
+"""The CUDA kernels against the formulas: every kernel, sizes beside all its bounds, every order of threads.
+
+Their source runs on the CPU here (tests/fake_device/cuda_emulator.py), which also finds races and accesses out of
+bounds. NVRTC compiles it too, as it would for a GPU, where the package nvidia-cuda-nvrtc is installed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cuda_emulator
+import fake_cupy
+import numpy as np
+import nvrtc
+import pytest
+
+from minivit import functional as F
+from minivit.optim.optimizers import adamw, update
+
+pytestmark = pytest.mark.skipif(
+    cuda_emulator.compiler() is None, reason="g++ is not installed: it compiles the kernels"
+)
+
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+
+def normal(*shape: int) -> Any:
+    return np.random.default_rng(sum(shape)).standard_normal(shape)
+
+
+def mask(*shape: int) -> Any:
+    """Some keys hidden, and all of them from the first query."""
+    hidden = np.random.default_rng(2).random(shape) < 0.6
+    hidden[..., 0, :] = False
+    return hidden
+
+
+def attention(queries: int, keys: int, size: int, *, bias: bool = False, masked: bool = False) -> tuple[Any, ...]:
+    q, k, v = normal(2, 3, queries, size), normal(2, 3, keys, size), normal(2, 3, keys, size) + 1
+    return (
+        F.scaled_dot_product_attention,
+        (q, k, v, mask(2, 1, queries, keys) if masked else None, normal(3, queries, keys) if bias else None),
+    )
+
+
+# name: a function and its arguments
+CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    # a row in one warp, a full one, two, more than a block has threads; rows that fill groups and do not
+    "layer_norm, 1 channel": (F.layer_norm, (normal(3, 1), normal(1), normal(1))),
+    "layer_norm, 31 channels": (F.layer_norm, (normal(5, 31), normal(31), normal(31))),
+    "layer_norm, 129 channels": (F.layer_norm, (normal(4, 129) + 1e3, normal(129), None)),
+    "layer_norm, 1 row": (F.layer_norm, (normal(1, 64), normal(64), normal(64))),
+    "layer_norm, 150 rows": (F.layer_norm, (normal(150, 33), normal(33), normal(33))),
+    "layer_norm, no gain": (F.layer_norm, (normal(2, 3, 40), None, normal(40))),
+    "group_norm": (F.group_norm, (normal(2, 6, 5, 5), 3, normal(6), normal(6))),
+    "linear": (F.linear, (normal(2, 5, 7), normal(4, 7), normal(4))),
+    "linear, no bias": (F.linear, (normal(130, 7), normal(1, 7))),
+    "linear, 1 of each": (F.linear, (normal(1, 1), normal(1, 1), normal(1))),
+    "linear_gelu": (F.linear_gelu, (normal(3, 47, 7), normal(33, 7), normal(33))),
+    "linear_gelu, tanh": (F.linear_gelu, (5 * normal(2, 7), normal(3, 7), None, "tanh")),
+    "gelu": (F.gelu, (5 * normal(3, 300),)),
+    "embedding": (F.embedding, (np.array([[3, 0, 3], [1, 3, 0]]), normal(5, 4))),
+    "patch_embed": (F.patch_embed, (normal(2, 3, 8, 8), normal(5, 3, 4, 4), normal(5))),
+    "relative_position_bias": (F.relative_position_bias, (normal(25, 2), F.relative_position_index(3))),
+    "continuous_position_table": (
+        F.continuous_position_table,
+        (F.log_spaced_offsets(3), normal(8, 2), normal(8), normal(2, 8)),
+    ),
+    # tiles have 64 and 32 rows in float32, 32 and 16 in float64; head sizes are rounded up to 16
+    "attention, 1 token": attention(1, 1, 1),
+    "attention, 1 query": attention(1, 33, 16),
+    "attention, 1 key": attention(33, 1, 17, bias=True),
+    "attention, full tiles": attention(64, 32, 32),
+    "attention, past a tile": attention(65, 66, 8, bias=True),
+    "attention, wide heads": attention(5, 17, 64, masked=True),
+    "attention, masked": attention(9, 40, 20, bias=True, masked=True),
+    "attention, heads too wide for the kernel": attention(5, 7, 65, bias=True),
+    "attention, three axes": (F.scaled_dot_product_attention, (normal(3, 5, 8), normal(3, 7, 8), normal(3, 7, 8))),
+    "attention of windows": (F.self_attention, (normal(2, 4, 9, 36), 3, mask(4, 1, 9, 9), normal(3, 9, 9))),
+    "attention of a ViT": (F.self_attention, (normal(2, 10, 24), 2)),
+    "cosine_attention": (
+        F.cosine_attention,
+        (normal(2, 3, 5, 8), normal(2, 3, 7, 8), normal(2, 3, 7, 8), normal(3, 1, 1), None, normal(3, 5, 7)),
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def cast(value: Any, dtype: str) -> Any:
+    return value.astype(dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+def parts(value: Any) -> list[Any]:
+    return [part for part in (value if isinstance(value, tuple) else (value,)) if part is not None]
+
+
+def results(f: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
+    """y and all gradients, on the host, from arguments on the host or the fake device."""
+    y, back = f(*args)
+    dy = np.random.default_rng(5).standard_normal(y.shape).astype(y.dtype)
+    fake = isinstance(y, fake_cupy.ndarray)
+    found = [y, *parts(back(fake_cupy.asarray(dy) if fake else dy))]
+    return [part.get() if fake else part for part in found]
+
+
+def difference(name: str, dtype: str) -> float:
+    """The largest difference of a kernel's results from the formula's in float64, of the largest of all elements."""
+    f, args = CASES[name]
+    args = tuple(cast(arg, dtype) for arg in args)
+    expected = results(f.plain, tuple(cast(arg, "float64") for arg in args))
+    with fake_cupy.installed() as device:
+        got = results(f, tuple(device.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
+    assert {part.dtype.name for part in got} == {dtype} and len(got) == len(expected)
+    largest = max(np.abs(part).max() for part in expected)
+    return float(max(np.abs(a - b).max() for a, b in zip(got, expected)) / largest)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_kernel_gives_what_its_formula_gives(name: str, dtype: str) -> None:
+    assert difference(name, dtype) <= TOLERANCE[dtype]
+
+
+@every_case
+def test_no_order_of_threads_changes_a_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    f, args = CASES[name]
+    found = []
+    for order in cuda_emulator.ORDERS:
+        monkeypatch.setattr(cuda_emulator, "order", order)
+        with fake_cupy.installed() as device:
+            found.append(results(f, tuple(device.asarray(a) if isinstance(a, np.ndarray) else a for a in args)))
+    for other in found[1:]:
+        for part, first in zip(other, found[0]):
+            np.testing.assert_array_equal(part, first)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("decay", [0.1, None])
+def test_adamw_gives_what_its_formula_gives(decay: float | None, dtype: str) -> None:
+    arrays = [cast(normal(300) + shift, dtype) for shift in (0, 1, 2, 9)]  # p, g, m, v
+    each = cast(np.abs(normal(300)), dtype)
+    settings = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "step": 3}
+    expected = [array.copy() for array in arrays]
+    adamw(*expected, weight_decay=each if decay is None else decay, **settings)
+    with fake_cupy.installed() as device:
+        on_device = [device.asarray(array) for array in arrays]
+        update(*on_device, weight_decay=device.asarray(each) if decay is None else decay, **settings)
+        for got, want in zip(on_device, expected):
+            np.testing.assert_allclose(got.get(), want, rtol=10 * TOLERANCE[dtype])
+
+
+def test_rows_whose_squares_overflow_are_normalized() -> None:
+    rows = np.array([[1e30, -1e30, 2e30, 0], [1, 2, 3, 5]], "float32")
+    with fake_cupy.installed() as device:
+        y, back = F.layer_norm(device.asarray(rows), None, None)
+        dx, *_ = back(device.asarray(np.full_like(rows, 1e30)))
+    expected, _ = F.layer_norm.plain(rows.astype("float64"), None, None)
+    np.testing.assert_allclose(y.get(), expected, rtol=1e-6, atol=1e-6)
+    assert np.isfinite(dx.get()).all()
+
+
+def test_no_launch_waits_for_the_device() -> None:
+    with fake_cupy.installed() as device:
+        for f, args in CASES.values():
+            given = [device.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
+            if f is F.embedding:
+                continue  # looks at its indices
+            before = fake_cupy.synchronizations
+            y, back = f(*given)
+            back(device.ones_like(y))
+            assert fake_cupy.synchronizations == before
+
+
+# --- bugs planted in the kernels -------------------------------------------------------------------------------------
+
+
+class Bug(NamedTuple):
+    """A kernel's file, its text and what a careless hand makes of it, the case that runs it, and the error."""
+
+    file: str
+    text: str
+    planted: str
+    case: str
+    error: str | None  # None: the results differ from the formula's
+
+
+BUGS = {
+    "a missing barrier before the numbers of the warps are overwritten": Bug(
+        "common",
+        "    __syncthreads();  // the numbers of the call before have been read\n",
+        "",
+        "layer_norm, 129 channels",
+        "race in shared",
+    ),
+    "a missing barrier after the numbers of the warps were written": Bug(
+        "common",
+        "        of_warp[threadIdx.x / 32] = value;\n    }\n    __syncthreads();\n    REAL total",
+        "        of_warp[threadIdx.x / 32] = value;\n    }\n    REAL total",
+        "layer_norm, 129 channels",
+        "race in shared",
+    ),
+    "a reduction that drops the last warp": Bug(
+        "common",
+        "warp < int(blockDim.x / 32); ++warp) {\n        total",
+        "warp < int(blockDim.x / 32) - 1; ++warp) {\n        total",
+        "layer_norm, 129 channels",
+        None,
+    ),
+    "a reduction that drops half of the lanes": Bug(
+        "common",
+        "int lanes = 16; lanes > 0; lanes /= 2) {\n        value +=",
+        "int lanes = 8; lanes > 0; lanes /= 2) {\n        value +=",
+        "layer_norm, 31 channels",
+        None,
+    ),
+    "an off-by-one bound of the columns": Bug(
+        "sums",
+        "if (column < columns) {\n        for",
+        "if (column <= columns) {\n        for",
+        "linear",
+        "outside of all arrays|race",
+    ),
+    "an off-by-one bound of the rows": Bug(
+        "sums",
+        "row < stop",
+        "row <= stop",
+        "linear",
+        "outside of all arrays",
+    ),
+    "a group that forgets where the rows end": Bug(
+        "sums",
+        "min(first + group, rows)",
+        "first + group",
+        "linear_gelu",
+        "outside of all arrays",
+    ),
+    "a barrier in a branch": Bug(
+        "sums",
+        "    parts[threadIdx.y][threadIdx.x] = total;\n    __syncthreads();",
+        "    parts[threadIdx.y][threadIdx.x] = total;\n    if (column < columns) {\n        __syncthreads();\n    }",
+        "linear",
+        "never reach",
+    ),
+    "a return before a barrier": Bug(
+        "sums",
+        "    REAL total = 0;\n    if (column",
+        "    if (column >= columns) {\n        return;\n    }\n    REAL total = 0;\n    if (column",
+        "linear",
+        "never reach",
+    ),
+    "one row of threads that does not wait": Bug(
+        "layer_norm",
+        "    parts[1][threadIdx.y][threadIdx.x] = dbias;\n    __syncthreads();",
+        "    parts[1][threadIdx.y][threadIdx.x] = dbias;",
+        "layer_norm, 150 rows",
+        "race in shared",
+    ),
+    "all threads write one number": Bug(
+        "layer_norm",
+        "    if (threadIdx.x == 0) {\n        statistics",
+        "    {\n        statistics",
+        "layer_norm, 31 channels",
+        "race in global",
+    ),
+    "two blocks write one row": Bug(
+        "layer_norm",
+        "y + (long long)blockIdx.x * channels",
+        "y",
+        "layer_norm, 31 channels",
+        "race in global",
+    ),
+    "a tile overwritten while it is read": Bug(
+        "attention",
+        "        __syncthreads();  // the tiles before have been read\n",
+        "",
+        "attention, past a tile",
+        "race in shared",
+    ),
+    "weights read before the warp has written them": Bug(
+        "attention",
+        "        __syncwarp();  // a row of weights belongs to one warp\n",
+        "",
+        "attention, past a tile",
+        "race in shared",
+    ),
+    "a shuffle past the 16 lanes of a row": Bug(
+        "attention",
+        "int lanes = 8; lanes > 0; lanes /= 2) {\n        value +=",
+        "int lanes = 16; lanes > 0; lanes /= 2) {\n        value +=",
+        "attention, past a tile",
+        None,
+    ),
+    "a tile that reads past the last row": Bug(
+        "attention",
+        "first + row < count && channel",
+        "channel",
+        "attention, past a tile",
+        "outside of all arrays",
+    ),
+    "keys beyond the last count": Bug(
+        "attention",
+        "query < queries && key < keys ? scale",
+        "query < queries ? scale",
+        "attention, 1 query",
+        None,
+    ),
+    "sums that are not scaled when the maximum grows": Bug(
+        "attention",
+        "sums[r][c] *= shrink",
+        "sums[r][c] *= 1",
+        "attention, past a tile",
+        None,
+    ),
+    "a query that sees nothing": Bug(
+        "attention",
+        "top == -INFINITE ? REAL(0) : top",
+        "top",
+        "attention, masked",
+        None,
+    ),
+    "the gradient without delta": Bug(
+        "attention",
+        "weight * (dweights[r][c] - delta[row + query]);\n                    if (ds)",
+        "weight * dweights[r][c];\n                    if (ds)",
+        "attention, past a tile",
+        None,
+    ),
+    "a gradient without the scale": Bug(
+        "attention",
+        "store<WIDE>(dk_sums, scale",
+        "store<WIDE>(dk_sums, 1",
+        "attention, past a tile",
+        None,
+    ),
+    "the slope of GELU without its second term": Bug(
+        "gelu",
+        "below + z * density",
+        "below",
+        "gelu",
+        None,
+    ),
+    "the tanh formula's root": Bug(
+        "gelu",
+        "0.79788456080286535588",
+        "0.79788",
+        "linear_gelu, tanh",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_a_kernel_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, text, planted, case, error = BUGS[bug]
+    read = Path.read_text
+
+    def read_text(path: Path, *args: Any, **named: Any) -> str:
+        found = read(path, *args, **named)
+        if path.stem == file and path.suffix in (".cu", ".cuh"):
+            assert found.count(text) >= 1, "the text is no longer in the kernel"
+            return found.replace(text, planted)
+        return found
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    if error is None:
+        assert not difference(case, "float64") <= 1e-7
+    else:
+        with pytest.raises(cuda_emulator.KernelError, match=error):
+            difference(case, "float64")
+
+
+# --- as a GPU would compile them -------------------------------------------------------------------------------------
+
+SOURCES = ("adamw", "gelu", "layer_norm", "sums", *(f"attention, heads of {size}" for size in (16, 32, 48, 64)))
+MOST_REGISTERS = 128  # of a thread: with 256 threads, two blocks then share a multiprocessor
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("source", SOURCES)
+def test_nvrtc_compiles_without_warnings_or_spills(source: str, dtype: str, architecture: str) -> None:
+    file, _, size = source.partition(", heads of ")
+    with fake_cupy.installed():
+        from minivit.fast.cupy import launch
+
+        code = launch.code(file)
+        options = launch.options(dtype, **({"HEAD": int(size)} if size else {}))
+    log = nvrtc.compile_log(code, (*options, f"--gpu-architecture={architecture}"))
+    assert "warning" not in log
+    used = dict(re.findall(r"entry function '(\w+)'(?:.|\n)*?Used (\d+) registers", log))
+    assert used.keys() == cuda_emulator.kernels(code).keys()
+    assert max(map(int, used.values())) <= MOST_REGISTERS
+    assert set(re.findall(r"(\d+) bytes spill", log)) <= {"0"}
+
+
+@pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc")
+def test_nvrtc_reports_an_error() -> None:
+    with pytest.raises(ValueError, match="undefined"):
+        nvrtc.compile_log('extern "C" __global__ void f(float* x) { x[0] = missing; }', ())
