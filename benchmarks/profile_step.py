@@ -12,7 +12,7 @@ the last one, "python and the rest", add up to the step.
 - `linear 64 to 192`, `layer_norm` and others are functions of `minivit.functional`; "forward" is the call, "backward"
   the call of the back it returned. What runs within a back counts as backward, also a forward pass computed again.
 - `nn.*` are layers: what they do besides, such as a block's residual additions. `Parameter.accumulate` adds gradients.
-- `AdamW`, with its update `adamw`, and `clip_grad_norm` are neither forward nor backward; the loss is both.
+- `AdamW` and `clip_grad_norm` are neither forward nor backward; the loss is both.
 - "products" is what the BLAS products of a row take alone, each in its own shape and layout, its operands in the cache
   (`products.py`); "beyond" is the row's time less that: element-wise work, copies, cache misses, and Python's calls.
 
@@ -44,8 +44,8 @@ from roofline import columns
 
 from minivit import functional as F, nn, optim
 from minivit.fast.blas import limit_threads
+from minivit.fast.numpy import adamw
 from minivit.nn.layer import Layer
-from minivit.optim import optimizers
 
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
 REST = "python and the rest"
@@ -143,8 +143,8 @@ def patched(profile: Profile) -> Iterator[None]:
                     put(module, attribute, new)
         put(Layer, "__call__", profile.timed(_layer_name, Layer.__call__))
         put(nn.Parameter, "accumulate", profile.timed("Parameter.accumulate", nn.Parameter.accumulate))
-        for method in ("_pieces", "_update"):  # not `step`, which waits for the threads in which these run
-            put(optim.AdamW, method, profile.timed("AdamW", getattr(optim.AdamW, method), UPDATE))
+        for name in ("_pieces", "adamw"):  # not `adamw_step`, which waits for the threads in which these run
+            put(adamw, name, profile.timed("AdamW", getattr(adamw, name), UPDATE))
         yield
     finally:
         for owner, attribute, value in reversed(undo):
@@ -158,7 +158,6 @@ def _replacements(profile: Profile) -> dict[Any, Any]:
     for function in (F.linear, F.linear_gelu):
         found[function] = profile.timed(partial(_linear_name, functions[function]), function)
     found[optim.clip_grad_norm] = profile.timed("clip_grad_norm", optim.clip_grad_norm, UPDATE)
-    found[optimizers.update] = profile.timed("adamw", optimizers.update, UPDATE)
     return found
 
 

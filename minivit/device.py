@@ -24,6 +24,35 @@ def array_module(x: Any) -> Any:
     return np
 
 
+_moved: dict[tuple[Any, ...], tuple[Array, Array]] = {}  # constants of the host, with their copies on a GPU
+_MOST_MOVED = 1024  # a network has a few for each of its layers
+
+
+def constant(array: Array, like: Array) -> Array:
+    """A read-only array of NumPy's, such as a table of indices, in the library of `like`.
+
+    A GPU gets it once and then finds it again: a copy at every step would make the host wait. An array that may be
+    written to is copied each time.
+    """
+    xp = array_module(like)
+    if xp is np or array_module(array) is not np:
+        return array
+    if array.flags.writeable:
+        return xp.asarray(array)
+    address = array.__array_interface__["data"][0]
+    key = (xp, xp.cuda.Device().id, address, array.shape, array.strides, array.dtype)
+    if key not in _moved:
+        if len(_moved) >= _MOST_MOVED:
+            _moved.pop(next(iter(_moved)))
+        _moved[key] = (array, xp.asarray(array))  # the host's array is kept too, so that its address stays its own
+    return _moved[key][1]
+
+
+def moved_constants() -> list[Array]:
+    """The copies that `constant` keeps, for whoever must keep them longer."""
+    return [copy for _, copy in _moved.values()]
+
+
 def owner(array: Array) -> Array:
     """The array whose memory this one is, or is a part of."""
     base: Any = getattr(array, "base", None)

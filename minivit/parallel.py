@@ -162,3 +162,107 @@ class DataParallel:
         """The logits (B, K): `model.predict` on parts of at most `batch_size` images, with this object's threads."""
         with at_most(self.threads):
             return self.model.predict(images, batch_size)
+
+
+class CapturedStep:
+    """loss_and_grad(images, labels, rng) on a GPU as one CUDA graph: the kernels follow each other without the host.
+
+    The first batch of each shape runs twice and is recorded; later ones are launched as a whole. The result is that of
+    `DataParallel` with one shard to the last bit: dropout and drop path draw the same numbers from the same generator.
+    The gradients stand in the same memory after each call.
+
+        step = parallel.CapturedStep(model)   # after minivit.to_device(model, "gpu")
+        loss = step.loss_and_grad(images, labels, rng)
+        opt.step()
+
+    Args:
+        model: on a GPU, without running statistics (BatchNorm).
+        loss: `loss(logits, targets, **options) -> loss, back`; it is given targets (B, K), never class numbers.
+
+    Raises:
+        ValueError: for a model on the CPU, or with running statistics.
+    """
+
+    def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy) -> None:
+        if len(model.state()) > len(model.parameters()):
+            raise ValueError("a model with running statistics cannot be captured: use DataParallel")
+        self.model: Any = model
+        self.loss = loss
+        self._params = list(model.parameters().values())
+        if array_module(self._params[0].data) is np:
+            raise ValueError('a step is captured on a GPU: move the model there by minivit.to_device(model, "gpu")')
+        self._graphs: dict[Any, Any] = {}
+        self._data: list[Array] = []
+
+    def loss_and_grad(
+        self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
+    ) -> Array:
+        """The mean loss over the batch; adds dloss * its gradient to the model's `.grad`.
+
+        Args:
+            images: (B, C, H, W), on the GPU or the host.
+            labels: class numbers (B,) on the host, or distributions (B, K).
+            rng: a generator (training) or None.
+            dloss: factor of the gradient.
+            loss_options: passed to the loss, such as label_smoothing=0.1. They are recorded: other ones record anew.
+
+        Returns:
+            the loss, of shape () on the GPU; `float(loss)` waits for it. The next call writes into the same memory.
+
+        Raises:
+            RuntimeError: saying what in the step cannot be captured.
+        """
+        if len(images) == 0:
+            raise ValueError("the batch is empty, so its mean loss is undefined: skip empty batches")
+        if len(labels) != len(images):
+            raise ValueError(f"{len(images)} images but {len(labels)} labels")
+        if any(param.data is not data for param, data in zip(self._params, self._data)) or not self._data:
+            self._graphs, self._data = {}, [param.data for param in self._params]  # the graphs have their addresses
+        targets = self._targets(labels)
+        key = (images.shape, targets.shape, rng is None, dloss, tuple(sorted(loss_options.items())))
+        (generator,) = split_generator(rng, 1)
+        if key not in self._graphs:
+            while len(self._graphs) >= _MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[key] = self._record(images, targets, rng is not None, dloss, loss_options)
+        graph = self._graphs[key]
+        _, grads = graph.outputs
+        for param, grad in zip(self._params, grads):
+            if param.grad is grad and grad is not None:  # it is added to, and the launch writes there
+                param.grad = grad.copy()
+        loss, _ = graph.launch((images, targets), generator)
+        for param, grad in zip(self._params, grads):
+            if grad is not None:
+                param.accumulate(grad, fresh=True)
+        return loss
+
+    def _record(self, images: Array, targets: Array, noise: bool, dloss: float, options: dict[str, Any]) -> Any:
+        from minivit.fast.cupy.capture import Draws, Graph
+
+        draws: Any = Draws() if noise else None
+        replica: Any = self.model.replica()
+        params = list(replica.parameters().values())
+
+        def run(images: Array, targets: Array) -> tuple[Array, list[Array | None]]:
+            for param in params:
+                param.grad = None
+            logits, back = replica(images, draws)
+            loss, back_loss = self.loss(logits, targets, **options)
+            back(back_loss(dloss))
+            return loss, [param.grad for param in params]
+
+        return Graph(run, (images, targets), draws)
+
+    def _targets(self, labels: Array) -> Array:
+        """(B, K): class numbers as distributions, checked here, because the graph cannot look at them."""
+        if labels.dtype.kind not in "iu":
+            return labels
+        if array_module(labels) is not np:
+            raise ValueError("class numbers on the GPU cannot be checked without waiting for it: give them on the host")
+        classes = self.model.num_classes
+        if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"labels must be (B,) numbers from 0 to {classes - 1}, got {labels.shape}: {labels[:8]}")
+        return (labels[:, None] == np.arange(classes)).astype(self._params[0].data.dtype)
+
+
+_MOST_GRAPHS = 4  # each has memory of its own; an epoch needs two, for the usual batch and the last one

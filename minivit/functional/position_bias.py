@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minivit.device import array_module
+from minivit.device import array_module, constant
 from minivit.functional.activation import relu, sigmoid
 from minivit.functional.linear import linear, scatter_add
 from minivit.protocol import Array, Back, once
@@ -57,7 +57,7 @@ def relative_position_bias(table: Array, index: Array) -> tuple[Array, Back]:
     """
     rows, heads = table.shape
     xp = array_module(table)
-    index = xp.asarray(index)
+    index = constant(index, table)
     y = xp.take(table.T, index, axis=1)  # (H, N, M), contiguous, as the scores that it is added to
 
     @once

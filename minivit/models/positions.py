@@ -8,12 +8,13 @@ Alphabet: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from minivit import functional as F
-from minivit.device import array_module
+from minivit.device import array_module, constant
 from minivit.nn import init
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Parameter
@@ -133,14 +134,21 @@ class SinCos(Positions):
         self.anchor = np.zeros((0,), dtype)  # knows the dtype and the device
 
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
-        y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-        if self.kind == "sincos_1d":
-            vectors = _waves(np.arange(len(y)), self.dim)
-        else:
-            vectors = np.concatenate((_waves(y, self.dim // 2), _waves(x, self.dim // 2)), axis=1)
-        table = np.concatenate((np.zeros((self.prefix, self.dim), vectors.dtype), vectors))
-        table = array_module(self.anchor).asarray(table.astype(self.anchor.dtype))
-        return table, once(lambda dtable: None)
+        table = _sincos(self.kind, grid, self.prefix, self.dim, np.dtype(self.anchor.dtype))
+        return constant(table, self.anchor), once(lambda dtable: None)
+
+
+@lru_cache(maxsize=16)  # read at every step
+def _sincos(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: np.dtype[Any]) -> Array:
+    """(prefix + N, D), read-only: zeros for the prefix, then a row of waves for each position."""
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    if kind == "sincos_1d":
+        vectors = _waves(np.arange(len(y)), dim)
+    else:
+        vectors = np.concatenate((_waves(y, dim // 2), _waves(x, dim // 2)), axis=1)
+    table = np.concatenate((np.zeros((prefix, dim), vectors.dtype), vectors)).astype(dtype)
+    table.setflags(write=False)
+    return table
 
 
 def _waves(position: Array, dim: int) -> Array:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear, ReLU, Sequential
 from minivit.nn.layer import Layer, apply
@@ -91,8 +90,7 @@ class ContinuousPositionBias(Layer):
         params = list(self.cpb_mlp.parameters().values())  # weight and bias of the first layer, weight of the last
         offsets = self.offsets.astype(params[0].data.dtype)  # the complex step makes parameters complex
         table, back_table = apply(F.continuous_position_table, offsets, *params)  # (R, H)
-        index = array_module(table).asarray(F.relative_position_index(grid or self.grid, self.grid))
-        y, back_lookup = F.relative_position_bias(table, index)
+        y, back_lookup = F.relative_position_bias(table, F.relative_position_index(grid or self.grid, self.grid))
 
         @once
         def back(dy: Array) -> None:

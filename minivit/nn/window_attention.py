@@ -13,7 +13,7 @@ from math import log
 from typing import Any
 
 from minivit import functional as F
-from minivit.device import array_module
+from minivit.device import array_module, constant
 from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.layer import Layer, apply
@@ -252,7 +252,7 @@ class ShiftedWindows(Layer):
         real = (x.shape[1], x.shape[2])
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None
-        mask = None if mask is None else array_module(x).asarray(mask)
+        mask = None if mask is None else constant(mask, x)
         shifted = [lambda a: F.pad(a, size), lambda a: F.roll(a, (-shift[0], -shift[1]))]
         restored = [lambda a: F.roll(a, shift), lambda a: F.crop(a, real)]
         if not self.pad_first:

@@ -5,15 +5,12 @@ A parameter that is not given to an optimizer is frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from minivit.device import array_module
 from minivit.fast.dispatch import accelerated
-from minivit.fast.threads import in_threads, usable_cores
+from minivit.fast.threads import usable_cores
 from minivit.nn.parameter import Parameter
 from minivit.protocol import Array
 
@@ -172,15 +169,49 @@ def adamw(
     p[...] = p - lr * (m_hat / (array_module(v).sqrt(v_hat) + eps) + weight_decay * p)
 
 
-update = accelerated(adamw)
+class Share(NamedTuple):
+    """What one parameter brings into a step: its arrays, where its moments begin, and its own rates."""
+
+    data: Array
+    grad: Array
+    start: int
+    lr: float
+    weight_decay: float
+
+
+def adamw_step(
+    first: Array,
+    second: Array,
+    shares: Sequence[Share],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    step: int,
+    threads: int = 1,
+) -> None:
+    """`adamw` for every parameter.
+
+    Args:
+        first, second: flat; the moments of all parameters, one after the other.
+        shares: those parameters that have a gradient; their arrays are contiguous.
+        betas, eps, step: as in `adamw`.
+        threads: how many may share the work.
+    """
+    for share in shares:
+        span = slice(share.start, share.start + share.data.size)
+        adamw(
+            share.data.reshape(-1), share.grad.reshape(-1), first[span], second[span],
+            lr=share.lr, weight_decay=share.weight_decay, betas=betas, eps=eps, step=step,
+        )  # fmt: skip
+
+
+update = accelerated(adamw_step)
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    The parameters are walked in pieces that fit into a core's cache: a part of a large one, in place, or several small
-    ones gathered. So each number travels from memory once, and threads can share the pieces; the result is the same to
-    the last bit whatever their number.
+    The result is the same to the last bit whatever the number of threads.
 
     Args:
         params: `model.parameters()`.
@@ -225,70 +256,15 @@ class AdamW(Optimizer):
 
     def step(self) -> None:
         """One step for every parameter that has a gradient; the others stay as they are. They share one step count."""
-        pieces = self._pieces()
-        if not pieces:
-            return
-        self.steps += 1
-        in_threads(self._update, pieces, self.threads if len(pieces) >= _WORTH_THREADS else 1)
-
-    def _pieces(self) -> list[_Piece]:
-        """The live parameters, cut and gathered to the size that suits their device."""
-        limit = _PIECE if array_module(self.first) is np else self.first.size
-        pieces: list[_Piece] = []
-        stop = 0
+        shares, stop = [], 0
         for name, param in self.params.items():
             start, stop = stop, stop + param.size
-            if param.grad is None:
-                continue
-            flat_data, flat_grad, lr = param.data.reshape(-1), param.grad.reshape(-1), self._lr_of(name)
-            for low in range(0, param.size, limit):
-                high = min(low + limit, param.size)
-                part = (flat_data[low:high], flat_grad[low:high], self._decay_of(name))
-                last = pieces[-1] if pieces else None
-                fits = last and last.stop == start + low and start + high - last.start <= limit
-                if last and fits and last.lr == lr:
-                    last.stop = start + high
-                    last.parts.append(part)
-                else:
-                    pieces.append(_Piece(start + low, start + high, lr, [part]))
-        return pieces
-
-    def _update(self, piece: _Piece) -> None:
-        xp, span = array_module(self.first), slice(piece.start, piece.stop)
-        data, grad, decay = (list(column) for column in zip(*piece.parts))
-        gathered = xp.concatenate(data) if len(data) > 1 else data[0]
-        decays: Any = decay[0]
-        if any(each != decays for each in decay):
-            decays = xp.concatenate([xp.full(part.size, each, part.dtype) for part, each in zip(data, decay)])
-        update(
-            gathered,
-            xp.concatenate(grad) if len(grad) > 1 else grad[0],
-            self.first[span],
-            self.second[span],
-            lr=piece.lr,
-            weight_decay=decays,
-            betas=self.betas,
-            eps=self.eps,
-            step=self.steps,
-        )
-        start = 0
-        for part in data if len(data) > 1 else ():
-            part[...] = gathered[start : start + part.size]
-            start += part.size
+            if param.grad is not None:
+                shares.append(Share(param.data, param.grad, start, self._lr_of(name), self._decay_of(name)))
+        if not shares:
+            return
+        self.steps += 1
+        update(self.first, self.second, shares, betas=self.betas, eps=self.eps, step=self.steps, threads=self.threads)
 
     def _moments(self) -> dict[str, Array]:
         return {"first": self.first, "second": self.second}
-
-
-_PIECE = 1 << 18  # elements: a megabyte of float32; smaller ones cost more in calls, larger ones miss the cache
-_WORTH_THREADS = 3  # pieces; fewer are done before a second thread has started
-
-
-@dataclass
-class _Piece:
-    """A stretch of the flat moments with one learning rate; its parts: flat views of data and gradient, and a decay."""
-
-    start: int
-    stop: int
-    lr: float
-    parts: list[tuple[Array, Array, float]]

@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 namespace {
 
@@ -33,11 +35,27 @@ void stacked(int op_a, int op_b, int m, int n, int k, const void* alpha, const v
     }
 }
 
+std::vector<std::function<void()>> products;  // those that a graph will do again
+int (*note)(int);                             // is told of each product, and says whether to keep it
+
+int perform(const std::function<void()>& product) {
+    product();
+    products.push_back(product);
+    if (!note || !note(int(products.size()) - 1)) {
+        products.pop_back();
+    }
+    return 0;
+}
+
 constexpr int SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15;
 
 }  // namespace
 
 extern "C" {
+
+void note_products(int (*callback)(int)) { note = callback; }
+
+void repeat(int number) { products[number](); }
 
 int cublasCreate_v2(void** handle) {
     *handle = new int(0);
@@ -63,13 +81,17 @@ int cublasGemmStridedBatchedEx(void* handle, int op_a, int op_b, int m, int n, i
     if (type_a != type_b || type_b != type_c || algorithm != -1) {
         return NOT_SUPPORTED;
     }
+    // the factors are read now, as cuBLAS does, and not when a graph runs
     if (type_a == 0 && compute == 68) {
-        stacked<float>(op_a, op_b, m, n, k, alpha, a, lda, step_a, b, ldb, step_b, beta, c, ldc, step_c, count);
-    } else if (type_a == 1 && compute == 70) {
-        stacked<double>(op_a, op_b, m, n, k, alpha, a, lda, step_a, b, ldb, step_b, beta, c, ldc, step_c, count);
-    } else {
-        return NOT_SUPPORTED;
+        return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
+            stacked<float>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc, step_c, count);
+        });
     }
-    return SUCCESS;
+    if (type_a == 1 && compute == 70) {
+        return perform([=, alpha = *static_cast<const double*>(alpha), beta = *static_cast<const double*>(beta)] {
+            stacked<double>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc, step_c, count);
+        });
+    }
+    return NOT_SUPPORTED;
 }
 }

@@ -128,12 +128,6 @@ def _built(texts: list[str], build: Callable[[Path, Path], None]) -> Path:
     return library
 
 
-def counted(function: Function, note: Callable[[], None]) -> Function:
-    """The kernel, with `note` called at each launch."""
-    function.note = note
-    return function
-
-
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or "warning" in done.stderr:
@@ -146,23 +140,25 @@ class Function:
     def __init__(self, library: ctypes.CDLL, name: str, parameters: list[Parameter], real: str | None) -> None:
         self._library, self._parameters, self.name, self._real = library, parameters, name, real
         self.max_dynamic_shared_size_bytes = 48 * 1024
-        self.note: Callable[[], None] = lambda: None
-        self._launch = getattr(library, f"launch_{name}")
-        self._launch.restype = ctypes.c_char_p
+        self.run: Callable[[Callable[[], None]], None] = lambda work: work()  # may count and record launches
+        self.at_address: Callable[[int], Any] = lambda address: None  # the memory of the array that begins there
+        self._entry: Any = getattr(library, f"launch_{name}")
+        self._entry.restype = ctypes.c_char_p
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared_mem: int = 0
     ) -> None:
         if len(args) != len(self._parameters):
             raise KernelError(f"{self.name} takes {len(self._parameters)} arguments, got {len(args)}")
+        if shared_mem > self.max_dynamic_shared_size_bytes:
+            raise KernelError(f"{self.name}: the function may not have {shared_mem} bytes of dynamic shared memory")
+        self.run(lambda: self._launch(grid, block, args, shared_mem))
+
+    def _launch(self, grid: Lengths, block: Lengths, args: tuple[Any, ...], shared_mem: int) -> None:
         sizes = [(ctypes.c_uint * 3)(*lengths, *(1,) * (3 - len(lengths))) for lengths in (grid, block)]
         passed = [self._pass(parameter, value) for parameter, value in zip(self._parameters, args)]
-        if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise KernelError(
-                f"{self.name}: {shared_mem} bytes of dynamic shared memory, more than the function may have"
-            )
-        error = self._launch(*sizes, ctypes.c_uint(shared_mem), ctypes.c_int(ORDERS[order]), ctypes.c_uint(1), *passed)
-        self.note()
+        settings = (ctypes.c_uint(shared_mem), ctypes.c_int(ORDERS[order]), ctypes.c_uint(1))
+        error = self._entry(*sizes, *settings, *passed)
         if error is not None:
             raise KernelError(f"{self.name}: {error.decode()}")
 
@@ -183,10 +179,17 @@ class Function:
             raise KernelError(f"{where} must have dtype {dtype}, got {host.dtype}")
         if not parameter.const and not host.flags.writeable:
             raise KernelError(f"{where} is read-only")
-        low = host.__array_interface__["data"][0]
+        if parameter.name == "addresses":  # a table of them: those that are an array's may be reached through it
+            for found in filter(lambda each: each is not None, map(self.at_address, host.reshape(-1).tolist())):
+                self._register(found, writable=found.flags.writeable)
+        return self._register(host, writable=not parameter.const)
+
+    def _register(self, host: Any, writable: bool) -> Any:
+        """Let the next launch touch an array; returns its address."""
+        low = ctypes.c_void_p(host.__array_interface__["data"][0])
         if host.size:
-            self._library.cuda_register(ctypes.c_void_p(low), ctypes.c_size_t(_extent(host)), int(not parameter.const))
-        return ctypes.c_void_p(low)
+            self._library.cuda_register(low, ctypes.c_size_t(_extent(host)), int(writable))
+        return low
 
 
 def _extent(host: Any) -> int:

@@ -175,7 +175,7 @@ void touch(const char* address, std::size_t size, bool write) {
         if (address + size > region.high) {
             break;
         }
-        if (reinterpret_cast<std::uintptr_t>(address) % size) {
+        if (reinterpret_cast<std::uintptr_t>(address) % std::min(size & -size, std::size_t(16))) {
             return fail("an access of %zu bytes is not aligned", size);
         }
         if (write && !region.writable) {
@@ -422,4 +422,6 @@ HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
+void __tsan_read_range(void* address, std::size_t size) { touch(static_cast<const char*>(address), size, false); }
+void __tsan_write_range(void* address, std::size_t size) { touch(static_cast<const char*>(address), size, true); }
 }

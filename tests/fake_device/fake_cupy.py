@@ -7,10 +7,13 @@ an assignment, memory read before it is written), so code that passes here needs
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
 import sys
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,12 +36,28 @@ class FakeDeviceError(AssertionError):
 
 def _synchronize() -> None:
     global synchronizations
+    if _recording is not None:
+        raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
     synchronizations += 1
 
 
-def _launch() -> None:
+# What a graph that is being recorded will do at each launch, with the memory that it writes to; None: none is recorded.
+_recording: list[tuple[Callable[[], Any], Any]] | None = None
+
+
+def _do(work: Callable[[], Any]) -> Any:
+    """One launch: the result of some work on host memory."""
+    result = work()
+    _note(work, result)
+    return result
+
+
+def _note(work: Callable[[], Any], result: Any) -> None:
+    """Count some work that was done; a graph that is being recorded will do it again."""
     global launches
     launches += 1
+    if _recording is not None:
+        _recording.append((work, result))
 
 
 def _words(text: str) -> list[str]:
@@ -89,7 +108,29 @@ def _new(host: np.ndarray, base: ndarray | None = None) -> ndarray:
     array = object.__new__(ndarray)
     array._host = host
     array._base = base
+    return _noted(array)
+
+
+# every array that there is, by its id: kernels reach some through tables of addresses
+_live: dict[int, weakref.ref[ndarray]] = {}
+
+
+def _noted(array: ndarray) -> ndarray:
+    if _recording is not None:
+        _recording.append(
+            (functools.partial(id, array._host), None)
+        )  # the graph has its address, so its memory must stay
+    key = id(array)
+    _live[key] = weakref.ref(array, lambda _: _live.pop(key, None))
     return array
+
+
+def _at_address(address: int) -> np.ndarray | None:
+    """The memory of the largest live array that begins there."""
+    arrays = (reference() for reference in list(_live.values()))
+    hosts = [array._host for array in arrays if array is not None]
+    found = [host for host in hosts if host.__array_interface__["data"][0] == address]
+    return max(found, key=lambda host: host.size, default=None)
 
 
 def _wrap(result: Any, *sources: ndarray) -> Any:
@@ -106,12 +147,18 @@ def _wrap(result: Any, *sources: ndarray) -> Any:
     return _new(host)
 
 
-def _computed(result: Any, *sources: ndarray) -> Any:
-    """What an operation returned: the device worked for it unless it is a view."""
+def _arrays(result: Any) -> Any:
+    """What NumPy returned, with arrays for scalars."""
+    return type(result)(map(np.asarray, result)) if isinstance(result, (tuple, list)) else np.asarray(result)
+
+
+def _computed(work: Callable[[], Any], *sources: ndarray) -> Any:
+    """What an operation returns: the device works for it unless it is a view."""
+    result = work()
     wrapped = _wrap(result, *sources)
     parts = wrapped if isinstance(wrapped, (tuple, list)) else (wrapped,)
     if any(part._base is None and not any(part is source for source in sources) for part in parts):
-        _launch()
+        _note(work, result)
     return wrapped
 
 
@@ -164,9 +211,13 @@ class ufunc:
             options["out"] = _memory(out)
             _refuse_overlap(out._host)
         operands = [_operand(x) for x in args]
-        _launch()
-        with _device_rules():
-            result = self._host(*operands, **options)
+
+        def work() -> Any:
+            with _device_rules():
+                result = self._host(*operands, **options)
+            return tuple(map(np.asarray, result)) if isinstance(result, tuple) else np.asarray(result)
+
+        result = _do(work)
         return _wrap(result) if out is None else out
 
     def __repr__(self) -> str:
@@ -182,9 +233,12 @@ class ufunc:
             raise TypeError(f"scatter of `{self.name}` does not support {target.dtype}")
         if masks:
             _synchronize()
-        _launch()
-        with _device_rules():
-            self._host.at(target, key, np.asarray(values).astype(target.dtype))
+
+        def work() -> None:
+            with _device_rules():
+                self._host.at(target, key, np.asarray(values).astype(target.dtype))
+
+        _do(work)
 
 
 _ADDED = frozenset(map(np.dtype, ("f2", "f4", "f8", "i4", "u4", "u8")))
@@ -325,6 +379,7 @@ class ndarray:
     def __init__(self, shape: Any, dtype: Any = float, order: str = "C") -> None:
         self._host = _uninitialized(np.empty(shape, _supported(dtype), order))
         self._base = None
+        _noted(self)
 
     # Conversions that CuPy refuses.
 
@@ -444,8 +499,7 @@ class ndarray:
         if masks:
             _synchronize()  # the host must learn how many elements there are
         if integers or masks:
-            _launch()
-            return _new(np.array(self._host[items]))
+            return _new(_do(lambda: np.array(self._host[items])))
         if not any(item is Ellipsis for item in items):
             items += (Ellipsis,)  # makes NumPy return a view, not a scalar, for a full index
         return _wrap(self._host[items], self)
@@ -459,9 +513,12 @@ class ndarray:
             _refuse_duplicates(np.arange(self.size).reshape(self.shape)[items])
         elif not masks:
             _refuse_overlap(self._host[items if any(item is Ellipsis for item in items) else (*items, Ellipsis)])
-        _launch()
-        with _device_rules():
-            self._host[items] = values
+
+        def work() -> None:
+            with _device_rules():
+                self._host[items] = values
+
+        _do(work)
 
     # Methods that are no module functions, or whose arguments differ from theirs.
 
@@ -473,8 +530,11 @@ class ndarray:
         subok: Any = None,
         copy: bool = True,
     ) -> ndarray:
-        with _device_rules():
-            return _computed(self._host.astype(_supported(dtype), order, copy=copy), self)
+        def work() -> Any:
+            with _device_rules():
+                return self._host.astype(_supported(dtype), order, copy=copy)
+
+        return _computed(work, self)
 
     def view(self, dtype: Any = None) -> ndarray:
         host = self._host.view() if dtype is None else self._host.view(_supported(dtype))
@@ -482,21 +542,19 @@ class ndarray:
 
     def reshape(self, *shape: Any, order: str = "C") -> ndarray:
         (new_shape,) = shape if len(shape) == 1 else (shape,)
-        return _computed(self._host.reshape(_plain(new_shape), order=order), self)
+        return _computed(lambda: self._host.reshape(_plain(new_shape), order=order), self)
 
     def transpose(self, *axes: Any) -> ndarray:
         return _wrap(self._host.transpose(*_plain(axes)), self)
 
     def ravel(self, order: str = "C") -> ndarray:
-        return _computed(self._host.ravel(order), self)
+        return _computed(lambda: self._host.ravel(order), self)
 
     def flatten(self, order: str = "C") -> ndarray:
-        _launch()
-        return _new(self._host.flatten(order))
+        return _new(_do(lambda: self._host.flatten(order)))
 
     def copy(self, order: str = "C") -> ndarray:
-        _launch()
-        return _new(self._host.copy(order))
+        return _new(_do(lambda: self._host.copy(order)))
 
     def fill(self, value: Any) -> None:
         if isinstance(value, ndarray) and value.ndim:
@@ -514,6 +572,8 @@ class ndarray:
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.shape != self.shape or arr.dtype != self.dtype:
             raise ValueError("Shape or dtype mismatch")
+        if _recording is not None:
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: the host's memory is read when the graph runs")
         self._host[...] = arr
 
     # Operators. CuPy has no `__imatmul__`, so `x @= y` rebinds x, and no `__index__`.
@@ -596,12 +656,12 @@ def array(
     if isinstance(obj, ndarray):
         host = obj._host
         if copy:
-            _launch()
-            result = _new(np.array(host, dtype=dtype, order=order))
+            result = _new(_do(lambda: np.array(host, dtype=dtype, order=order)))
         else:
-            result = _computed(np.asarray(host, dtype=dtype, order=order), obj)
+            result = _computed(lambda: np.asarray(host, dtype=dtype, order=order), obj)
     else:
         result = _new(_from_anything(obj, dtype, order))
+        _allocate_pinned(result.nbytes)
     return result if result.ndim >= ndmin else result[(None,) * (ndmin - result.ndim)]
 
 
@@ -635,7 +695,8 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
 def full(shape: Any, fill_value: Any, dtype: Any = None, order: str = "C") -> ndarray:
     """An array of one value."""
     value = _operand(fill_value)
-    return _new(np.full(_plain(shape), value, _supported(dtype or np.asarray(value).dtype), order))
+    kind = _supported(dtype or np.asarray(value).dtype)
+    return _new(_do(lambda: np.full(_plain(shape), value, kind, order)))
 
 
 def zeros(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
@@ -686,7 +747,7 @@ def _creation(name: str, positional: int, keywords: str) -> Callable[..., Any]:
     def create(*args: Any, **kwargs: Any) -> Any:
         if len(args) > positional or not allowed.issuperset(kwargs):
             raise TypeError(f"{name}() of CuPy does not take these arguments")
-        return _wrap(getattr(np, name)(*_plain(args), **_plain(kwargs)))
+        return _wrap(_do(lambda: getattr(np, name)(*_plain(args), **_plain(kwargs))))
 
     create.__name__ = name
     return create
@@ -705,9 +766,12 @@ def where(condition: ndarray, x: Any = None, y: Any = None) -> Any:
         raise ValueError("Must provide both 'x' and 'y' or neither.")
     a, b = _operand(x), _operand(y)
     dtype = result_type(x, y)
-    _launch()
-    with _device_rules():
-        return _new(np.where(chosen, np.asarray(a, dtype), np.asarray(b, dtype)))
+
+    def work() -> Any:
+        with _device_rules():
+            return np.where(chosen, np.asarray(a, dtype), np.asarray(b, dtype))
+
+    return _new(_do(work))
 
 
 def clip(a: ndarray, a_min: Any, a_max: Any, out: Any = None) -> ndarray:
@@ -715,9 +779,12 @@ def clip(a: ndarray, a_min: Any, a_max: Any, out: Any = None) -> ndarray:
     if a_min is None and a_max is None:
         raise ValueError("array_clip: must set either max or min")
     low, high = (None if bound is None else _operand(bound) for bound in (a_min, a_max))
-    _launch()
-    with _device_rules():
-        result = np.clip(_memory(a), low, high, None if out is None else _memory(out))
+
+    def work() -> Any:
+        with _device_rules():
+            return np.asarray(np.clip(_memory(a), low, high, None if out is None else _memory(out)))
+
+    result = _do(work)
     return _wrap(result) if out is None else out
 
 
@@ -744,9 +811,8 @@ def take(a: ndarray, indices: Any, axis: Any = None, out: Any = None) -> ndarray
     source = _memory(a)
     chosen = indices if isinstance(indices, (int, np.integer)) else _memory(indices)
     _refuse_wrapping(chosen, a.size if axis is None else a.shape[axis])
-    _launch()
-    result = np.take(source, chosen, axis, None if out is None else _memory(out), "wrap")
-    return _new(np.array(result)) if out is None else out
+    result = _do(lambda: np.array(np.take(source, chosen, axis, None if out is None else _memory(out), "wrap")))
+    return _new(result) if out is None else out
 
 
 def take_along_axis(a: ndarray, indices: ndarray, axis: Any) -> ndarray:
@@ -755,8 +821,7 @@ def take_along_axis(a: ndarray, indices: ndarray, axis: Any) -> ndarray:
     if chosen.dtype.kind not in "iu":
         raise IndexError("`indices` must be an integer array")
     _refuse_wrapping(chosen, a.size if axis is None else a.shape[axis])
-    _launch()
-    return _new(np.take_along_axis(source, chosen, axis))
+    return _new(_do(lambda: np.take_along_axis(source, chosen, axis)))
 
 
 def put_along_axis(arr: ndarray, indices: ndarray, values: Any, axis: int) -> None:
@@ -765,17 +830,19 @@ def put_along_axis(arr: ndarray, indices: ndarray, values: Any, axis: int) -> No
     _refuse_wrapping(chosen, arr.shape[axis])
     positions = np.arange(arr.size).reshape(arr.shape)
     _refuse_duplicates(np.take_along_axis(positions, chosen, axis))
-    _launch()
-    np.put_along_axis(target, chosen, new, axis)
+    _do(lambda: np.put_along_axis(target, chosen, new, axis))
 
 
 def copyto(dst: ndarray, src: Any, casting: str = "same_kind", where: Any = None) -> None:
     """Writes into an array, where a mask allows it."""
     target, source = _memory(dst), _operand(src)
     _refuse_overlap(target)
-    _launch()
-    with _device_rules():
-        np.copyto(target, source, casting, True if where is None else _memory(where))
+
+    def work() -> None:
+        with _device_rules():
+            np.copyto(target, source, casting, True if where is None else _memory(where))
+
+    _do(work)
 
 
 def broadcast_to(array: ndarray, shape: Any) -> ndarray:
@@ -795,8 +862,12 @@ def einsum(*operands: Any, **kwargs: Any) -> ndarray:
     if not isinstance(operands[0], str) or not {"dtype", "optimize"}.issuperset(kwargs):
         raise TypeError("einsum() takes subscripts, device arrays, dtype and optimize")
     hosts = [_memory(x) for x in operands[1:]]
-    with _device_rules():
-        return _computed(np.einsum(operands[0], *hosts, **kwargs), *operands[1:])
+
+    def work() -> Any:
+        with _device_rules():
+            return np.asarray(np.einsum(operands[0], *hosts, **kwargs))
+
+    return _computed(work, *operands[1:])
 
 
 def as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
@@ -955,10 +1026,14 @@ def _function(name: str, arrays: int, parameters: str, host: Any = None) -> Call
             _operand(x) if arrays < 0 else _memory(x)
         if name in _WAITING:
             _synchronize()
+
         # NumPy warns of empty slices as Python warnings, CuPy never does.
-        with _device_rules(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            return _computed(host(*lowered, **named), *found)
+        def work() -> Any:
+            with _device_rules(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return _arrays(host(*lowered, **named))
+
+        return _computed(work, *found)
 
     call.__name__ = name
     return call
@@ -1095,16 +1170,104 @@ class Device:
 
 
 class Stream:
-    """The one stream."""
+    """A stream; work is done at once whichever it is given to."""
 
     null: Stream
-    ptr = 0
+    current: Stream
+
+    def __init__(
+        self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: Any = None
+    ) -> None:
+        self.ptr = 0 if null else id(self)
+        self._before: list[Stream] = []
+
+    def __enter__(self) -> Stream:
+        self._before.append(Stream.current)
+        Stream.current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Stream.current = self._before.pop()
+
+    def record(self, event: Any = None) -> Any:
+        return types.SimpleNamespace(stream=self)
+
+    def wait_event(self, event: Any) -> None:
+        """All work is done at once, so nothing is left to wait for."""
+
+    def begin_capture(self, mode: Any = None) -> None:
+        """From here to `end_capture`, work is recorded."""
+        global _recording
+        if self.ptr == 0 or Stream.current is not self or _recording is not None:
+            raise CUDARuntimeError("only the current stream, not the null stream, can be captured")
+        _recording = []
+
+    def end_capture(self) -> Graph:
+        global _recording
+        if _recording is None:
+            raise CUDARuntimeError("no capture was begun")
+        graph, _recording = Graph(_recording), None
+        return graph
 
     def synchronize(self) -> None:
         _synchronize()
 
 
-Stream.null = Stream()
+Stream.null = Stream.current = Stream(null=True)
+
+
+class Graph:
+    """Recorded work. A GPU has not done it yet, so what it would have written is filled with the worst."""
+
+    def __init__(self, work: list[tuple[Callable[[], Any], Any]]) -> None:
+        self._work = work
+        for _, result in work:
+            for array in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(array, np.ndarray) and array.flags.writeable:
+                    _uninitialized(array)
+
+    def launch(self, stream: Any = None) -> None:
+        global launches
+        launches += 1
+        for work, result in self._work:
+            again = work()
+            if result is None:
+                continue
+            if isinstance(result, np.ndarray):
+                result, again = (result,), (again,)
+            for old, new in zip(result, again):
+                if old is not new and old.flags.writeable:
+                    old[...] = new
+
+
+class MemoryPool:
+    """A pool of memory; here all memory is the host's."""
+
+    def malloc(self, size: int) -> Any:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    """Memory from another pool, which is the same here."""
+    yield
+
+
+class PinnedMemoryPool(MemoryPool):
+    """Memory of the host through which copies to the device go."""
+
+    def malloc(self, size: int) -> Any:
+        return None
+
+
+_pinned = PinnedMemoryPool()
+_allocate_pinned: Callable[[int], Any] = _pinned.malloc
+
+
+def set_pinned_memory_allocator(allocator: Callable[[int], Any] = _pinned.malloc) -> None:
+    """What every copy from the host asks for memory first."""
+    global _allocate_pinned
+    _allocate_pinned = allocator
 
 
 class CUDARuntimeError(RuntimeError):
@@ -1134,12 +1297,28 @@ class RawModule(cuda_emulator.RawModule):
     """Kernels, run on the CPU; see cuda_emulator.py."""
 
     def get_function(self, name: str) -> Any:
-        return cuda_emulator.counted(super().get_function(name), _launch)
+        function = super().get_function(name)
+        function.run, function.at_address = _do, _at_address
+        return function
 
 
 def load_nvidia_dynamic_lib(name: str) -> Any:
     """Where NVIDIA's library lies: here one of ours, with the functions that minivit calls."""
-    return types.SimpleNamespace(abs_path=str(cuda_emulator.stand_in_for(name)))
+    path = str(cuda_emulator.stand_in_for(name))
+    library = ctypes.CDLL(path)
+    library.repeat.restype = None
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
+    def note(number: int) -> bool:
+        _note(lambda: library.repeat(number), None)
+        return _recording is not None
+
+    library.note_products(note)
+    _callbacks.append(note)  # the library calls it for as long as the program runs
+    return types.SimpleNamespace(abs_path=path)
+
+
+_callbacks: list[Any] = []
 
 
 def make_modules() -> dict[str, types.ModuleType]:
@@ -1171,13 +1350,19 @@ def make_modules() -> dict[str, types.ModuleType]:
         return cupy if any(isinstance(x, ndarray) for x in args) else np
 
     vars(modules["cuda.pathfinder"]).update(load_nvidia_dynamic_lib=load_nvidia_dynamic_lib)
-    vars(cupy).update(RawModule=RawModule)
+    vars(cupy).update(RawModule=RawModule, get_default_pinned_memory_pool=lambda: _pinned)
     vars(cupy).update(ndarray=ndarray, ufunc=ufunc, get_array_module=get_array_module, __version__="14.2.0")
     vars(modules["cupy.linalg"]).update(norm=_function("linalg.norm", 1, "ord axis keepdims", np.linalg.norm))
     vars(modules["cupy.lib.stride_tricks"]).update(as_strided=as_strided)
     vars(modules["cupy.random"]).update(default_rng=Generator, Generator=Generator)
     vars(modules["cupy.cuda"]).update(
-        is_available=lambda: True, Device=Device, Stream=Stream, get_current_stream=Stream
+        is_available=lambda: True,
+        Device=Device,
+        Stream=Stream,
+        MemoryPool=MemoryPool,
+        get_current_stream=lambda: Stream.current,
+        set_pinned_memory_allocator=set_pinned_memory_allocator,
+        using_allocator=using_allocator,
     )
     vars(modules["cupy.cuda.runtime"]).update(
         getDeviceCount=lambda: 1,

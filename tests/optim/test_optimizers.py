@@ -11,7 +11,7 @@ import pytest
 
 import minivit
 from minivit import nn, optim, parallel
-from minivit.optim import optimizers
+from minivit.fast.numpy import adamw
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "frozen": (4,), "b.weight": (2, 3)}
 
@@ -148,7 +148,7 @@ def test_adamw_in_pieces_and_threads_is_the_same_to_the_last_bit(threads, scale)
         params = {name: nn.Parameter(rng.standard_normal(shape).astype("float32")) for name, shape in shapes.items()}
         opt = optim.AdamW(params, 1e-2, weight_decay=0.3, no_decay={"a", "huge"}, threads=threads, lr_scale=scale)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(optimizers, "_PIECE", piece)
+            patch.setattr(adamw, "_PIECE", piece)
             for step in range(3):
                 set_gradients(params, step)
                 opt.step()

@@ -35,5 +35,5 @@ REPLACEMENTS = {
     "cosine_attention": Replacement(
         with_parts(F.cosine_attention.plain, scaled_dot_product_attention=attention.scaled_dot_product_attention), _REAL
     ),
-    "adamw": Replacement(adamw.adamw, _REAL),
+    "adamw_step": Replacement(adamw.adamw_step, _REAL),
 }

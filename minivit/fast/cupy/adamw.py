@@ -1,33 +1,52 @@
-"""AdamW in one launch over flat arrays."""
+"""AdamW in one launch, wherever the parameters lie."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import cupy
 import numpy as np
 
-from minivit.fast.cupy.launch import element_grid, launch
+from minivit.device import constant
+from minivit.fast.cupy.launch import launch
 from minivit.protocol import Array
 
+_STRETCH = 4096  # elements for a block: 16 for each thread
 
-def adamw(
-    p: Array,
-    g: Array,
-    m: Array,
-    v: Array,
+
+def adamw_step(
+    first: Array,
+    second: Array,
+    shares: Sequence[Any],
     *,
-    lr: float,
-    weight_decay: Array | float,
     betas: tuple[float, float],
     eps: float,
     step: int,
+    threads: int = 1,
 ) -> None:
-    """kernels/adamw.cu."""
-    one_for_each: Any = None if isinstance(weight_decay, float) else weight_decay
-    same = weight_decay if isinstance(weight_decay, float) else 0.0
-    grid, block = element_grid(p.size)
+    """kernels/adamw.cu; `shares` are optim.optimizers.Share."""
+    contiguous: Any = [cupy.ascontiguousarray(share.grad) for share in shares]
+    places: Any = [(s.data.data.ptr, g.data.ptr, s.start) for s, g in zip(shares, contiguous)]
+    addresses = cupy.asarray(np.array(places, np.int64))
+    rates = cupy.asarray(np.array([(s.lr, s.weight_decay) for s in shares], first.dtype))
+    stretches = _stretches(tuple(share.data.size for share in shares))
     corrections = (1 - betas[0] ** step, 1 - betas[1] ** step)
     launch(
-        "adamw", "adamw", p.dtype, grid, block, p, g, m, v, one_for_each, np.int64(p.size), same, float(lr),
-        float(betas[0]), float(betas[1]), float(eps), *corrections,
+        "adamw", "adamw", first.dtype, (len(stretches),), (256,), addresses, constant(stretches, first), rates, first,
+        second, float(betas[0]), float(betas[1]), float(eps), *corrections,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=16)  # the same at every step
+def _stretches(sizes: tuple[int, ...]) -> Array:
+    """(parameter, first element, count) for each block."""
+    found = [
+        (number, low, min(_STRETCH, size - low))
+        for number, size in enumerate(sizes)
+        for low in range(0, size, _STRETCH)
+    ]
+    array = np.array(found, np.int32)
+    array.setflags(write=False)
+    return array

@@ -10,19 +10,58 @@ import cupy
 import numpy as np
 
 from minivit import functional as F
+from minivit.device import constant
 from minivit.fast.blocks import in_blocks_where_large
 from minivit.fast.cupy.launch import column_sums, launch
+from minivit.fast.cupy.products import product
 from minivit.fast.dispatch import with_parts
 from minivit.functional.attention import sum_to
 from minivit.functional.heads import split_qkv
 from minivit.protocol import Array, Back, Rng, once
 
-_in_blocks = in_blocks_where_large(F.scaled_dot_product_attention.plain)
-_by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
-
 _MOST_CHANNELS = 64  # of a head: its tiles fill a block's shared memory
-_TILE = {"float32": (64, 32), "float64": (32, 16)}  # WIDE and NARROW of attention.cu
-_THREADS = 256
+# tiles of attention.cu by dtype: WIDE, of which the one that leaves fewest rows empty is taken, and NARROW; their sums
+# fill the registers of 128 threads, and other shapes were no faster on an H200
+_WIDE = {"float32": (64, 56), "float64": (32,)}
+_NARROW = {"float32": 32, "float64": 16}
+_THREADS = 128
+
+
+def _with_weights(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    *,
+    scale: float | None = None,
+    mask_value: float = -inf,
+    dropout_rate: float = 0.0,
+    rng: Rng = None,
+) -> tuple[Array, Back]:
+    """The formula line by line, its products by `product`: CuPy's cannot be captured in a graph."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * product(q, k.swapaxes(-1, -2))
+    if bias is not None:
+        scores += bias
+    if mask is not None:
+        scores += cupy.where(mask, 0, mask_value).astype(scores.dtype)
+    weights, back_softmax = F.softmax.plain(scores)
+    dropped, back_dropout = F.dropout.plain(weights, dropout_rate, rng)
+    y = product(dropped, v)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+        dv = product(dropped.swapaxes(-1, -2), dy)
+        dscores = back_softmax(back_dropout(product(dy, v.swapaxes(-1, -2))))
+        dbias = None if bias is None else sum_to(dscores, bias.shape)
+        return scale * product(dscores, k), scale * product(dscores.swapaxes(-1, -2), q), dv, dbias
+
+    return y, vjp
+
+
+_in_blocks = in_blocks_where_large(_with_weights)
+_by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
 
 
 def scaled_dot_product_attention(
@@ -100,45 +139,38 @@ def _attend(
     y5 = cupy.empty((outer, inner, queries, heads, size), dtype).swapaxes(2, 3)
     lse = cupy.empty(scores[:-1], dtype)
     counts = (inner, heads, queries, keys, size, float(scale), float(mask_value))
-    wide, narrow = _TILE[dtype.name]
     head = -(-size // 16) * 16
     batches = outer * inner * heads
     known = (q5, k5, v5, y5, mask5, bias5)
 
-    def run(name: str, rows: int, shared: int, *arguments: Any) -> None:
-        grid = (batches * -(-rows // wide),)
-        numbers = shared * dtype.itemsize
-        launch("attention", name, dtype, grid, (_THREADS,), *arguments, *counts, shared=numbers, HEAD=head)
+    defines = {"HEAD": head, "NARROW": _NARROW[dtype.name], "THREADS": _THREADS}
 
-    row, square = head + 1, wide * (narrow + 1)
-    run(
-        "attention_forward",
-        queries,
-        (wide + 2 * narrow) * row + square,
-        q5,
-        k5,
-        v5,
-        mask5,
-        bias5,
-        y5,
-        lse,
-        _layout(*known),
-    )
+    def run(name: str, rows: int, tiles: tuple[int, int], *arguments: Any) -> None:
+        """A block for each `wide` of the rows; it keeps so many wide and narrow tiles, and one of scores."""
+        wide, narrow = min(_WIDE[dtype.name], key=lambda wide: -(-rows // wide) * wide), _NARROW[dtype.name]
+        lanes = 16 // dtype.itemsize
+        numbers = (tiles[0] * wide + tiles[1] * narrow) * (head + lanes) + wide * (narrow + lanes)
+        grid = (batches * -(-rows // wide),)
+        launch(
+            "attention", name, dtype, grid, (_THREADS,), *arguments, *counts, shared=numbers * dtype.itemsize,
+            WIDE=wide, **defines,
+        )  # fmt: skip
+
+    run("attention_forward", queries, (1, 2), q5, k5, v5, mask5, bias5, y5, lse, _layout(*known))
 
     def back(dy: Array, dq: Array, dk: Array, dv: Array) -> Array | None:
         dy5 = _five(dy, dtype)
         d5 = [gradient.reshape((1,) * (5 - q.ndim) + gradient.shape) for gradient in (dq, dk, dv)]
         layout = _layout(*known, dy5, *d5)
         delta = cupy.empty_like(lse)
-        grid = (-(-delta.size // (_THREADS // 32)),)
         launch(
-            "attention", "attention_delta", dtype, grid, (_THREADS,), dy5, y5, delta, layout, inner, heads, queries,
-            size, delta.size, HEAD=head,
+            "attention", "attention_delta", dtype, (-(-delta.size // (_THREADS // 32)),), (_THREADS,), dy5, y5, delta,
+            layout, inner, heads, queries, size, delta.size, WIDE=_WIDE[dtype.name][0], **defines,
         )  # fmt: skip
         ds: Any = None if bias is None else cupy.empty(scores, dtype)
-        inputs, tiles = (dy5, q5, k5, v5, mask5, bias5, lse, delta), 2 * (wide + narrow) * row
-        run("attention_backward_queries", queries, tiles + square, *inputs, d5[0], ds, layout)
-        run("attention_backward_keys", keys, tiles + 2 * square, *inputs, *d5[1:], layout)
+        inputs = (dy5, q5, k5, v5, mask5, bias5, lse, delta)
+        run("attention_backward_queries", queries, (2, 2), *inputs, d5[0], ds, layout)
+        run("attention_backward_keys", keys, (2, 2), *inputs, *d5[1:], layout)
         if bias is None:
             return None
         per_head = column_sums(ds.reshape(outer * inner, heads * queries * keys)).reshape(scores[2:])
@@ -154,15 +186,17 @@ def _five(x: Array, dtype: np.dtype[Any]) -> Array:
     return x.reshape((1,) * (5 - x.ndim) + x.shape)
 
 
-def _layout(*arrays: Array | None) -> Array:
+def _layout(like: Array, *others: Array | None) -> Array:
     """The strides of q, k, v, y, mask, bias, dy, dq, dk and dv, as attention.cu numbers them."""
     strides: list[int] = []
-    for number, array in enumerate(arrays):
+    for number, array in enumerate((like, *others)):
         axes = 5 if number in (4, 5) else 4
         strides += (0,) * axes if array is None else [step // array.itemsize for step in array.strides[:axes]]
-    return _on_device(tuple(strides), cupy.cuda.Device().id)
+    return constant(_numbers(tuple(strides)), like)
 
 
-@lru_cache(maxsize=1024)  # a model asks for the same few at every step
-def _on_device(numbers: tuple[int, ...], device: int) -> Array:
-    return cupy.asarray(np.array(numbers, np.int64))
+@lru_cache(maxsize=512)  # a model asks for the same few at every step
+def _numbers(numbers: tuple[int, ...]) -> Array:
+    array = np.array(numbers, np.int64)
+    array.setflags(write=False)
+    return array

@@ -93,25 +93,17 @@ def _address(array: Any) -> ctypes.c_void_p:
 
 
 def _handle() -> ctypes.c_void_p:
-    """This thread's handle for the current device, on CuPy's current stream."""
-    device, stream = cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr
-    found = getattr(_handles, "found", None)
-    if found is None:
-        found = _handles.found = {}
-    if device not in found:
-        handle = ctypes.c_void_p()
+    """This thread's handle for CuPy's current device and stream: two streams may not share a workspace."""
+    key = (cupy.cuda.Device().id, cupy.cuda.get_current_stream().ptr)
+    found = vars(_handles).setdefault("found", {})
+    if key not in found:
+        handle, workspace = ctypes.c_void_p(), cupy.empty(_WORKSPACE, "uint8")
         _check(cublas().cublasCreate_v2(ctypes.byref(handle)), "creating a handle")
-        found[device] = [handle, cupy.empty(_WORKSPACE, "uint8"), None]
-    entry = found[device]
-    if entry[2] != stream:
-        _check(cublas().cublasSetStream_v2(entry[0], ctypes.c_void_p(stream)), "choosing a stream")
-        # choosing a stream resets the workspace
-        _check(
-            cublas().cublasSetWorkspace_v2(entry[0], _address(entry[1]), ctypes.c_size_t(_WORKSPACE)),
-            "giving a workspace",
-        )
-        entry[2] = stream
-    return entry[0]
+        _check(cublas().cublasSetStream_v2(handle, ctypes.c_void_p(key[1])), "choosing a stream")
+        size = ctypes.c_size_t(_WORKSPACE)
+        _check(cublas().cublasSetWorkspace_v2(handle, _address(workspace), size), "giving a workspace")
+        found[key] = (handle, workspace)
+    return found[key][0]
 
 
 def _check(status: int, what: str) -> None:

@@ -21,7 +21,7 @@ REPLACEMENTS = {
     "self_attention": Replacement(attention.self_attention),
     "conv2d": Replacement(convolution.conv2d),
     "max_pool2d": Replacement(pooling.max_pool2d),
-    "adamw": Replacement(adamw.adamw),
+    "adamw_step": Replacement(adamw.adamw_step),
     # composites: the formula, on the fast functions above
     "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=norm.layer_norm)),
     "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear)),

@@ -1,21 +1,26 @@
-// AdamW (minivit/optim/optimizers.py) on flat arrays, in place, all parameters in one launch:
+// AdamW (minivit/optim/optimizers.py), in place, all parameters in one launch:
 //
 //     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
 //     p = p - lr (mhat / (sqrt(vhat) + eps) + decay p),   mhat = m / (1 - beta1^t),   vhat = v / (1 - beta2^t)
 //
-// `decay` is one number for each parameter, or null with the number in `same_decay`.
+// The parameters lie anywhere: `addresses` has where each one's data and gradient begin, and the index of its first
+// moment. `rates` has each one's lr and decay. A block updates one stretch of one parameter: `stretches` has the
+// parameter's number, the first element, and how many.
 
 extern "C" __global__ void __launch_bounds__(256)
-    adamw(REAL* p, const REAL* g, REAL* m, REAL* v, const REAL* decay, long long count, REAL same_decay, REAL lr,
-          REAL beta1, REAL beta2, REAL eps, REAL correction1, REAL correction2) {
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
-         i += (long long)gridDim.x * blockDim.x) {
-        const REAL gradient = g[i];
-        const REAL first = beta1 * m[i] + (1 - beta1) * gradient;
-        const REAL second = beta2 * v[i] + (1 - beta2) * gradient * gradient;
-        m[i] = first;
-        v[i] = second;
-        const REAL direction = first / correction1 / (sqrt(second / correction2) + eps);
-        p[i] -= lr * (direction + (decay ? decay[i] : same_decay) * p[i]);
+    adamw(const long long* addresses, const int* stretches, const REAL* rates, REAL* m, REAL* v, REAL beta1, REAL beta2,
+          REAL eps, REAL correction1, REAL correction2) {
+    const int* stretch = stretches + 3 * blockIdx.x;
+    const int number = stretch[0], first = stretch[1];
+    REAL* p = reinterpret_cast<REAL*>(addresses[3 * number]) + first;
+    const REAL* g = reinterpret_cast<const REAL*>(addresses[3 * number + 1]) + first;
+    const long long moment = addresses[3 * number + 2] + first;
+    const REAL lr = rates[2 * number], decay = rates[2 * number + 1];
+    for (int i = threadIdx.x; i < stretch[2]; i += blockDim.x) {
+        const REAL mean = beta1 * m[moment + i] + (1 - beta1) * g[i];
+        const REAL square = beta2 * v[moment + i] + (1 - beta2) * g[i] * g[i];
+        m[moment + i] = mean;
+        v[moment + i] = square;
+        p[i] -= lr * (mean / correction1 / (sqrt(square / correction2) + eps) + decay * p[i]);
     }
 }

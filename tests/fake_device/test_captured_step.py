@@ -1,0 +1,165 @@
+"""A step recorded as a CUDA graph: the bits of the step that is not, and errors that say what cannot be recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import pytest
+
+import minivit
+from minivit import functional as F, nn, optim, parallel
+from minivit.device import array_module
+
+VIT: Any = {
+    "img_size": 4, "patch_size": 2, "in_chans": 1, "num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2,
+}  # fmt: skip
+NOISY = VIT | {"drop_path_rate": 0.3, "proj_drop_rate": 0.2, "attn_drop_rate": 0.1, "pos_drop_rate": 0.1}
+SWIN: Any = {
+    "img_size": 4, "patch_size": 1, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depths": (2, 2),
+    "num_heads": (1, 2), "window_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(params=["fake", "cupy"])
+def device(device: Any) -> Any:
+    """The fake device, and CuPy itself where a GPU answers."""
+    return device
+
+
+def build(kind: str) -> Any:
+    model: Any = {
+        "ViT": lambda: minivit.ViT(**VIT, seed=1),
+        "noise": lambda: minivit.ViT(**NOISY, seed=1),
+        "sincos": lambda: minivit.ViT(**VIT, pos_embed="sincos_2d", seed=1),
+        "relative": lambda: minivit.ViT(**VIT, pos_embed="relative", seed=1),
+        "Swin": lambda: minivit.Swin(**SWIN, seed=1),
+        "SwinV2": lambda: minivit.SwinV2(**SWIN, seed=1),
+    }[kind]()
+    return minivit.to_device(model, "gpu")
+
+
+def batches(count: int, size: int = 4) -> list[tuple[Any, Any]]:
+    rng = np.random.default_rng(3)
+    return [(rng.standard_normal((size, 1, 4, 4)).astype("float32"), rng.integers(0, 3, size)) for _ in range(count)]
+
+
+def train(kind: str, device: Any, captured: bool) -> tuple[list[float], dict[str, Any]]:
+    model = build(kind)
+    opt = optim.AdamW(model.parameters(), 1e-2)
+    step: Any = parallel.CapturedStep(model) if captured else parallel.DataParallel(model, threads=1, shards=1)
+    rng, losses = np.random.default_rng(5), []
+    for images, labels in batches(3):
+        targets = np.eye(3, dtype="float32")[labels]  # as the captured step makes them
+        opt.zero_grad()
+        losses.append(float(step.loss_and_grad(device.put(images), targets, rng, label_smoothing=0.1)))
+        opt.step()
+    return losses, {name: device.get(param.data) for name, param in model.parameters().items()}
+
+
+@pytest.mark.parametrize("kind", ["ViT", "noise", "sincos", "relative", "Swin", "SwinV2"])
+def test_a_captured_step_has_the_bits_of_the_uncaptured(kind: str, device: Any) -> None:
+    expected_losses, expected = train(kind, device, captured=False)
+    losses, found = train(kind, device, captured=True)
+    assert losses == expected_losses and len(set(losses)) == 3
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_class_numbers_and_images_may_come_from_the_host(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    expected, back = F.softmax_cross_entropy(model(device.put(images))[0], device.put(labels))
+    assert float(parallel.CapturedStep(model).loss_and_grad(images, labels)) == pytest.approx(float(expected))
+
+
+def test_gradients_of_several_batches_add_up(device: Any) -> None:
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    single = []
+    for images, labels in batches(2):
+        for param in model.parameters().values():
+            param.grad = None
+        step.loss_and_grad(images, labels, dloss=0.5)
+        single.append({name: device.get(param.grad) for name, param in model.parameters().items()})
+    for param in model.parameters().values():
+        param.grad = None
+    for images, labels in batches(2):
+        step.loss_and_grad(images, labels, dloss=0.5)
+    for name, param in model.parameters().items():
+        np.testing.assert_allclose(device.get(param.grad), single[0][name] + single[1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_another_shape_is_recorded_anew(device: Any) -> None:
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    for size in (4, 2, 4, 1, 3, 5, 6, 4):
+        ((images, labels),) = batches(1, size)
+        for param in model.parameters().values():
+            param.grad = None
+        found = float(step.loss_and_grad(images, labels))
+        expected, _ = F.softmax_cross_entropy(model(device.put(images))[0], device.put(labels))
+        assert found == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_weights_that_were_replaced_are_seen(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    before = float(step.loss_and_grad(images, labels))
+    head = model.head.weight
+    head.swap(device.module.array(head.data * 3))  # an array of its own, at another address
+    assert float(step.loss_and_grad(images, labels)) != before
+
+
+def test_what_cannot_be_recorded_is_named(device: Any) -> None:
+    model = build("ViT")
+    (images, labels), *_ = batches(1)
+
+    def looks(logits: Any, targets: Any) -> Any:
+        loss, back = F.softmax_cross_entropy(logits, targets)
+        return (loss if float(loss) > 0 else 0 * loss), back
+
+    def uploads(logits: Any, targets: Any) -> Any:
+        weights = array_module(logits).asarray(np.ones(3, "float32"))
+        return F.softmax_cross_entropy(logits * weights, targets)
+
+    for loss, reason in ((looks, "stream"), (uploads, "array of the host is copied")):
+        with pytest.raises(RuntimeError, match=f"(?i)cannot be recorded.*{reason}.*DataParallel"):
+            parallel.CapturedStep(model, loss).loss_and_grad(images, labels)
+    assert float(parallel.CapturedStep(model).loss_and_grad(images, labels)) > 0  # and nothing is left broken
+
+
+def test_wrong_arguments_are_refused(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    step = parallel.CapturedStep(build("ViT"))
+    with pytest.raises(ValueError, match="from 0 to 2"):
+        step.loss_and_grad(images, np.array([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="4 images but 3 labels"):
+        step.loss_and_grad(images, labels[:3])
+    with pytest.raises(ValueError, match="empty"):
+        step.loss_and_grad(images[:0], labels[:0])
+    with pytest.raises(ValueError, match="on the host"):
+        step.loss_and_grad(images, device.put(labels))
+    with pytest.raises(ValueError, match="to_device"):
+        parallel.CapturedStep(minivit.ViT(**VIT))
+
+
+def test_a_model_with_running_statistics_is_refused() -> None:
+    layer = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(ValueError, match="running statistics"):
+        parallel.CapturedStep(layer)
+
+
+def test_a_launch_is_one_and_waits_for_nothing() -> None:
+    with fake_cupy.installed():
+        step = parallel.CapturedStep(build("noise"))
+        (images, labels), *_ = batches(1)
+        rng = np.random.default_rng(0)
+        step.loss_and_grad(images, labels, rng)
+        for param in step.model.parameters().values():
+            param.grad = None
+        launches, waits = fake_cupy.launches, fake_cupy.synchronizations
+        step.loss_and_grad(images, labels, rng)
+        assert (fake_cupy.launches, fake_cupy.synchronizations) == (launches + 1, waits)
