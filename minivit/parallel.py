@@ -236,6 +236,10 @@ class CapturedStep:
                 param.accumulate(grad, fresh=True)
         return loss
 
+    def memory(self) -> int:
+        """Bytes of GPU memory that the recorded steps hold: activations, gradients and inputs."""
+        return sum(graph.memory() for graph in self._graphs.values())
+
     def _record(self, images: Array, targets: Array, noise: bool, dloss: float, options: dict[str, Any]) -> Any:
         from minivit.fast.cupy.capture import Draws, Graph
 

@@ -191,8 +191,10 @@ def test_a_floor_stands_only_on_those_below(file):
 
 @pytest.mark.parametrize("file", [file for file in TREES if not file.startswith(("fast/numpy/", "fast/cupy/"))])
 def test_only_the_choice_knows_the_replacements(file):
-    rooms = {room_of(module) for module, _ in imported(TREES[file]) if module.split(".")[0] == "minivit"}
-    assert not rooms & {"fast.numpy", "fast.cupy"}
+    modules = {module for module, _ in imported(TREES[file]) if module.split(".")[0] == "minivit"}
+    if file == "parallel.py":  # which records a step, and replaces no formula
+        modules = {module for module in modules if not module.startswith("minivit.fast.cupy.capture")}
+    assert not {room_of(module) for module in modules} & {"fast.numpy", "fast.cupy"}
 
 
 def test_these_rules_can_fail():

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import all_cases
 import compare_checkouts
+import gpu
 import products
 import profile_step
 import roofline
@@ -436,3 +437,22 @@ def test_recomputed_blocks_give_the_same_step():
     for name, gradient in products.prepare(TINY["ViT", "train"], "class token only", 1).outcome().items():
         np.testing.assert_array_equal(again.outcome()[name], gradient)
     assert plain.step() == pytest.approx(again.step(), rel=1e-5)
+
+
+def test_the_gpu_report_has_what_succeeded_and_names_what_failed(tmp_path):
+    case = {
+        "batch": 1, "ms": {"PyTorch eager": [1.0, 2.0, 9.0], "captured": [1.5]}, "gradient_difference": 1e-6,
+        "captured_has_the_same_bits": False, "torch_MB": 1.0, "minivit_MB": 2.0, "captured_MB": 3.0,
+        "profile": {"captured": [3, 1.5, []]},
+    }  # fmt: skip
+    text = gpu.report({"train": {"A": case}, "predict": {"error": "bad"}, "tests": {"summary": "7 passed"}})
+    for part in ("| A | PyTorch eager | 2.00 | 1.00 to 9.00 |", "has NOT the bits", "predict failed: bad", "7 passed"):
+        assert part in text
+
+
+def test_a_stage_that_fails_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu.STAGES, "machine", (gpu.machine, 60))
+    found = gpu.run_stage("machine", tmp_path, None)  # no GPU, or no CuPy
+    assert "error" in found or "card" in found
+    assert (tmp_path / "machine.log").exists()
+    assert gpu.run_stage("example", tmp_path, None) == {"skipped": "no --mnist folder"}

@@ -1246,6 +1246,9 @@ class MemoryPool:
     def malloc(self, size: int) -> Any:
         raise NotImplementedError
 
+    def total_bytes(self) -> int:
+        return 0
+
 
 @contextlib.contextmanager
 def using_allocator(allocator: Any = None) -> Iterator[None]:

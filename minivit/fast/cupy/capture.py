@@ -90,6 +90,10 @@ class Graph:
             else:
                 ours.set(np.ascontiguousarray(given))
 
+    def memory(self) -> int:
+        """Bytes that it holds on the GPU."""
+        return int(self._pool.total_bytes())
+
     def launch(self, inputs: tuple[Array, ...], rng: np.random.Generator | None) -> Any:
         """What `run` returns for these inputs, in the same arrays each time; the host does not wait for it."""
         self._fill(inputs)

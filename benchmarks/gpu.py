@@ -1,0 +1,398 @@
+"""All that a real GPU can tell, in one command of at most ten minutes: tests, training and inference beside PyTorch.
+
+    python benchmarks/gpu.py --out FOLDER                    # every stage
+    python benchmarks/gpu.py --out FOLDER --only train tests
+    python benchmarks/gpu.py --out FOLDER --mnist FOLDER     # and the main example, on the four files of MNIST
+
+Needs CuPy, PyTorch and timm; no network. Each stage is a process of its own with a time limit, and its failure stops
+none of the others. FOLDER then holds a log of each stage, `gpu.json` and `gpu.md`.
+
+Both sides compute in float32 without TF32, from the same weights, on the same images, and take turns in one process: a
+turn is several steps in a row after which the GPU is waited for, and a ratio is that of the medians over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+Result = dict[str, Any]
+
+FLAGSHIP = {
+    "img_size": 28,
+    "patch_size": 4,
+    "in_chans": 1,
+    "num_classes": 10,
+    "embed_dim": 64,
+    "depth": 6,
+    "num_heads": 4,
+}
+MODELS: dict[str, tuple[str, dict[str, Any], int]] = {  # timm's name, what differs from it, batch
+    "ViT 28x28, dim 64, depth 6": ("vit_tiny_patch16_224", FLAGSHIP, 128),
+    "ViT-S/16": ("vit_small_patch16_224", {}, 64),
+    "Swin-T": ("swin_tiny_patch4_window7_224", {}, 64),
+}  # fmt: skip
+TURNS, STEPS, WARM_UP = 5, 8, 4
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def in_turn(sides: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Milliseconds of a step, for each side and turn."""
+    import cupy
+
+    def turn(step: Callable[[], Any], count: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(count):
+            step()
+        cupy.cuda.runtime.deviceSynchronize()
+        return (time.perf_counter() - begin) / count * 1e3
+
+    for step in sides.values():
+        turn(step, WARM_UP)
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(TURNS):
+        for name, step in sides.items():
+            found[name].append(turn(step, STEPS))
+    return found
+
+
+def profile(step: Callable[[], Any]) -> tuple[int, float, list[tuple[str, float]]]:
+    """Launches of a step, milliseconds in which the GPU was busy, and the kernels that took most of them."""
+    import cupy
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as taken:
+        for _ in range(3):
+            step()
+        cupy.cuda.runtime.deviceSynchronize()
+    kernels: dict[str, float] = {}
+    events = list(taken.events())
+    for event in events:
+        kernels[event.name[:60]] = kernels.get(event.name[:60], 0.0) + event.device_time_total / 3e3
+    largest = sorted(kernels.items(), key=lambda pair: -pair[1])[:12]
+    return round(len(events) / 3), sum(kernels.values()), largest
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def machine(out: Path, mnist: Path | None) -> Result:
+    """The card, the versions, and what the card can do at most."""
+    import cupy
+    import timm
+    import torch
+
+    from minivit.fast.cupy.products import product
+
+    card = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
+    ).stdout.strip()
+    large = cupy.ones(1 << 28, "float32")
+    target, a = cupy.empty_like(large), cupy.ones((8192, 8192), "float32")
+    times = in_turn({"copy": lambda: cupy.copyto(target, large), "product": lambda: product(a, a)})
+    return {
+        "card": card,
+        "cuda": cupy.cuda.runtime.runtimeGetVersion(),
+        **{library.__name__: library.__version__ for library in (cupy, np, torch, timm)},
+        "copy_TB_per_s": 2 * large.nbytes / np.median(times["copy"]) / 1e9,
+        "product_TFLOP_per_s": 2 * 8192**3 / np.median(times["product"]) / 1e9,
+    }
+
+
+def train(out: Path, mnist: Path | None) -> Result:
+    """A training step: PyTorch eager and compiled, minivit step by step and captured."""
+    found: Result = {}
+    for name, case in MODELS.items():
+        found[name] = _train(*case)
+        print(name, json.dumps(found[name]), flush=True)  # the log has it also if a later model takes too long
+    return found
+
+
+def _train(timm_name: str, options: dict[str, Any], batch: int) -> Result:
+    import cupy
+    import torch
+
+    import minivit
+    from minivit import optim, parallel
+
+    theirs, ours, images, labels = _pair(timm_name, options, batch)
+    there, answers = torch.as_tensor(images).cuda(), torch.as_tensor(labels).cuda()
+    here, params = cupy.asarray(images), ours.parameters()
+    compiled = torch.compile(theirs, mode="reduce-overhead")
+    captured, single = parallel.CapturedStep(ours), parallel.DataParallel(ours, threads=1, shards=1)
+    torch_opt, opt = torch.optim.AdamW(theirs.parameters(), 1e-4, fused=True), optim.AdamW(params, lr=1e-4)
+
+    def torch_step(model: Any) -> None:
+        torch_opt.zero_grad()
+        torch.nn.functional.cross_entropy(model(there), answers).backward()
+        torch_opt.step()
+
+    def step(gradient: Any) -> None:
+        opt.zero_grad()
+        gradient.loss_and_grad(here, labels)
+        opt.step()
+
+    theirs.eval()  # no noise: the gradients must agree
+    torch.nn.functional.cross_entropy(theirs(there), answers).backward()
+    loss = captured.loss_and_grad(here, labels)
+    grads = {name: param.grad.get() for name, param in params.items()}
+    opt.zero_grad()
+    targets = np.eye(logit_count(ours), dtype="float32")[labels]
+    same = float(single.loss_and_grad(here, targets)) == float(loss)
+    same = same and all(np.array_equal(grads[name], param.grad.get()) for name, param in params.items())
+    largest = max(
+        float(np.abs(grads[name] - param.grad.cpu().numpy()).max() / param.grad.abs().max().item())
+        for name, param in theirs.named_parameters()
+        if name in grads and param.grad.abs().max() > 0
+    )
+    sides = {"PyTorch eager": lambda: torch_step(theirs), "step by step": lambda: step(single)}
+    torch.cuda.reset_peak_memory_stats()
+    times = in_turn(sides | {"captured": lambda: step(captured)})
+    memory = torch.cuda.max_memory_allocated() / 1e6
+    found: Result = {
+        "batch": batch,
+        "gradient_difference": largest,
+        "captured_has_the_same_bits": same,
+        "torch_MB": memory,
+        "minivit_MB": cupy.get_default_memory_pool().total_bytes() / 1e6,
+        "captured_MB": captured.memory() / 1e6,
+        "profile": {"PyTorch eager": profile(sides["PyTorch eager"]), "captured": profile(lambda: step(captured))},
+    }
+    del sides
+    try:
+        theirs.train()
+        again = in_turn({"PyTorch compiled": lambda: torch_step(compiled), "captured again": lambda: step(captured)})
+        times |= again
+    except Exception as error:  # the compiler needs a C compiler, and more
+        found["compiled"] = repr(error)[:300]
+    minivit.to_device(ours, "cpu")
+    return found | {"ms": times}
+
+
+def predict(out: Path, mnist: Path | None) -> Result:
+    """Logits of a batch, nothing kept."""
+    import cupy
+    import torch
+
+    found: Result = {}
+    for name, (timm_name, options, batch) in MODELS.items():
+        theirs, ours, images, _ = _pair(timm_name, options, batch)
+        theirs.eval()
+        there, here = torch.as_tensor(images).cuda(), cupy.asarray(images)
+
+        def torch_predict(theirs: Any = theirs, there: Any = there) -> Any:
+            with torch.inference_mode():
+                return theirs(there)
+
+        logits = torch_predict().cpu().numpy()
+        difference = float(np.abs(ours.predict(here).get() - logits).max() / np.abs(logits).max())
+        times = in_turn({"PyTorch eager": torch_predict, "minivit": lambda ours=ours, here=here: ours.predict(here)})
+        found[name] = {"batch": batch, "logit_difference": difference, "ms": times}
+    return found
+
+
+def _pair(timm_name: str, options: dict[str, Any], batch: int) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """timm's model and minivit's with the same weights, both on the GPU, and a batch on the host."""
+    import timm
+    import torch
+
+    import minivit
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    theirs = timm.create_model(timm_name, **options).cuda()
+    ours = minivit.create_model(timm_name, **options)
+    names = ours.state_dict()
+    ours.load_state_dict({k: v.detach().cpu().numpy() for k, v in theirs.state_dict().items() if k in names})
+    minivit.to_device(ours, "gpu")
+    rng, side = np.random.default_rng(0), options.get("img_size", 224)
+    images = rng.standard_normal((batch, options.get("in_chans", 3), side, side), dtype=np.float32)
+    return theirs, ours, images, rng.integers(0, logit_count(ours), batch)
+
+
+def logit_count(model: Any) -> int:
+    """K, the classes."""
+    return int(model.num_classes)
+
+
+def tests(out: Path, mnist: Path | None) -> Result:
+    """Every promise of the table, and training, on CuPy itself."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "8", "-o", "filterwarnings=default", "-k", "cupy", "tests"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"HYPOTHESIS_PROFILE": "quick"}, capture_output=True, text=True
+    )
+    lines = done.stdout.strip().splitlines()
+    print(done.stdout[-6000:])
+    return {
+        "summary": lines[-1] if lines else done.stderr[-300:],
+        "failed": [x for x in lines if x.startswith("FAILED")],
+    }
+
+
+def sanitizer(out: Path, mnist: Path | None) -> Result:
+    """NVIDIA's memcheck and racecheck over a step of a small Swin, which runs every kernel."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"skipped": "compute-sanitizer is not installed"}
+    found = {}
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, __file__, "--stage", "small_step"]
+        done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+        print(done.stdout[-3000:], done.stderr[-3000:])
+        lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+        found[check] = lines[-1] if lines else f"exit {done.returncode}: {done.stdout[-200:]}"
+    return found
+
+
+def small_step(out: Path, mnist: Path | None) -> Result:
+    """What the sanitizer watches."""
+    import minivit
+    from minivit import optim, parallel
+
+    model = minivit.Swin(
+        img_size=14,
+        patch_size=1,
+        in_chans=1,
+        num_classes=3,
+        embed_dim=24,
+        depths=(2, 2),
+        num_heads=(2, 2),
+        window_size=7,
+    )
+    minivit.to_device(model, "gpu")
+    images = np.random.default_rng(0).standard_normal((3, 1, 14, 14), dtype=np.float32)
+    parallel.DataParallel(model, threads=1, shards=1).loss_and_grad(
+        minivit.to_device(images, "gpu"), np.array([0, 1, 2])
+    )
+    optim.AdamW(model.parameters(), 1e-3).step()
+    return {"parameters": len(model.parameters())}
+
+
+def example(out: Path, mnist: Path | None) -> Result:
+    """The main example, three epochs."""
+    if mnist is None:
+        return {"skipped": "no --mnist folder"}
+    program = [sys.executable, str(ROOT / "examples" / "train_mnist_vit.py"), "--device", "gpu", "--epochs", "3"]
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [*program, "--data", str(mnist), "--out", str(out / "mnist")], cwd=ROOT, capture_output=True, text=True
+    )
+    print(done.stdout[-3000:], done.stderr[-3000:])
+    return {"seconds": time.perf_counter() - begin, "last_line": done.stdout.strip().splitlines()[-1:]}
+
+
+STAGES: dict[str, tuple[Callable[[Path, Path | None], Result], int]] = {  # with its limit in seconds
+    "machine": (machine, 40), "train": (train, 180), "predict": (predict, 60), "tests": (tests, 120),
+    "sanitizer": (sanitizer, 90), "example": (example, 90), "small_step": (small_step, 60),
+}  # fmt: skip
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def report(found: dict[str, Result]) -> str:
+    """The results as Markdown."""
+    lines = []
+    about = found.get("machine", {})
+    if "card" in about:
+        versions = ", ".join(f"{name} {about[name]}" for name in ("cupy", "numpy", "torch", "timm") if name in about)
+        lines += [
+            f"{about['card']}; CUDA runtime {about['cuda']}, {versions}.", "",
+            f"Copying reaches {about['copy_TB_per_s']:.2f} TB/s, products {about['product_TFLOP_per_s']:.1f} TFLOP/s.",
+            "",
+        ]  # fmt: skip
+    for stage in ("train", "predict"):
+        rows = [(name, side, times) for name, case in found.get(stage, {}).items() if isinstance(case, dict)
+                for side, times in case.get("ms", {}).items()]  # fmt: skip
+        if rows:
+            lines += [f"| {stage} | side | median ms | turns, ms |", "|---|---|---|---|"]
+            lines += [
+                f"| {name} | {side} | {np.median(times):.2f} | {min(times):.2f} to {max(times):.2f} |"
+                for name, side, times in rows
+            ]
+            lines.append("")
+    for name, case in found.get("train", {}).items():
+        if isinstance(case, dict) and "ms" in case:
+            lines.append(_facts(name, case))
+    for stage in ("tests", "sanitizer", "example"):
+        if stage in found:
+            lines.append(f"- {stage}: {json.dumps(found[stage])}")
+    lines += [f"- {stage} failed: {case['error']}" for stage, case in found.items() if "error" in case]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(name: str, case: Result) -> str:
+    """What a case of the training stage has beside its times."""
+    bits = "has" if case["captured_has_the_same_bits"] else "has NOT"
+    taken = case["profile"].items()
+    launches = "; ".join(f"{side}: {count} launches, busy {busy:.2f} ms" for side, (count, busy, _) in taken)
+    memory = f"PyTorch {case['torch_MB']:.0f} MB, minivit {case['minivit_MB']:.0f}, captured {case['captured_MB']:.0f}"
+    return (
+        f"- {name}: gradients differ by {case['gradient_difference']:.1e}; captured {bits} the bits of step by step; "
+        f"{launches}; memory: {memory}."
+    )
+
+
+def run_stage(name: str, out: Path, mnist: Path | None) -> Result:
+    """One stage in a process of its own, within its limit."""
+    result = out / f"{name}.json"
+    result.unlink(missing_ok=True)
+    command = [
+        sys.executable,
+        __file__,
+        "--stage",
+        name,
+        "--out",
+        str(out),
+        *(["--mnist", str(mnist)] if mnist else []),
+    ]
+    begin = time.perf_counter()
+    with open(out / f"{name}.log", "w") as log:
+        try:
+            code: Any = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, timeout=STAGES[name][1]
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = f"stopped after {STAGES[name][1]} s"
+    print(f"{name}: {time.perf_counter() - begin:.0f} s, {'done' if code == 0 else code}", flush=True)
+    if result.exists():
+        return json.loads(result.read_text())
+    return {"error": f"{code}; see {name}.log"}
+
+
+def main() -> None:
+    """Run the stages, or one of them in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for logs, gpu.json and gpu.md")
+    parser.add_argument("--mnist", type=Path, help="folder with the four files of MNIST, for the main example")
+    parser.add_argument("--only", nargs="+", choices=list(STAGES), help="these stages alone")
+    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.stage:
+        sys.path.insert(0, str(ROOT))
+        found = STAGES[args.stage][0](args.out, args.mnist)
+        (args.out / f"{args.stage}.json").write_text(json.dumps(found))
+        return
+    chosen = args.only or [name for name in STAGES if name != "small_step"]
+    results = {name: run_stage(name, args.out, args.mnist) for name in chosen}
+    (args.out / "gpu.json").write_text(json.dumps(results, indent=1))
+    text = report(results)
+    (args.out / "gpu.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
