@@ -371,24 +371,28 @@ def test_workers_get_their_checkout_and_openblas_its_own_kernels(monkeypatch, tm
     assert found["PYTHONPATH"].startswith(str(tmp_path)) and found["OPENBLAS_NUM_THREADS"] == "3"
 
 
-SLOWER = """
-import time
-time.sleep(0.2)
+NOTED = """
+from pathlib import Path
+from minivit import parallel
+def _note(word):
+    with open(Path(__file__).parent.parent / "noted", "a") as file:
+        file.write(word + "\\n")
 _plain = parallel.DataParallel.loss_and_grad
-def _slower(*args, **options):
-    time.sleep(0.05)
+def _noted(*args, **options):
+    _note("step")
     return _plain(*args, **options)
-parallel.DataParallel.loss_and_grad = _slower
+parallel.DataParallel.loss_and_grad = _noted
+_note("import")
 """
 
 
 @pytest.mark.slow
 def test_each_checkout_is_measured_by_its_own_code(monkeypatch, tmp_path, capsys):
-    """A copy whose import takes 0.2 s longer, and each step 0.05 s."""
+    """A copy that notes each import and step."""
     here = Path(turns.HERE).parent
     shutil.copytree(here / "minivit", tmp_path / "minivit", ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "minivit" / "__init__.py", "a") as file:
-        file.write(f"\nfrom minivit import parallel\n{SLOWER}")
+        file.write(NOTED)
     monkeypatch.setattr(turns, "TURN", 0.1)
     monkeypatch.setattr(compare_checkouts, "IMPORTS", 3)
     arguments = [str(here), str(tmp_path), "--case", "small", "--rounds", "2", "--threads", "1"]
@@ -396,12 +400,12 @@ def test_each_checkout_is_measured_by_its_own_code(monkeypatch, tmp_path, capsys
     compare_checkouts.main()
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.split()[0] == "small").split()
-    assert float(row[2]) - float(row[1]) > 45 and float(row[3]) == pytest.approx(
-        float(row[2]) / float(row[1]), rel=0.05
-    )
+    assert float(row[3]) == pytest.approx(float(row[2]) / float(row[1]), rel=0.05)
     assert 0.5 < float(row[7]) < 2 and float(row[8]) == 0  # memory, and the distance of the gradients
     before, after = (float(word) for word in lines[-2].split() if word.replace(".", "").isdigit())
-    assert 0.15 < after - before < 1
+    assert min(before, after) > 0
+    noted = (tmp_path / "noted").read_text().split()
+    assert noted.count("import") >= 3 and noted.count("step") >= 2 * turns.LEAST
 
 
 def test_a_folder_without_minivit_is_no_checkout(monkeypatch, tmp_path, capsys):
