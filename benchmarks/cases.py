@@ -106,6 +106,7 @@ CASES = {
         Case("hybrid-s", HYBRID, "train", 4, HYBRID_S),
         Case("swin-t", SWIN, "train", 4, SWIN_T),
         Case("swin-t-b1", SWIN, "infer", 1, SWIN_T),
+        Case("swin-t-b8", SWIN, "infer", 8, SWIN_T),
     )
 }
 
@@ -118,6 +119,7 @@ class Start:
     labels: np.ndarray
     no_decay: Collection[str] = ()
     weights: dict[str, np.ndarray] = field(default_factory=dict)  # empty: each side draws its own (only to warm up)
+    path: Path | None = None  # of the file
 
 
 def draw_batch(case: Case) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +140,7 @@ def write_start(path: Path, weights: dict[str, np.ndarray], no_decay: Collection
 def read_start(path: Path) -> Start:
     with np.load(path) as file:
         weights = {key.removeprefix("weight:"): file[key] for key in file.files if key.startswith("weight:")}
-        return Start(file["images"], file["labels"], [str(name) for name in file["no_decay"]], weights)
+        return Start(file["images"], file["labels"], [str(name) for name in file["no_decay"]], weights, path)
 
 
 def tiny(case: Case, start: Start) -> tuple[Case, Start]:

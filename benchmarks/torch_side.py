@@ -20,11 +20,18 @@ MODELS = {"ViT": TorchViT, "Swin": TorchSwin}  # by the architecture's name
 
 
 class TorchSide:
-    """One model, its optimizer and its batch; `variant` is "sdpa" or "plain", with "compile " before it or not."""
+    """One model, its optimizer and its batch.
+
+    `variant` is "sdpa" or "plain"; before it "compile " for the compiler, and before that "bfloat16 " for products and
+    activations in bfloat16 by autocast, with weights and gradients in float32, as PyTorch recommends it.
+    """
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         torch.set_num_threads(threads)
         self.task, self.threads = case.task, threads
+        dtype = torch.bfloat16 if variant.startswith("bfloat16 ") else torch.float32
+        self.autocast = torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16)
+        variant = variant.removeprefix("bfloat16 ")
         kind = variant.removeprefix("compile ")
         self.model = MODELS[case.architecture.name](case.model, kind)
         if start.weights:
@@ -46,11 +53,12 @@ class TorchSide:
     def step(self) -> float:
         """One step of training, or one forward pass; returns the loss, or 0."""
         if self.optimizer is None:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.autocast:
                 self.call(self.images)
             return 0.0
         self.optimizer.zero_grad()
-        loss = self.call(self.images, self.labels)
+        with self.autocast:
+            loss = self.call(self.images, self.labels)
         loss.backward()
         self.optimizer.step()
         return loss.item()
@@ -58,10 +66,12 @@ class TorchSide:
     def outcome(self) -> dict[str, np.ndarray]:
         """What both sides must agree on before anything is timed: all gradients, or the logits."""
         if self.optimizer is None:
-            with torch.inference_mode():
-                return {"logits": self.call(self.images).numpy()}
+            with torch.inference_mode(), self.autocast:
+                return {"logits": self.call(self.images).float().numpy()}
         self.optimizer.zero_grad()
-        self.call(self.images, self.labels).backward()
+        with self.autocast:
+            loss = self.call(self.images, self.labels)
+        loss.backward()
         return {name: param.grad.numpy() for name, param in self.model.named_parameters()}
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Both sides run in processes of their own from the same weights and batch, agree 
     python benchmarks/vs_pytorch.py --case vit-s16 --quick
     python benchmarks/vs_pytorch.py --case swin-t --no-compile
     python benchmarks/vs_pytorch.py --infer --json out.json
+    python benchmarks/vs_pytorch.py --case vit-s16 --bfloat16   # PyTorch in bfloat16 as well, minivit in float32
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from cases import CASES, Case
 from turns import PAUSE, QUIET, TURN, Side, SideFailed, Variant, make_start, take_turns
 
 LOSS_AGREEMENT = 1e-3  # of the losses of the first steps, relative: the optimizers must agree as well
+HALF_AGREEMENT = 0.5  # of bfloat16, which has 2 to 3 digits: only gross errors show
 TRIAL_ROUNDS = 5
+COMPILED = 2  # processes that compile: one and the same program runs at one of two speeds, 110 or 160 ms the flagship
 # variables that make a library use other instructions than it would choose for this processor
 CHANGED_BY = ("MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "XLA_FLAGS")
 EAGER = (Variant("PyTorch", "sdpa"), Variant("PyTorch", "plain"))
@@ -48,13 +51,30 @@ class Comparison:
     def run(self) -> list[results.Row]:
         minivit = [self.open(variant) for variant in self.minivit]
         best, trials = self.pytorch_best()
+        if self.options.bfloat16:
+            return [*trials, *self.with_bfloat16(best, minivit)]
         rows = self.timed([best, *minivit])
         if self.options.memory:
             self.add_memory(rows)
         return [*trials, *rows]
 
-    def open(self, variant: Variant) -> Side:
-        """A side that has been checked and warmed up."""
+    def with_bfloat16(self, best: Side, minivit: list[Side]) -> list[results.Row]:
+        """PyTorch's best in float32, its best in bfloat16, and minivit's variants, which take turns."""
+        names = dict.fromkeys([*(variant.name for variant in EAGER), best.variant.name])
+        halves = [self.open(Variant("PyTorch", f"bfloat16 {name}"), HALF_AGREEMENT) for name in names]
+        half, trials = self.trial(halves, "trial")
+        rows = self.timed([best, half, *minivit])
+        for row in rows[2:]:
+            ratio = dict(row)
+            results.add_ratio(ratio, rows[1])
+            spread = "{:.2f} to {:.2f}".format(*ratio["ratio_quartiles"])
+            self.notes.append(
+                f"{self.case.name}, {row['side']} over {rows[1]['side']}: {ratio['ratio']:.2f} ({spread})"
+            )
+        return [*trials, *rows]
+
+    def open(self, variant: Variant, agreement: float | None = None) -> Side:
+        """A side that has been checked and warmed up; `agreement` stands for the case's."""
         side = self.stack.enter_context(closing(Side(self.case, variant, self.options.threads, self.start)))
         self.about[variant.library] = side.about = side.ask("build")
         path = self.folder / "outcome.npz"
@@ -66,7 +86,8 @@ class Comparison:
             self.reference = outcome, losses
         self.differences[variant] = largest_difference(outcome, self.reference[0])
         apart = np.abs(losses - self.reference[1]).max() / max(1e-30, np.abs(losses).max())
-        if not (self.differences[variant] <= self.case.architecture.agreement and apart <= LOSS_AGREEMENT):
+        gradients, loss = (self.case.architecture.agreement, LOSS_AGREEMENT) if agreement is None else (agreement,) * 2
+        if not (self.differences[variant] <= gradients and apart <= loss):
             raise SystemExit(
                 f"{self.case.name}: {variant} and {self.minivit[0]} do not compute the same, so no time is measured: "
                 f"gradients or logits {self.differences[variant]:.1e} apart, losses {apart:.1e}"
@@ -79,11 +100,11 @@ class Comparison:
         best, rows = self.trial(eager, "trial")
         if self.options.compile:
             try:
-                compiled = self.open(Variant("PyTorch", f"compile {best.variant.name}"))
+                compiled = [self.open(Variant("PyTorch", f"compile {best.variant.name}")) for _ in range(COMPILED)]
             except SideFailed as reason:
                 print(f"{self.case.name}: goes on without torch.compile, which failed:\n{reason}\n")
             else:
-                best, more = self.trial([best, compiled], "2nd trial")
+                best, more = self.trial([best, *compiled], "2nd trial")
                 rows += more
         return best, rows
 
@@ -180,6 +201,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="5 rounds of 3 steps, to see whether it runs")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
+    parser.add_argument("--bfloat16", action="store_true", help="PyTorch in bfloat16 beside float32")
     parser.add_argument("--json", type=Path, help="write everything to this file too")
     return parser
 

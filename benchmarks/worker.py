@@ -93,6 +93,10 @@ class Worker:
             from jax_side import JaxSide
 
             return JaxSide
+        if self.library in ("ONNX Runtime", "OpenVINO"):
+            import runtime_side
+
+            return {"ONNX Runtime": runtime_side.OnnxRuntimeSide, "OpenVINO": runtime_side.OpenVinoSide}[self.library]
         from minivit_side import MinivitSide
 
         return MinivitSide

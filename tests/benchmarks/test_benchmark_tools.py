@@ -22,12 +22,16 @@ from minivit.summary import Row, Summary, summary
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import all_cases
+import cases
 import compare_checkouts
 import gpu
 import products
 import profile_step
+import results
 import roofline
+import runtime_side
 import turns
+import vs_runtimes
 import worker
 from cases import CASES, SWIN, VIT, Case
 
@@ -460,3 +464,18 @@ def test_a_stage_that_fails_is_reported(tmp_path, monkeypatch):
     assert "error" in found or "card" in found
     assert (tmp_path / "machine.log").exists()
     assert gpu.run_stage("example", tmp_path, None) == {"skipped": "no --mnist folder"}
+
+
+def test_a_runtime_does_not_train_and_needs_its_file(tmp_path):
+    start = cases.Start(*cases.draw_batch(CASES["small"]), path=tmp_path / "start.npz")
+    with pytest.raises(ValueError, match="small trains"):
+        runtime_side.OnnxRuntimeSide(CASES["small"], start, 1, "default")
+    assert runtime_side.onnx_path(tmp_path / "start.npz") == tmp_path / "start.onnx"
+
+
+def test_minivit_is_compared_with_each_runtime():
+    mine, rival = (results.row("c", side, np.array([[t], [2 * t]]), 0.0) for side, t in (("minivit", 3.0), ("it", 2.0)))
+    comparison = object.__new__(vs_runtimes.WithRuntimes)
+    comparison.case = CASES["swin-t-b1"]
+    assert comparison.compared(mine, rival) == "swin-t-b1, minivit over it: 1.50 (1.50 to 1.50)"
+    assert mine["over"]["it"]["ratio"] == pytest.approx(1.5)
