@@ -25,7 +25,7 @@ def array_module(x: Any) -> Any:
 
 
 _moved: dict[tuple[Any, ...], tuple[Array, Array]] = {}  # constants of the host, with their copies on a GPU
-_MOST_MOVED = 1024  # a network has a few for each of its layers
+_MOST_MOVED = 1 << 28  # bytes, 256 MiB: many times what a network has; images of ever new sizes would fill a GPU
 
 
 def constant(array: Array, like: Array) -> Array:
@@ -42,8 +42,8 @@ def constant(array: Array, like: Array) -> Array:
     address = array.__array_interface__["data"][0]
     key = (xp, xp.cuda.Device().id, address, array.shape, array.strides, array.dtype)
     if key not in _moved:
-        if len(_moved) >= _MOST_MOVED:
-            _moved.pop(next(iter(_moved)))
+        while _moved and array.nbytes + sum(copy.nbytes for _, copy in _moved.values()) > _MOST_MOVED:
+            del _moved[next(iter(_moved))]
         _moved[key] = (array, xp.asarray(array))  # the host's array is kept too, so that its address stays its own
     return _moved[key][1]
 

@@ -108,3 +108,22 @@ def test_cupy_without_a_device_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
 
         monkeypatch.setattr(module.cuda, "is_available", broken)
         assert not gpu_available()
+
+
+def test_a_constant_moves_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from minivit import device as devices
+
+    table = np.arange(6.0).reshape(2, 3)
+    assert devices.constant(table, np.ones(1)) is table
+    with fake_cupy.installed() as module:
+        like = module.ones(1)
+        assert devices.constant(table, like) is not devices.constant(table, like)  # it may be written to meanwhile
+        table.setflags(write=False)
+        first = devices.constant(table, like)
+        assert devices.constant(table, like) is first and devices.constant(table[:1], like) is not first
+        np.testing.assert_array_equal(first.get(), table)
+        monkeypatch.setattr(devices, "_MOST_MOVED", 100)
+        other = np.zeros(10)
+        other.setflags(write=False)
+        devices.constant(other, like)  # 80 bytes: the table's 48 have to go
+        assert devices.constant(table, like) is not first
