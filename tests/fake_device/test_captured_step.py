@@ -34,15 +34,17 @@ def build(kind: str) -> Any:
         "noise": lambda: minivit.ViT(**NOISY, seed=1),
         "sincos": lambda: minivit.ViT(**VIT, pos_embed="sincos_2d", seed=1),
         "relative": lambda: minivit.ViT(**VIT, pos_embed="relative", seed=1),
+        "hybrid": lambda: minivit.ViT(**VIT | {"img_size": 16, "patch_size": 1, "resnet_layers": (1,)}, seed=1),
         "Swin": lambda: minivit.Swin(**SWIN, seed=1),
         "SwinV2": lambda: minivit.SwinV2(**SWIN, seed=1),
     }[kind]()
     return minivit.to_device(model, "gpu")
 
 
-def batches(count: int, size: int = 4) -> list[tuple[Any, Any]]:
+def batches(count: int, size: int = 4, side: int = 4) -> list[tuple[Any, Any]]:
     rng = np.random.default_rng(3)
-    return [(rng.standard_normal((size, 1, 4, 4)).astype("float32"), rng.integers(0, 3, size)) for _ in range(count)]
+    shape = (size, 1, side, side)
+    return [(rng.standard_normal(shape).astype("float32"), rng.integers(0, 3, size)) for _ in range(count)]
 
 
 def train(kind: str, device: Any, captured: bool) -> tuple[list[float], dict[str, Any]]:
@@ -50,7 +52,7 @@ def train(kind: str, device: Any, captured: bool) -> tuple[list[float], dict[str
     opt = optim.AdamW(model.parameters(), 1e-2)
     step: Any = parallel.CapturedStep(model) if captured else parallel.DataParallel(model, threads=1, shards=1)
     rng, losses = np.random.default_rng(5), []
-    for images, labels in batches(3):
+    for images, labels in batches(3, side=16 if kind == "hybrid" else 4):
         targets = np.eye(3, dtype="float32")[labels]  # as the captured step makes them
         opt.zero_grad()
         losses.append(float(step.loss_and_grad(device.put(images), targets, rng, label_smoothing=0.1)))
@@ -58,7 +60,7 @@ def train(kind: str, device: Any, captured: bool) -> tuple[list[float], dict[str
     return losses, {name: device.get(param.data) for name, param in model.parameters().items()}
 
 
-@pytest.mark.parametrize("kind", ["ViT", "noise", "sincos", "relative", "Swin", "SwinV2"])
+@pytest.mark.parametrize("kind", ["ViT", "noise", "sincos", "relative", "hybrid", "Swin", "SwinV2"])
 def test_a_captured_step_has_the_bits_of_the_uncaptured(kind: str, device: Any) -> None:
     expected_losses, expected = train(kind, device, captured=False)
     losses, found = train(kind, device, captured=True)

@@ -64,6 +64,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gelu": (F.gelu, (5 * normal(3, 300),)),
     "embedding": (F.embedding, (np.array([[3, 0, 3], [1, 3, 0]]), normal(5, 4))),
     "patch_embed": (F.patch_embed, (normal(2, 3, 8, 8), normal(5, 3, 4, 4), normal(5))),
+    "conv2d": (F.conv2d, (normal(2, 3, 7, 6), normal(4, 3, 3, 3), normal(4))),
     "relative_position_bias": (F.relative_position_bias, (normal(25, 2), F.relative_position_index(3))),
     "continuous_position_table": (
         F.continuous_position_table,
