@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from minivit.models.resnet import map_size
 from minivit.nn.init import dtype_of
+from minivit.nn.window_attention import shrunk_window
 from minivit.sizes import Size, pair
 
 P = ParamSpec("P")
@@ -57,6 +58,20 @@ def patch_grid(config: dict[str, Any], size: Any = None) -> Size:
     image, layers = pair(config["img_size"] if size is None else size), config.get("resnet_layers")
     cut, patch = image if layers is None else map_size(image, layers), pair(config["patch_size"])
     return -(-cut[0] // patch[0]), -(-cut[1] // patch[1])
+
+
+def stage_grids(config: dict[str, Any]) -> list[Size]:
+    """The map (H, W) of each stage of a Swin, for the image that it was built for: each merging rounds up."""
+    grids = [patch_grid(config)]
+    while len(grids) < len(config["depths"]):
+        grids.append((-(-grids[-1][0] // 2), -(-grids[-1][1] // 2)))
+    return grids
+
+
+def stage_windows(config: dict[str, Any]) -> list[Size]:
+    """The window (Mh, Mw) that each stage of a Swin is built with."""
+    window = pair(config["window_size"])
+    return [shrunk_window(window, grid, config["covered"]) for grid in stage_grids(config)]
 
 
 def check_rates(options: Any) -> None:

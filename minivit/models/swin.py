@@ -16,7 +16,7 @@ import numpy as np
 from minivit.models.embedding import MapTokens
 from minivit.models.heads import Classifier, Pool
 from minivit.models.model import Model
-from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size
+from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size, stage_windows
 from minivit.models.positions import AbsolutePositions
 from minivit.nn import (
     Block,
@@ -180,7 +180,7 @@ class Swin(Model):
     def _build(self, o: SwinOptions) -> None:
         self.config, self.num_classes = o.config(), o.num_classes
         rng, dtype = as_generator(o.seed), dtype_of(o.dtype)
-        dim, grid = o.embed_dim, patch_grid(self.config)
+        dim, windows = o.embed_dim, stage_windows(self.config)
         patch_embed = PatchEmbed(
             pair(o.patch_size),
             o.in_chans,
@@ -189,7 +189,7 @@ class Swin(Model):
             dtype=dtype,
             seed=rng,
         )
-        positions = AbsolutePositions(grid, dim, dtype, rng) if o.ape else None
+        positions = AbsolutePositions(patch_grid(self.config), dim, dtype, rng) if o.ape else None
         self.embed = MapTokens(partial(patch_grid, self.config), patch_embed, positions, o.pos_drop_rate)
         self.layers: list[Stage] = []
         rates = iter(np.linspace(0, o.drop_path_rate, sum(o.depths)).tolist())
@@ -197,21 +197,21 @@ class Swin(Model):
             merging = None
             if number:
                 merging = PatchMerging(dim, post_norm=self.post_norm, norm_eps=o.norm_eps, dtype=dtype, seed=rng)
-                dim, grid = 2 * dim, (-(-grid[0] // 2), -(-grid[1] // 2))
-            blocks = [self._block(o, number, index, grid, dim, next(rates), rng) for index in range(depth)]
+                dim = 2 * dim
+            window = windows[number]
+            blocks = [self._block(o, number, index, window, dim, next(rates), rng) for index in range(depth)]
             self.layers.append(Stage(merging, blocks))
         self.norm = LayerNorm(dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, 0)
         self.head = Classifier(dim, o.num_classes, o.drop_rate, dtype, rng) if o.num_classes else None
 
-    def _block(self, o: SwinOptions, stage: int, index: int, grid: Size, dim: int, drop_path: float, rng: Rng) -> Block:
-        wh, ww = pair(o.window_size)
-        if o.covered in ("shrink", "shrink_both"):
-            wh, ww = min(wh, grid[0]), min(ww, grid[1])
-        shift = (wh // 2, ww // 2) if index % 2 else (0, 0)
-        attention = self._attention(o, stage, dim, (wh, ww), rng)
+    def _block(
+        self, o: SwinOptions, stage: int, index: int, window: Size, dim: int, drop_path: float, rng: Rng
+    ) -> Block:
+        shift = (window[0] // 2, window[1] // 2) if index % 2 else (0, 0)
+        attention = self._attention(o, stage, dim, window, rng)
         windows = ShiftedWindows(
-            attention, (wh, ww), shift, mask_padding=o.mask_padding, covered=o.covered, pad_first=o.pad_first
+            attention, window, shift, mask_padding=o.mask_padding, covered=o.covered, pad_first=o.pad_first
         )
         hidden = int(dim * o.mlp_ratio)
         mlp = Mlp(dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)

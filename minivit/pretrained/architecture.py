@@ -7,21 +7,30 @@ published size of the same widths, or from the convention of that family.
 from __future__ import annotations
 
 import re
-from math import gcd, isqrt
+from collections.abc import Sequence
+from math import gcd, isqrt, prod
 from typing import Any
 
+import numpy as np
+
+from minivit import functional as F
 from minivit.models import configs
-from minivit.models.options import patch_grid
+from minivit.models.options import patch_grid, stage_windows
 from minivit.models.resnet import reduction
 from minivit.protocol import Array
-from minivit.sizes import pair
+from minivit.sizes import Size, pair
 
 Shapes = dict[str, tuple[int, ...]]
 Arguments = dict[str, Any]
 
 
 def arguments(
-    model: str, arrays: dict[str, Array], config: Arguments, buffers: dict[str, Array], image: Any = None
+    model: str,
+    arrays: dict[str, Array],
+    config: Arguments,
+    buffers: dict[str, Array],
+    settings: Arguments,
+    requested: Arguments,
 ) -> Arguments:
     """The arguments of the class `model` that fit.
 
@@ -30,7 +39,9 @@ def arguments(
         arrays: under our names.
         config: the arguments that config.json beside the file gives; see `config_json.py`.
         buffers: the tables that came with the file and are not learned, under our names.
-        image: the size that was asked for, which decides where nothing else tells a grid that is not square.
+        settings: arguments by which its source differs; see `profiles.py`.
+        requested: arguments that were asked for; their img_size and window_size decide where nothing else tells the
+            sides of a grid or window.
 
     Raises:
         ValueError: if the arrays make no such model.
@@ -40,7 +51,10 @@ def arguments(
     if empty:
         raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")
     try:
-        found = _vit(shapes, config, image) if model == "ViT" else _swin(model, shapes, config, buffers)
+        if model == "ViT":
+            found = _vit(shapes, config, requested.get("img_size"))
+        else:
+            found = _swin(model, shapes, config, buffers, settings, requested)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else f"an array of other axes ({error})"
         raise ValueError(f"{what}: check where it came from") from None
@@ -79,9 +93,9 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
     }
     if "pos_embed" in shapes:
-        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, config.get("img_size"), image)
-    elif "img_size" in config:
-        found["img_size"] = config["img_size"]
+        found["img_size"] = _image("pos_embed", shapes["pos_embed"][1] - prefix, found, config, image)
+    else:
+        found |= _named_image(config)
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
         raise ValueError(
             "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
@@ -117,18 +131,32 @@ def _stem(shapes: Shapes) -> Arguments:
     return {"resnet_layers": layers, "resnet_width": root[0], "resnet_groups": groups, "in_chans": root[1]}
 
 
-def _image(places: int, found: Arguments, *sizes: Any) -> Any:
-    """The image that a table of so many places belongs to: a size that was named, if it fits, else a square."""
-    for size in sizes:
-        if size is not None:
-            rows, columns = patch_grid(found, size)
-            if rows * columns == places:
-                return size
-    side = isqrt(places)
-    if side * side != places:
-        raise ValueError(f"pos_embed has {places} places, which make no square: say img_size=(H, W)")
+def _image(name: str, count: int, found: Arguments, config: Arguments, requested: Any) -> Any:
+    """The image that a table of so many positions belongs to: config.json's, a square, or what was asked for."""
+
+    def fits(size: Any) -> bool:
+        return size is not None and prod(patch_grid(found, size)) == count
+
+    said = config.get("img_size")
+    if said is not None and not fits(said):
+        rows, columns = patch_grid(found, said)
+        raise ValueError(
+            f"config.json says img_size={said!r:.60}, a grid of {rows}x{columns}, and {name} has {count} positions: it "
+            "belongs to another file. Remove it, or fetch both again"
+        )
+    side = isqrt(count)
     step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
-    return _short(tuple(side * length * step for length in pair(found["patch_size"])))
+    square = _short(tuple(side * length * step for length in pair(found["patch_size"])))
+    for size in (said, config.get("input_size"), square, requested):
+        if fits(size):
+            return size
+    raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
+
+
+def _named_image(config: Arguments) -> Arguments:
+    """The image size that config.json names, where no table contradicts it."""
+    sizes = [config[name] for name in ("img_size", "input_size") if name in config]
+    return {"img_size": sizes[0]} if sizes else {}
 
 
 def _vit_heads(found: Arguments) -> int:
@@ -140,7 +168,14 @@ def _vit_heads(found: Arguments) -> int:
     return max(1, found["embed_dim"] // 64)  # the width of a head in every published ViT
 
 
-def _swin(model: str, shapes: Shapes, config: Arguments, buffers: dict[str, Array]) -> Arguments:
+def _swin(
+    model: str,
+    shapes: Shapes,
+    config: Arguments,
+    buffers: dict[str, Array],
+    settings: Arguments,
+    requested: Arguments,
+) -> Arguments:
     stages = _count(shapes, r"layers\.(\d+)\.")
     depths = tuple(_count(shapes, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
     dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
@@ -158,20 +193,12 @@ def _swin(model: str, shapes: Shapes, config: Arguments, buffers: dict[str, Arra
         "ape": "absolute_pos_embed" in shapes,
         "allow_odd_depths": any(depth % 2 for depth in depths),
     }
-    windows = [_window(shapes, buffers, stage, config) for stage in range(stages)]
-    if windows[0]:
-        found["window_size"] = max((window for window in windows if window), key=lambda window: pair(window))
-        # a window that shrank in the last stage is that stage's map; else each published model's last map is one window
-        last = pair(windows[-1] or windows[0])
-        found["img_size"] = _masked_image(buffers, windows, patch) or _short(
-            tuple(side * patch * 2 ** (stages - 1) for side in last)
-        )
-    elif "window_size" in config:
-        found["window_size"] = config["window_size"]
     if "absolute_pos_embed" in shapes:
-        found["img_size"] = _image(shapes["absolute_pos_embed"][1], found, config.get("img_size"))
-    elif "img_size" in config:
-        found["img_size"] = config["img_size"]
+        count = shapes["absolute_pos_embed"][1]
+        found["img_size"] = _image("absolute_pos_embed", count, found, config, requested.get("img_size"))
+    named = zip(*(_named_windows(shapes, {**settings, **found}, sizes) for sizes in (config, requested)))
+    windows = [_window(shapes, buffers, stage, *sizes) for stage, sizes in enumerate(named)]
+    found |= _sizes(windows, found, config, buffers, settings)
     if model == "SwinV2":
         found["cpb_hidden"] = shapes[f"{first}.attn.cpb_mlp.0.weight"][0]
         trained = tuple(_trained_window(buffers, stage) for stage in range(stages))
@@ -185,28 +212,112 @@ def _swin_heads(shapes: Shapes, stage: int) -> int:
     return table[1] if table else shapes[f"{attention}.logit_scale"][0]
 
 
-def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, config: Arguments) -> Any:
-    """The window of a stage: a table has (2Mh-1)(2Mw-1) rows, an index (Mh Mw)^2; v2's MLP knows no window."""
+def _named_windows(shapes: Shapes, made: Arguments, sizes: Arguments) -> Sequence[Size | None]:
+    """The window of each stage by the window and the image that somebody named."""
+    first = shapes.get("layers.0.blocks.0.attn.relative_position_bias_table")
+    window = sizes.get("window_size") or (first and _square_window(first[0]))
+    image = sizes.get("img_size", sizes.get("input_size", made.get("img_size")))
+    if window is None or image is None:
+        return [pair(window) if window else None] * len(made["depths"])
+    return stage_windows({"covered": "shrink", **made, "window_size": window, "img_size": image})
+
+
+def _square_window(rows: int) -> Size | None:
+    side = isqrt(rows)
+    return ((side + 1) // 2, (side + 1) // 2) if side * side == rows else None
+
+
+def _window(
+    shapes: Shapes, buffers: dict[str, Array], stage: int, said: Size | None, requested: Size | None
+) -> Size | None:
+    """The window of a stage: an index (N, N) shows it, a table has (2Mh-1)(2Mw-1) rows; v2's MLP knows no window.
+
+    Args:
+        said: by config.json.
+        requested: as was asked for, where neither of these tells.
+    """
     attention = f"layers.{stage}.blocks.0.attn"
-    table = shapes.get(f"{attention}.relative_position_bias_table")
-    if table:
-        rows, columns = (2 * side - 1 for side in pair(config.get("window_size", 0)))
-        if rows * columns == table[0]:
-            return config["window_size"]
-        side = isqrt(table[0])
-        if side * side != table[0]:
-            raise ValueError(f"{attention} has a table of {table[0]} offsets, which is of no square window")
-        return (side + 1) // 2
     index = buffers.get(f"{attention}.relative_position_index")
-    return isqrt(isqrt(index.size)) if index is not None else None
+    if index is not None:
+        return _indexed_window(attention, index)
+    table = shapes.get(f"{attention}.relative_position_bias_table")
+    if table is None:
+        return None
+
+    for window in (said, _square_window(table[0]), requested):
+        if window is not None and prod(2 * side - 1 for side in window) == table[0]:
+            return window
+    raise ValueError(
+        f"{attention} has a table of {table[0]} offsets, which is of no square window: say window_size=(Mh, Mw), "
+        "and img_size=(H, W) if the window covers the map"
+    )
 
 
-def _masked_image(buffers: dict[str, Array], windows: list[Any], patch: int) -> int | None:
-    """The side of the image, found by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW."""
-    for stage, window in enumerate(windows):
+def _indexed_window(attention: str, index: Array) -> Size:
+    """The window whose index this is: in its first row, numbers fall by 1 from pixel to pixel of a line."""
+    count = isqrt(index.size)
+    first = index.reshape(-1)[:count].tolist()
+    columns = next((k for k in range(1, count) if first[k - 1] - first[k] != 1), max(count, 1))
+    window = (count // columns, columns)
+    if prod(window) != count or not np.array_equal(index.reshape(-1), F.relative_position_index(window).reshape(-1)):
+        raise ValueError(f"{attention}.relative_position_index reads the table in another order than Swin's")
+    return window
+
+
+def _sizes(
+    windows: list[Size | None], found: Arguments, config: Arguments, buffers: dict[str, Array], settings: Arguments
+) -> Arguments:
+    """window_size and img_size that make the windows of all stages.
+
+    Raises:
+        ValueError: if none do.
+    """
+    known = [window for window in windows if window]
+    if len(known) < len(windows):
+        size = config.get("window_size", config.get("usual_window"))
+        image = {} if "img_size" in found else _named_image(config)
+        return image | ({} if size is None else {"window_size": size})
+    size = config.get("window_size", _short((max(rows for rows, _ in known), max(columns for _, columns in known))))
+    said = [found.get("img_size"), config.get("img_size"), _masked_image(buffers, known, found)]
+    images = [each for each in said if each is not None][:1]
+    images = images or [config.get("input_size"), _image_of(known, size, found)]
+    for image in images:
+        made = {"window_size": size, "img_size": image}
+        if image is not None and stage_windows({"covered": "shrink", **settings, **found, **made}) == known:
+            return made
+    raise ValueError(
+        f"its stages have windows of {', '.join(f'{rows}x{columns}' for rows, columns in known)}, which a model with "
+        f"window_size={size!r:.60} and img_size={images[-1]!r:.60} has not: if config.json says so, it belongs to "
+        "another file"
+    )
+
+
+def _image_of(windows: list[Size], size: Any, found: Arguments) -> Any:
+    """An image on which the stages have these windows: one that is smaller than `size` covers its map.
+
+    Where none is, the last map is one window, as in each published model.
+    """
+    sides = []
+    for axis, whole in enumerate(pair(size)):
+        covering = [window[axis] * 2**stage for stage, window in enumerate(windows) if window[axis] < whole]
+        side = min(covering, default=windows[-1][axis] * 2 ** (len(windows) - 1))
+        sides.append(side * pair(found["patch_size"])[axis])
+    return _short(tuple(sides))
+
+
+def _masked_image(buffers: dict[str, Array], windows: list[Size], found: Arguments) -> Any:
+    """The image, found by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW windows."""
+    for stage, (height, width) in enumerate(windows):
         mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
-        if mask is not None and mask.ndim == 3 and isinstance(window, int):
-            return int(isqrt(len(mask)) * window * patch * 2**stage)
+        if mask is None or mask.ndim != 3:
+            continue
+        grids = [(rows * height, len(mask) // rows * width) for rows in range(1, len(mask) + 1) if not len(mask) % rows]
+        shift = (height // 2, width // 2)
+        masks = [(grid, F.shift_mask(grid, (height, width), shift)) for grid in grids]
+        same = [grid for grid, made in masks if made is not None and np.array_equal(made, mask == 0)]
+        side = isqrt(len(mask))
+        grid = same[0] if same else (side * height, side * width)
+        return _short(tuple(length * patch * 2**stage for length, patch in zip(grid, pair(found["patch_size"]))))
     return None
 
 
