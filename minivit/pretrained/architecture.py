@@ -7,18 +7,15 @@ published size of the same widths, or from the convention of that family.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from math import gcd, isqrt, prod
 from typing import Any
 
-import numpy as np
-
-from minivit import functional as F
 from minivit.models import configs
-from minivit.models.options import patch_grid, stage_windows
+from minivit.models.options import patch_grid
 from minivit.models.resnet import reduction
+from minivit.pretrained.windows import trained_windows, window_sizes
 from minivit.protocol import Array
-from minivit.sizes import Size, pair
+from minivit.sizes import pair, short
 
 Shapes = dict[str, tuple[int, ...]]
 Arguments = dict[str, Any]
@@ -77,7 +74,7 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     behind = "fc_norm.weight" in shapes
     found: Arguments = {
-        "patch_size": _short((height, width)),
+        "patch_size": short((height, width)),
         "in_chans": channels,
         **_stem(shapes),
         "embed_dim": dim,
@@ -94,8 +91,8 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
     }
     if "pos_embed" in shapes:
         found["img_size"] = _image("pos_embed", shapes["pos_embed"][1] - prefix, found, config, image)
-    else:
-        found |= _named_image(config)
+    elif "img_size" in config or "input_size" in config:
+        found["img_size"] = config.get("img_size", config.get("input_size"))
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
         raise ValueError(
             "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
@@ -146,17 +143,11 @@ def _image(name: str, count: int, found: Arguments, config: Arguments, requested
         )
     side = isqrt(count)
     step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
-    square = _short(tuple(side * length * step for length in pair(found["patch_size"])))
+    square = short(side * length * step for length in pair(found["patch_size"]))
     for size in (said, config.get("input_size"), square, requested):
         if fits(size):
             return size
     raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
-
-
-def _named_image(config: Arguments) -> Arguments:
-    """The image size that config.json names, where no table contradicts it."""
-    sizes = [config[name] for name in ("img_size", "input_size") if name in config]
-    return {"img_size": sizes[0]} if sizes else {}
 
 
 def _vit_heads(found: Arguments) -> int:
@@ -182,7 +173,7 @@ def _swin(
     head = shapes.get("head.fc.weight")
     first = "layers.0.blocks.0"
     found: Arguments = {
-        "patch_size": _short(shapes["patch_embed.proj.weight"][2:]),
+        "patch_size": short(shapes["patch_embed.proj.weight"][2:]),
         "in_chans": channels,
         "embed_dim": dim,
         "depths": depths,
@@ -196,13 +187,14 @@ def _swin(
     if "absolute_pos_embed" in shapes:
         count = shapes["absolute_pos_embed"][1]
         found["img_size"] = _image("absolute_pos_embed", count, found, config, requested.get("img_size"))
-    named = zip(*(_named_windows(shapes, {**settings, **found}, sizes) for sizes in (config, requested)))
-    windows = [_window(shapes, buffers, stage, *sizes) for stage, sizes in enumerate(named)]
-    found |= _sizes(windows, found, config, buffers, settings)
+    names = (f"layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(stages))
+    tables = [shapes[name][0] if name in shapes else None for name in names]
+    found |= window_sizes(tables, found, config, buffers, settings, requested)
     if model == "SwinV2":
         found["cpb_hidden"] = shapes[f"{first}.attn.cpb_mlp.0.weight"][0]
-        trained = tuple(_trained_window(buffers, stage) for stage in range(stages))
-        found["pretrained_window_sizes"] = config.get("pretrained_window_sizes", trained)[:stages]
+        found["pretrained_window_sizes"] = config.get("pretrained_window_sizes", trained_windows(buffers, stages))[
+            :stages
+        ]
     return found
 
 
@@ -212,135 +204,9 @@ def _swin_heads(shapes: Shapes, stage: int) -> int:
     return table[1] if table else shapes[f"{attention}.logit_scale"][0]
 
 
-def _named_windows(shapes: Shapes, made: Arguments, sizes: Arguments) -> Sequence[Size | None]:
-    """The window of each stage by the window and the image that somebody named."""
-    first = shapes.get("layers.0.blocks.0.attn.relative_position_bias_table")
-    window = sizes.get("window_size") or (first and _square_window(first[0]))
-    image = sizes.get("img_size", sizes.get("input_size", made.get("img_size")))
-    if window is None or image is None:
-        return [pair(window) if window else None] * len(made["depths"])
-    return stage_windows({"covered": "shrink", **made, "window_size": window, "img_size": image})
-
-
-def _square_window(rows: int) -> Size | None:
-    side = isqrt(rows)
-    return ((side + 1) // 2, (side + 1) // 2) if side * side == rows else None
-
-
-def _window(
-    shapes: Shapes, buffers: dict[str, Array], stage: int, said: Size | None, requested: Size | None
-) -> Size | None:
-    """The window of a stage: an index (N, N) shows it, a table has (2Mh-1)(2Mw-1) rows; v2's MLP knows no window.
-
-    Args:
-        said: by config.json.
-        requested: as was asked for, where neither of these tells.
-    """
-    attention = f"layers.{stage}.blocks.0.attn"
-    index = buffers.get(f"{attention}.relative_position_index")
-    if index is not None:
-        return _indexed_window(attention, index)
-    table = shapes.get(f"{attention}.relative_position_bias_table")
-    if table is None:
-        return None
-
-    for window in (said, _square_window(table[0]), requested):
-        if window is not None and prod(2 * side - 1 for side in window) == table[0]:
-            return window
-    raise ValueError(
-        f"{attention} has a table of {table[0]} offsets, which is of no square window: say window_size=(Mh, Mw), "
-        "and img_size=(H, W) if the window covers the map"
-    )
-
-
-def _indexed_window(attention: str, index: Array) -> Size:
-    """The window whose index this is: in its first row, numbers fall by 1 from pixel to pixel of a line."""
-    count = isqrt(index.size)
-    first = index.reshape(-1)[:count].tolist()
-    columns = next((k for k in range(1, count) if first[k - 1] - first[k] != 1), max(count, 1))
-    window = (count // columns, columns)
-    if prod(window) != count or not np.array_equal(index.reshape(-1), F.relative_position_index(window).reshape(-1)):
-        raise ValueError(f"{attention}.relative_position_index reads the table in another order than Swin's")
-    return window
-
-
-def _sizes(
-    windows: list[Size | None], found: Arguments, config: Arguments, buffers: dict[str, Array], settings: Arguments
-) -> Arguments:
-    """window_size and img_size that make the windows of all stages.
-
-    Raises:
-        ValueError: if none do.
-    """
-    known = [window for window in windows if window]
-    if len(known) < len(windows):
-        size = config.get("window_size", config.get("usual_window"))
-        image = {} if "img_size" in found else _named_image(config)
-        return image | ({} if size is None else {"window_size": size})
-    size = config.get("window_size", _short((max(rows for rows, _ in known), max(columns for _, columns in known))))
-    said = [found.get("img_size"), config.get("img_size"), _masked_image(buffers, known, found)]
-    images = [each for each in said if each is not None][:1]
-    images = images or [config.get("input_size"), _image_of(known, size, found)]
-    for image in images:
-        made = {"window_size": size, "img_size": image}
-        if image is not None and stage_windows({"covered": "shrink", **settings, **found, **made}) == known:
-            return made
-    raise ValueError(
-        f"its stages have windows of {', '.join(f'{rows}x{columns}' for rows, columns in known)}, which a model with "
-        f"window_size={size!r:.60} and img_size={images[-1]!r:.60} has not: if config.json says so, it belongs to "
-        "another file"
-    )
-
-
-def _image_of(windows: list[Size], size: Any, found: Arguments) -> Any:
-    """An image on which the stages have these windows: one that is smaller than `size` covers its map.
-
-    Where none is, the last map is one window, as in each published model.
-    """
-    sides = []
-    for axis, whole in enumerate(pair(size)):
-        covering = [window[axis] * 2**stage for stage, window in enumerate(windows) if window[axis] < whole]
-        side = min(covering, default=windows[-1][axis] * 2 ** (len(windows) - 1))
-        sides.append(side * pair(found["patch_size"])[axis])
-    return _short(tuple(sides))
-
-
-def _masked_image(buffers: dict[str, Array], windows: list[Size], found: Arguments) -> Any:
-    """The image, found by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW windows."""
-    for stage, (height, width) in enumerate(windows):
-        mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
-        if mask is None or mask.ndim != 3:
-            continue
-        grids = [(rows * height, len(mask) // rows * width) for rows in range(1, len(mask) + 1) if not len(mask) % rows]
-        shift = (height // 2, width // 2)
-        masks = [(grid, F.shift_mask(grid, (height, width), shift)) for grid in grids]
-        same = [grid for grid, made in masks if made is not None and np.array_equal(made, mask == 0)]
-        side = isqrt(len(mask))
-        grid = same[0] if same else (side * height, side * width)
-        return _short(tuple(length * patch * 2**stage for length, patch in zip(grid, pair(found["patch_size"]))))
-    return None
-
-
-def _trained_window(buffers: dict[str, Array], stage: int) -> int:
-    """The window P that a stage of v2 was trained with, 0 where that is its own: Microsoft's files keep the offsets.
-
-    The largest is t = log2(8 (M-1)/(P-1) + 1) / 3 for a window of M, so P = 1 + 8 (M-1) / (8^t - 1).
-    """
-    table = buffers.get(f"layers.{stage}.blocks.0.attn.relative_coords_table")
-    if table is None or not table.size or not 0 < table.max() < 10:
-        return 0
-    window = (isqrt(table.size // 2) + 1) // 2
-    trained = round(1 + 8 * (window - 1) / (8.0 ** float(table.max()) - 1))
-    return 0 if trained == window else trained
-
-
 def _count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number at a place of the names."""
     count = 1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1)
     if count > len(shapes):
         raise ValueError(f"{len(shapes)} arrays cannot make {count} blocks: check where it came from")
     return count
-
-
-def _short(size: tuple[int, ...]) -> Any:
-    return size[0] if size[0] == size[1] else tuple(size)

@@ -14,6 +14,7 @@ from minivit.pretrained import architecture
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
+from minivit.pretrained.windows import untold
 from minivit.sizes import pair
 
 # what a file can bring about whose names are right and whose shapes or settings make no sense
@@ -29,12 +30,14 @@ class Plan:
         stored: the arguments that the file was stored with.
         arguments: those of the model to build: the stored ones, and what was asked for.
         profile: how its source computes, one of `PROFILES`.
+        assumed: arguments that decide how the model computes and that nothing tells.
     """
 
     kind: Any
     stored: dict[str, Any]
     arguments: dict[str, Any]
     profile: str
+    assumed: list[str]
 
 
 def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, Any] | None = None) -> Plan:
@@ -55,7 +58,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         raise CheckpointError(f"{found.weights.config_fault}. It decides how the model computes: mend it, or remove it")
     try:
         if found.layout is None:
-            chosen, stored = profile or "timm", _own(found.weights.content["config"])
+            chosen, stored, assumed = profile or "timm", _own(found.weights.content["config"]), list[str]()
         else:
             chosen = profile or found.source
             config = options_of(found.weights.config)
@@ -63,11 +66,28 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
             check_same_model(found.weights.config, found.model, read)
             stored = {**_defaults(kind), **settings, **read}
-        return Plan(kind, stored, {**stored, **requested, **_trained_windows(kind, stored, requested)}, chosen)
+            assumed = untold(found.model, read, config, found.buffers, requested)
+            if profile is None and found.source == "wzmiaomiao":
+                _check_one_reading(read)
+        arguments = {**stored, **requested, **_trained_windows(kind, stored, requested)}
+        return Plan(kind, stored, arguments, chosen, assumed)
     except NO_MODEL as error:
         raise CheckpointError(
             f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: {error}"
         ) from None
+
+
+def _check_one_reading(read: dict[str, Any]) -> None:
+    """Refuse a Swin without masks that may be Microsoft's, with a window that covers every map that has shifted blocks.
+
+    Maps halve from stage to stage, so equal windows of two such stages cannot both cover theirs.
+    """
+    shifted = [depth for depth in read.get("depths", ()) if depth > 1]
+    if len(shifted) == 1 and max(pair(read["window_size"])) > 1:
+        raise ValueError(
+            "it has no masks, so it may be WZMIAOMIAO's, or Microsoft's with a window that covers the map, and the two "
+            "shift differently: say profile='wzmiaomiao' or profile='microsoft'"
+        )
 
 
 def _own(config: dict[str, Any]) -> dict[str, Any]:
