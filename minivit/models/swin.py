@@ -16,7 +16,16 @@ import numpy as np
 from minivit.models.embedding import MapTokens
 from minivit.models.heads import Classifier, Pool
 from minivit.models.model import Model
-from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size, stage_windows
+from minivit.models.options import (
+    Options,
+    built_from,
+    check_partial_patches,
+    check_rates,
+    check_whole,
+    patch_grid,
+    plain_size,
+    stage_windows,
+)
 from minivit.models.positions import AbsolutePositions
 from minivit.nn import (
     Block,
@@ -63,6 +72,7 @@ class SwinOptions(Options):
     mask_padding: bool = False
     covered: str = "shrink"
     pad_first: bool = True
+    partial_patches: str = "pad"
     allow_odd_depths: bool = False
     dtype: Any = "float32"
     seed: Any = 0
@@ -73,6 +83,7 @@ class SwinOptions(Options):
         for name in ("img_size", "patch_size", "window_size"):
             if min(pair(getattr(self, name))) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_partial_patches(self, "pad", "drop")
         check_rates(self)
         check_whole(self, embed_dim=1, in_chans=1, num_classes=0)
         if self.global_pool != "avg":
@@ -138,9 +149,9 @@ class Stage(Chain):
 class Swin(Model):
     """Images (B, C, H, W) -> logits (B, K).
 
-    Any image size passes, whatever the model was built for: images are padded to whole patches, maps to whole windows
-    and to even sides where they merge. `img_size` decides only where a window covers the map and so shrinks, as it
-    does in the last stage of a small image.
+    Any image size passes, whatever the model was built for: images are padded to whole patches (or cut, see
+    `partial_patches`), maps to whole windows and to even sides where they merge. `img_size` decides only where a window
+    covers the map and so shrinks, as it does in the last stage of a small image.
 
     Args (timm's names where timm has them):
         img_size: int or (H, W).
@@ -166,6 +177,8 @@ class Swin(Model):
         covered: what a window does that covers the map, "shrink", "shrink_both", "stay" or "shift"; see
             `nn.ShiftedWindows`. Projects differ, and it shows on images whose maps windows do not divide.
         pad_first: pad maps before they are rolled; timm pads after.
+        partial_patches: "pad" images with zeros to whole patches, or "drop" the pixels at the right and bottom that
+            fill none, as timm, torchvision and Microsoft do.
         allow_odd_depths: see `depths`.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.

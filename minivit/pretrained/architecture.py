@@ -91,6 +91,9 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
     }
     if "pos_embed" in shapes:
         found["img_size"] = _image("pos_embed", shapes["pos_embed"][1] - prefix, found, config, image)
+        sides = zip(pair(found["img_size"]), pair(found["patch_size"]))
+        if "resnet_layers" not in found and any(side % patch for side, patch in sides):
+            found["partial_patches"] = "drop"
     elif "img_size" in config or "input_size" in config:
         found["img_size"] = config.get("img_size", config.get("input_size"))
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
@@ -131,12 +134,15 @@ def _stem(shapes: Shapes) -> Arguments:
 def _image(name: str, count: int, found: Arguments, config: Arguments, requested: Any) -> Any:
     """The image that a table of so many positions belongs to: config.json's, a square, or what was asked for."""
 
-    def fits(size: Any) -> bool:
-        return size is not None and prod(patch_grid(found, size)) == count
+    # every other project drops partial patches, or has none
+    dropping = {**found, "partial_patches": found.get("partial_patches", "drop")}
+
+    def fits(size: Any, grid: Arguments) -> bool:
+        return size is not None and prod(patch_grid(grid, size)) == count
 
     said = config.get("img_size")
-    if said is not None and not fits(said):
-        rows, columns = patch_grid(found, said)
+    if said is not None and not fits(said, dropping):
+        rows, columns = patch_grid(dropping, said)
         raise ValueError(
             f"config.json says img_size={said!r:.60}, a grid of {rows}x{columns}, and {name} has {count} positions: it "
             "belongs to another file. Remove it, or fetch both again"
@@ -144,8 +150,8 @@ def _image(name: str, count: int, found: Arguments, config: Arguments, requested
     side = isqrt(count)
     step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
     square = short(side * length * step for length in pair(found["patch_size"]))
-    for size in (said, config.get("input_size"), square, requested):
-        if fits(size):
+    for size, grid in ((said, dropping), (config.get("input_size"), dropping), (square, found), (requested, found)):
+        if fits(size, grid):
             return size
     raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
 
@@ -186,7 +192,8 @@ def _swin(
     }
     if "absolute_pos_embed" in shapes:
         count = shapes["absolute_pos_embed"][1]
-        found["img_size"] = _image("absolute_pos_embed", count, found, config, requested.get("img_size"))
+        known = {"partial_patches": "pad", **settings, **found}
+        found["img_size"] = _image("absolute_pos_embed", count, known, config, requested.get("img_size"))
     names = (f"layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(stages))
     tables = [shapes[name][0] if name in shapes else None for name in names]
     found |= window_sizes(tables, found, config, buffers, settings, requested)
