@@ -464,6 +464,7 @@ MODELS = [
     _model("ViT_average", global_pool="avg", class_token=False),
     _model("ViT_average_with_class_token", global_pool="avg"),
     _model("ViT_distilled", distilled=True),
+    _model("ViT_distilled_features", distilled=True, num_classes=0),
     _model("ViT_pre_logits", representation_size=3),
     _model("ViT_features", num_classes=0),
     _model("ViT_patch_norm", patch_norm=True, gelu="tanh"),

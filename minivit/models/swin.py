@@ -126,12 +126,13 @@ class SwinV2Options(SwinOptions):
 
     img_size: int | Size = 256
     window_size: int | Size = 8
-    pretrained_window_sizes: tuple[int | Size, ...] | None = None
+    pretrained_window_sizes: int | tuple[int | Size, ...] | None = None
     cpb_hidden: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        windows: Any = (0,) * len(self.depths) if self.pretrained_window_sizes is None else self.pretrained_window_sizes
+        windows: Any = self.pretrained_window_sizes or 0
+        windows = (windows,) * len(self.depths) if isinstance(windows, int) else windows
         if not isinstance(windows, tuple | list) or len(windows) != len(self.depths):
             raise ValueError(f"pretrained_window_sizes={windows} must have one entry for each of depths={self.depths}")
         self.pretrained_window_sizes = tuple(plain_size(window) for window in windows)
@@ -266,7 +267,7 @@ class SwinV2(Swin):
 
     Args beyond those of `Swin`:
         pretrained_window_sizes: for each stage the window its weights were trained with, an int or a pair; 0 is the
-            stage's own window.
+            stage's own window. A single int is that of every stage, and None is 0.
         cpb_hidden: units of the bias MLP, 512 as published.
     """
 
@@ -277,7 +278,7 @@ class SwinV2(Swin):
         self._build(o)
 
     def _attention(self, o: SwinOptions, stage: int, dim: int, window: Size, rng: Rng) -> WindowAttention:
-        assert isinstance(o, SwinV2Options) and o.pretrained_window_sizes is not None
+        assert isinstance(o, SwinV2Options) and isinstance(o.pretrained_window_sizes, tuple)
         return CosineWindowAttention(
             dim,
             o.num_heads[stage],

@@ -141,7 +141,8 @@ class ViT(Model):
         gelu: "none" (exact) or "tanh" (Google's JAX code).
         norm_eps: 1e-6, with which the published weights were trained.
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
-        distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each.
+        distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each. Its features
+            are the mean of both tokens.
         dynamic_img_size: take any image that the patch divides, resampling the positions.
         partial_patches: what happens to pixels at the right and bottom that fill no whole patch: "refuse" such images,
             "pad" them with zeros, or "drop" those pixels, as the convolutions of other projects do.
@@ -183,6 +184,7 @@ class ViT(Model):
         self.blocks = [self._block(o, index, prefix, rng) for index in range(o.depth)]
         self.norm = None if o.fc_norm else LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, prefix)
+        self.average = Pool("avg", 0) if o.distilled and not o.num_classes else None
         self.fc_norm = LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype) if o.fc_norm else None
         self.pre_logits = PreLogits(o.embed_dim, o.representation_size, dtype, rng) if o.representation_size else None
         self.head_drop: Layer | None = None
@@ -219,7 +221,8 @@ class ViT(Model):
             self.embed,  # (B, T, D): patches embedded, class token in front, positions added
             *self.blocks,  # (B, T, D): attention between tokens, then an MLP of each token
             self.norm,  # (B, T, D)
-            self.pool,  # (B, D): the class token, or the mean of the patches
+            self.pool,  # (B, D): the class token, or the mean of the patches; (B, 2, D) for a distilled model's heads
+            self.average,  # (B, D): without heads, the mean of a distilled model's two tokens
             self.fc_norm,  # (B, D), where the norm stands behind the pooling
             self.pre_logits,  # (B, representation_size), in the pretraining head
             self.head_drop,
@@ -227,9 +230,14 @@ class ViT(Model):
             rng=rng,
         )
 
+    def features(self, x: Array, batch_size: int | None = None) -> Array:
+        """The pooled features (B, D), computed like `predict`; of a distilled model the mean of what its heads read."""
+        pooled = super().features(x, batch_size)
+        return pooled.mean(axis=1) if pooled.ndim == 3 else pooled
+
     def heads(self, x: Array) -> tuple[Array, Array]:
         """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
         if not isinstance(self.head, DistilledHead):
             raise ValueError("heads(x) is for distilled models: build with distilled=True and num_classes > 0")
-        (logits, distilled), _ = self.head.both(self.features(x))
+        (logits, distilled), _ = self.head.both(super().features(x))
         return logits, distilled

@@ -47,6 +47,7 @@ def arguments(
     empty = [name for name, shape in shapes.items() if 0 in shape]
     if empty:
         raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")
+    _check_parts(shapes)
     try:
         if model == "ViT":
             found = _vit(shapes, config, requested.get("img_size"))
@@ -59,6 +60,32 @@ def arguments(
     return found | {
         name: config[name] for name in _FROM_CONFIG if name in config and (model == "ViT" or name not in _OF_VIT)
     }
+
+
+# names of what a plain model has not; each pattern is looked for in a name that it begins
+_OTHER_PARTS = {
+    r"blocks\.\d+\.(ls[12]\.|gamma_)": "LayerScale",
+    r"(reg_token|register_tokens|storage_tokens)": "register tokens",
+    r"attn_pool\.": "attention pooling",
+    r"norm_pre\.": "a norm before the blocks",
+    r"blocks\.\d+\.attn\.[qk]_norm\.": "norms of queries and keys",
+    r"blocks\.\d+\.(attn|mlp)\.norm\.": "norms within attention or MLP",
+    r"blocks\.\d+\.mlp\.(w\d+|fc1_[gx])\.": "a gated MLP",
+    r"blocks\.\d+\.(attns|ffns)\.": "parallel branches",
+    r"blocks\.\d+\.(in_proj|mlp_|attn_out|in_norm|out_proj)": "attention and MLP side by side",
+}
+
+
+def _check_parts(shapes: Shapes) -> None:
+    """Refuse a model with other parts by their names, before its tables are looked at."""
+    parts = {}
+    for pattern, part in _OTHER_PARTS.items():
+        name = next((name for name in shapes if re.match(pattern, name)), None)
+        if name is not None:
+            parts[part] = name
+    if parts:
+        found = ", ".join(f"{part} ({name})" for part, name in parts.items())
+        raise ValueError(f"it has {found}, and minivit's models have no such parts: choose a file of a plain model")
 
 
 _OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
@@ -153,6 +180,12 @@ def _image(name: str, count: int, found: Arguments, config: Arguments, requested
     for size, grid in ((said, dropping), (config.get("input_size"), dropping), (square, found), (requested, found)):
         if fits(size, grid):
             return size
+    whole = count + bool(found.get("class_token")) + bool(found.get("distilled"))
+    if isqrt(whole) ** 2 == whole != count:
+        raise ValueError(
+            f"{name} has {whole} positions, a square, and so none for the class token (timm's no_embed_class), which "
+            "minivit's ViT gives one: choose another file, or put a row of zeros in front of them"
+        )
     raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
 
 
@@ -199,9 +232,8 @@ def _swin(
     found |= window_sizes(tables, found, config, buffers, settings, requested)
     if model == "SwinV2":
         found["cpb_hidden"] = shapes[f"{first}.attn.cpb_mlp.0.weight"][0]
-        found["pretrained_window_sizes"] = config.get("pretrained_window_sizes", trained_windows(buffers, stages))[
-            :stages
-        ]
+        said = config.get("pretrained_window_sizes", trained_windows(buffers, stages))
+        found["pretrained_window_sizes"] = (said,) * stages if isinstance(said, int) else said[:stages]
     return found
 
 

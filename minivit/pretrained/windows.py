@@ -169,12 +169,12 @@ def _indexed_window(attention: str, index: Array) -> Size:
 def _image_of(windows: list[Size], size: Any, found: Arguments) -> Any:
     """An image on which the stages have these windows: one that is smaller than `size` covers its map.
 
-    Where none is, the last map is one window, as in each published model.
+    Where none is, the last map is one window, as in each published model, or a square about it.
     """
     sides = []
     for axis, whole in enumerate(pair(size)):
         covering = [window[axis] * 2**stage for stage, window in enumerate(windows) if window[axis] < whole]
-        side = min(covering, default=windows[-1][axis] * 2 ** (len(windows) - 1))
+        side = min(covering, default=max(pair(size)) * 2 ** (len(windows) - 1))
         sides.append(side * pair(found["patch_size"])[axis])
     return short(sides)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from published_names import drawn, microsoft
 
-from minivit import CheckpointError, Swin, SwinV2, export, from_pretrained
+from minivit import CheckpointError, Swin, SwinV2, create_model, export, from_pretrained
 from minivit.io.safetensors import save_arrays
 from minivit.pretrained.windows import untold, window_sizes
 
@@ -99,3 +99,42 @@ def test_a_swin_that_may_be_of_two_projects_is_refused_unless_one_is_named(tmp_p
         from_pretrained(tmp_path / "file")
     for profile, covered in (("microsoft", "shrink_both"), ("wzmiaomiao", "shift")):
         assert from_pretrained(tmp_path / "file", profile=profile).config["covered"] == covered
+
+
+@pytest.mark.parametrize("depths", [(2,), (2, 2), (2, 2, 2, 2, 2)])
+def test_the_windows_of_pretraining_fit_any_number_of_stages(tmp_path: Path, depths: Any) -> None:
+    heads = (2,) * len(depths)
+    model = create_model("swinv2_tiny_window8_256", embed_dim=8, depths=depths, num_heads=heads, num_classes=3)
+    assert model.config["pretrained_window_sizes"] == (0,) * len(depths)
+    assert SwinV2(**{**SMALL, "depths": depths, "num_heads": heads}, pretrained_window_sizes=6).config[
+        "pretrained_window_sizes"
+    ] == (6,) * len(depths)
+    export(model, tmp_path / "model.safetensors", "timm")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "swinv2_tiny_window8_256"}))
+    found = from_pretrained(tmp_path)
+    assert found.config["pretrained_window_sizes"] == (0,) * len(depths)
+
+
+def test_a_position_table_of_swin_that_is_not_square_fits_the_image_that_is_said(tmp_path: Path) -> None:
+    model = drawn(Swin, **{**SMALL, "img_size": (16, 24)}, window_size=4, ape=True)
+    export(model, tmp_path / "file.safetensors", "timm")
+    with pytest.raises(CheckpointError, match=r"absolute_pos_embed has 96 positions.*say img_size=\(H, W\)"):
+        from_pretrained(tmp_path / "file.safetensors")
+    found = from_pretrained(tmp_path / "file.safetensors", img_size=(16, 24), report=pytest.fail)
+    x = np.random.default_rng(5).standard_normal((2, 3, 16, 24))
+    assert np.allclose(found.predict(x), model.predict(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["timm", "huggingface", "torchvision"])
+def test_a_window_that_is_not_square_is_taken_where_it_is_said(tmp_path: Path, layout: str) -> None:
+    model = drawn(Swin, **SMALL, window_size=(2, 4))
+    export(model, tmp_path / "file.safetensors", layout)
+    found = from_pretrained(tmp_path / "file.safetensors", window_size=[2, 4], report=pytest.fail)
+    assert found.config["window_size"] == (2, 4) and same(found, model)
+    if layout == "huggingface":
+        with pytest.raises(
+            CheckpointError, match=r"21 offsets, which is of no square window: say window_size=\(Mh, Mw\)"
+        ):
+            from_pretrained(tmp_path / "file.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps({"window_size": [2, 4]}))
+        assert same(from_pretrained(tmp_path / "file.safetensors"), model)

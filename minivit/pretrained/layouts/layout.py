@@ -83,3 +83,5 @@ class Layout:
 # tables that every program computes again: never learned, but they tell the window and the image
 BUFFERS = r".*\.(relative_position_index|relative_coords_table|attn_mask)"
 IGNORED = (BUFFERS, r".*position_ids", r".*num_batches_tracked")
+# what stands for hidden patches in the pretraining of SimMIM, iBOT and DINOv2, and nowhere else
+MASK_TOKEN = r"(.*\.)?mask_token"
