@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,3 +20,9 @@ def pair(size: Any) -> Size:
     if len(sizes) != 2 or not (isinstance(sizes[0], int | np.integer) and isinstance(sizes[1], int | np.integer)):
         raise ValueError(f"{size!r} is no size: give a whole number, or two of them for height and width")
     return int(sizes[0]), int(sizes[1])
+
+
+def short(size: Iterable[int]) -> int | Size:
+    """One number where height and width are equal, else both."""
+    height, width = size
+    return height if height == width else (height, width)

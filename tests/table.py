@@ -464,6 +464,7 @@ MODELS = [
     _model("ViT_average", global_pool="avg", class_token=False),
     _model("ViT_average_with_class_token", global_pool="avg"),
     _model("ViT_distilled", distilled=True),
+    _model("ViT_distilled_features", distilled=True, num_classes=0),
     _model("ViT_pre_logits", representation_size=3),
     _model("ViT_features", num_classes=0),
     _model("ViT_patch_norm", patch_norm=True, gelu="tanh"),
@@ -472,6 +473,8 @@ MODELS = [
     _model("ViT_sincos_1d", pos_embed="sincos_1d"),
     _model("ViT_sincos_2d", pos_embed="sincos_2d", weight_init="jax"),
     _model("ViT_relative", pos_embed="relative"),
+    _model("ViT_padded", images={"B": 2, "C": 1, "a": 5, "b": 3}, img_size=(5, 3), partial_patches="pad"),
+    _model("ViT_dropped", images={"B": 2, "C": 1, "a": 5, "b": 3}, img_size=(5, 3), partial_patches="drop"),
     _model("ViT_dynamic", images={"B": 2, "C": 1, "a": 6, "b": 2}, dynamic_img_size=True),
     _model("ViT_hybrid", images=_HYBRID, img_size=(9, 12), resnet_layers=(1, 1), patch_size=1, **_STEM),  # map of 2x2
     _model(
@@ -483,6 +486,7 @@ MODELS = [
         patch_size=(3, 1),
         **_STEM,
     ),  # map of 3x3
+    _swin("Swin_dropped", partial_patches="drop", ape=True),
     _swin("Swin"),
     _swin("Swin_noise", noise=True, **_NOISE),
     _swin("Swin_absolute_positions", ape=True, img_size=(6, 8), patch_norm=False, qkv_bias=False),

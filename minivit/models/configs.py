@@ -40,7 +40,7 @@ def _swin(size: dict[str, Any], window: int, image: int, **more: Any) -> tuple[t
 
 
 def _swin_v2(
-    size: dict[str, Any], window: int, image: int, pretrained: tuple[int, ...] = (0, 0, 0, 0)
+    size: dict[str, Any], window: int, image: int, pretrained: int | tuple[int, ...] = 0
 ) -> tuple[type[Model], dict[str, Any]]:
     return SwinV2, {**size, "window_size": window, "img_size": image, "pretrained_window_sizes": pretrained}
 

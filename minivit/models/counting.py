@@ -7,11 +7,12 @@ from math import prod
 from minivit.models.embedding import MapTokens, Tokens
 from minivit.models.heads import DistilledHead, Pool
 from minivit.nn.counting import Cost, Shape, cost
-from minivit.sizes import pair
 
 
 @cost.register
 def _(layer: Tokens, shape: Shape, every_token: bool = False) -> Cost:
+    if layer.partial:
+        shape = _whole(layer, shape)
     patches = cost(layer.patch_embed, shape)
     batch, tokens, dim = patches.shape
     return patches._replace(shape=(batch, len(layer.prefix) + tokens, dim))
@@ -19,10 +20,14 @@ def _(layer: Tokens, shape: Shape, every_token: bool = False) -> Cost:
 
 @cost.register
 def _(layer: MapTokens, shape: Shape, every_token: bool = False) -> Cost:
-    batch, channels, *size = shape
-    grid, patch = layer.grid((size[0], size[1])), pair(tuple(layer.patch_embed.proj.weight.shape[2:]))
-    patches = cost(layer.patch_embed, (batch, channels, grid[0] * patch[0], grid[1] * patch[1]))
-    return patches._replace(shape=(batch, *grid, patches.shape[2]))
+    patches = cost(layer.patch_embed, _whole(layer, shape))
+    return patches._replace(shape=(shape[0], *layer.grid((shape[2], shape[3])), patches.shape[2]))
+
+
+def _whole(layer: Tokens | MapTokens, shape: Shape) -> Shape:
+    """The images (B, C, H, W) in whole patches."""
+    grid, patch = layer.grid((shape[2], shape[3])), layer.patch_embed.proj.weight.shape[2:]
+    return (*shape[:2], grid[0] * patch[0], grid[1] * patch[1])
 
 
 @cost.register

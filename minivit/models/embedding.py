@@ -24,6 +24,7 @@ class Tokens(Layer):
     Args:
         image: the (H, W) that the model is built for.
         grid: (H, W) -> (gh, gw); see `options.patch_grid`.
+        partial: images may have partial patches, which `grid` counts or drops.
         prefix: how many tokens stand in front: 0, 1 (the class token) or 2 (and the distillation token).
         patch_embed: with a stem or without.
         positions: see `positions.py`, or None.
@@ -42,11 +43,12 @@ class Tokens(Layer):
         positions: Any,
         drop: float,
         dynamic: bool,
+        partial: bool,
         dtype: Any,
         rng: Rng,
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
-        self.image, self.grid, self.dynamic = image, grid, dynamic
+        self.image, self.grid, self.dynamic, self.partial = image, grid, dynamic, partial
         # the order of attributes is the order of parameters, and timm's; 1e-6 is timm's start of both tokens
         self.cls_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 0 else None
         self.positions = positions
@@ -61,7 +63,10 @@ class Tokens(Layer):
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         grid, prefix, xp = self._grid_of(x), self.prefix, array_module(x)
-        patches, back_patches = self.patch_embed(x)  # (B, N, D)
+        whole, back_whole = (
+            whole_patches(x, grid, self.patch_embed.proj.weight.shape[2:]) if self.partial else (x, None)
+        )
+        patches, back_patches = self.patch_embed(whole)  # (B, N, D)
         batch, _, dim = patches.shape
         front = [xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix]
         tokens = xp.concatenate([*front, patches], axis=1)  # (B, T, D)
@@ -73,7 +78,8 @@ class Tokens(Layer):
             dtokens = back_positions(back_drop(dy))  # (B, T, D)
             for number, token in enumerate(prefix):
                 token.accumulate(dtokens[:, number].sum(axis=0).reshape(1, 1, dim))  # the same token for every image
-            return back_patches(dtokens[:, len(prefix) :])
+            dwhole = back_patches(dtokens[:, len(prefix) :])
+            return dwhole if back_whole is None else back_whole(dwhole)
 
         return y, back
 
@@ -87,6 +93,13 @@ class Tokens(Layer):
                 f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True"
             )
         return self.grid((height, width))
+
+
+def whole_patches(x: Array, grid: tuple[int, int], patch: tuple[int, ...]) -> tuple[Array, Back]:
+    """Images (B, C, H, W) -> (B, C, gh Ph, gw Pw): partial patches that `grid` counts are padded, others dropped."""
+    size = (grid[0] * patch[0], grid[1] * patch[1])
+    fit = F.crop if size[0] <= x.shape[2] and size[1] <= x.shape[3] else F.pad
+    return fit(x, size, (2, 3))
 
 
 def add_positions(tokens: Array, positions: Any, grid: tuple[int, int]) -> tuple[Array, Back]:
@@ -104,7 +117,12 @@ def add_positions(tokens: Array, positions: Any, grid: tuple[int, int]) -> tuple
 
 
 class MapTokens(Layer):
-    """Images (B, C, H, W) of any size -> a map of tokens (B, gh, gw, D); a last partial patch is padded with zeros."""
+    """Images (B, C, H, W) of any size -> a map of tokens (B, gh, gw, D), positions added.
+
+    Args:
+        grid: (H, W) -> (gh, gw), which decides whether a partial patch is padded or dropped; see `options.patch_grid`.
+        patch_embed, positions, drop: as of `Tokens`.
+    """
 
     names_in_parent = True
 
@@ -125,8 +143,8 @@ class MapTokens(Layer):
         if min(x.shape[2:]) < 1:
             raise ValueError(f"images of shape {x.shape} have no pixels")
         grid, patch = self.grid(x.shape[2:]), self.patch_embed.proj.weight.shape[2:]
-        padded, back_pad = F.pad(x, (grid[0] * patch[0], grid[1] * patch[1]), (2, 3))
-        patches, back_patches = self.patch_embed(padded)  # (B, N, D)
+        whole, back_whole = whole_patches(x, grid, patch)  # (B, C, gh Ph, gw Pw)
+        patches, back_patches = self.patch_embed(whole)  # (B, N, D)
         batch, tokens, dim = patches.shape
         placed, back_positions = add_positions(patches, self.positions, grid)
         y, back_drop = F.dropout(placed, self.drop, rng)
@@ -134,6 +152,6 @@ class MapTokens(Layer):
         @once
         def back(dy: Array) -> Array:
             dpatches = back_positions(back_drop(dy.reshape(batch, tokens, dim)))
-            return back_pad(back_patches(dpatches))
+            return back_whole(back_patches(dpatches))
 
         return y.reshape(batch, *grid, dim), back

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from minivit.models.resnet import map_size
 from minivit.nn.init import dtype_of
+from minivit.nn.window_attention import shrunk_window
 from minivit.sizes import Size, pair
 
 P = ParamSpec("P")
@@ -48,7 +49,9 @@ def plain_size(size: Any) -> int | Size:
 
 
 def patch_grid(config: dict[str, Any], size: Any = None) -> Size:
-    """(gh, gw): the grid of patches that a model cuts an image (H, W) into; a partial patch counts whole.
+    """(gh, gw): the grid of patches that a model cuts an image (H, W) into.
+
+    A partial patch counts whole, unless the model drops it.
 
     Args:
         config: the model's, a ViT's or a Swin's.
@@ -56,7 +59,37 @@ def patch_grid(config: dict[str, Any], size: Any = None) -> Size:
     """
     image, layers = pair(config["img_size"] if size is None else size), config.get("resnet_layers")
     cut, patch = image if layers is None else map_size(image, layers), pair(config["patch_size"])
+    if config.get("partial_patches") == "drop":
+        if cut[0] < patch[0] or cut[1] < patch[1]:
+            raise ValueError(
+                f"an image of {cut[0]}x{cut[1]} pixels has no whole patch of {patch[0]}x{patch[1]}: enlarge it, or use "
+                "partial_patches='pad'"
+            )
+        return cut[0] // patch[0], cut[1] // patch[1]
     return -(-cut[0] // patch[0]), -(-cut[1] // patch[1])
+
+
+def check_partial_patches(options: Any, *choices: str) -> None:
+    """Refuse an unknown way with partial patches."""
+    if options.partial_patches not in choices:
+        raise ValueError(
+            f"partial_patches={options.partial_patches!r}: choose {' or '.join(map(repr, choices))}, which is what "
+            "happens to pixels at the right and bottom that fill no whole patch"
+        )
+
+
+def stage_grids(config: dict[str, Any]) -> list[Size]:
+    """The map (H, W) of each stage of a Swin, for the image that it was built for: each merging rounds up."""
+    grids = [patch_grid(config)]
+    while len(grids) < len(config["depths"]):
+        grids.append((-(-grids[-1][0] // 2), -(-grids[-1][1] // 2)))
+    return grids
+
+
+def stage_windows(config: dict[str, Any]) -> list[Size]:
+    """The window (Mh, Mw) that each stage of a Swin is built with."""
+    window = pair(config["window_size"])
+    return [shrunk_window(window, grid, config["covered"]) for grid in stage_grids(config)]
 
 
 def check_rates(options: Any) -> None:

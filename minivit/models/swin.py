@@ -16,7 +16,16 @@ import numpy as np
 from minivit.models.embedding import MapTokens
 from minivit.models.heads import Classifier, Pool
 from minivit.models.model import Model
-from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size
+from minivit.models.options import (
+    Options,
+    built_from,
+    check_partial_patches,
+    check_rates,
+    check_whole,
+    patch_grid,
+    plain_size,
+    stage_windows,
+)
 from minivit.models.positions import AbsolutePositions
 from minivit.nn import (
     Block,
@@ -63,6 +72,7 @@ class SwinOptions(Options):
     mask_padding: bool = False
     covered: str = "shrink"
     pad_first: bool = True
+    partial_patches: str = "pad"
     allow_odd_depths: bool = False
     dtype: Any = "float32"
     seed: Any = 0
@@ -73,6 +83,7 @@ class SwinOptions(Options):
         for name in ("img_size", "patch_size", "window_size"):
             if min(pair(getattr(self, name))) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        check_partial_patches(self, "pad", "drop")
         check_rates(self)
         check_whole(self, embed_dim=1, in_chans=1, num_classes=0)
         if self.global_pool != "avg":
@@ -115,12 +126,13 @@ class SwinV2Options(SwinOptions):
 
     img_size: int | Size = 256
     window_size: int | Size = 8
-    pretrained_window_sizes: tuple[int | Size, ...] | None = None
+    pretrained_window_sizes: int | tuple[int | Size, ...] | None = None
     cpb_hidden: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        windows: Any = (0,) * len(self.depths) if self.pretrained_window_sizes is None else self.pretrained_window_sizes
+        windows: Any = self.pretrained_window_sizes or 0
+        windows = (windows,) * len(self.depths) if isinstance(windows, int) else windows
         if not isinstance(windows, tuple | list) or len(windows) != len(self.depths):
             raise ValueError(f"pretrained_window_sizes={windows} must have one entry for each of depths={self.depths}")
         self.pretrained_window_sizes = tuple(plain_size(window) for window in windows)
@@ -138,9 +150,9 @@ class Stage(Chain):
 class Swin(Model):
     """Images (B, C, H, W) -> logits (B, K).
 
-    Any image size passes, whatever the model was built for: images are padded to whole patches, maps to whole windows
-    and to even sides where they merge. `img_size` decides only where a window covers the map and so shrinks, as it
-    does in the last stage of a small image.
+    Any image size passes, whatever the model was built for: images are padded to whole patches (or cut, see
+    `partial_patches`), maps to whole windows and to even sides where they merge. `img_size` decides only where a window
+    covers the map and so shrinks, as it does in the last stage of a small image.
 
     Args (timm's names where timm has them):
         img_size: int or (H, W).
@@ -166,6 +178,8 @@ class Swin(Model):
         covered: what a window does that covers the map, "shrink", "shrink_both", "stay" or "shift"; see
             `nn.ShiftedWindows`. Projects differ, and it shows on images whose maps windows do not divide.
         pad_first: pad maps before they are rolled; timm pads after.
+        partial_patches: "pad" images with zeros to whole patches, or "drop" the pixels at the right and bottom that
+            fill none, as timm, torchvision and Microsoft do.
         allow_odd_depths: see `depths`.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
@@ -180,7 +194,7 @@ class Swin(Model):
     def _build(self, o: SwinOptions) -> None:
         self.config, self.num_classes = o.config(), o.num_classes
         rng, dtype = as_generator(o.seed), dtype_of(o.dtype)
-        dim, grid = o.embed_dim, patch_grid(self.config)
+        dim, windows = o.embed_dim, stage_windows(self.config)
         patch_embed = PatchEmbed(
             pair(o.patch_size),
             o.in_chans,
@@ -189,7 +203,7 @@ class Swin(Model):
             dtype=dtype,
             seed=rng,
         )
-        positions = AbsolutePositions(grid, dim, dtype, rng) if o.ape else None
+        positions = AbsolutePositions(patch_grid(self.config), dim, dtype, rng) if o.ape else None
         self.embed = MapTokens(partial(patch_grid, self.config), patch_embed, positions, o.pos_drop_rate)
         self.layers: list[Stage] = []
         rates = iter(np.linspace(0, o.drop_path_rate, sum(o.depths)).tolist())
@@ -197,21 +211,21 @@ class Swin(Model):
             merging = None
             if number:
                 merging = PatchMerging(dim, post_norm=self.post_norm, norm_eps=o.norm_eps, dtype=dtype, seed=rng)
-                dim, grid = 2 * dim, (-(-grid[0] // 2), -(-grid[1] // 2))
-            blocks = [self._block(o, number, index, grid, dim, next(rates), rng) for index in range(depth)]
+                dim = 2 * dim
+            window = windows[number]
+            blocks = [self._block(o, number, index, window, dim, next(rates), rng) for index in range(depth)]
             self.layers.append(Stage(merging, blocks))
         self.norm = LayerNorm(dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, 0)
         self.head = Classifier(dim, o.num_classes, o.drop_rate, dtype, rng) if o.num_classes else None
 
-    def _block(self, o: SwinOptions, stage: int, index: int, grid: Size, dim: int, drop_path: float, rng: Rng) -> Block:
-        wh, ww = pair(o.window_size)
-        if o.covered in ("shrink", "shrink_both"):
-            wh, ww = min(wh, grid[0]), min(ww, grid[1])
-        shift = (wh // 2, ww // 2) if index % 2 else (0, 0)
-        attention = self._attention(o, stage, dim, (wh, ww), rng)
+    def _block(
+        self, o: SwinOptions, stage: int, index: int, window: Size, dim: int, drop_path: float, rng: Rng
+    ) -> Block:
+        shift = (window[0] // 2, window[1] // 2) if index % 2 else (0, 0)
+        attention = self._attention(o, stage, dim, window, rng)
         windows = ShiftedWindows(
-            attention, (wh, ww), shift, mask_padding=o.mask_padding, covered=o.covered, pad_first=o.pad_first
+            attention, window, shift, mask_padding=o.mask_padding, covered=o.covered, pad_first=o.pad_first
         )
         hidden = int(dim * o.mlp_ratio)
         mlp = Mlp(dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)
@@ -253,7 +267,7 @@ class SwinV2(Swin):
 
     Args beyond those of `Swin`:
         pretrained_window_sizes: for each stage the window its weights were trained with, an int or a pair; 0 is the
-            stage's own window.
+            stage's own window. A single int is that of every stage, and None is 0.
         cpb_hidden: units of the bias MLP, 512 as published.
     """
 
@@ -264,7 +278,7 @@ class SwinV2(Swin):
         self._build(o)
 
     def _attention(self, o: SwinOptions, stage: int, dim: int, window: Size, rng: Rng) -> WindowAttention:
-        assert isinstance(o, SwinV2Options) and o.pretrained_window_sizes is not None
+        assert isinstance(o, SwinV2Options) and isinstance(o.pretrained_window_sizes, tuple)
         return CosineWindowAttention(
             dim,
             o.num_heads[stage],

@@ -13,7 +13,15 @@ from typing import Any
 from minivit.models.embedding import Tokens
 from minivit.models.heads import DistilledHead, Pool, PreLogits
 from minivit.models.model import Model
-from minivit.models.options import Options, built_from, check_rates, check_whole, patch_grid, plain_size
+from minivit.models.options import (
+    Options,
+    built_from,
+    check_partial_patches,
+    check_rates,
+    check_whole,
+    patch_grid,
+    plain_size,
+)
 from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.vit_init import initialize
@@ -53,6 +61,7 @@ class ViTOptions(Options):
     weight_init: str = "timm"
     distilled: bool = False
     dynamic_img_size: bool = False
+    partial_patches: str = "refuse"
     skip_unused_tokens: bool = True
     resnet_layers: tuple[int, ...] | None = None
     resnet_width: int = 64
@@ -88,7 +97,12 @@ class ViTOptions(Options):
             )
 
     def _check_patch(self) -> None:
-        """The patch must divide the image, or the map that a stem makes of it."""
+        """The patch must divide the image, or a stem's map, unless `partial_patches` allows partial ones."""
+        check_partial_patches(self, "refuse", "pad", "drop")
+        if self.partial_patches != "refuse" and self.resnet_layers is None and min(pair(self.patch_size)) > 0:
+            return
+        if self.partial_patches != "refuse" and self.resnet_layers is not None:
+            raise ValueError(f"partial_patches={self.partial_patches!r}: patches of a stem's map must be whole")
         image, patch, layers = pair(self.img_size), pair(self.patch_size), self.resnet_layers
         cut = image if layers is None else map_size(image, layers)
         if min(patch) > 0 and cut[0] % patch[0] == 0 and cut[1] % patch[1] == 0 and min(cut) > 0:
@@ -99,7 +113,10 @@ class ViTOptions(Options):
         what = f"image {image[0]}x{image[1]}"
         if layers is not None:
             what = f"the {cut[0]}x{cut[1]} map that resnet_layers={layers} make of an {what}"
-        raise ValueError(f"{what} is not divisible by patch {patch[0]}x{patch[1]}: pad it, or {remedy}")
+        raise ValueError(
+            f"{what} is not divisible by patch {patch[0]}x{patch[1]}: pad it, use partial_patches='pad' or 'drop', "
+            f"or {remedy}"
+        )
 
 
 class ViT(Model):
@@ -124,8 +141,11 @@ class ViT(Model):
         gelu: "none" (exact) or "tanh" (Google's JAX code).
         norm_eps: 1e-6, with which the published weights were trained.
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
-        distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each.
+        distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each. Its features
+            are the mean of both tokens.
         dynamic_img_size: take any image that the patch divides, resampling the positions.
+        partial_patches: what happens to pixels at the right and bottom that fill no whole patch: "refuse" such images,
+            "pad" them with zeros, or "drop" those pixels, as the convolutions of other projects do.
         skip_unused_tokens: where the head reads only prefix tokens, the last block computes only theirs. Exact.
         resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
             hybrid); () is its root alone, and None no stem. See `resnet.py`.
@@ -157,12 +177,14 @@ class ViT(Model):
             make_positions(o.pos_embed, patch_grid(self.config), prefix, o.embed_dim, dtype, rng),
             o.pos_drop_rate,
             o.dynamic_img_size,
+            o.partial_patches != "refuse",
             dtype,
             rng,
         )
         self.blocks = [self._block(o, index, prefix, rng) for index in range(o.depth)]
         self.norm = None if o.fc_norm else LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, prefix)
+        self.average = Pool("avg", 0) if o.distilled and not o.num_classes else None
         self.fc_norm = LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype) if o.fc_norm else None
         self.pre_logits = PreLogits(o.embed_dim, o.representation_size, dtype, rng) if o.representation_size else None
         self.head_drop: Layer | None = None
@@ -199,7 +221,8 @@ class ViT(Model):
             self.embed,  # (B, T, D): patches embedded, class token in front, positions added
             *self.blocks,  # (B, T, D): attention between tokens, then an MLP of each token
             self.norm,  # (B, T, D)
-            self.pool,  # (B, D): the class token, or the mean of the patches
+            self.pool,  # (B, D): the class token, or the mean of the patches; (B, 2, D) for a distilled model's heads
+            self.average,  # (B, D): without heads, the mean of a distilled model's two tokens
             self.fc_norm,  # (B, D), where the norm stands behind the pooling
             self.pre_logits,  # (B, representation_size), in the pretraining head
             self.head_drop,
@@ -207,9 +230,14 @@ class ViT(Model):
             rng=rng,
         )
 
+    def features(self, x: Array, batch_size: int | None = None) -> Array:
+        """The pooled features (B, D), computed like `predict`; of a distilled model the mean of what its heads read."""
+        pooled = super().features(x, batch_size)
+        return pooled.mean(axis=1) if pooled.ndim == 3 else pooled
+
     def heads(self, x: Array) -> tuple[Array, Array]:
         """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
         if not isinstance(self.head, DistilledHead):
             raise ValueError("heads(x) is for distilled models: build with distilled=True and num_classes > 0")
-        (logits, distilled), _ = self.head.both(self.features(x))
+        (logits, distilled), _ = self.head.both(super().features(x))
         return logits, distilled

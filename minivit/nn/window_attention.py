@@ -241,8 +241,7 @@ class ShiftedWindows(Layer):
         """The window, the shift, and the padded size that a map of H x W gets."""
         sides, shifts = self.window_size, self.shift_size
         if self.covered == "shrink_both" and (height <= sides[0] or width <= sides[1]):
-            least = min(height, width)
-            sides, shifts = (min(sides[0], least), min(sides[1], least)), (0, 0)
+            sides, shifts = shrunk_window(sides, (height, width), self.covered), (0, 0)
         (wh, sh, ph), (ww, sw, pw) = (
             _fit(length, side, shift, self.covered) for length, side, shift in zip((height, width), sides, shifts)
         )
@@ -265,6 +264,13 @@ class ShiftedWindows(Layer):
             lambda a: F.window_reverse(a, window, *size),  # (B, H', W', D)
             *restored,  # (B, H, W, D)
         )
+
+
+def shrunk_window(window: Size, grid: Size, covered: str) -> Size:
+    """The window on a map that it may cover, by the rule `covered` of `ShiftedWindows`."""
+    if covered == "shrink_both" and (grid[0] <= window[0] or grid[1] <= window[1]):
+        return min(window[0], *grid), min(window[1], *grid)
+    return (min(window[0], grid[0]), min(window[1], grid[1])) if covered == "shrink" else window
 
 
 def _fit(length: int, window: int, shift: int, covered: str) -> tuple[int, int, int]:

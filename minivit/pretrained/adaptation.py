@@ -12,7 +12,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.models import Model
-from minivit.models.options import patch_grid
+from minivit.pretrained.geometry import Table, table_of
 from minivit.pretrained.profiles import Profile
 from minivit.protocol import Array
 
@@ -39,17 +39,16 @@ def fit(
     params, anew = model.parameters(), model.num_classes != stored.get("num_classes")
     first = next((name for name in _FIRST if name in params), None)
     fitted, changes = dict(arrays), list[str]()
+    for name in [name for name in fitted if name in params]:
+        old, new = table_of(name, stored), table_of(name, model.config)
+        if old and new and old != new and old.prefix == new.prefix:
+            fitted[name] = _resampled(name, fitted[name], old, new, profile)
+            changes.append(f"{name}: resampled from {old} to {new}")
     for name in [name for name in fitted if name in params and fitted[name].shape != params[name].shape]:
         array, shape = fitted[name], params[name].shape
         if name.startswith(HEADS) and anew and array.ndim == len(shape):
             fitted[name] = np.zeros(shape, array.dtype)
             changes.append(f"{name}: {len(array)} classes in the file, {shape[0]} in the model: starts at 0")
-        elif name in ("pos_embed", "absolute_pos_embed") and array.shape[2] == shape[2]:
-            fitted[name] = _positions(array, model.config, stored, shape[1], profile.positions)
-            changes.append(f"{name}: resampled from {array.shape[1]} to {shape[1]} places")
-        elif name.endswith("relative_position_bias_table") and array.shape[1] == shape[1]:
-            fitted[name] = _biases(array, shape, profile.biases)
-            changes.append(f"{name}: resampled from {array.shape[0]} to {shape[0]} offsets")
         elif name == first and array.shape[2:] == shape[2:] and array.shape[0] == shape[0]:
             fitted[name] = _channels(array, shape[1])
             changes.append(f"{name}: from {array.shape[1]} to {shape[1]} channels")
@@ -79,31 +78,22 @@ def choose_classes(arrays: dict[str, Array], classes: Sequence[int]) -> dict[str
     return {name: array[rows] if name in heads else array for name, array in arrays.items()}
 
 
-def _positions(
-    array: Array, config: dict[str, Any], stored: dict[str, Any], places: int, resize: dict[str, Any]
-) -> Array:
-    """(1, p + N, D) from the grid it was trained on to the model's; what stands before the grid stays."""
-    prefix = int(config.get("class_token", False)) + int(config.get("distilled", False))
-    old, new = patch_grid(stored), patch_grid(config)
-    known = old[0] * old[1] == array.shape[1] - prefix and new[0] * new[1] == places - prefix
-    if not known:
-        raise ValueError(f"the positions' {array.shape[1] - prefix} places are no grid of {old[0]} x {old[1]}")
-    resized, _ = F.resize_grid(array[0, prefix:].reshape(*old, -1), new, **resize)  # (gh, gw, D)
-    return np.concatenate((array[:, :prefix], resized.reshape(1, new[0] * new[1], -1)), axis=1)
-
-
-def _biases(array: Array, shape: tuple[int, ...], resize: dict[str, Any] | None) -> Array:
-    """((2M-1)^2, H) resampled as a grid of offsets."""
-    old, new = (round(rows**0.5) for rows in (array.shape[0], shape[0]))
-    if old * old != len(array) or new * new != shape[0]:
-        raise ValueError("tables of windows that are not square stay as they are")
-    grid = array.reshape(old, old, -1)
+def _resampled(name: str, array: Array, old: Table, new: Table, profile: Profile) -> Array:
+    """A table (1, R, D) of positions or (R, H) of biases, from one grid or window to another; prefix rows stay."""
+    table = array[0] if old.kind == "grid" and array.ndim == 3 else array
+    if table.ndim != 2 or len(table) != old.rows:
+        raise ValueError(f"{name} has shape {array.shape}, and that of a {old} has {old.rows} rows")
+    count = old.prefix if old.kind == "grid" else 0
+    front, plane, behind = np.split(table, (count, count + old.plane[0] * old.plane[1]))
+    plane = plane.reshape(*old.plane, -1)  # (h, w, D)
+    resize = profile.positions if old.kind == "grid" else profile.biases
     if resize is None:
-        matrix = stretch_matrix(old, new).astype(array.dtype)
-        resized = np.einsum("ij,jkd,lk->ild", matrix, grid, matrix)
+        rows, columns = (stretch_matrix(*sides).astype(array.dtype) for sides in zip(old.plane, new.plane))
+        resized = np.einsum("ij,jkd,lk->ild", rows, plane, columns)
     else:
-        resized, _ = F.resize_grid(grid, (new, new), **resize)
-    return resized.reshape(shape)
+        resized, _ = F.resize_grid(plane, new.plane, **resize)
+    fitted = np.concatenate((front, resized.reshape(-1, table.shape[1]), behind))
+    return fitted.reshape(*array.shape[:-2], *fitted.shape)
 
 
 def stretch_matrix(source: int, target: int) -> Array:

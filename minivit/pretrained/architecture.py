@@ -7,21 +7,27 @@ published size of the same widths, or from the convention of that family.
 from __future__ import annotations
 
 import re
-from math import gcd, isqrt
+from math import gcd, isqrt, prod
 from typing import Any
 
 from minivit.models import configs
 from minivit.models.options import patch_grid
 from minivit.models.resnet import reduction
+from minivit.pretrained.windows import trained_windows, window_sizes
 from minivit.protocol import Array
-from minivit.sizes import pair
+from minivit.sizes import pair, short
 
 Shapes = dict[str, tuple[int, ...]]
 Arguments = dict[str, Any]
 
 
 def arguments(
-    model: str, arrays: dict[str, Array], config: Arguments, buffers: dict[str, Array], image: Any = None
+    model: str,
+    arrays: dict[str, Array],
+    config: Arguments,
+    buffers: dict[str, Array],
+    settings: Arguments,
+    requested: Arguments,
 ) -> Arguments:
     """The arguments of the class `model` that fit.
 
@@ -30,7 +36,9 @@ def arguments(
         arrays: under our names.
         config: the arguments that config.json beside the file gives; see `config_json.py`.
         buffers: the tables that came with the file and are not learned, under our names.
-        image: the size that was asked for, which decides where nothing else tells a grid that is not square.
+        settings: arguments by which its source differs; see `profiles.py`.
+        requested: arguments that were asked for; their img_size and window_size decide where nothing else tells the
+            sides of a grid or window.
 
     Raises:
         ValueError: if the arrays make no such model.
@@ -39,8 +47,12 @@ def arguments(
     empty = [name for name, shape in shapes.items() if 0 in shape]
     if empty:
         raise ValueError(f"{empty[:1]} holds no numbers: fetch the file again")
+    _check_parts(shapes)
     try:
-        found = _vit(shapes, config, image) if model == "ViT" else _swin(model, shapes, config, buffers)
+        if model == "ViT":
+            found = _vit(shapes, config, requested.get("img_size"))
+        else:
+            found = _swin(model, shapes, config, buffers, settings, requested)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else f"an array of other axes ({error})"
         raise ValueError(f"{what}: check where it came from") from None
@@ -48,6 +60,32 @@ def arguments(
     return found | {
         name: config[name] for name in _FROM_CONFIG if name in config and (model == "ViT" or name not in _OF_VIT)
     }
+
+
+# names of what a plain model has not; each pattern is looked for in a name that it begins
+_OTHER_PARTS = {
+    r"blocks\.\d+\.(ls[12]\.|gamma_)": "LayerScale",
+    r"(reg_token|register_tokens|storage_tokens)": "register tokens",
+    r"attn_pool\.": "attention pooling",
+    r"norm_pre\.": "a norm before the blocks",
+    r"blocks\.\d+\.attn\.[qk]_norm\.": "norms of queries and keys",
+    r"blocks\.\d+\.(attn|mlp)\.norm\.": "norms within attention or MLP",
+    r"blocks\.\d+\.mlp\.(w\d+|fc1_[gx])\.": "a gated MLP",
+    r"blocks\.\d+\.(attns|ffns)\.": "parallel branches",
+    r"blocks\.\d+\.(in_proj|mlp_|attn_out|in_norm|out_proj)": "attention and MLP side by side",
+}
+
+
+def _check_parts(shapes: Shapes) -> None:
+    """Refuse a model with other parts by their names, before its tables are looked at."""
+    parts = {}
+    for pattern, part in _OTHER_PARTS.items():
+        name = next((name for name in shapes if re.match(pattern, name)), None)
+        if name is not None:
+            parts[part] = name
+    if parts:
+        found = ", ".join(f"{part} ({name})" for part, name in parts.items())
+        raise ValueError(f"it has {found}, and minivit's models have no such parts: choose a file of a plain model")
 
 
 _OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
@@ -63,7 +101,7 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     behind = "fc_norm.weight" in shapes
     found: Arguments = {
-        "patch_size": _short((height, width)),
+        "patch_size": short((height, width)),
         "in_chans": channels,
         **_stem(shapes),
         "embed_dim": dim,
@@ -79,9 +117,12 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
     }
     if "pos_embed" in shapes:
-        found["img_size"] = _image(shapes["pos_embed"][1] - prefix, found, config.get("img_size"), image)
-    elif "img_size" in config:
-        found["img_size"] = config["img_size"]
+        found["img_size"] = _image("pos_embed", shapes["pos_embed"][1] - prefix, found, config, image)
+        sides = zip(pair(found["img_size"]), pair(found["patch_size"]))
+        if "resnet_layers" not in found and any(side % patch for side, patch in sides):
+            found["partial_patches"] = "drop"
+    elif "img_size" in config or "input_size" in config:
+        found["img_size"] = config.get("img_size", config.get("input_size"))
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
         raise ValueError(
             "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
@@ -117,18 +158,35 @@ def _stem(shapes: Shapes) -> Arguments:
     return {"resnet_layers": layers, "resnet_width": root[0], "resnet_groups": groups, "in_chans": root[1]}
 
 
-def _image(places: int, found: Arguments, *sizes: Any) -> Any:
-    """The image that a table of so many places belongs to: a size that was named, if it fits, else a square."""
-    for size in sizes:
-        if size is not None:
-            rows, columns = patch_grid(found, size)
-            if rows * columns == places:
-                return size
-    side = isqrt(places)
-    if side * side != places:
-        raise ValueError(f"pos_embed has {places} places, which make no square: say img_size=(H, W)")
+def _image(name: str, count: int, found: Arguments, config: Arguments, requested: Any) -> Any:
+    """The image that a table of so many positions belongs to: config.json's, a square, or what was asked for."""
+
+    # every other project drops partial patches, or has none
+    dropping = {**found, "partial_patches": found.get("partial_patches", "drop")}
+
+    def fits(size: Any, grid: Arguments) -> bool:
+        return size is not None and prod(patch_grid(grid, size)) == count
+
+    said = config.get("img_size")
+    if said is not None and not fits(said, dropping):
+        rows, columns = patch_grid(dropping, said)
+        raise ValueError(
+            f"config.json says img_size={said!r:.60}, a grid of {rows}x{columns}, and {name} has {count} positions: it "
+            "belongs to another file. Remove it, or fetch both again"
+        )
+    side = isqrt(count)
     step = 1 if "resnet_layers" not in found else reduction(found["resnet_layers"])
-    return _short(tuple(side * length * step for length in pair(found["patch_size"])))
+    square = short(side * length * step for length in pair(found["patch_size"]))
+    for size, grid in ((said, dropping), (config.get("input_size"), dropping), (square, found), (requested, found)):
+        if fits(size, grid):
+            return size
+    whole = count + bool(found.get("class_token")) + bool(found.get("distilled"))
+    if isqrt(whole) ** 2 == whole != count:
+        raise ValueError(
+            f"{name} has {whole} positions, a square, and so none for the class token (timm's no_embed_class), which "
+            "minivit's ViT gives one: choose another file, or put a row of zeros in front of them"
+        )
+    raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
 
 
 def _vit_heads(found: Arguments) -> int:
@@ -140,14 +198,21 @@ def _vit_heads(found: Arguments) -> int:
     return max(1, found["embed_dim"] // 64)  # the width of a head in every published ViT
 
 
-def _swin(model: str, shapes: Shapes, config: Arguments, buffers: dict[str, Array]) -> Arguments:
+def _swin(
+    model: str,
+    shapes: Shapes,
+    config: Arguments,
+    buffers: dict[str, Array],
+    settings: Arguments,
+    requested: Arguments,
+) -> Arguments:
     stages = _count(shapes, r"layers\.(\d+)\.")
     depths = tuple(_count(shapes, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
     dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
     head = shapes.get("head.fc.weight")
     first = "layers.0.blocks.0"
     found: Arguments = {
-        "patch_size": _short(shapes["patch_embed.proj.weight"][2:]),
+        "patch_size": short(shapes["patch_embed.proj.weight"][2:]),
         "in_chans": channels,
         "embed_dim": dim,
         "depths": depths,
@@ -158,24 +223,17 @@ def _swin(model: str, shapes: Shapes, config: Arguments, buffers: dict[str, Arra
         "ape": "absolute_pos_embed" in shapes,
         "allow_odd_depths": any(depth % 2 for depth in depths),
     }
-    windows = [_window(shapes, buffers, stage, config) for stage in range(stages)]
-    if windows[0]:
-        found["window_size"] = max((window for window in windows if window), key=lambda window: pair(window))
-        # a window that shrank in the last stage is that stage's map; else each published model's last map is one window
-        last = pair(windows[-1] or windows[0])
-        found["img_size"] = _masked_image(buffers, windows, patch) or _short(
-            tuple(side * patch * 2 ** (stages - 1) for side in last)
-        )
-    elif "window_size" in config:
-        found["window_size"] = config["window_size"]
     if "absolute_pos_embed" in shapes:
-        found["img_size"] = _image(shapes["absolute_pos_embed"][1], found, config.get("img_size"))
-    elif "img_size" in config:
-        found["img_size"] = config["img_size"]
+        count = shapes["absolute_pos_embed"][1]
+        known = {"partial_patches": "pad", **settings, **found}
+        found["img_size"] = _image("absolute_pos_embed", count, known, config, requested.get("img_size"))
+    names = (f"layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(stages))
+    tables = [shapes[name][0] if name in shapes else None for name in names]
+    found |= window_sizes(tables, found, config, buffers, settings, requested)
     if model == "SwinV2":
         found["cpb_hidden"] = shapes[f"{first}.attn.cpb_mlp.0.weight"][0]
-        trained = tuple(_trained_window(buffers, stage) for stage in range(stages))
-        found["pretrained_window_sizes"] = config.get("pretrained_window_sizes", trained)[:stages]
+        said = config.get("pretrained_window_sizes", trained_windows(buffers, stages))
+        found["pretrained_window_sizes"] = (said,) * stages if isinstance(said, int) else said[:stages]
     return found
 
 
@@ -185,51 +243,9 @@ def _swin_heads(shapes: Shapes, stage: int) -> int:
     return table[1] if table else shapes[f"{attention}.logit_scale"][0]
 
 
-def _window(shapes: Shapes, buffers: dict[str, Array], stage: int, config: Arguments) -> Any:
-    """The window of a stage: a table has (2Mh-1)(2Mw-1) rows, an index (Mh Mw)^2; v2's MLP knows no window."""
-    attention = f"layers.{stage}.blocks.0.attn"
-    table = shapes.get(f"{attention}.relative_position_bias_table")
-    if table:
-        rows, columns = (2 * side - 1 for side in pair(config.get("window_size", 0)))
-        if rows * columns == table[0]:
-            return config["window_size"]
-        side = isqrt(table[0])
-        if side * side != table[0]:
-            raise ValueError(f"{attention} has a table of {table[0]} offsets, which is of no square window")
-        return (side + 1) // 2
-    index = buffers.get(f"{attention}.relative_position_index")
-    return isqrt(isqrt(index.size)) if index is not None else None
-
-
-def _masked_image(buffers: dict[str, Array], windows: list[Any], patch: int) -> int | None:
-    """The side of the image, found by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW."""
-    for stage, window in enumerate(windows):
-        mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
-        if mask is not None and mask.ndim == 3 and isinstance(window, int):
-            return int(isqrt(len(mask)) * window * patch * 2**stage)
-    return None
-
-
-def _trained_window(buffers: dict[str, Array], stage: int) -> int:
-    """The window P that a stage of v2 was trained with, 0 where that is its own: Microsoft's files keep the offsets.
-
-    The largest is t = log2(8 (M-1)/(P-1) + 1) / 3 for a window of M, so P = 1 + 8 (M-1) / (8^t - 1).
-    """
-    table = buffers.get(f"layers.{stage}.blocks.0.attn.relative_coords_table")
-    if table is None or not table.size or not 0 < table.max() < 10:
-        return 0
-    window = (isqrt(table.size // 2) + 1) // 2
-    trained = round(1 + 8 * (window - 1) / (8.0 ** float(table.max()) - 1))
-    return 0 if trained == window else trained
-
-
 def _count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number at a place of the names."""
     count = 1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1)
     if count > len(shapes):
         raise ValueError(f"{len(shapes)} arrays cannot make {count} blocks: check where it came from")
     return count
-
-
-def _short(size: tuple[int, ...]) -> Any:
-    return size[0] if size[0] == size[1] else tuple(size)

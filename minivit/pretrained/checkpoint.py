@@ -17,6 +17,7 @@ from minivit.io.torch_file.bounds import quoted
 from minivit.io.weights import read_weights
 from minivit.models import MODELS, configs
 from minivit.nn.layer import Layer
+from minivit.pretrained.geometry import table_of
 from minivit.pretrained.plan import Plan, plan_of
 from minivit.pretrained.recognition import Recognized, identify, unknown_names
 from minivit.protocol import Array
@@ -39,14 +40,35 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
         strict: names that are missing or too many are an error; with False they are left alone.
 
     Raises:
-        CheckpointError: if the file is unreadable or does not fit; nothing is then changed.
+        CheckpointError: if the file is unreadable or does not fit, also where a table has the model's shape and is of
+            another grid or window; nothing is then changed.
     """
     found = identify(read_weights(path))
     if found.weights.arrays.keys() == model.state().keys():  # these are the model's own names
         found = replace(found, arrays=found.weights.arrays, unknown=[])
     check_fit(model, found, found.arrays, strict)
+    _check_geometry(model, found)
     model.load_state_dict(found.arrays, strict)
     return model
+
+
+def _check_geometry(model: Any, found: Recognized) -> None:
+    """Refuse tables of another grid or window with as many entries as the model's."""
+    if type(model) is not MODELS.get(found.model):
+        return
+    sizes: dict[str, Any] = {name: model.config[name] for name in ("img_size", "window_size") if name in model.config}
+    try:
+        stored = plan_of(found, None, sizes).stored
+    except CheckpointError:  # whatever else the file lacks, the arrays have the model's shapes
+        return
+    for name in [name for name in model.state() if name in found.arrays]:
+        old, new = table_of(name, stored), table_of(name, model.config)
+        if old and new and old != new:
+            raise CheckpointError(
+                f"{found.path} does not fit this {found.model}: {quoted(name)} is of a {old}, the model's of a {new}. "
+                "from_pretrained with the model's img_size and window_size resamples it; if the file is of the model's "
+                "own, keep such a model with minivit.save, which stores its sizes"
+            )
 
 
 def adopt(model: Any, arrays: dict[str, Array]) -> None:

@@ -21,6 +21,8 @@ _TRANSFORMERS = {
     "layer_norm_eps": "norm_eps",
 }
 _TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
+# what a timm architecture usually has, which its model_args and the arrays may contradict
+_USUAL = {"img_size": "input_size", "window_size": "usual_window"}
 # timm's model_args that are honored under the same name, and those that the arrays tell or that change no result
 _TIMM_ARGUMENTS = {*_TIMM_SIZES, "norm_eps", "global_pool", "fc_norm", "dynamic_img_size", "drop_rate", "pos_drop_rate"}
 _TIMM_ARGUMENTS |= {"proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
@@ -33,6 +35,8 @@ _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin"
 def options_of(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `ViT`, `Swin` or `SwinV2` that a config.json gives; what is none of ours is left out.
 
+    Two more are only expected: "input_size" of the images, and "usual_window" of the architecture.
+
     Raises:
         ValueError: for a value that makes no sense there, or an activation that minivit lacks.
     """
@@ -44,7 +48,7 @@ def options_of(config: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(config["hidden_act"], str) or config["hidden_act"] not in _ACTIVATIONS:
             raise ValueError(f"config.json says hidden_act={config['hidden_act']!r}, and minivit has only GELU")
         found["gelu"] = _ACTIVATIONS[config["hidden_act"]]
-    for name in ("img_size", "window_size", "pretrained_window_sizes", "num_heads"):
+    for name in _TIMM_SIZES:
         if isinstance(found.get(name), list):
             found[name] = tuple(found[name])
     for name, value in found.items():
@@ -54,7 +58,7 @@ def options_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _makes_sense(name: str, value: Any) -> bool:
-    if name in _TIMM_SIZES:
+    if name in (*_TIMM_SIZES, *_USUAL.values()):
         numbers = value if isinstance(value, tuple) else (value,)
         return all(type(each) is int and 0 <= each < 1e6 for each in numbers)
     if name == "norm_eps":
@@ -76,11 +80,11 @@ def _timm(config: dict[str, Any]) -> dict[str, Any]:
                 f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
                 "it may compute something else. If it is a plain ViT or Swin, remove config.json and say num_heads"
             )
-        found |= {key: published[key] for key in _TIMM_SIZES if key in published}
+        found |= {_USUAL.get(key, key): published[key] for key in _TIMM_SIZES if key in published}
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:
-        found["img_size"] = size[1] if size[1] == size[2] else tuple(size[1:])
+        found["input_size"] = size[1] if size[1] == size[2] else tuple(size[1:])
     if config.get("global_pool") is not None:
         found["global_pool"] = config["global_pool"]
     for key, value in args.items():

@@ -47,7 +47,7 @@ def from_pretrained(
         classes: keep these rows of the head, such as ImageNet's 1,000 among its 21,841 classes.
         dtype: "float32" or "float64"; None is float64 for a file of float64, else float32.
         profile: how the source computes, one of `PROFILES`; None is that of the source that was recognized.
-        report: gets a line for each array that was changed to fit.
+        report: gets a line for each array that was changed to fit or left out, and for what had to be assumed.
         overrides: other arguments of the class, such as window_size or drop_path_rate.
 
     Raises:
@@ -79,6 +79,9 @@ def from_pretrained(
     check_fit(model, found, arrays, strict=True)
     if found.left_out:
         changes.append(f"left out, as it is not the model's: {', '.join(map(quoted, found.left_out[:5]))}")
+    if plan.assumed:
+        assumed = " and ".join(f"{name}={plan.stored[name]!r}" for name in plan.assumed)
+        changes.append(f"{assumed}: assumed, as no array shows it; pass what the file's name or its authors say")
     for line in changes:
         report(f"minivit: {line}")
     weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it

@@ -9,11 +9,12 @@ from typing import Any
 
 from minivit.io.safetensors import CheckpointError
 from minivit.models import MODELS
-from minivit.models.options import patch_grid
+from minivit.models.options import stage_windows
 from minivit.pretrained import architecture
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
+from minivit.pretrained.windows import untold
 from minivit.sizes import pair
 
 # what a file can bring about whose names are right and whose shapes or settings make no sense
@@ -29,12 +30,14 @@ class Plan:
         stored: the arguments that the file was stored with.
         arguments: those of the model to build: the stored ones, and what was asked for.
         profile: how its source computes, one of `PROFILES`.
+        assumed: arguments that decide how the model computes and that nothing tells.
     """
 
     kind: Any
     stored: dict[str, Any]
     arguments: dict[str, Any]
     profile: str
+    assumed: list[str]
 
 
 def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, Any] | None = None) -> Plan:
@@ -42,8 +45,8 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
 
     Args:
         profile: None is that of the source.
-        requested: arguments of the class that are to differ from the file's. A requested img_size also decides where
-            nothing else tells a grid that is not square.
+        requested: arguments of the class that are to differ from the file's. A requested img_size or window_size also
+            decides where nothing else tells a grid or a window that is not square.
 
     Raises:
         CheckpointError: if the arrays make no model.
@@ -55,18 +58,36 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         raise CheckpointError(f"{found.weights.config_fault}. It decides how the model computes: mend it, or remove it")
     try:
         if found.layout is None:
-            chosen, stored = profile or "timm", _own(found.weights.content["config"])
+            chosen, stored, assumed = profile or "timm", _own(found.weights.content["config"]), list[str]()
         else:
             chosen = profile or found.source
             config = options_of(found.weights.config)
-            read = architecture.arguments(found.model, found.arrays, config, found.buffers, requested.get("img_size"))
+            settings = PROFILES[chosen].settings(found.model)
+            read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
             check_same_model(found.weights.config, found.model, read)
-            stored = {**PROFILES[chosen].settings(found.model), **read}
-        return Plan(kind, stored, {**stored, **requested, **_trained_windows(kind, stored, requested)}, chosen)
+            stored = {**_defaults(kind), **settings, **read}
+            assumed = untold(found.model, read, config, found.buffers, requested)
+            if profile is None and found.source == "wzmiaomiao":
+                _check_one_reading(read)
+        arguments = {**stored, **requested, **_trained_windows(kind, stored, requested)}
+        return Plan(kind, stored, arguments, chosen, assumed)
     except NO_MODEL as error:
         raise CheckpointError(
             f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: {error}"
         ) from None
+
+
+def _check_one_reading(read: dict[str, Any]) -> None:
+    """Refuse a Swin without masks that may be Microsoft's, with a window that covers every map that has shifted blocks.
+
+    Maps halve from stage to stage, so equal windows of two such stages cannot both cover theirs.
+    """
+    shifted = [depth for depth in read.get("depths", ()) if depth > 1]
+    if len(shifted) == 1 and max(pair(read["window_size"])) > 1:
+        raise ValueError(
+            "it has no masks, so it may be WZMIAOMIAO's, or Microsoft's with a window that covers the map, and the two "
+            "shift differently: say profile='wzmiaomiao' or profile='microsoft'"
+        )
 
 
 def _own(config: dict[str, Any]) -> dict[str, Any]:
@@ -90,20 +111,12 @@ def _trained_windows(kind: Any, stored: dict[str, Any], requested: dict[str, Any
     same = "pretrained_window_sizes" in requested or not {"window_size", "img_size"} & {*requested}
     if kind is not MODELS["SwinV2"] or same:
         return {}
-    before, after = _windows(kind, stored), _windows(kind, {**stored, **requested})
+    before, after = stage_windows(stored), stage_windows({**_defaults(kind), **stored, **requested})
     trained = stored.get("pretrained_window_sizes") or (0,) * len(before)
     windows = (each if any(pair(each)) or a == b else a for each, a, b in zip(trained, before, after))
     return {"pretrained_window_sizes": tuple(windows)}
 
 
-def _windows(kind: Any, arguments: dict[str, Any]) -> list[tuple[int, int]]:
-    """The window of each stage: a stage whose map is smaller shrinks it."""
-    defaults = {name: each.default for name, each in inspect.signature(kind).parameters.items()}
-    config = {**defaults, **arguments}
-    window, grid = pair(config["window_size"]), patch_grid(config)
-    found = []
-    for stage in range(len(config["depths"])):
-        rows, columns = (-(-side // 2**stage) for side in grid)
-        shrinks = config["covered"] in ("shrink", "shrink_both")
-        found.append((min(window[0], rows), min(window[1], columns)) if shrinks else window)
-    return found
+def _defaults(kind: Any) -> dict[str, Any]:
+    parameters = inspect.signature(kind).parameters
+    return {name: each.default for name, each in parameters.items() if name not in ("dtype", "seed")}

@@ -10,6 +10,7 @@ from typing import Any
 
 _PLAIN = {"mode": "bicubic", "antialias": False}
 _CORNERS = {"antialias": False, "align_corners": True}
+_DROPS = {"partial_patches": "drop"}
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Profile:
 
 PROFILES = {
     # minivit's own defaults are timm's: eps 1e-6 in ViT and 1e-5 in Swin, exact GELU, mask -100; but timm pads a map
-    # after it was rolled (its issue 2438)
-    "timm": Profile(swin={"pad_first": False}, positions={"mode": "bicubic", "antialias": True}, biases=None),
+    # after it was rolled (its issue 2438), and drops partial patches
+    "timm": Profile(swin={"pad_first": False, **_DROPS}, positions={"mode": "bicubic", "antialias": True}, biases=None),
     # Flax's GELU is the tanh approximation; its examples resample with scipy.ndimage.zoom, order 1
     "google": Profile(vit={"gelu": "tanh"}, positions={"mode": "bilinear", **_CORNERS}),
-    "torchvision": Profile(swin={"covered": "stay"}, positions={"mode": "bicubic", **_CORNERS}),
+    "torchvision": Profile(swin={"covered": "stay", **_DROPS}, positions={"mode": "bicubic", **_CORNERS}),
     # its configurations say 1e-12 where the weights they hold were trained with 1e-6: what config.json says is used;
     # its Swin v2 adds the mask twice
     "huggingface": Profile(vit={"norm_eps": 1e-12}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}),
-    "microsoft": Profile(swin={"covered": "shrink_both"}),
+    "microsoft": Profile(swin={"covered": "shrink_both", **_DROPS}),
     # its Swin shifts a window that covers the map, so its logits are not Microsoft's for the same weights
     "wzmiaomiao": Profile(swin={"covered": "shift"}),
 }

@@ -11,7 +11,7 @@ from minivit.io.safetensors import CheckpointError
 from minivit.io.torch_file.bounds import quoted
 from minivit.io.weights import Weights
 from minivit.models import MODELS
-from minivit.pretrained.layouts import BUFFERS, LAYOUTS, Layout
+from minivit.pretrained.layouts import BUFFERS, LAYOUTS, MASK_TOKEN, Layout
 from minivit.pretrained.renaming import translate
 from minivit.protocol import Array
 
@@ -86,6 +86,7 @@ def identify(weights: Weights) -> Recognized:
 
 def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recognized:
     """The arrays under our names; a classifier may stand outside the wrapper that the other names have in front."""
+    bare = {name: inner for name, inner in bare.items() if not re.fullmatch(MASK_TOKEN, inner)}
     arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in bare or _in_head(name)}
     left_out = [name for name in weights.arrays if name not in bare and not _in_head(name)]
     arrays = _with_usual_head(layout.prepare(arrays), layout.head)

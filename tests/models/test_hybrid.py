@@ -241,7 +241,7 @@ def test_a_file_is_fitted_to_gray_images_of_another_size(published: Any) -> None
     root = "patch_embed.backbone.stem.conv.weight"
     np.testing.assert_allclose(other.state_dict()[root][:, 0], model.state_dict()[root].sum(axis=1), rtol=1e-6)
     assert f"minivit: {root}: from 3 to 1 channels" in lines
-    assert "minivit: pos_embed: resampled from 5 to 10 places" in lines  # maps of 2x2 and 3x3, and the class token
+    assert "minivit: pos_embed: resampled from 2x2 grid to 3x3 grid" in lines
     assert other.predict(np.zeros((2, 1, 24, 24), other.dtype)).shape == (2, 5)
 
 

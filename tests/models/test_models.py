@@ -247,6 +247,7 @@ OPTIONS = {
     "weight_init": ("jax", "weights"),
     "distilled": (True, "names"),
     "dynamic_img_size": (True, "sizes"),
+    "partial_patches": ("drop", "pixels"),
     "skip_unused_tokens": (False, "cost"),
     "resnet_layers": ((1,), "names"),
     "resnet_width": (8, "names"),
@@ -293,12 +294,50 @@ def test_every_option_has_an_effect(option):
         assert np.array_equal(plain(x, rng)[0], plain.predict(x)), "there is noise at rate 0"
     elif where == "sizes":
         assert other.predict(images(size=(12, 8))).shape == (3, 3)
+    elif where == "pixels":
+        plain, other = (minivit.ViT(**{**build, "img_size": (10, 9), option: name}) for name in ("pad", value))
+        assert shapes(plain) != shapes(other)
+        with pytest.raises(ValueError, match="10x9 is not divisible by patch 4x4.*use partial_patches='pad' or 'drop'"):
+            minivit.ViT(**{**build, "img_size": (10, 9)})
     elif where == "cost":
         skipping, full = summary(plain, quiet=True), summary(other, quiet=True)
         assert skipping.macs < full.macs == full.published_macs
         assert skipping.kept_bytes < full.kept_bytes
     else:
         assert other.predict(images(dtype="float32")).dtype == np.float32
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_partial_patches_are_padded_or_dropped(dynamic):
+    sizes = {"pad": (12, 12), "drop": (8, 8)}
+    x = images(size=(10, 9))
+    for choice, (height, width) in sizes.items():
+        size = {"img_size": (12, 12) if dynamic else (10, 9), "dynamic_img_size": dynamic}
+        model = minivit.ViT(**{**TINY, "dtype": "float64", **size}, partial_patches=choice)
+        whole = minivit.ViT(**{**TINY, "dtype": "float64", "img_size": (height, width)})
+        arrays = model.state_dict()
+        if dynamic and choice == "drop":
+            table = arrays["pos_embed"][0, 1:].reshape(3, 3, -1)
+            arrays["pos_embed"] = np.concatenate(
+                (arrays["pos_embed"][:, :1], minivit.functional.resize_grid(table, (2, 2))[0].reshape(1, 4, -1)), axis=1
+            )
+        whole.load_state_dict(arrays)
+        full = np.zeros((*x.shape[:2], 12, 12))
+        full[:, :, :10, :9] = x
+        np.testing.assert_allclose(model.predict(x), whole.predict(full[:, :, :height, :width]), rtol=1e-12)
+        assert summary(model, img_size=(10, 9), quiet=True).macs == summary(whole, quiet=True).macs
+
+
+def test_no_image_is_dropped_whole():
+    for kind in (minivit.ViT, minivit.Swin):
+        with pytest.raises(ValueError, match="an image of 3x3 pixels has no whole patch of 4x4"):
+            kind(img_size=3, patch_size=4, partial_patches="drop")
+        with pytest.raises(ValueError, match="partial_patches='cut': choose .*'drop'"):
+            kind(img_size=8, patch_size=4, partial_patches="cut")
+    with pytest.raises(ValueError, match="partial_patches='pad': patches of a stem's map must be whole"):
+        minivit.ViT(**{**TINY, "resnet_layers": (), "resnet_groups": 4, "resnet_width": 4}, partial_patches="pad")
+    with pytest.raises(ValueError, match="an image of 3x8 pixels has no whole patch of 4x4: enlarge it"):
+        minivit.Swin(img_size=8, partial_patches="drop").predict(np.zeros((1, 3, 3, 8), np.float32))
 
 
 def test_drop_path_rises_linearly_from_zero_at_the_first_block():
@@ -427,10 +466,10 @@ def test_without_classes_the_features_come_out(changes):
     with_head, without = tiny(**changes), tiny(**changes, num_classes=0)
     without.load_state_dict(with_head.state_dict(), strict=False)
     features = with_head.features(images())
-    assert np.array_equal(without.predict(images()), features)
-    assert np.array_equal(without(images())[0], features)
-    logits = with_head.head(features)[0]
-    assert np.array_equal(logits, with_head.predict(images()))
+    assert features.ndim == 2 and np.array_equal(without.predict(images()), features)
+    assert np.array_equal(without(images())[0], features) and np.array_equal(without.features(images()), features)
+    if "distilled" not in changes:  # which has a head for each token, not one for their mean
+        assert np.array_equal(with_head.head(features)[0], with_head.predict(images()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -460,9 +499,12 @@ def test_heads_of_a_distilled_model():
     one, two = model.heads(images())
     assert one.shape == two.shape == (3, 3) and not np.allclose(one, two)
     assert np.allclose((one + two) / 2, model.predict(images()), rtol=1e-14, atol=0)
-    state, features = model.state_dict(), model.features(images())
-    assert np.allclose(one, features[:, 0] @ state["head.weight"].T + state["head.bias"])
-    assert np.allclose(two, features[:, 1] @ state["head_dist.weight"].T + state["head_dist.bias"])
+    state, tokens = model.state_dict(), images()
+    for layer in (model.embed, *model.blocks, model.norm):
+        tokens, _ = layer(tokens)
+    assert np.allclose(one, tokens[:, 0] @ state["head.weight"].T + state["head.bias"])
+    assert np.allclose(two, tokens[:, 1] @ state["head_dist.weight"].T + state["head_dist.bias"])
+    assert np.allclose(model.features(images()), (tokens[:, 0] + tokens[:, 1]) / 2, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ OPTIONS: dict[str, Any] = {
     "mask_padding": (True, "padding"),
     "covered": ("stay", "windows"),
     "pad_first": (False, "windows"),
+    "partial_patches": ("drop", "pixels"),
     "allow_odd_depths": (True, "odd"),
     "dtype": ("float32", "dtype"),
     "seed": (1, "weights"),
@@ -116,6 +117,12 @@ def test_every_option_has_an_effect(kind: Any, option: str) -> None:
             option == "pad_first",
             option == "covered",
         ]
+    elif where == "pixels":
+        assert np.array_equal(plain.predict(x), other.predict(x))
+        for odd in (images(size=(17, 19)), images(size=(16, 19)), images(size=(17, 18))):
+            height, width = (side // 2 * 2 for side in odd.shape[2:])
+            assert np.array_equal(other.predict(odd), plain.predict(odd[:, :, :height, :width]))
+        assert np.abs(plain.predict(odd) - other.predict(odd)).max() > 1e-6
     elif where == "padding":
         assert np.array_equal(plain.predict(x), other.predict(x))
         odd = images(size=(18, 18))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from published_names import drawn
 
-from minivit import CheckpointError, ViT, export, from_pretrained, save
+from minivit import CheckpointError, ViT, export, from_pretrained, load, save
 from minivit.io.safetensors import save_arrays
+from minivit.io.weights import read_weights
 
 TIMM = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 16, 16]}}
 SIZES = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 5, "embed_dim": 8, "depth": 1, "num_heads": 2}
@@ -94,3 +95,62 @@ def test_of_several_files_none_is_guessed(tmp_path: Path) -> None:
         save(drawn(ViT, **SIZES), tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match=r"3 files of weights \('best.safetensors'.*choose one and pass its path"):
         from_pretrained(tmp_path)
+
+
+# --- parts that minivit's models have, under other conditions, and parts that they have not ---
+
+
+def test_a_distilled_model_without_classes_gives_the_mean_of_its_tokens(tmp_path: Path) -> None:
+    model = drawn(ViT, **SIZES, distilled=True)
+    export(model, tmp_path / "x.safetensors", "timm")
+    found = from_pretrained(tmp_path / "x.safetensors", num_classes=0, num_heads=2)
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
+    tokens = x
+    for layer in (model.embed, *model.blocks, model.norm):
+        tokens, _ = layer(tokens)
+    np.testing.assert_allclose(found.predict(x), tokens[:, :2].mean(axis=1), rtol=1e-12)
+
+
+def test_a_token_of_masked_pretraining_is_left_out_and_said(tmp_path: Path) -> None:
+    model = drawn(ViT, **SIZES)
+    for layout, name in (("timm", "mask_token"), ("huggingface", "vit.embeddings.mask_token")):
+        export(model, tmp_path / "x.safetensors", layout)
+        arrays = read_weights(tmp_path / "x.safetensors").arrays | {name: np.ones((1, 8))}
+        save_arrays(tmp_path / "y.safetensors", arrays, None)
+        lines: list[str] = []
+        found = from_pretrained(tmp_path / "y.safetensors", num_heads=2, norm_eps=1e-6, report=lines.append)
+        x = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
+        np.testing.assert_array_equal(found.predict(x), model.predict(x))
+        assert lines == [f"minivit: left out, as it is not the model's: '{name}'"]
+        load(drawn(ViT, **SIZES), tmp_path / "y.safetensors")
+
+
+OTHER_PARTS = {
+    "blocks.0.ls1.gamma": "LayerScale",
+    "blocks.0.gamma_1": "LayerScale",
+    "reg_token": "register tokens",
+    "attn_pool.latent": "attention pooling",
+    "norm_pre.weight": "a norm before the blocks",
+    "blocks.0.attn.q_norm.weight": "norms of queries and keys",
+    "blocks.0.mlp.norm.weight": "norms within attention or MLP",
+    "blocks.0.mlp.fc1_g.weight": "a gated MLP",
+    "blocks.0.attns.0.qkv.weight": "parallel branches",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_PARTS)
+def test_a_part_that_minivit_lacks_is_named_and_not_the_positions(tmp_path: Path, name: str) -> None:
+    arrays = drawn(ViT, **SIZES).state_dict() | {name: np.ones(8)}
+    arrays["pos_embed"] = arrays["pos_embed"][:, 1:]  # as models with these parts often have it
+    save_arrays(tmp_path / "x.safetensors", arrays, None)
+    with pytest.raises(CheckpointError, match=rf"it has {OTHER_PARTS[name]} \({name}\).*no such parts") as error:
+        from_pretrained(tmp_path / "x.safetensors")
+    assert "pos_embed" not in str(error.value)
+
+
+def test_positions_without_one_for_the_class_token_are_refused_as_such(tmp_path: Path) -> None:
+    arrays = drawn(ViT, **SIZES).state_dict()
+    arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
+    save_arrays(tmp_path / "x.safetensors", arrays, None)
+    with pytest.raises(CheckpointError, match="16 positions, a square, and so none for the class token"):
+        from_pretrained(tmp_path / "x.safetensors")

@@ -338,3 +338,34 @@ def test_the_likely_cause_is_named(tmp_path: Path) -> None:
     assert "156 names are not the model's, first 'layers.2.blocks.1" in str(error.value), error.value
     assert "This is a torchvision checkpoint of a Swin (swin_small_patch4_window7_224)" in str(error.value)
     assert "depths=(2, 2, 18, 2) in the file, (2, 2, 6, 2) in the model" in str(error.value)
+
+
+# --- images that the patch does not divide ---
+
+
+@pytest.mark.parametrize("kind", [Swin, SwinV2])
+@pytest.mark.parametrize(
+    ("layout", "dropped"), [("timm", True), ("torchvision", True), ("microsoft", True), ("huggingface", False)]
+)
+def test_each_project_pads_or_drops_partial_patches(tmp_path: Path, kind: Any, layout: str, dropped: bool) -> None:
+    model = drawn(kind, **{**SWIN, "window_size": 4})
+    export(model, tmp_path / "x", layout)
+    found = from_pretrained(tmp_path / "x", window_size=4, report=silent)
+    x = images(17)
+    whole = x[:, :, :16, :16] if dropped else np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1)))
+    assert np.array_equal(found.predict(x), found.predict(whole))
+    padded = from_pretrained(tmp_path / "x", window_size=4, partial_patches="pad", report=silent)
+    assert np.array_equal(padded.predict(x), padded.predict(np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1)))))
+    with_profile = from_pretrained(tmp_path / "x", window_size=4, profile="wzmiaomiao", report=silent)
+    assert with_profile.config["partial_patches"] == "pad"
+
+
+@pytest.mark.parametrize("layout", ["timm", "torchvision", "huggingface"])
+def test_a_vit_built_for_an_image_with_partial_patches_drops_them(tmp_path: Path, layout: str) -> None:
+    model = drawn(ViT, **{**VIT, "img_size": 8})
+    export(model, tmp_path / "x", layout)
+    (tmp_path / "config.json").write_text(json.dumps({"image_size": 11, "num_attention_heads": 1}))
+    found = from_pretrained(tmp_path / "x", norm_eps=1e-6)
+    assert (found.config["img_size"], found.config["partial_patches"]) == (11, "drop")
+    x = images(11)
+    assert np.allclose(found.predict(x), model.predict(x[:, :, :8, :8]), rtol=0, atol=1e-12)

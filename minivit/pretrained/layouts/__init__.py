@@ -7,11 +7,11 @@ files.
 
 from minivit.pretrained.layouts.google import GOOGLE
 from minivit.pretrained.layouts.huggingface import HUGGINGFACE
-from minivit.pretrained.layouts.layout import BUFFERS, Layout
+from minivit.pretrained.layouts.layout import BUFFERS, MASK_TOKEN, Layout
 from minivit.pretrained.layouts.microsoft import MICROSOFT, TIMM, WZMIAOMIAO_VIT
 from minivit.pretrained.layouts.torchvision import TORCHVISION
 
 # Microsoft's Swin has the names of timm's and a few of its own, so it is asked first
 LAYOUTS = [*MICROSOFT, *TIMM, *HUGGINGFACE, *TORCHVISION, *GOOGLE, WZMIAOMIAO_VIT]
 
-__all__ = ["BUFFERS", "LAYOUTS", "Layout"]
+__all__ = ["BUFFERS", "LAYOUTS", "MASK_TOKEN", "Layout"]

@@ -23,11 +23,15 @@ def _unstacked(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def _with_place_of_class(arrays: dict[str, Array]) -> dict[str, Array]:
-    """A row of zeros before the positions, where the class token got none: big_vision adds it after them."""
+    """A row of zeros before the positions, where the class token got none: big_vision adds it after them.
+
+    vision_transformer, whose table is under `posembed_input`, always has the row.
+    """
     cls, places = (next((n for n in arrays if n.endswith(end)), "") for end in ("cls", "pos_embedding"))
     if (
         not cls
         or not places
+        or places.endswith("posembed_input/pos_embedding")
         or arrays[places].ndim != 3
         or isqrt(arrays[places].shape[1]) ** 2 != arrays[places].shape[1]
     ):

@@ -50,7 +50,7 @@ _SWIN = (
 )
 _ATTENTION = f"{_SWIN_BLOCK}.attention"
 _HEADS = r"(cls_|distillation_)?classifier\..*"
-_IGNORED = (*IGNORED, r"pooler\..*", r"embeddings\.mask_token")
+_IGNORED = (*IGNORED, r"pooler\..*")
 _ZERO = r"encoder\.layers\.0\.blocks\.0\.attention\."
 
 HUGGINGFACE = [

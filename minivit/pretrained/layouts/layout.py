@@ -35,6 +35,7 @@ class Layout:
         prefixes: what may stand before the names; an export takes the first.
         beside: pattern of names that stand beside the prefix, without it.
         absent: pattern of names that the source never has.
+        possible: whether the source could have written these arrays, under its names.
         prepare: what is done to its arrays before their names are read.
         head: the name of its classifier.
     """
@@ -47,10 +48,11 @@ class Layout:
     prefixes: tuple[str, ...] = ("",)
     beside: str = ""
     absent: str = ""
+    possible: Callable[[dict[str, Array]], bool] = lambda arrays: True
     prepare: Callable[[dict[str, Array]], dict[str, Array]] = dict
     head: str = "head"
 
-    def bare(self, names: Collection[str]) -> dict[str, str] | None:
+    def bare(self, arrays: dict[str, Array]) -> dict[str, str] | None:
         """The names of the model -> what they are without prefixes, if they are this layout's; else None.
 
         Raises:
@@ -59,8 +61,8 @@ class Layout:
         first, *others = (re.compile(sign) for sign in self.signs)
         for own in self.prefixes:
             wrapped = re.compile(rf"({_WRAPPERS}){re.escape(own)}(?:{first.pattern})")
-            wrappers = sorted({match[1] for name in names if (match := wrapped.fullmatch(name))})
-            inside = [_without(names, wrapper, own) for wrapper in wrappers]
+            wrappers = sorted({match[1] for name in arrays if (match := wrapped.fullmatch(name))})
+            inside = [_without(arrays, wrapper, own) for wrapper in wrappers]
             whole = [found for found in inside if all(any(map(sign.fullmatch, found.values())) for sign in others)]
             if len(whole) > 1:
                 raise CheckpointError(
@@ -68,7 +70,9 @@ class Layout:
                     "you want in a file of its own"
                 )
             if whole:
-                return None if any(re.fullmatch(self.absent, name) for name in whole[0].values()) else whole[0]
+                excluded = any(re.fullmatch(self.absent, name) for name in whole[0].values())
+                fits = not excluded and self.possible({bare: arrays[name] for name, bare in whole[0].items()})
+                return whole[0] if fits else None
         return None
 
     def spelled(self, name: str) -> str:
@@ -79,3 +83,5 @@ class Layout:
 # tables that every program computes again: never learned, but they tell the window and the image
 BUFFERS = r".*\.(relative_position_index|relative_coords_table|attn_mask)"
 IGNORED = (BUFFERS, r".*position_ids", r".*num_batches_tracked")
+# what stands for hidden patches in the pretraining of SimMIM, iBOT and DINOv2, and nowhere else
+MASK_TOKEN = r"(.*\.)?mask_token"

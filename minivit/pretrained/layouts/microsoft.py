@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from minivit.pretrained.layouts.layout import IGNORED, Layout
 from minivit.pretrained.renaming import Rule
+from minivit.protocol import Array
 
 TIMM = [
     Layout("timm", "ViT", (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight"), ignored=IGNORED),
@@ -43,12 +44,20 @@ _MICROSOFT_RULES = (
         "norm.{p}",
     ),
 )
+
+
+def tables_of_biases(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The tables of relative biases, by the same name in their names and in ours."""
+    return {name: array for name, array in arrays.items() if name.endswith("relative_position_bias_table")}
+
+
 _ATTENTION = r"layers\.0\.blocks\.0\.attn\."
 _MICROSOFT_SIGN = r"head\.weight|layers\.0\.downsample\.norm\.weight"
 _V1_SIGNS = (_ATTENTION + "relative_position_bias_table", _MICROSOFT_SIGN)
 MICROSOFT = [
     Layout("microsoft", "SwinV2", (_ATTENTION + "logit_scale", _MICROSOFT_SIGN), _MICROSOFT_RULES, IGNORED),
-    # the same names, with the index but without the masks of the shifted blocks: it makes them from the image
+    # the same names, with the index but without the masks of the shifted blocks: it makes them from the image. Its
+    # windows never shrink; Microsoft's that cover every map, which have no masks either, do
     Layout(
         "wzmiaomiao",
         "Swin",
@@ -56,6 +65,7 @@ MICROSOFT = [
         _MICROSOFT_RULES,
         IGNORED,
         absent=r".*attn_mask",
+        possible=lambda arrays: len({table.shape[0] for table in tables_of_biases(arrays).values()}) == 1,
     ),
     Layout("microsoft", "Swin", _V1_SIGNS, _MICROSOFT_RULES, IGNORED),
 ]

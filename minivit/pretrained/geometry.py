@@ -1,0 +1,58 @@
+"""Which grid the rows of a table belong to: tables of 6x6 and of 4x9 positions have equal shapes and other meanings.
+
+Alphabet: h x w a grid of patches or a window, R rows of a table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from minivit.models.options import patch_grid, stage_windows
+from minivit.sizes import Size
+
+_POSITIONS = ("pos_embed", "absolute_pos_embed")
+_BIASES = re.compile(r"(layers|blocks)\.(\d+)\..*relative_position_bias_table")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the rows of a table stand for.
+
+    Attributes:
+        kind: "grid", a row for each of the h w positions, or "window", one for each of the (2h-1)(2w-1) offsets.
+        size: (h, w).
+        prefix: rows of prefix tokens: before those of a grid, behind those of a window.
+    """
+
+    kind: str
+    size: Size
+    prefix: int
+
+    @property
+    def plane(self) -> Size:
+        """Height and width of the rows without the prefix, laid out as a plane."""
+        height, width = self.size
+        return (2 * height - 1, 2 * width - 1) if self.kind == "window" else self.size
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.prefix + self.plane[0] * self.plane[1]
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]} {self.kind}"
+
+
+def table_of(name: str, config: dict[str, Any]) -> Table | None:
+    """The table under this name in a model with these arguments; None for any other array."""
+    prefix = int(config.get("class_token", False)) + int(config.get("distilled", False))
+    if name in _POSITIONS:
+        return Table("grid", patch_grid(config), prefix)
+    found = _BIASES.fullmatch(name)
+    if found is None:
+        return None
+    if found[1] == "layers":
+        return Table("window", stage_windows(config)[int(found[2])], 0)
+    return Table("window", patch_grid(config), 3 if prefix else 0)  # BEiT's three rows of pairs with prefix tokens
