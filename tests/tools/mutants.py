@@ -33,14 +33,13 @@ import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from coverage import CoverageData
+from coverage import Coverage, CoverageData
 from equivalent_mutants import EQUIVALENT
 from mutations import Mutant, lines_around, mutants_of
 
@@ -52,7 +51,8 @@ LEFT_OUT = ("fast/cupy",)
 # take long and compute nothing new
 TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "examples", "parity", "planted_bugs", "tools")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "venv*", "build", "dist", "runs", "_build")
-SELECTION = "MINIVIT_MUTANT_TESTS"  # the variable with the file of the chosen tests
+# variables: the file of the chosen tests, and that of the record
+SELECTION, RECORD = "MINIVIT_MUTANT_TESTS", "MINIVIT_MUTANT_RECORD"
 MEMORY = 12 << 30  # bytes
 
 
@@ -125,15 +125,13 @@ class State:
                 yield name
 
     def _record(self, files: list[str]) -> None:
-        settings, times = self.folder / "coverage.cfg", self.folder / "times.xml"
-        settings.write_text("[run]\nsource = minivit\n", "utf-8")
-        known = len(list(self.folder.glob("coverage.*.db")))
-        options = ["--cov=minivit", f"--cov-config={settings}", "--cov-context=test", "--cov-report="]
-        options += [f"--junitxml={times}", "-o", "junit_family=xunit1"]
-        self._pytest([*options, *files], {"COVERAGE_FILE": str(self.folder / f"coverage.{known}.db")}, timeout=None)
-        for case in ElementTree.parse(times).getroot().iter("testcase"):
-            if all(case.find(trouble) is None for trouble in ("failure", "error", "skipped")):
-                self.seconds[f"{case.attrib['file']}::{case.attrib['name']}"] = float(case.attrib["time"])
+        times, number = self.folder / "times.json", len(list(self.folder.glob("coverage.*.db")))
+        done = self._pytest(
+            ["-p", "mutants", *files], {RECORD: str(self.folder / f"coverage.{number}.db")}, timeout=None
+        )
+        if done.returncode not in (0, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(done.stdout + done.stderr)
+        self.seconds |= json.loads(times.read_text("utf-8"))
 
     def _contexts(self) -> dict[str, dict[int, set[str]]]:
         """For each file of minivit and each line, the tests that execute it."""
@@ -144,8 +142,7 @@ class State:
             for path in data.measured_files():
                 lines = found.setdefault(Path(path).relative_to(self.tree).as_posix(), {})
                 for line, contexts in data.contexts_by_lineno(path).items():
-                    tests = {context.rpartition("|")[0] for context in contexts}
-                    lines.setdefault(line, set()).update(tests & self.seconds.keys())
+                    lines.setdefault(line, set()).update(self.seconds.keys() & contexts)
         return found
 
     def tests_of(self, mutant: Mutant) -> list[str]:
@@ -300,24 +297,54 @@ def report(rows: Iterable[tuple[Mutant, dict[str, Any], str]]) -> str:
 # --- as a plugin of the pytest that meets a mutant: `-p mutants` ---
 
 
-_LIMITS: dict[str, float] = {}  # seconds of each chosen test, in their order
+def pytest_configure(config: pytest.Config) -> None:
+    if RECORD in os.environ:
+        config.pluginmanager.register(Recorder(Path(os.environ[RECORD])))
+    elif SELECTION in os.environ:
+        config.pluginmanager.register(Selection(Path(os.environ[SELECTION])))
 
 
-def pytest_configure() -> None:
-    _LIMITS.update(json.loads(Path(os.environ[SELECTION]).read_text("utf-8")))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # a mutant may ask for any size
+class Recorder:
+    """Writes down the lines that each test executes, and the seconds of each test that passes."""
+
+    def __init__(self, database: Path) -> None:
+        self.database = database
+        self.coverage = Coverage(str(database), source=["minivit"], config_file=False)
+        self.coverage.start()
+        self.seconds: dict[str, float] = {}
+        self.bad: set[str] = set()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.coverage.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
+        if not report.passed:
+            self.bad.add(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self.coverage.stop()
+        self.coverage.save()
+        good = {test: seconds for test, seconds in self.seconds.items() if test not in self.bad}
+        self.database.with_name("times.json").write_text(json.dumps(good), "utf-8")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {test: number for number, test in enumerate(_LIMITS)}
-    items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
+class Selection:
+    """Runs the chosen tests in the order of the file, which has the seconds that each may take."""
 
+    def __init__(self, path: Path) -> None:
+        self.limits: dict[str, float] = json.loads(path.read_text("utf-8"))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # a mutant may ask for any size
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    signal.setitimer(signal.ITIMER_REAL, _LIMITS[item.nodeid])  # ends the process, also within NumPy
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        order = {test: number for number, test in enumerate(self.limits)}
+        items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self.limits[nodeid])  # ends the process, also within NumPy
+
+    def pytest_runtest_logfinish(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":
