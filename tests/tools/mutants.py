@@ -53,7 +53,7 @@ TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "examples", "parity", "planted_b
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "venv*", "build", "dist", "runs", "_build")
 # variables: the file of the chosen tests, and that of the record
 SELECTION, RECORD = "MINIVIT_MUTANT_TESTS", "MINIVIT_MUTANT_RECORD"
-MEMORY = 12 << 30  # bytes
+EXTRA_SECONDS, MEMORY = 10.0, 12 << 30  # bytes
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -95,7 +95,7 @@ class State:
 
     def source(self, path: str) -> str:
         if path not in self.sources:
-            self.sources[path] = (self.root / path).read_text("utf-8")
+            self.sources[path] = (self.tree / path).read_text("utf-8")
         return self.sources[path]
 
     # --- the copy, and which test executes which line ---
@@ -125,13 +125,11 @@ class State:
                 yield name
 
     def _record(self, files: list[str]) -> None:
-        times, number = self.folder / "times.json", len(list(self.folder.glob("coverage.*.db")))
-        done = self._pytest(
-            ["-p", "mutants", *files], {RECORD: str(self.folder / f"coverage.{number}.db")}, timeout=None
-        )
+        number = len(list(self.folder.glob("coverage.*.db")))
+        done = self._pytest(["-p", "mutants", *files], {RECORD: str(self.folder / f"coverage.{number}.db")})
         if done.returncode not in (0, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(done.stdout + done.stderr)
-        self.seconds |= json.loads(times.read_text("utf-8"))
+        self.seconds |= json.loads((self.folder / "times.json").read_text("utf-8"))
 
     def _contexts(self) -> dict[str, dict[int, set[str]]]:
         """For each file of minivit and each line, the tests that execute it."""
@@ -157,7 +155,7 @@ class State:
     # --- the mutants ---
 
     def paths(self) -> list[str]:
-        package = self.root / "minivit"
+        package = self.tree / "minivit"
         found = [path for name in FOLDERS for path in [package / name] if path.is_file()]
         found += [path for name in FOLDERS for path in (package / name).rglob("*.py")]
         names = sorted(path.relative_to(package).as_posix() for path in found)
@@ -206,7 +204,7 @@ class State:
 
     def _meet(self, tests: list[str]) -> tuple[str, str]:
         selection = self.folder / "selection.json"
-        selection.write_text(json.dumps({test: 10 + 10 * self.seconds[test] for test in tests}), "utf-8")
+        selection.write_text(json.dumps({test: EXTRA_SECONDS + 10 * self.seconds[test] for test in tests}), "utf-8")
         files = sorted({test.partition("::")[0] for test in tests})
         whole = 60 + 10 * sum(self.seconds[test] for test in tests)
         try:
@@ -223,7 +221,7 @@ class State:
         return "killed", failed[0].split(" - ")[0] if failed else f"exit code {done.returncode}"
 
     def _pytest(
-        self, options: list[str], environment: dict[str, str], timeout: float | None
+        self, options: list[str], environment: dict[str, str], timeout: float | None = None
     ) -> subprocess.CompletedProcess[str]:
         paths = os.pathsep.join((str(self.tree), str(self.tree / "tests" / "tools")))
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", *options]

@@ -85,16 +85,23 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
 
 
 def lines_around(source: str, line: int) -> Iterator[range]:
-    """Where to look for the tests of a line: it, its statement, the function or class that it opens, the whole file."""
+    """Where to look for the tests of a line: it, its statement, the function that it opens.
+
+    What runs on import, outside of all functions, may have an effect anywhere in its class or file.
+    """
     yield range(line, line + 1)
-    tree = ast.parse(source)
-    around = [each for each in ast.walk(tree) if isinstance(each, ast.stmt) and line in _lines(each)]
+    around = [each for each in ast.walk(ast.parse(source)) if isinstance(each, ast.stmt) and line in _lines(each)]
     for node in sorted(around, key=lambda node: len(_lines(node))):
         body = getattr(node, "body", None)
-        if body is None or line < body[0].lineno:
-            yield _lines(node) if body is None else range(node.lineno, body[0].lineno)
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                yield _lines(node)
+        opens = body is not None and line < body[0].lineno
+        if body is None or opens:
+            yield range(node.lineno, body[0].lineno) if opens else _lines(node)
+        if isinstance(node, ast.FunctionDef):
+            if not opens:
+                return
+            yield _lines(node)
+        elif isinstance(node, ast.ClassDef):
+            yield _lines(node)
     yield range(1, source.count("\n") + 2)
 
 
