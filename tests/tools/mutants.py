@@ -27,7 +27,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -39,8 +38,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from coverage import Coverage, CoverageData
+from coverage import CoverageData
 from equivalent_mutants import EQUIVALENT
+from mutant_plugin import RECORD, SELECTION
 from mutations import Mutant, lines_around, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,9 +51,7 @@ LEFT_OUT = ("fast/cupy",)
 # take long and compute nothing new
 TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "examples", "parity", "planted_bugs", "tools")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "venv*", "build", "dist", "runs", "_build")
-# variables: the file of the chosen tests, and that of the record
-SELECTION, RECORD = "MINIVIT_MUTANT_TESTS", "MINIVIT_MUTANT_RECORD"
-EXTRA_SECONDS, MEMORY = 10.0, 12 << 30  # bytes
+EXTRA_SECONDS = 10.0
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -126,7 +124,7 @@ class State:
 
     def _record(self, files: list[str]) -> None:
         number = len(list(self.folder.glob("coverage.*.db")))
-        done = self._pytest(["-p", "mutants", *files], {RECORD: str(self.folder / f"coverage.{number}.db")})
+        done = self._pytest(["-p", "mutant_plugin", *files], {RECORD: str(self.folder / f"coverage.{number}.db")})
         if done.returncode not in (0, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(done.stdout + done.stderr)
         self.seconds |= json.loads((self.folder / "times.json").read_text("utf-8"))
@@ -208,7 +206,7 @@ class State:
         files = sorted({test.partition("::")[0] for test in tests})
         whole = 60 + 10 * sum(self.seconds[test] for test in tests)
         try:
-            done = self._pytest(["-x", "-p", "mutants", *files], {SELECTION: str(selection)}, timeout=whole)
+            done = self._pytest(["-x", "-p", "mutant_plugin", *files], {SELECTION: str(selection)}, timeout=whole)
         except subprocess.TimeoutExpired:
             return "timeout", ""
         if done.returncode == -signal.SIGALRM:
@@ -290,59 +288,6 @@ def report(rows: Iterable[tuple[Mutant, dict[str, Any], str]]) -> str:
         share = f"{100 * caught / rest:.1f} %" if rest else "-"
         lines.append(f"| {name} | {' | '.join(map(str, numbers))} | {share} |")
     return "\n".join([*lines, "", *sorted(alive)])
-
-
-# --- as a plugin of the pytest that meets a mutant: `-p mutants` ---
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if RECORD in os.environ:
-        config.pluginmanager.register(Recorder(Path(os.environ[RECORD])))
-    elif SELECTION in os.environ:
-        config.pluginmanager.register(Selection(Path(os.environ[SELECTION])))
-
-
-class Recorder:
-    """Writes down the lines that each test executes, and the seconds of each test that passes."""
-
-    def __init__(self, database: Path) -> None:
-        self.database = database
-        self.coverage = Coverage(str(database), source=["minivit"], config_file=False)
-        self.coverage.start()
-        self.seconds: dict[str, float] = {}
-        self.bad: set[str] = set()
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.coverage.switch_context(nodeid)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
-        if not report.passed:
-            self.bad.add(report.nodeid)
-
-    def pytest_sessionfinish(self) -> None:
-        self.coverage.stop()
-        self.coverage.save()
-        good = {test: seconds for test, seconds in self.seconds.items() if test not in self.bad}
-        self.database.with_name("times.json").write_text(json.dumps(good), "utf-8")
-
-
-class Selection:
-    """Runs the chosen tests in the order of the file, which has the seconds that each may take."""
-
-    def __init__(self, path: Path) -> None:
-        self.limits: dict[str, float] = json.loads(path.read_text("utf-8"))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # a mutant may ask for any size
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        order = {test: number for number, test in enumerate(self.limits)}
-        items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        signal.setitimer(signal.ITIMER_REAL, self.limits[nodeid])  # ends the process, also within NumPy
-
-    def pytest_runtest_logfinish(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":
