@@ -14,7 +14,7 @@ files in proportion to their lines, and drawn by line first, so that long lines 
 takes every mutant of a file instead.
 
 Each mutant meets the tests that execute its line, those in the folder of the same name before the others, the fastest
-first, until one fails. A test that takes ten times as
+first, until one fails; no more of either than MOST_SECONDS allow, since a slower test is none for its line. A test that takes ten times as
 long as recorded, and ten seconds more, counts as a failure: a timeout. A line that no test executes makes a survivor.
 A survivor that computes the same, or differs in speed and memory alone, is listed with the reason in
 equivalent_mutants.py, and does not count.
@@ -34,6 +34,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ import pytest
 from coverage import CoverageData
 from equivalent_mutants import EQUIVALENT
 from mutant_plugin import RECORD, SELECTION
-from mutations import Mutant, lines_around, mutants_of
+from mutations import Mutant, lines_around, lines_in_functions, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # what computes numbers, or reads, writes and trains; fast/cupy runs on a GPU alone
@@ -52,6 +53,7 @@ LEFT_OUT = ("fast/cupy",)
 TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "examples", "parity", "planted_bugs", "tools")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "venv*", "build", "dist", "runs", "_build")
 EXTRA_SECONDS = 10.0
+MOST_SECONDS = 20.0  # as recorded, of the tests beside a file, and of the others
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -143,12 +145,14 @@ class State:
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that execute the line, the fastest first; of a line run on import, those of what it defines."""
-        lines = self.contexts.get(mutant.path, {})
-        for numbers in lines_around(self.source(mutant.path), mutant.line):
-            tests = set().union(*(lines.get(number, ()) for number in numbers))
-            if tests:
-                return sorted(tests, key=lambda test: (self.seconds[test], test))
-        return []
+        lines, source = self.contexts.get(mutant.path, {}), self.source(mutant.path)
+        tests: set[str] = set()
+        for numbers in lines_around(source, mutant.line):
+            tests = tests or set().union(*(lines.get(number, ()) for number in numbers))
+        if mutant.line not in lines_in_functions(source):  # names, signatures, and what other files read
+            whole = (f"tests/{mutant.path.split('/')[1]}/", "tests/test_")
+            tests = tests | {test for test in self.seconds if test.startswith(whole[1:] if tests else whole)}
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
 
     # --- the mutants ---
 
@@ -195,10 +199,15 @@ class State:
         folder = "/" + path.removesuffix(".py").split("/")[1]
         beside = [test for test in tests if folder in test.partition("::")[0]]
         for part in (beside, [test for test in tests if test not in set(beside)]):
-            outcome, killer = self._meet(part) if part else ("survived", "")
+            outcome, killer = self._meet(self._first(part)) if part else ("survived", "")
             if outcome != "survived":
                 break
         return outcome, killer
+
+    def _first(self, tests: list[str]) -> list[str]:
+        """As many as MOST_SECONDS allow, and at least one."""
+        ends = list(accumulate(self.seconds[test] for test in tests))
+        return [test for test, end in zip(tests, ends) if end <= max(MOST_SECONDS, ends[0])]
 
     def _meet(self, tests: list[str]) -> tuple[str, str]:
         selection = self.folder / "selection.json"

@@ -96,13 +96,16 @@ def lines_around(source: str, line: int) -> Iterator[range]:
         opens = body is not None and line < body[0].lineno
         if body is None or opens:
             yield range(node.lineno, body[0].lineno) if opens else _lines(node)
-        if isinstance(node, ast.FunctionDef):
-            if not opens:
-                return
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and line not in lines_in_functions(source):
             yield _lines(node)
-        elif isinstance(node, ast.ClassDef):
-            yield _lines(node)
-    yield range(1, source.count("\n") + 2)
+    if line not in lines_in_functions(source):
+        yield range(1, source.count("\n") + 2)
+
+
+def lines_in_functions(source: str) -> set[int]:
+    """The lines that do not run on import."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    return {line for node in functions for line in range(node.body[0].lineno, _lines(node).stop)}
 
 
 def _lines(node: ast.stmt) -> range:

@@ -1,0 +1,51 @@
+"""The names, order and defaults of arguments: who leaves one out gets today's numbers after an update as well."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
+MODULES = ["minivit.functional", "minivit.nn", "minivit.optim", "minivit.train"]
+KNOWN = SIGNATURES.read_text("utf-8").splitlines()
+
+
+def signature(name: str, function: Any) -> str:
+    """Without types, which a version of Python may write in another way."""
+    words = []
+    for argument in inspect.signature(function).parameters.values():
+        stars = {argument.VAR_POSITIONAL: "*", argument.VAR_KEYWORD: "**"}.get(argument.kind, "")
+        words.append(
+            f"{stars}{argument.name}" + ("" if argument.default is argument.empty else f"={argument.default!r}")
+        )
+    return f"{name}({', '.join(words)})"
+
+
+def signatures(module: str) -> Iterator[str]:
+    """Of its functions and classes, and of the classes' own methods that have a default other than None."""
+    for name in import_module(module).__all__:
+        value = getattr(import_module(module), name)
+        if not inspect.isclass(value):
+            if inspect.isroutine(value) or hasattr(value, "plain"):
+                yield signature(f"{module}.{name}", value)
+            continue
+        for method, function in vars(value).items():
+            if inspect.isfunction(function) and (method == "__init__" or not method.startswith("_")):
+                line = signature(f"{module}.{name}.{method}", function)
+                if method == "__init__" or "=" in line.replace("=None", ""):
+                    yield line
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arguments_keep_their_order_and_defaults(module: str) -> None:
+    """A change on purpose goes into the file, and into the changelog."""
+    assert [line for line in KNOWN if line.startswith(module + ".")] == sorted(signatures(module))
+
+
+def test_every_line_is_of_one_of_these_modules() -> None:
+    assert all(line.startswith(tuple(f"{module}." for module in MODULES)) for line in KNOWN) and len(KNOWN) > 100
