@@ -48,4 +48,4 @@ def test_arguments_keep_their_order_and_defaults(module: str) -> None:
 
 
 def test_every_line_is_of_one_of_these_modules() -> None:
-    assert all(line.startswith(tuple(f"{module}." for module in MODULES)) for line in KNOWN) and len(KNOWN) > 100
+    assert all(line.startswith(tuple(f"{module}." for module in MODULES)) for line in KNOWN)

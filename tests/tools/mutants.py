@@ -14,10 +14,10 @@ files in proportion to their lines, and drawn by line first, so that long lines 
 takes every mutant of a file instead.
 
 Each mutant meets the tests that execute its line, those in the folder of the same name before the others, the fastest
-first, until one fails; no more of either than MOST_SECONDS allow, since a slower test is none for its line. A test that takes ten times as
-long as recorded, and ten seconds more, counts as a failure: a timeout. A line that no test executes makes a survivor.
-A survivor that computes the same, or differs in speed and memory alone, is listed with the reason in
-equivalent_mutants.py, and does not count.
+first, until one fails. MOST_SECONDS bound both groups: what only slower tests would find counts as a survivor, and
+wants a test of its own. A test that takes ten times as long as recorded, and ten seconds more, counts as a failure: a
+timeout. A line that no test executes makes a survivor. A survivor that computes the same, or differs in speed and
+memory alone, is listed with the reason in equivalent_mutants.py, and does not count.
 """
 
 from __future__ import annotations
