@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from minivit import functional
 
 SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
 MODULES = ["minivit.functional", "minivit.nn", "minivit.optim", "minivit.train"]
@@ -49,3 +52,16 @@ def test_arguments_keep_their_order_and_defaults(module: str) -> None:
 
 def test_every_line_is_of_one_of_these_modules() -> None:
     assert all(line.startswith(tuple(f"{module}." for module in MODULES)) for line in KNOWN)
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_a_check_takes_the_arguments_of_its_function(name: str) -> None:
+    """Also their defaults: a check that reads one sees what the function would."""
+    function = getattr(functional, name)
+    check = getattr(sys.modules[function.__module__], f"check_{name}", None)
+    if check is None:
+        return  # no arguments to check
+    arguments = dict(inspect.signature(function).parameters)
+    for argument in inspect.signature(check).parameters.values():
+        if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+            assert argument.default == arguments[argument.name].default, argument

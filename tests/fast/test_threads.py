@@ -60,6 +60,17 @@ def test_the_caller_works_too_and_each_item_is_done_once(count: int) -> None:
     assert threading.get_ident() in names and len(names) == 2
 
 
+def test_the_threads_bear_the_name_of_the_library() -> None:
+    begun = threading.Barrier(2, timeout=10)
+
+    def name(_: int) -> str:
+        begun.wait()
+        return threading.current_thread().name
+
+    others = [each for each in in_threads(name, range(2), 2) if each != threading.current_thread().name]
+    assert len(others) == 1 and others[0].startswith("minivit")
+
+
 def test_an_error_stops_what_has_not_begun_and_is_raised_after_the_rest() -> None:
     begun, done = threading.Barrier(2, timeout=10), []
 
