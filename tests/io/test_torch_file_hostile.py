@@ -27,7 +27,7 @@ from torch_files import (
     zipped,
 )
 
-from minivit.io.torch_file import read_torch_file
+from minivit.io.torch_file import read_torch_file, reader
 from minivit.io.torch_file.unpickler import _HANDLERS, _REFUSED, MAX_OPCODES
 
 ROW = Storage(np.arange(6, dtype=np.float32))
@@ -320,3 +320,16 @@ def test_the_message_says_what_to_do(place):
         "it was run. If you trust it, load it with PyTorch and save its tensors alone: "
         "torch.save(model.state_dict(), path)"
     )
+
+
+@pytest.mark.parametrize(("most", "good"), [(9, True), (8, False)])
+def test_items_are_counted_in_each_place_where_they_stand(tmp_path, monkeypatch, most, good):
+    """A list of two lists of three: 9 items, though the file holds the inner list once."""
+    monkeypatch.setattr(reader, "MAX_ITEMS", most)
+    place = tmp_path / "lists.pt"
+    place.write_bytes(zipped({"archive/data.pkl": b"\x80\x02](](K\1K\2K\3eq\0h\0e."}))
+    if good:
+        assert read_torch_file(place) == [[1, 2, 3], [1, 2, 3]]
+    else:
+        with pytest.raises(ValueError, match="would hold more than 8 items"):
+            read_torch_file(place)

@@ -149,6 +149,18 @@ def test_the_mean_over_an_epoch_weighs_images(tmp_path):
     assert run.history[0]["loss"] == pytest.approx(2.0) and run.history[0]["accuracy"] == pytest.approx(7 / 15)
 
 
+def test_the_seconds_of_an_epoch_are_those_spent_on_its_batches(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    run = Run(tmp_path, {}, {}, quiet=True)
+    for _ in run.batches([(None, None)] * 3, 3):
+        clock[0] += 2
+        run.log(1.0, 1, 4)
+    clock[0] += 50  # the evaluation
+    run.end_epoch(0.1, 0.9)
+    assert run.history[0]["seconds"] == 6 and run.history[0]["images_per_second"] == 2
+
+
 def test_checkpoints_come_at_their_interval(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
