@@ -48,9 +48,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # what computes numbers, or reads, writes and trains; fast/cupy runs on a GPU alone
 FOLDERS = ("functional", "fast", "nn", "models", "optim", "parallel.py", "io", "train")
 LEFT_OUT = ("fast/cupy",)
-# tests that read the source as text would notice any change (planted_bugs, break_it), others need what is not here or
-# take long and compute nothing new
-TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "examples", "parity", "planted_bugs", "tools")
+# tests that plant bugs themselves would notice any change of the source, others need what is not here or take long and
+# compute nothing new
+TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "parity", "planted_bugs", "tools", "examples/test_break_it.py")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "venv*", "build", "dist", "runs", "_build")
 EXTRA_SECONDS = 10.0
 MOST_SECONDS = 20.0  # as recorded, of the tests beside a file, and of the others
@@ -121,7 +121,7 @@ class State:
         """The files of minivit, and those of the tests that mutants meet."""
         for path in sorted((*self.tree.glob("minivit/**/*.py"), *self.tree.glob("tests/**/test_*.py"))):
             name = path.relative_to(self.tree).as_posix()
-            if name.startswith("minivit/") or name.split("/")[1] not in TESTS_LEFT_OUT:
+            if not name.removeprefix("tests/").startswith(TESTS_LEFT_OUT):
                 yield name
 
     def _record(self, files: list[str]) -> None:
@@ -132,7 +132,7 @@ class State:
         self.seconds |= json.loads((self.folder / "times.json").read_text("utf-8"))
 
     def _contexts(self) -> dict[str, dict[int, set[str]]]:
-        """For each file of minivit and each line, the tests that execute it."""
+        """For each file of minivit and each line, the tests that execute it; "" is an import."""
         found: dict[str, dict[int, set[str]]] = {}
         for database in sorted(self.folder.glob("coverage.*.db")):
             data = CoverageData(str(database))
@@ -140,18 +140,20 @@ class State:
             for path in data.measured_files():
                 lines = found.setdefault(Path(path).relative_to(self.tree).as_posix(), {})
                 for line, contexts in data.contexts_by_lineno(path).items():
-                    lines.setdefault(line, set()).update(self.seconds.keys() & contexts)
+                    lines.setdefault(line, set()).update(contexts)
         return found
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that execute the line, the fastest first; of a line run on import, those of what it defines."""
         lines, source = self.contexts.get(mutant.path, {}), self.source(mutant.path)
-        tests: set[str] = set()
+        found: set[str] = set()
         for numbers in lines_around(source, mutant.line):
-            tests = tests or set().union(*(lines.get(number, ()) for number in numbers))
-        if mutant.line not in lines_in_functions(source):  # names, signatures, and what other files read
-            whole = (f"tests/{mutant.path.split('/')[1]}/", "tests/test_")
-            tests = tests | {test for test in self.seconds if test.startswith(whole[1:] if tests else whole)}
+            found = found - {""} or found.union(*(lines.get(number, ()) for number in numbers))
+        tests = found & self.seconds.keys()
+        if "" in lines.get(mutant.line, ()) or mutant.line not in lines_in_functions(source):
+            # names, signatures, and what other files read
+            whole = ("tests/test_",) if tests else ("tests/test_", f"tests/{mutant.path.split('/')[1]}/")
+            tests |= {test for test in self.seconds if test.startswith(whole)}
         return sorted(tests, key=lambda test: (self.seconds[test], test))
 
     # --- the mutants ---

@@ -1,7 +1,7 @@
 """The mutants of a source file: one small change each, as a programmer may make by mistake.
 
-Not changed are strings, annotations, decorators, imports, assertions, and the words of an error: nothing is computed
-there.
+Not changed are strings, types, decorators, imports, assertions, the words of an error, and the order of what is only
+looked up: nothing is computed there.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _PAIRS = (
     ("sin", "cos"),
     ("floor", "ceil"),
 )
+TYPES = {"dict", "list", "set", "tuple", "Callable", "Iterator", "Mapping"}  # dict[str, Array], an alias
 SYMMETRIC = {"max", "min", "maximum", "minimum", "multiply"}  # whose arguments may stand in any order
 FUNCTIONS = {name: other for pair in _PAIRS for name, other in (pair, pair[::-1])}
 
@@ -250,15 +251,21 @@ def _is_left_out(node: ast.AST) -> bool:
         return True  # a docstring
     if isinstance(node, ast.Call) and _name(node.func) == "isinstance":
         return True
+    if isinstance(node, ast.Subscript) and _name(node.value) in TYPES:
+        return True
+    if isinstance(node, ast.Assign) and _name(node.targets[0]) in ("__all__", "__slots__"):
+        return True
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def _name(function: ast.expr) -> str:
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
     left_out = {"annotation", "returns", "decorator_list"}
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+        left_out |= {"comparators"}
     if isinstance(node, ast.Raise):
         left_out |= {"exc", "cause"}
     for name, value in ast.iter_fields(node):
