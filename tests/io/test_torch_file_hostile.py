@@ -115,6 +115,7 @@ HOSTILE = {
     "tuples of large integers": (named("set", [(1 << 20, 3)], of="builtins"), "a tuple as a key"),
     "a set of dicts": (Ops(b"\x8f(}\x90"), "has a dict as a key"),
     "a frozen set of lists": (Ops(b"(]\x91"), "has a list as a key"),
+    "an ordered dict with a list": (named("OrderedDict", [[[1], 2]], of="collections"), "has a list as a key"),
     "an ordered dict of keys alone": (named("OrderedDict", [["a"]], of="collections"), "damaged"),
     "copies of copies": (
         Ops(b"](" + b"K\1" * 2000 + b"eq\0(" + (ask("builtins", "set") + b"h\0\x85R") * 100 + b"t"),
