@@ -1,0 +1,44 @@
+"""A file that another program replaces while it is read. Read test_weights_file.py next."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+
+from minivit.io import safetensors as module
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header that was checked must be that of the file whose arrays are read."""
+    path, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
+    module.save_arrays(path, {"x": np.arange(3.0)}, {"edition": 1})
+    module.save_arrays(other, {"x": np.arange(5.0), "y": np.ones(2)}, {"edition": 2})
+    opened: list[Any] = []
+    check = safetensors.safe_open
+
+    def recorded(*arguments: Any) -> Any:
+        opened.append(open(*arguments))  # noqa: SIM115 (who asked for it closes it)
+        return opened[-1]
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        if other.exists():
+            os.replace(other, path)
+        return check(*arguments, **options)
+
+    monkeypatch.setattr(module, "open", recorded, raising=False)
+    monkeypatch.setattr(safetensors, "safe_open", replaced)
+    arrays, description = module.load_arrays(path)
+    assert description == {"edition": 2} and {name: array.tolist() for name, array in arrays.items()} == {
+        "x": [0, 1, 2, 3, 4],
+        "y": [1, 1],
+    }
+    assert len(opened) == 2 and all(file.closed for file in opened)
+    path.write_bytes(b"no header")
+    with pytest.raises(module.CheckpointError, match="is not a complete safetensors file"):
+        module.load_arrays(path)
+    assert len(opened) == 3 and opened[-1].closed
