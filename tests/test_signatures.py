@@ -14,7 +14,7 @@ import pytest
 from minivit import functional
 
 SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
-MODULES = ["minivit.functional", "minivit.nn", "minivit.optim", "minivit.train"]
+MODULES = ["minivit.functional", "minivit.models", "minivit.nn", "minivit.optim", "minivit.train"]
 KNOWN = SIGNATURES.read_text("utf-8").splitlines()
 
 

@@ -1,7 +1,8 @@
-"""A file that another program replaces while it is read. Read test_weights_file.py next."""
+"""Files that NumPy cannot hold, and one that is replaced while it is read. Read test_weights_file.py next."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, m
     with pytest.raises(module.CheckpointError, match="is not a complete safetensors file"):
         module.load_arrays(path)
     assert len(opened) == 3 and opened[-1].closed
+
+
+def test_a_dtype_that_numpy_does_not_know_is_named(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path = tmp_path / "small.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    with pytest.raises(module.CheckpointError, match="'w' is of dtype F8_E4M3, which NumPy does not know"):
+        module.load_arrays(path)
