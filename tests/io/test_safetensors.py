@@ -51,3 +51,12 @@ def test_a_dtype_that_numpy_does_not_know_is_named(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with pytest.raises(module.CheckpointError, match="'w' is of dtype F8_E4M3, which NumPy does not know"):
         module.load_arrays(path)
+
+
+def test_the_order_of_a_description_changes_no_byte(tmp_path: Path) -> None:
+    arrays, facts = {"x": np.arange(3.0)}, {"b": 1, "a": {"d": 2, "c": 3}}
+    written = []
+    for description in (facts, {"a": {"c": 3, "d": 2}, "b": 1}):
+        module.save_arrays(tmp_path / "model.safetensors", arrays, description)
+        written.append((tmp_path / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
