@@ -60,7 +60,8 @@ def test_checks_and_fast_functions_take_the_arguments_of_the_formula(name: str) 
     """Also their defaults: whoever leaves an argument out has it checked, and gets the formula's numbers."""
     formula = getattr(functional, name)
     defaults = {each.name: each.default for each in inspect.signature(formula).parameters.values()}
-    for function in (getattr(sys.modules[formula.__module__], f"check_{name}", None), REPLACEMENTS.get(name)):
+    check, fast = getattr(sys.modules[formula.__module__], f"check_{name}", None), REPLACEMENTS.get(name)
+    for function in (check, fast and fast.function):
         for each in inspect.signature(function).parameters.values() if function else ():
             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 assert each.default == defaults[each.name], each
