@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from minivit import functional
+from minivit.fast.numpy import REPLACEMENTS
 
 SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
-MODULES = ["minivit.functional", "minivit.nn", "minivit.optim", "minivit.train"]
+MODULES = ["minivit.functional", "minivit.models", "minivit.nn", "minivit.optim", "minivit.train"]
 KNOWN = SIGNATURES.read_text("utf-8").splitlines()
 
 
@@ -55,13 +56,12 @@ def test_every_line_is_of_one_of_these_modules() -> None:
 
 
 @pytest.mark.parametrize("name", functional.__all__)
-def test_a_check_takes_the_arguments_of_its_function(name: str) -> None:
-    """Also their defaults: a check that reads one sees what the function would."""
-    function = getattr(functional, name)
-    check = getattr(sys.modules[function.__module__], f"check_{name}", None)
-    if check is None:
-        return  # no arguments to check
-    arguments = dict(inspect.signature(function).parameters)
-    for argument in inspect.signature(check).parameters.values():
-        if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-            assert argument.default == arguments[argument.name].default, argument
+def test_checks_and_fast_functions_take_the_arguments_of_the_formula(name: str) -> None:
+    """Also their defaults: whoever leaves an argument out has it checked, and gets the formula's numbers."""
+    formula = getattr(functional, name)
+    defaults = {each.name: each.default for each in inspect.signature(formula).parameters.values()}
+    check, fast = getattr(sys.modules[formula.__module__], f"check_{name}", None), REPLACEMENTS.get(name)
+    for function in (check, fast and fast.function):
+        for each in inspect.signature(function).parameters.values() if function else ():
+            if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
+                assert each.default == defaults[each.name], each

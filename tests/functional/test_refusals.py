@@ -69,6 +69,8 @@ REFUSED: dict[str, Any] = {
     "no cells": (lambda: F.adaptive_avg_pool2d(z(1, 3, 4, 4), (2, 0)), "2x0"),
     "pools of no batch": (lambda: F.max_pool2d(z(3, 4, 4), 2), r"max_pool2d: x must be \(B, C, H, W\)"),
     "more padding than half the kernel": (lambda: F.avg_pool2d(z(1, 1, 4, 4), 3, 1, 2), "more than half the kernel"),
+    "too much padding of rows alone": (lambda: F.max_pool2d(z(1, 1, 4, 4), 3, 1, (2, 0)), "more than half the kernel"),
+    "too much padding of columns alone": (lambda: F.avg_pool2d(z(1, 1, 4, 4), 3, 1, (1, 2)), "more than half"),
     "a convolution of no batch": (lambda: F.conv2d(z(3, 4, 4), z(2, 3, 1, 1)), r"x must be \(B, C, H, W\)"),
     "flat filters": (lambda: F.conv2d(z(1, 3, 4, 4), z(2, 3)), r"weight must be \(O, C/groups, Kh, Kw\)"),
     "filters of nothing": (lambda: F.standardize_weight(z(2, 3, 0)), "no numbers to average"),

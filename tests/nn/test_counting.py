@@ -67,6 +67,13 @@ def test_the_shape_and_the_products_are_those_of_the_forward_pass(case: Case) ->
     assert multiply_adds(layer, x.shape, every_token=False) == Counting.macs
 
 
+def test_tokens_that_nobody_reads_are_left_out_unless_all_are_asked_for() -> None:
+    layer = nn.Attention(4, 2, queries=1)
+    assert cost(layer, (3, 5, 4)).shape == (3, 1, 4) and cost(layer, (3, 5, 4), True).shape == (3, 5, 4)
+    assert multiply_adds(layer, (3, 5, 4)) == multiply_adds(layer, (3, 5, 4), True)
+    assert multiply_adds(layer, (3, 5, 4)) > multiply_adds(layer, (3, 5, 4), False) == cost(layer, (3, 5, 4)).macs
+
+
 def test_products_are_counted() -> None:
     """So that the test above can fail."""
     a, b = np.ones((2, 3, 4)).view(Counting), np.ones((4, 5))

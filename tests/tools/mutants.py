@@ -16,8 +16,8 @@ takes every mutant of a file instead.
 Each mutant meets the tests that execute its line, those in the folder of the same name before the others, the fastest
 first, until one fails. MOST_SECONDS bound both groups: what only slower tests would find counts as a survivor, and
 wants a test of its own. A test that takes ten times as long as recorded, and ten seconds more, counts as a failure: a
-timeout. A line that no test executes makes a survivor. A survivor that computes the same, or differs in speed and
-memory alone, is listed with the reason in equivalent_mutants.py, and does not count.
+timeout. A line that no test executes makes a survivor. A survivor that computes the same, or differs in speed, memory
+or looks alone, stands in equivalent_mutants.txt with the reason before its changed lines, and does not count.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from typing import Any
 
 import pytest
 from coverage import CoverageData
-from equivalent_mutants import EQUIVALENT
 from mutant_plugin import RECORD, SELECTION
 from mutations import Mutant, lines_around, lines_in_functions, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 # what computes numbers, or reads, writes and trains; fast/cupy runs on a GPU alone
 FOLDERS = ("functional", "fast", "nn", "models", "optim", "parallel.py", "io", "train")
 LEFT_OUT = ("fast/cupy",)
@@ -272,18 +272,20 @@ def draw(mutants: list[Mutant], source: str, count: int, draws: random.Random) -
 # --- what is printed ---
 
 
-def is_equivalent(mutant: Mutant, diff: str) -> bool:
-    return (mutant.path, diff) in {(path, change) for path, change, _ in EQUIVALENT}
+def equivalents() -> set[tuple[str, str]]:
+    """The files and changed lines of the mutants that are known to be equivalent."""
+    paragraphs = [paragraph.split("\n", 1) for paragraph in EQUIVALENT.read_text("utf-8").strip().split("\n\n")]
+    return {(head.partition(":")[0], diff) for head, diff in paragraphs}
 
 
 def report(rows: Iterable[tuple[Mutant, dict[str, Any], str]]) -> str:
     """A table by folder, and the survivors that are not known to be equivalent."""
     counts: dict[str, Counter[str]] = {}
-    alive = []
+    alive, known = [], equivalents()
     for mutant, result, _ in rows:
         outcome = result["outcome"]
         if outcome in ("survived", "uncovered"):
-            if is_equivalent(mutant, result["diff"]):
+            if (mutant.path, result["diff"]) in known:
                 outcome = "equivalent"
             else:
                 alive.append(f"{mutant.path}:{mutant.line} ({mutant.kind}, {outcome})\n{result['diff']}")

@@ -47,7 +47,7 @@ _PAIRS = (
     ("floor", "ceil"),
 )
 TYPES = {"dict", "list", "set", "tuple", "Callable", "Iterator", "Mapping"}  # dict[str, Array], an alias
-SYMMETRIC = {"max", "min", "maximum", "minimum", "multiply"}  # whose arguments may stand in any order
+SYMMETRIC = {"max", "min", "maximum", "minimum", "multiply", "swapaxes"}  # whose arguments may stand in any order
 FUNCTIONS = {name: other for pair in _PAIRS for name, other in (pair, pair[::-1])}
 
 

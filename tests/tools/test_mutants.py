@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import mutants
@@ -160,7 +161,9 @@ def test_survivors_are_reported_and_the_working_tree_stays(
 ) -> None:
     """The tests multiply 2 by 2 and never call the last function; a loop whose statement is dropped has no end."""
     monkeypatch.setattr(mutants, "EXTRA_SECONDS", 1.0)
-    monkeypatch.setattr(mutants, "EQUIVALENT", (("minivit/functional/area.py", SIGN, "a width of 0"),))
+    known = tmp_path / "known.txt"
+    known.write_text(f"other.py: of another file\n-a\n+b\n\nminivit/functional/area.py: a width of 0\n{SIGN}\n")
+    monkeypatch.setattr(mutants, "EQUIVALENT", known)
     monkeypatch.setattr(
         mutants, "mutants_of", lambda *given: [m for m in mutants_of(*given) if m.line in (6, 8, 14, 19)]
     )
@@ -186,3 +189,18 @@ def test_a_changed_package_needs_a_new_folder(package: Path, tmp_path: Path) -> 
     (package / "minivit/functional/area.py").write_text(AREA + "\n")
     with pytest.raises(ValueError, match="minivit has changed since"):
         mutants.State(tmp_path / "state", package).update()
+
+
+def test_what_is_listed_as_equivalent_is_a_mutant_of_todays_files() -> None:
+    """A line that has changed may have other mutants: delete it from equivalent_mutants.txt and look again."""
+    for path, diff in mutants.equivalents():
+        source = (mutants.ROOT / path).read_text("utf-8")
+        assert diff in {mutant.diff(source) for mutant in near(path, source, diff)}, (path, diff)
+
+
+def near(path: str, source: str, diff: str) -> Iterator[Mutant]:
+    """The mutants of the lines that a difference takes away."""
+    taken = [line[1:] for line in diff.splitlines() if line.startswith("-")]
+    for mutant in mutants_of(path, source):
+        if source.splitlines()[mutant.line - 1] in taken:
+            yield mutant

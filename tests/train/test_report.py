@@ -118,6 +118,7 @@ def test_the_curves_show_the_history():
     assert np.allclose(right.lines[1].get_ydata(), [40, 30, 20, 10])
     assert right.get_yscale() == "log"
     assert all(axes.get_xlabel() == "epoch" and axes.get_ylabel() for axes in (left, right))
+    assert left.get_position().x1 < right.get_position().x0
     assert report.draw_curves(figure(), history(2, accuracy=1.0)).axes[1].get_yscale() == "linear"
 
 
