@@ -24,9 +24,8 @@ def signature(name: str, function: Any) -> str:
     words = []
     for argument in inspect.signature(function).parameters.values():
         stars = {argument.VAR_POSITIONAL: "*", argument.VAR_KEYWORD: "**"}.get(argument.kind, "")
-        words.append(
-            f"{stars}{argument.name}" + ("" if argument.default is argument.empty else f"={argument.default!r}")
-        )
+        default = argument.default.__name__ if inspect.isroutine(argument.default) else repr(argument.default)
+        words.append(stars + argument.name + ("" if argument.default is argument.empty else f"={default}"))
     return f"{name}({', '.join(words)})"
 
 
