@@ -117,6 +117,10 @@ HOSTILE = {
     "a set of dicts": (Ops(b"\x8f(}\x90"), "has a dict as a key"),
     "a frozen set of lists": (Ops(b"(]\x91"), "has a list as a key"),
     "an ordered dict with a list": (named("OrderedDict", [[[1], 2]], of="collections"), "has a list as a key"),
+    "a set of a word": (named("set", "ab", of="builtins"), "holds a set that makes no sense"),
+    "a frozen set of a word": (named("frozenset", "ab", of="builtins"), "holds a (frozen)?set that makes no sense"),
+    "an ordered dict of a word": (named("OrderedDict", "ab", of="collections"), "holds a dict that makes no sense"),
+    "an ordered dict of threes": (named("OrderedDict", [[1, 2, 3]], of="collections"), "holds a dict that makes no"),
     "an ordered dict of keys alone": (named("OrderedDict", [["a"]], of="collections"), "damaged"),
     "copies of copies": (
         Ops(b"](" + b"K\1" * 2000 + b"eq\0(" + (ask("builtins", "set") + b"h\0\x85R") * 100 + b"t"),
