@@ -62,6 +62,7 @@ def test_the_caller_works_too_and_each_item_is_done_once(count: int) -> None:
 
 
 def test_the_threads_bear_the_name_of_the_library() -> None:
+    threads._pool.cache_clear()
     begun = threading.Barrier(2, timeout=10)
 
     def name(_: int) -> str:

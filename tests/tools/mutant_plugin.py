@@ -16,13 +16,6 @@ SELECTION, RECORD = "MINIVIT_MUTANT_TESTS", "MINIVIT_MUTANT_RECORD"
 MEMORY = 12 << 30  # bytes
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if RECORD in os.environ:
-        config.pluginmanager.register(Recorder(Path(os.environ[RECORD])))
-    elif SELECTION in os.environ:
-        config.pluginmanager.register(Selection(Path(os.environ[SELECTION])))
-
-
 class Recorder:
     """Writes down the lines that each test executes, and the seconds of each test that passes."""
 
@@ -64,3 +57,14 @@ class Selection:
 
     def pytest_runtest_logfinish(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+PLUGIN: Recorder | Selection | None = None
+if RECORD in os.environ:  # now, before conftest.py imports minivit
+    PLUGIN = Recorder(Path(os.environ[RECORD]))
+elif SELECTION in os.environ:
+    PLUGIN = Selection(Path(os.environ[SELECTION]))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PLUGIN)

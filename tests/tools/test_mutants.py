@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import mutants
@@ -41,11 +40,24 @@ def test_area():
 def test_first():
     assert first([5, 6, 7], 2) == [5, 6]
 """
+UNIT = """def unit() -> int:
+    return -1
+
+
+UNIT = unit()
+"""
+UNIT_TESTS = """from minivit.functional.unit import UNIT
+
+
+def test_unit():
+    assert UNIT == -1
+"""
+CONFTEST = "import minivit.functional.unit\n"
 REPORT = """\
 | folder | mutants | killed | timeouts | survived | not covered | equivalent | killed of the rest |
 |---|---|---|---|---|---|---|---|
-| functional | 8 | 4 | 1 | 1 | 1 | 1 | 71.4 % |
-| all | 8 | 4 | 1 | 1 | 1 | 1 | 71.4 % |
+| functional | 11 | 7 | 1 | 1 | 1 | 1 | 80.0 % |
+| all | 11 | 7 | 1 | 1 | 1 | 1 | 80.0 % |
 
 minivit/functional/area.py:19 (sign, uncovered)
 -    return -x
@@ -143,15 +155,14 @@ def test_lines_are_drawn_before_their_mutants() -> None:
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     root = tmp_path / "root"
-    for name, text in (("minivit/functional/area.py", AREA), ("tests/functional/test_area.py", TESTS)):
-        (root / name).parent.mkdir(parents=True)
-        (root / name).write_text(text)
-    for name in ("minivit/__init__.py", "minivit/functional/__init__.py"):
-        (root / name).write_text("")
-    tools = root / "tests" / "tools"
-    tools.mkdir()
+    texts = {"minivit/functional/area.py": AREA, "minivit/functional/unit.py": UNIT}
+    texts |= {"tests/functional/test_area.py": TESTS, "tests/test_unit.py": UNIT_TESTS, "tests/conftest.py": CONFTEST}
+    texts |= dict.fromkeys(("minivit/__init__.py", "minivit/functional/__init__.py"), "")
     for path in Path(mutants.__file__).parent.glob("*mut*.py"):
-        (tools / path.name).write_text(path.read_text("utf-8"), "utf-8")
+        texts[f"tests/tools/{path.name}"] = path.read_text("utf-8")
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "utf-8")
     return root
 
 
@@ -159,21 +170,24 @@ def package(tmp_path: Path) -> Path:
 def test_survivors_are_reported_and_the_working_tree_stays(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The tests multiply 2 by 2 and never call the last function; a loop whose statement is dropped has no end."""
+    """The tests multiply 2 by 2 and never call the last function; a loop whose statement is dropped has no end.
+
+    What runs on import alone meets its tests as well.
+    """
     monkeypatch.setattr(mutants, "EXTRA_SECONDS", 1.0)
     known = tmp_path / "known.txt"
     known.write_text(f"other.py: of another file\n-a\n+b\n\nminivit/functional/area.py: a width of 0\n{SIGN}\n")
     monkeypatch.setattr(mutants, "EQUIVALENT", known)
     monkeypatch.setattr(
-        mutants, "mutants_of", lambda *given: [m for m in mutants_of(*given) if m.line in (6, 8, 14, 19)]
+        mutants, "mutants_of", lambda *given: [m for m in mutants_of(*given) if m.line in (2, 6, 8, 14, 19)]
     )
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
-    arguments = [str(tmp_path / "state"), "--only", "minivit/functional/area.py"]
+    arguments = [str(tmp_path / "state"), "--only", "minivit/functional/area.py", "minivit/functional/unit.py"]
     mutants.main(arguments, package)
     assert {path: path.read_bytes() for path in package.rglob("*") if path.is_file()} == before
     printed = capsys.readouterr().out
     progress, table = printed[: printed.index("| folder")], printed[printed.index("| folder") :]
-    assert len(progress.splitlines()) == 8
+    assert len(progress.splitlines()) == 11
     assert table == REPORT
     mutants.main(arguments, package)
     assert capsys.readouterr().out == table  # everything is known by now
@@ -195,12 +209,4 @@ def test_what_is_listed_as_equivalent_is_a_mutant_of_todays_files() -> None:
     """A line that has changed may have other mutants: delete it from equivalent_mutants.txt and look again."""
     for path, diff in mutants.equivalents():
         source = (mutants.ROOT / path).read_text("utf-8")
-        assert diff in {mutant.diff(source) for mutant in near(path, source, diff)}, (path, diff)
-
-
-def near(path: str, source: str, diff: str) -> Iterator[Mutant]:
-    """The mutants of the lines that a difference takes away."""
-    taken = [line[1:] for line in diff.splitlines() if line.startswith("-")]
-    for mutant in mutants_of(path, source):
-        if source.splitlines()[mutant.line - 1] in taken:
-            yield mutant
+        assert diff in {mutant.diff(source) for mutant in mutants_of(path, source)}, (path, diff)
