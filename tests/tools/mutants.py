@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         known = state.results.get(mutant)
         if known is None or (args.again and known["outcome"] in ("survived", "uncovered")):
             print(f"{number}/{len(chosen)} {mutant.path}:{mutant.line}", state.run(mutant)["outcome"], flush=True)
-    print(report([(mutant, state.results[mutant], state.source(mutant.path)) for mutant in chosen]))
+    print(report([(mutant, state.results[mutant]) for mutant in chosen]))
     return 0
 
 
@@ -198,8 +198,8 @@ class State:
         return result
 
     def _outcome(self, path: str, tests: list[str]) -> tuple[str, str]:
-        folder = "/" + path.removesuffix(".py").split("/")[1]
-        beside = [test for test in tests if folder in test.partition("::")[0]]
+        name = path.removesuffix(".py").split("/")[1]
+        beside = [test for test in tests if test.startswith((f"tests/{name}/", f"tests/test_{name}.py"))]
         for part in (beside, [test for test in tests if test not in set(beside)]):
             outcome, killer = self._meet(self._first(part)) if part else ("survived", "")
             if outcome != "survived":
@@ -278,11 +278,11 @@ def equivalents() -> set[tuple[str, str]]:
     return {(head.partition(":")[0], diff) for head, diff in paragraphs}
 
 
-def report(rows: Iterable[tuple[Mutant, dict[str, Any], str]]) -> str:
+def report(rows: Iterable[tuple[Mutant, dict[str, Any]]]) -> str:
     """A table by folder, and the survivors that are not known to be equivalent."""
     counts: dict[str, Counter[str]] = {}
     alive, known = [], equivalents()
-    for mutant, result, _ in rows:
+    for mutant, result in rows:
         outcome = result["outcome"]
         if outcome in ("survived", "uncovered"):
             if (mutant.path, result["diff"]) in known:
