@@ -1,4 +1,7 @@
-"""The names, order and defaults of arguments: who leaves one out gets today's numbers after an update as well."""
+"""The names, order and defaults of arguments: who leaves one out gets today's numbers after an update as well.
+
+After a change on purpose, `python tests/test_signatures.py` writes the file again, and the changelog says what changed.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,12 @@ def signatures(module: str) -> Iterator[str]:
                         yield line
 
 
+def every_signature() -> list[str]:
+    return [line for module in MODULES for line in sorted(signatures(module))]
+
+
 def test_arguments_keep_their_order_and_defaults() -> None:
-    """A change on purpose goes into the file, and into the changelog."""
-    lines = [line for module in MODULES for line in sorted(signatures(module))]
-    assert SIGNATURES.read_text("utf-8").splitlines() == lines
+    assert SIGNATURES.read_text("utf-8").splitlines() == every_signature()
 
 
 @pytest.mark.parametrize("name", functional.__all__)
@@ -61,3 +66,7 @@ def test_checks_and_fast_functions_take_the_arguments_of_the_formula(name: str) 
         for each in inspect.signature(function).parameters.values() if function else ():
             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 assert each.default == defaults[each.name], each
+
+
+if __name__ == "__main__":
+    SIGNATURES.write_text("\n".join([*every_signature(), ""]), "utf-8")
