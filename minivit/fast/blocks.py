@@ -47,7 +47,8 @@ def attention_in_blocks(
             and dv to write into. So does the vjp of the whole.
     """
     xp, queries = array_module(q), q.shape[-2]
-    parts = [slice(start, min(start + block, queries)) for start in range(0, max(1, queries), block)]
+    starts = range(0, queries, block) or (0,)  # no queries are one empty part
+    parts = [slice(start, min(start + block, queries)) for start in starts]
     replay = copy_generator(rng)  # the weights dropped now are dropped again in the backward pass
 
     def run(part: slice, rng: Rng, **known: Any) -> tuple[Array, Back]:

@@ -148,11 +148,10 @@ def shift_mask(size: Size, window_size: int | Size, shift: Size, real: Size | No
 
 @lru_cache(maxsize=16)  # a network asks for the same few masks at every step; those of huge maps take megabytes
 def _shift_mask(size: Size, window: Size, shift: Size, real: Size | None) -> Array | None:
-    hide = real is not None and real != size
-    if not any(shift) and not hide:
+    if not any(shift) and real in (None, size):
         return None
     regions = shift_regions(size, window, shift)
-    if hide and real is not None:
+    if real is not None:
         padded = np.ones(size, np.int64)
         padded[: real[0], : real[1]] = 0
         regions = regions + 9 * np.roll(padded, (-shift[0], -shift[1]), (0, 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,12 +164,12 @@ def fine_tune(
         )
     if recipe.epochs < 1:
         raise ValueError(f"epochs={recipe.epochs}: choose at least 1")
-    lr = usual_lr(model) if recipe.lr is None else recipe.lr
     count = data.num_batches(len(task.learn.labels), recipe.batch_size)
     learner = PartlyFrozen(model, frozen)
     to_device(model, device)
     step = parallel.DataParallel(learner, 1 if device == "gpu" else threads, loss=CountingLoss())
-    opt = optimizer(model, replace(recipe, lr=lr), frozen, threads)
+    opt = optimizer(model, recipe, frozen, threads)
+    lr = opt.lr
     best = Best(model, recipe.keep)
     settings = {
         **asdict(recipe),

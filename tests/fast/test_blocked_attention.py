@@ -44,6 +44,33 @@ def test_blocks_change_no_number(block: int, options: Any, reuse: bool) -> None:
         assert ours is None or (ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=1e-13))
 
 
+def test_a_single_block_of_queries_is_handed_on_without_a_copy() -> None:
+    given = []
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        given.append(attend(*arguments, **options))
+        return given[-1]
+
+    y, back = attention_in_blocks(recorded, Q, K, V, block=7, reuse=True)
+    assert y is given[0][0]
+    into = [np.empty_like(array) for array in (Q, K, V)]
+    gradients = back(DY, *into)
+    assert len(given) == 2 and given[1][0].base is y.base  # for the backward pass, which is told y
+    for ours, theirs in zip(gradients, attend(Q, K, V)[1](DY)):
+        assert theirs is None or np.array_equal(ours, theirs)
+    assert all(gradient is array for gradient, array in zip(gradients[1:3], into[1:]))
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_no_queries_give_nothing_and_no_gradient(reuse: bool) -> None:
+    one = attend if reuse else F.scaled_dot_product_attention.plain
+    y, back = attention_in_blocks(one, Q[:, :, :0], K, V, block=3, reuse=reuse)
+    assert y.shape == (2, 3, 0, 4)
+    dq, dk, dv, dbias = back(DY[:, :, :0])
+    assert dq.shape == y.shape and not dk.any() and not dv.any() and dbias is None
+    assert dk.shape == K.shape and dv.shape == V.shape
+
+
 def test_the_weights_that_were_dropped_are_dropped_in_the_backward_pass() -> None:
     # y is linear in v, so dv follows from the weights that were used: sum(dy * y) = sum(dv * v)
     for seed in range(5):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,36 @@ def test_the_caller_works_too_and_each_item_is_done_once(count: int) -> None:
 
     assert in_threads(work, range(count), 2) == [10 * item for item in range(count)]
     assert threading.get_ident() in names and len(names) == 2
+
+
+def test_the_threads_bear_the_name_of_the_library() -> None:
+    threads._pool.cache_clear()
+    begun = threading.Barrier(2, timeout=10)
+
+    def name(_: int) -> str:
+        begun.wait()
+        return threading.current_thread().name
+
+    others = [each for each in in_threads(name, range(2), 2) if each != threading.current_thread().name]
+    assert len(others) == 1 and others[0].startswith("minivit")
+
+
+def test_an_interrupt_while_the_caller_waits_is_raised_after_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done = threading.Barrier(2, timeout=10), []
+
+    def work(item: int) -> None:
+        begun.wait()
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+            done.append(item)
+
+    def interrupted(future: Any, timeout: Any = None) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(work, range(2), 2)
+    assert len(done) == 1
 
 
 def test_an_error_stops_what_has_not_begun_and_is_raised_after_the_rest() -> None:

@@ -298,6 +298,14 @@ def test_a_nan_is_seen_and_a_large_kernel_has_numbers_enough_for_its_taps() -> N
     assert dx[0, 0, -1, -1] == 1 and dx.sum() == 1
 
 
+@pytest.mark.usefixtures("both")
+@pytest.mark.parametrize("largest", [1.0, np.inf])
+def test_the_gradient_goes_to_the_first_nan_of_a_window(largest: float) -> None:
+    x = np.array([[largest, np.nan, 0, largest], [np.nan, largest, 0, 0]])[None, None]
+    _, vjp = F.max_pool2d(x, 2)
+    assert vjp(np.array([[[[2.0, 3.0]]]]))[0, 0].tolist() == [[0, 2, 0, 3], [0, 0, 0, 0]]
+
+
 def test_adaptive_pooling_averages_cells_that_cover_the_map() -> None:
     x = np.random.default_rng(4).standard_normal((2, 3, 5, 7))
     y, vjp = F.adaptive_avg_pool2d(x, (2, 3))

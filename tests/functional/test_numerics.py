@@ -31,6 +31,17 @@ def test_softmax_of_huge_differences(device: Device, dtype: str) -> None:
     assert np.isfinite(device.get(vjp(device.put(np.array([[1, 2, 3], [4, 5, 6]], dtype))))).all()
 
 
+@pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
+def test_log_softmax_far_out_is_that_of_the_differences(device: Device, shift: float) -> None:
+    x = np.array([[0.0, 0.0, 0.0, 0.0], [np.log(3), 0.0, -np.inf, -np.inf], [0.0, -2e4, -np.inf, -3e4]]) + shift
+    y, vjp = F.log_softmax(device.put(x))
+    logs = [np.log([0.25] * 4), [np.log(0.75), np.log(0.25), -np.inf, -np.inf], [0, -2e4, -np.inf, -3e4]]
+    np.testing.assert_allclose(device.get(y), logs, rtol=1e-12, atol=1e-12)
+    dx = device.get(vjp(device.put(np.array([[1.0, 2.0, 3.0, 4.0], [4.0, 0.0, 0.0, 4.0], [1.0, 2.0, 3.0, 4.0]]))))
+    expected = [[-1.5, -0.5, 0.5, 1.5], [-2, -2, 0, 4], [-9, 2, 3, 4]]  # dy - softmax sum(dy)
+    np.testing.assert_allclose(dx, expected, rtol=0, atol=1e-11)
+
+
 def test_softmax_of_nothing_but_minus_infinity_is_zero(device: Device) -> None:
     y, vjp = F.softmax(device.put(np.full((2, 3), -np.inf)))
     np.testing.assert_array_equal(device.get(y), 0)

@@ -108,6 +108,7 @@ def test_offsets_and_strides(read, write):
         "transposed": ((4, 3, 2), (1, 4, 12), 0),
         "every second": ((2, 3, 2), (12, 4, 2), 1),
         "expanded": ((5, 4), (0, 1), 8),
+        "expanded beyond the storage": ((9, 4), (0, 1), 8),
         "overlapping": ((6, 3), (2, 1), 3),
         "scalar": ((), (), 23),
         "one, with a stride beyond the storage": ((1, 2), (1 << 60, 1), 22),

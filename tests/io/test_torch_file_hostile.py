@@ -27,7 +27,8 @@ from torch_files import (
     zipped,
 )
 
-from minivit.io.torch_file import read_torch_file
+from minivit.io.torch_file import read_torch_file, reader
+from minivit.io.torch_file.globals import is_key
 from minivit.io.torch_file.unpickler import _HANDLERS, _REFUSED, MAX_OPCODES
 
 ROW = Storage(np.arange(6, dtype=np.float32))
@@ -115,6 +116,11 @@ HOSTILE = {
     "tuples of large integers": (named("set", [(1 << 20, 3)], of="builtins"), "a tuple as a key"),
     "a set of dicts": (Ops(b"\x8f(}\x90"), "has a dict as a key"),
     "a frozen set of lists": (Ops(b"(]\x91"), "has a list as a key"),
+    "an ordered dict with a list": (named("OrderedDict", [[[1], 2]], of="collections"), "has a list as a key"),
+    "a set of a word": (named("set", "ab", of="builtins"), "holds a set that makes no sense"),
+    "a frozen set of a word": (named("frozenset", "ab", of="builtins"), "holds a (frozen)?set that makes no sense"),
+    "an ordered dict of a word": (named("OrderedDict", "ab", of="collections"), "holds a dict that makes no sense"),
+    "an ordered dict of threes": (named("OrderedDict", [[1, 2, 3]], of="collections"), "holds a dict that makes no"),
     "an ordered dict of keys alone": (named("OrderedDict", [["a"]], of="collections"), "damaged"),
     "copies of copies": (
         Ops(b"](" + b"K\1" * 2000 + b"eq\0(" + (ask("builtins", "set") + b"h\0\x85R") * 100 + b"t"),
@@ -320,3 +326,46 @@ def test_the_message_says_what_to_do(place):
         "it was run. If you trust it, load it with PyTorch and save its tensors alone: "
         "torch.save(model.state_dict(), path)"
     )
+
+
+@pytest.mark.parametrize(("most", "good"), [(9, True), (8, False)])
+def test_items_are_counted_in_each_place_where_they_stand(tmp_path, monkeypatch, most, good):
+    """A list of two lists of three: 9 items, though the file holds the inner list once."""
+    monkeypatch.setattr(reader, "MAX_ITEMS", most)
+    place = tmp_path / "lists.pt"
+    place.write_bytes(zipped({"archive/data.pkl": b"\x80\x02](](K\1K\2K\3eq\0h\0e."}))
+    if good:
+        assert read_torch_file(place) == [[1, 2, 3], [1, 2, 3]]
+    else:
+        with pytest.raises(ValueError, match="would hold more than 8 items"):
+            read_torch_file(place)
+
+
+@pytest.mark.parametrize(
+    ("key", "good"),
+    [
+        ("a", True),
+        (b"a", True),
+        (None, True),
+        (1.5, True),
+        (True, True),
+        ((1 << 61) - 1, True),
+        (1 - (1 << 61), True),
+        (1 << 61, False),
+        (-(1 << 61), False),
+        ((1, "a", (1 << 16) - 1, 4), True),
+        ((1, 2, 3, 4, 5), False),
+        ((1 << 16,), False),
+        ((-(1 << 16),), False),
+        ((1.5,), False),
+        ((True,), False),
+        (((),), False),
+        (1j, False),
+        (np.float32(2), True),
+        (np.complex64(2), False),
+        ([], False),
+    ],
+)
+def test_what_may_be_a_key(key, good):
+    """Text and common numbers, whose hashes differ, and short tuples of text and small integers."""
+    assert is_key(key) is good

@@ -296,6 +296,19 @@ def test_the_length_of_queries_and_keys_has_no_effect() -> None:
         np.testing.assert_allclose((grad * vector).sum(axis=-1), 0, atol=1e-12)
 
 
+# --- windows that cover a map ---------------------------------------------------------------------------------------
+
+
+def test_shrink_both_takes_the_shorter_side_of_the_map_for_each_side_of_the_window() -> None:
+    layer = nn.ShiftedWindows(nn.Layer(), (2, 6), (1, 3), covered="shrink_both")
+    assert layer.plan(8, 12) == ((2, 6), (1, 3), (8, 12))  # covered on neither axis
+    assert layer.plan(8, 5) == ((2, 5), (0, 0), (8, 5))  # the width alone: the window's height stays below the map's
+    assert layer.plan(2, 12) == ((2, 2), (0, 0), (2, 12))  # the height alone
+    assert layer.plan(1, 4) == ((1, 1), (0, 0), (1, 4))
+    turned = nn.ShiftedWindows(nn.Layer(), (6, 2), (3, 1), covered="shrink_both")
+    assert turned.plan(5, 8) == ((5, 2), (0, 0), (5, 8))
+
+
 # --- one layer at two places ----------------------------------------------------------------------------------------
 
 

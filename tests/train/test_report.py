@@ -96,6 +96,18 @@ def test_the_confusion_picture_shows_every_count():
     assert colors[0, 1] == pytest.approx(100 / 6) and colors[2, 0] == 100
 
 
+def test_letters_on_dark_cells_of_the_confusion_picture_are_white():
+    """Dark is above 0.6 of the largest share of errors; the diagonal has no color, and its numbers are bold."""
+    table = np.array([[10, 50, 40], [31, 69, 0], [29, 0, 71]])  # the limit is 30 %
+    texts = {
+        tuple(map(int, text.get_position()))[::-1]: text
+        for text in report.draw_confusion(figure(), table).axes[0].texts
+    }
+    white = {cell for cell, text in texts.items() if text.get_color() == "white"}
+    assert white == {(0, 1), (0, 2), (1, 0)}
+    assert {cell for cell, text in texts.items() if text.get_weight() == "bold"} == {(0, 0), (1, 1), (2, 2)}
+
+
 def test_the_curves_show_the_history():
     rows = history(4)
     for number, row in enumerate(rows):
@@ -106,6 +118,7 @@ def test_the_curves_show_the_history():
     assert np.allclose(right.lines[1].get_ydata(), [40, 30, 20, 10])
     assert right.get_yscale() == "log"
     assert all(axes.get_xlabel() == "epoch" and axes.get_ylabel() for axes in (left, right))
+    assert left.get_position().x1 < right.get_position().x0
     assert report.draw_curves(figure(), history(2, accuracy=1.0)).axes[1].get_yscale() == "linear"
 
 

@@ -4,6 +4,7 @@ Read test_report.py next, for what a run leaves behind.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -148,6 +149,18 @@ def test_the_mean_over_an_epoch_weighs_images(tmp_path):
     assert run.history[0]["loss"] == pytest.approx(2.0) and run.history[0]["accuracy"] == pytest.approx(7 / 15)
 
 
+def test_the_seconds_of_an_epoch_are_those_spent_on_its_batches(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    run = Run(tmp_path, {}, {}, quiet=True)
+    for _ in run.batches([(None, None)] * 3, 3):
+        clock[0] += 2
+        run.log(1.0, 1, 4)
+    clock[0] += 50  # the evaluation
+    run.end_epoch(0.1, 0.9)
+    assert run.history[0]["seconds"] == 6 and run.history[0]["images_per_second"] == 2
+
+
 def test_checkpoints_come_at_their_interval(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -156,6 +169,52 @@ def test_checkpoints_come_at_their_interval(tmp_path, monkeypatch):
     for _ in run.batches([(None, None)] * 12, 12):
         clock[0] += 4
     assert saved == [3, 6, 9, 12]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Bar:
+    """In the place of tqdm's: what a run tells it."""
+
+    def __init__(self, **options):
+        self.options, self.texts, self.updates, self.closed = options, [], 0, False
+        self.made.append(self)
+
+    def set_postfix_str(self, text, refresh=True):
+        assert not refresh  # the update draws it
+        self.texts.append(text)
+
+    def update(self):
+        assert not self.closed
+        self.updates += 1
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_on_a_terminal_shows_an_epochs_progress(tmp_path, monkeypatch, quiet):
+    made = []
+    monkeypatch.setattr(Bar, "made", made, raising=False)
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    run = Run(tmp_path, {}, {}, quiet=quiet)
+    run.position = 1
+    for stderr, bars in ((io.StringIO(), 0), (Terminal(), 0 if quiet else 1)):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        for _ in run.batches([(None, None)], 3):
+            run.log(0.25, 1, 4)
+        assert len(made) == bars
+    if not quiet:
+        bar = made[0]
+        position = bar.options["initial"]  # of the batches of both passes, 1 and 2
+        assert position == 2 and bar.options["total"] == 3 and bar.options["desc"] == "epoch 1"
+        assert bar.options["unit"] == " batches" and not bar.options["leave"]
+        assert bar.updates == 1 and bar.closed
+        assert len(bar.texts) == 1 and bar.texts[0].startswith("loss 0.250, accuracy 25.0%, ")
+        assert bar.texts[0].endswith(" images/s")
 
 
 # --- the loops ---

@@ -27,8 +27,8 @@ def max_pool2d(
     if nothing.any():  # the padding is -inf as well, and must not be taken
         np.copyto(taken, np.asarray(_first_inside(how, count), taken.dtype), where=nothing)
     if unknown.any():  # a NaN equals nothing
-        for number, tap in enumerate(met):
-            np.copyto(taken, number, where=np.isnan(padded[tap].real))
+        for number in reversed(range(len(met))):
+            np.copyto(taken, number, where=np.isnan(padded[met[number]].real))
     shape = padded.shape
 
     @once

@@ -1,0 +1,112 @@
+"""The options of programs that train, and how their errors end. Read test_finetune_examples.py next, for programs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from minivit.train import command_line
+
+PRESETS = {"vit": {"full": 1, "subset": 2}, "swin": {"full": 3, "small": 4}}
+DEFAULTS: dict[str, Any] = {
+    "data": None,
+    "out": "runs/x",
+    "epochs": None,
+    "batch_size": None,
+    "lr": None,
+    "seed": 0,
+    "threads": None,
+    "device": "cpu",
+    "limit": None,
+    "resume": False,
+    "debug": False,
+}
+
+
+def options(*words: str) -> dict[str, Any]:
+    return vars(command_line.parser("A program.", data="a folder", out="runs/x").parse_args(words))
+
+
+def test_options_that_are_left_out_have_these_values() -> None:
+    assert options() == DEFAULTS
+
+
+def test_options_are_read_as_numbers_words_and_switches() -> None:
+    words = "--data d --out o --epochs 3 --batch-size 5 --lr 1e-2 --seed 7 --threads 2 --device gpu --limit 20"
+    assert options(*words.split(), "--resume", "--debug") == {
+        "data": "d",
+        "out": "o",
+        "epochs": 3,
+        "batch_size": 5,
+        "lr": 0.01,
+        "seed": 7,
+        "threads": 2,
+        "device": "gpu",
+        "limit": 20,
+        "resume": True,
+        "debug": True,
+    }
+
+
+def test_help_says_what_each_option_is(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_line.parser("A program.\n\n  In lines.", data="a folder", out="runs/x", limit="at most N")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["-h"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "A program. In lines." in text and "(default: runs/x)" in text
+    for option, meaning in {
+        "--data DATA": "a folder",
+        "--out OUT": "folder for checkpoint, metrics and model",
+        "--epochs EPOCHS": "passes over the training images",
+        "--batch-size BATCH_SIZE": "images per step",
+        "--lr LR": "peak learning rate",
+        "--seed SEED": "of initial weights, order of the images, and noise",
+        "--threads THREADS": "default: the cores that this process may use",
+        "--limit N": "at most N",
+        "--resume": "continue from the checkpoint in --out",
+        "--debug": "show the traceback of an error",
+    }.items():
+        assert f"{option} {meaning}" in text
+
+
+def test_each_model_has_its_own_presets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def read(*words: str) -> argparse.Namespace:
+        monkeypatch.setattr("sys.argv", ["program", *words])
+        return command_line.mnist_options("Trains.", PRESETS)
+
+    args = read()
+    assert (args.model, args.preset, args.out) == ("vit", None, "runs/mnist_vit")
+    args = read("--model", "swin", "--preset", "small", "--out", "here")
+    assert (args.model, args.preset, args.out) == ("swin", "small", "here")
+    assert read("--preset", "subset").preset == "subset"
+    with pytest.raises(SystemExit):
+        read("--preset", "small")
+    assert "--model vit has no preset small: choose full or subset" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        read("--preset", "other")
+    assert "--preset" in capsys.readouterr().err
+
+
+def test_only_what_was_given_is_handed_on() -> None:
+    args = argparse.Namespace(epochs=0, lr=None, seed=3)
+    assert command_line.given(args, "epochs", "lr") == {"epochs": 0}
+
+
+def test_an_error_is_one_line_unless_its_traceback_is_asked_for() -> None:
+    def fails(args: argparse.Namespace) -> None:
+        raise args.error
+
+    for error in (ValueError("a"), RuntimeError("a"), FloatingPointError("a"), OSError("a"), ImportError("a")):
+        with pytest.raises(SystemExit, match="^error: a$"):
+            command_line.run(fails, argparse.Namespace(error=error, debug=False))
+        with pytest.raises(type(error), match="a"):
+            command_line.run(fails, argparse.Namespace(error=error, debug=True))
+    with pytest.raises(SystemExit, match="interrupted; the last checkpoint is kept: add --resume to continue"):
+        command_line.run(fails, argparse.Namespace(error=KeyboardInterrupt(), debug=False))
+    with pytest.raises(TypeError):
+        command_line.run(fails, argparse.Namespace(error=TypeError("a slip"), debug=False))
+    done: list[int] = []
+    command_line.run(lambda args: done.append(args.seed), argparse.Namespace(seed=3))
+    assert done == [3]
