@@ -224,6 +224,8 @@ class State:
             return "timeout", ""
         if done.returncode in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
             return "survived", ""
+        if "while loading conftest" in done.stderr:
+            return "killed", "conftest.py"
         if done.returncode in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR):
             raise RuntimeError(done.stdout + done.stderr)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
