@@ -16,6 +16,7 @@ import pytest
 
 from minivit import functional
 from minivit.fast.numpy import REPLACEMENTS
+from minivit.nn.counting import cost
 
 SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
 MODULES = [f"minivit.{name}" for name in ("functional", "models", "nn", "optim", "parallel", "train")]
@@ -66,6 +67,12 @@ def test_checks_and_fast_functions_take_the_arguments_of_the_formula(name: str) 
         for each in inspect.signature(function).parameters.values() if function else ():
             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD):
                 assert each.default == defaults[each.name], each
+
+
+def test_the_cost_of_every_layer_leaves_out_by_default_what_nobody_reads() -> None:
+    """A layer's own function is called without the argument where `cost` is."""
+    for function in cost.registry.values():
+        assert inspect.signature(function).parameters["every_token"].default is False, function
 
 
 if __name__ == "__main__":

@@ -60,3 +60,10 @@ def test_the_order_of_a_description_changes_no_byte(tmp_path: Path) -> None:
         module.save_arrays(tmp_path / "model.safetensors", arrays, description)
         written.append((tmp_path / "model.safetensors").read_bytes())
     assert written[0] == written[1]
+
+
+def test_arrays_that_the_format_cannot_hold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(module.CheckpointError, match="cannot hold these arrays .*: convert them to float32 or float64"):
+        module.save_arrays(path, {"x": np.zeros(2, np.complex128)}, None)
+    assert not path.exists()

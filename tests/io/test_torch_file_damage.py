@@ -204,8 +204,8 @@ ARCHIVES = {
     "both sizes of 4 GB": (lambda: patched("<Q", 20, 0xF0000000F0000000), "claims 4026531840 bytes for its entry"),
     "both sizes too long": (lambda: patched("<Q", 20, 0x0000020000000200), "one thing|overlap|more than there are"),
     "a size in 64 bits that is missing": (lambda: patched("<I", 24, 0xFFFFFFFF), "an entry without a size"),
-    "another offset": (lambda: patched("<I", 42, 3), "overlap|one thing in the zip directory"),
-    "the offset of another": (lambda: patched("<I", 42, 0), "overlap|one thing in the zip directory"),
+    "another offset": (lambda: patched("<I", 42, 3), "bytes at byte 0, but|one thing in the zip directory"),
+    "the offset of another": (lambda: patched("<I", 42, 0), "bytes at byte 0, but|one thing in the zip directory"),
     "an offset of 4 GB": (lambda: patched("<I", 42, 0xFFFFFFF0), "more than there are"),
     "another method before the entry": (
         lambda: patched("<H", 10, 8, central=False, local=True),

@@ -5,7 +5,6 @@ Read test_summary.py next, for the table that prints it.
 
 from __future__ import annotations
 
-import inspect
 from math import prod
 from typing import Any
 
@@ -15,7 +14,7 @@ from table import LAYERS, MODELS, Case, name_of
 
 import minivit
 from minivit import nn
-from minivit.nn.counting import cost, multiply_adds
+from minivit.nn.counting import Cost, cost, multiply_adds
 from minivit.nn.kept_memory import Kept
 
 every_layer = pytest.mark.parametrize("case", LAYERS + MODELS, ids=name_of)
@@ -70,15 +69,10 @@ def test_the_shape_and_the_products_are_those_of_the_forward_pass(case: Case) ->
 
 def test_tokens_that_nobody_reads_are_left_out_unless_all_are_asked_for() -> None:
     layer = nn.Attention(4, 2, queries=1)
+    assert Cost((3, 1, 4)) == ((3, 1, 4), 0, 0)  # no products, and nothing kept
     assert cost(layer, (3, 5, 4)).shape == (3, 1, 4) and cost(layer, (3, 5, 4), True).shape == (3, 5, 4)
     assert multiply_adds(layer, (3, 5, 4)) == multiply_adds(layer, (3, 5, 4), True)
     assert multiply_adds(layer, (3, 5, 4)) > multiply_adds(layer, (3, 5, 4), False) == cost(layer, (3, 5, 4)).macs
-
-
-def test_every_layer_counts_without_what_nobody_reads_by_default() -> None:
-    """A layer's own function is called without the argument where `cost` is."""
-    for function in cost.registry.values():
-        assert inspect.signature(function).parameters["every_token"].default is False, function
 
 
 def test_products_are_counted() -> None:

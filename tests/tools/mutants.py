@@ -62,14 +62,14 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--count", type=int, default=400, help="mutants of the whole sample")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", default=[], metavar="FILE", help="every mutant of these files")
-    parser.add_argument("--again", action="store_true", help="run the survivors once more")
+    parser.add_argument("--again", action="store_true", help="run the survivors once more, except equivalent ones")
     args = parser.parse_args(arguments)
     state = State(args.state.resolve(), root)
     state.update()
     chosen = state.all_of(args.only) if args.only else state.sample(args.count, args.seed)
     for number, mutant in enumerate(chosen, 1):
         known = state.results.get(mutant)
-        if known is None or (args.again and known["outcome"] in ("survived", "uncovered")):
+        if known is None or (args.again and outcome(mutant, known) in ("survived", "uncovered")):
             print(f"{number}/{len(chosen)} {mutant.path}:{mutant.line}", state.run(mutant)["outcome"], flush=True)
     print(report([(mutant, state.results[mutant]) for mutant in chosen]))
     return 0
@@ -182,15 +182,15 @@ class State:
     def run(self, mutant: Mutant) -> dict[str, Any]:
         """Plants the mutant in the copy, runs its tests, takes it out again, and writes the result down."""
         began, tests, source = time.perf_counter(), self.tests_of(mutant), self.source(mutant.path)
-        outcome, killer = "uncovered", ""
+        found, killer = "uncovered", ""
         if tests:
             planted = self.tree / mutant.path
             try:
                 planted.write_text(mutant.applied(source), "utf-8")
-                outcome, killer = self._outcome(mutant.path, tests)
+                found, killer = self._outcome(mutant.path, tests)
             finally:
                 planted.write_text(source, "utf-8")
-        result = {"mutant": vars(mutant), "outcome": outcome, "killer": killer, "tests": len(tests)}
+        result = {"mutant": vars(mutant), "outcome": found, "killer": killer, "tests": len(tests)}
         result |= {"seconds": round(time.perf_counter() - began, 1), "diff": mutant.diff(source)}
         with self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(result) + "\n")
@@ -201,10 +201,10 @@ class State:
         name = path.removesuffix(".py").split("/")[1]
         beside = [test for test in tests if test.startswith((f"tests/{name}/", f"tests/test_{name}.py"))]
         for part in (beside, [test for test in tests if test not in set(beside)]):
-            outcome, killer = self._meet(self._first(part)) if part else ("survived", "")
-            if outcome != "survived":
+            found = self._meet(self._first(part)) if part else ("survived", "")
+            if found[0] != "survived":
                 break
-        return outcome, killer
+        return found
 
     def _first(self, tests: list[str]) -> list[str]:
         """As many as MOST_SECONDS allow, and at least one."""
@@ -224,6 +224,8 @@ class State:
             return "timeout", ""
         if done.returncode in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
             return "survived", ""
+        if "while loading conftest" in done.stderr:
+            return "killed", "conftest.py"
         if done.returncode in (pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR):
             raise RuntimeError(done.stdout + done.stderr)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -278,20 +280,21 @@ def equivalents() -> set[tuple[str, str]]:
     return {(head.partition(":")[0], diff) for head, diff in paragraphs}
 
 
+def outcome(mutant: Mutant, result: dict[str, Any]) -> str:
+    alive = result["outcome"] in ("survived", "uncovered")
+    return "equivalent" if alive and (mutant.path, result["diff"]) in equivalents() else result["outcome"]
+
+
 def report(rows: Iterable[tuple[Mutant, dict[str, Any]]]) -> str:
     """A table by folder, and the survivors that are not known to be equivalent."""
     counts: dict[str, Counter[str]] = {}
-    alive, known = [], equivalents()
+    alive = []
     for mutant, result in rows:
-        outcome = result["outcome"]
-        if outcome in ("survived", "uncovered"):
-            if (mutant.path, result["diff"]) in known:
-                outcome = "equivalent"
-            else:
-                alive.append(f"{mutant.path}:{mutant.line} ({mutant.kind}, {outcome})\n{result['diff']}")
-        folder = mutant.path.split("/")[1]
-        for name in (folder, "all"):
-            counts.setdefault(name, Counter())[outcome] += 1
+        what = outcome(mutant, result)
+        if what in ("survived", "uncovered"):
+            alive.append(f"{mutant.path}:{mutant.line} ({mutant.kind}, {what})\n{result['diff']}")
+        for name in (mutant.path.split("/")[1], "all"):
+            counts.setdefault(name, Counter())[what] += 1
     lines = ["| folder | mutants | killed | timeouts | survived | not covered | equivalent | killed of the rest |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for name in sorted(counts, key=lambda name: (name == "all", name)):

@@ -263,6 +263,21 @@ def test_the_usual_lr_falls_with_the_width():
     assert usual_lr(minivit.Swin(**{**SWIN, "embed_dim": 32}, window_size=2)) == 2e-3, "the last stage has 64"
 
 
+def test_a_gpu_is_fed_by_one_thread(tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(learner, threads=None, **options):
+        asked.append(threads)
+        raise InterruptedError
+
+    monkeypatch.setattr(parallel, "DataParallel", recorded)
+    monkeypatch.setattr(finetuning, "to_device", lambda model, device: None)
+    for device in ("gpu", "cpu"):
+        with pytest.raises(InterruptedError):
+            fine_tune(MODELS["vit"](), task(), QUICK, tmp_path, threads=3, device=device, quiet=True)
+    assert asked == [1, 3]
+
+
 def test_overview():
     model = MODELS["vit"]()
     table = overview(model, Recipe(layer_decay=0.5), optim.matching(model.parameters(), ["blocks.0.*", "*.1.mlp.*"]))

@@ -119,7 +119,9 @@ def test_the_curves_show_the_history():
     assert right.get_yscale() == "log"
     assert all(axes.get_xlabel() == "epoch" and axes.get_ylabel() for axes in (left, right))
     assert left.get_position().x1 < right.get_position().x0
-    assert report.draw_curves(figure(), history(2, accuracy=1.0)).axes[1].get_yscale() == "linear"
+    for accuracy, scale in ((1.0, "linear"), (0.999, "log")):  # a logarithm of 0 % cannot be drawn
+        rows = [{**row, "held_out_accuracy": accuracy} for row in history(2, accuracy=accuracy)]
+        assert report.draw_curves(figure(), rows).axes[1].get_yscale() == scale
 
 
 @pytest.mark.parametrize("wrong, shown", [(0, 0), (3, 3), (24, 24), (40, 24)])

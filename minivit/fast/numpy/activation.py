@@ -139,7 +139,7 @@ def exponentials(scores: Array, mask: Array | None = None, mask_value: float = -
 
     Args:
         mask: broadcasts to scores; where it is False, mask_value is added. A row in which nothing takes part, or all
-            of whose scores are -inf, gets weights 0 and the factor 0.
+            of whose scores are -inf, gets weights 0 and the factor 1.
     """
     total = np.zeros((*scores.shape[:-1], 1), scores.dtype)
     if scores.size == 0:
@@ -160,11 +160,8 @@ def exponentials(scores: Array, mask: Array | None = None, mask_value: float = -
     ones = np.ones((scores.shape[-1], 1), scores.dtype)
     # one product for all rows, 5 times faster than sum
     np.matmul(scores.reshape(-1, scores.shape[-1]), ones, out=total.reshape(-1, 1))
-    empty = total == 0
-    total[empty] = 1
-    np.reciprocal(total, out=total)
-    total[empty] = 0
-    return total
+    total[total == 0] = 1
+    return np.reciprocal(total, out=total)
 
 
 def _masks_fully(mask: Array | None, value: float) -> bool:

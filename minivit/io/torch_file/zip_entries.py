@@ -130,7 +130,6 @@ def _checked(raw: bytes) -> str:
 
 def _content(file: BinaryIO, offset: int, following: int, name: str, flags: int, nbytes: int) -> int:
     """Where an entry's content starts; its own header must say the same as the directory."""
-    check(following - offset >= _LOCAL.size, f"has entries that overlap, {quoted(name)} among them: {DAMAGED}")
     header = Source(file, offset, following - offset)
     mark, _, own_flags, method, _, _, _, packed, own_bytes, length, more = _LOCAL.unpack(header.take(_LOCAL.size))
     same = mark == b"PK\3\4" and own_flags == flags and method == 0 and header.take(length) == name.encode()
