@@ -1,6 +1,6 @@
 """What the first edition computed and wrote: files load, gradients and losses are the same, runs resume.
 
-The golden files and how they were made: tests/golden/. Read test_fast.py next, for the two forms of each function.
+The golden files and how they were made: tests/golden/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The command line: every command, on files in every layout, and every way to use it wrongly.
-Read test_package.py next.
-"""
+"""The command line: every command, on files in every layout, and every way to use it wrongly."""
 
 from __future__ import annotations
 

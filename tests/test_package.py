@@ -1,6 +1,4 @@
-"""The package as a whole: what an import costs, what it exports, and rules that every file keeps, read from its source.
-Read test_models.py next.
-"""
+"""The package as a whole: what an import costs, what it exports, and rules that every file keeps, read from its source."""
 
 from __future__ import annotations
 

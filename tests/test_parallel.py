@@ -1,6 +1,4 @@
-"""Shards of a batch in threads give the gradients of the whole batch, whatever their number, and clean up after errors.
-Read test_recompute.py next, for the other way to save memory.
-"""
+"""Shards of a batch in threads give the gradients of the whole batch, whatever their number, and clean up after errors."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The table of a model's stages adds up: parameters, multiply-adds, shapes, and bytes counted by hand.
-Read test_package.py next.
-"""
+"""The table of a model's stages adds up: parameters, multiply-adds, shapes, and bytes counted by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Augmentation of images: shifts, crops, flips, erasing and affine maps, a whole batch at a time.
-Read mix.py next, which blends images and labels.
-"""
+"""Augmentation of images: shifts, crops, flips, erasing and affine maps, a whole batch at a time."""
 
 # Alphabet: B images in the batch, C channels, H height, W width.
 

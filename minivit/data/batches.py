@@ -1,6 +1,4 @@
-"""Batches: a pure function of seed, epoch and position, so that a run resumes bit for bit.
-Read mnist.py next, which says where images come from.
-"""
+"""Batches: a pure function of seed, epoch and position, so that a run resumes bit for bit."""
 
 from __future__ import annotations
 

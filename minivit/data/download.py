@@ -1,6 +1,4 @@
-"""Mirrors: fetching a file over HTTP, bounded in time and size, and checked before it is believed.
-Read batches.py next, which turns arrays into batches.
-"""
+"""Mirrors: fetching a file over HTTP, bounded in time and size, and checked before it is believed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""IDX, the format MNIST is published in: a writer, and a reader that checks before it believes.
-Read download.py next, which brings such files from a mirror.
-"""
+"""IDX, the format MNIST is published in: a writer, and a reader that checks before it believes."""
 
 from __future__ import annotations
 

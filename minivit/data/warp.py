@@ -1,6 +1,4 @@
-"""Bilinear warping of a batch by affine maps: four gathers, no loop over images or pixels.
-Read augment.py next, which draws the maps at random.
-"""
+"""Bilinear warping of a batch by affine maps: four gathers, no loop over images or pixels."""
 
 # Alphabet: B images in the batch, C channels, H height, W width.
 

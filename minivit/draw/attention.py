@@ -1,7 +1,6 @@
 """The picture of an answer: the image as the model sees it, rollout and Grad-CAM over it, and what each head looks at.
 
 Drawn for `examples/classify_image.py`; what the parts mean, and what they do not, is in docs/classify_an_image.md.
-Read `watched.py` next.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The similarity of positions as a grid of small maps, one for each place: figure 7 of the ViT paper.
 
-Read `minivit/__main__.py` next. Needs matplotlib.
+Needs matplotlib.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The flow of gradients as a chart: how large activations and gradients are from part to part.
 
-Read `debugging.py` next, which finds where they stop being numbers. Needs matplotlib.
+`minivit/observe/debugging.py` finds where they stop being numbers. Needs matplotlib.
 """
 
 from __future__ import annotations

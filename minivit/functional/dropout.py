@@ -24,7 +24,7 @@ def dropout(x: Array, rate: float, rng: Rng = None) -> tuple[Array, Back]:
     Raises:
         ValueError: for a rate outside [0, 1).
 
-    Source: Srivastava et al. 2014.
+    Source: Srivastava et al. 2014. Derivation: docs/derivations/dropout.md.
     """
     return _times(x, dropout_factor(rng, rate, x.shape, x))
 

@@ -24,6 +24,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, B
 
     Raises:
         ValueError: if the last axis of x is not I, or the bias does not fit.
+
+    Derivation: docs/derivations/linear.md.
     """
     y = x @ weight.T if bias is None else x @ weight.T + bias  # (..., O)
 

@@ -24,6 +24,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
 
     Raises:
         ValueError: for an empty batch (it has no mean), a label outside [0, K), or shapes that do not fit.
+
+    Derivation: docs/derivations/cross_entropy.md.
     """
     p = _targets(logits, labels, label_smoothing)  # (B, K)
     log_probability, back_log_softmax = log_softmax(logits)  # (B, K)

@@ -54,6 +54,8 @@ def relative_position_bias(table: Array, index: Array) -> tuple[Array, Back]:
 
     Returns:
         y, and vjp(dy) -> dtable: pairs with the same offset read the same row, so the row collects all their gradients.
+
+    Derivation: docs/derivations/position_bias.md.
     """
     rows, heads = table.shape
     xp = array_module(table)

@@ -54,6 +54,8 @@ def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
     """y[i] = x[i - shift] along two axes; what leaves at one end comes in at the other. Its inverse is roll(-shift).
 
     Swin's cyclic shift is roll(x, (-s, -s)): the pixel that was s further right and down comes here.
+
+    Derivation: docs/derivations/windows.md.
     """
     opposite = (-shift[0], -shift[1])
     return permutation(x, lambda a: _roll(a, shift, axis), lambda a: _roll(a, opposite, axis))
@@ -92,6 +94,8 @@ def patch_merging(x: Array) -> tuple[Array, Back]:
 
     The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
     published Swin; a convolution's unfolding would give another order.
+
+    Derivation: docs/derivations/patch_merging.md.
     """
     batch, height, width, channels = x.shape
     size = (height + height % 2, width + width % 2)

@@ -1,7 +1,4 @@
-"""Where the first NaN or infinity comes from: a model that stops at the layer that makes it, and says what it saw.
-
-Read `similarity.py` next.
-"""
+"""Where the first NaN or infinity comes from: a model that stops at the layer that makes it, and says what it saw."""
 
 from __future__ import annotations
 

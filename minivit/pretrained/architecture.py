@@ -13,7 +13,7 @@ from typing import Any
 from minivit.models import configs
 from minivit.models.options import patch_grid
 from minivit.models.resnet import reduction
-from minivit.pretrained.windows import trained_windows, window_sizes
+from minivit.pretrained.window_sizes import trained_windows, window_sizes
 from minivit.protocol import Array
 from minivit.sizes import pair, short
 

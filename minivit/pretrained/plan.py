@@ -14,7 +14,7 @@ from minivit.pretrained import architecture
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
-from minivit.pretrained.windows import untold
+from minivit.pretrained.window_sizes import untold
 from minivit.sizes import pair
 
 # what a file can bring about whose names are right and whose shapes or settings make no sense

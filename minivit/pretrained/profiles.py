@@ -22,7 +22,7 @@ class Profile:
         swin: arguments of `Swin` and `SwinV2` that do.
         swin_v2: further ones of `SwinV2`.
         positions: how tables of positions are resampled for another grid, arguments of `F.resize_grid`.
-        biases: the same for tables of relative biases; None is timm's stretched grid, `fit.stretch_matrix`.
+        biases: the same for tables of relative biases; None is timm's stretched grid, `adaptation.stretch_matrix`.
     """
 
     vit: dict[str, Any] = field(default_factory=dict)

@@ -3,7 +3,7 @@
     Rule("blocks.{i}.attn.qkv.{p}", ["encoder.layer.{i}.query.{p}", "encoder.layer.{i}.key.{p}", ...], STACKED)
 
 `{i}` is a number, `{2i+1}` a number made from it, any other word in braces a stretch without a dot or slash. The tables
-stand in `layouts.py`, which is next.
+stand in `layouts/`.
 """
 
 from __future__ import annotations

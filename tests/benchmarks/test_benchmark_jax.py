@@ -1,6 +1,6 @@
 """The models and the training step that JAX runs in the benchmarks are minivit's; growth is fitted and written right.
 
-Tiny sizes, and nothing is timed here but made-up seconds. Read benchmarks/README.md next.
+Tiny sizes, and nothing is timed here but made-up seconds.
 """
 
 from __future__ import annotations

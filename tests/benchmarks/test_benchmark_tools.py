@@ -1,6 +1,4 @@
-"""What the benchmarks compute on tiny cases is right: recorded products, floors, exclusive times. No speed is tested.
-Read test_pages.py next.
-"""
+"""What the benchmarks compute on tiny cases is right: recorded products, floors, exclusive times. No speed is tested."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Batches: pure functions of seed, epoch and position; splits in proportion to the classes.
-Read test_augment.py next, for the functions that vary a batch.
-"""
+"""Batches: pure functions of seed, epoch and position; splits in proportion to the classes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A folder of images by class: what is listed, how it is split, and batches that are read when they are due.
-Read test_finetuning.py next, which learns from such a folder.
-"""
+"""A folder of images by class: what is listed, how it is split, and batches that are read when they are due."""
 
 from __future__ import annotations
 

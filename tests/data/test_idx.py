@@ -1,6 +1,4 @@
-"""IDX files: round trips, and every way of damaging one must end in DataError or the same array.
-Read test_mnist.py next, where such files come from folders, caches and mirrors.
-"""
+"""IDX files: round trips, and every way of damaging one must end in DataError or the same array."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Pictures become what a model takes as their source did it: sizes, crops, filters, numbers, upright and in channels.
 
-What each source does is written out here with Pillow's own calls. Read test_classify_image.py next.
+What each source does is written out here with Pillow's own calls.
 """
 
 from __future__ import annotations

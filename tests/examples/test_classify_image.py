@@ -1,6 +1,4 @@
-"""The example that names what is in a picture, run as its reader runs it, for small models of every source.
-Read test_pages.py next.
-"""
+"""The example that names what is in a picture, run as its reader runs it, for small models of every source."""
 
 from __future__ import annotations
 

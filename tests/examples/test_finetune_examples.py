@@ -1,6 +1,4 @@
-"""What there is to learn, and the programs that learn it, run as their reader runs them.
-Read test_examples.py next, whose digits are learned here too.
-"""
+"""What there is to learn, and the programs that learn it, run as their reader runs them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The fast functions against the formulas: equal to the precision of float32, and chosen where they should be.
 
-How each is proven by itself: test_gradients.py. Read test_naive.py next, for loops that both are compared with.
+How each is proven by itself: test_gradients.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Work shared among threads: who may work for whom, and predictions by all cores.
-Read test_parallel.py next, for training in shards.
-"""
+"""Work shared among threads: who may work for whom, and predictions by all cores."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which places of a shifted window may look at each other, against the places' coordinates before the shift.
-Read test_window_attention.py next, for the attention under these masks.
-"""
+"""Which places of a shifted window may look at each other, against the places' coordinates before the shift."""
 
 from __future__ import annotations
 

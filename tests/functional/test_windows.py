@@ -1,6 +1,4 @@
-"""Windows of a map: the moves and their adjoints, where each place goes, and the offsets between places.
-Read test_window_masks.py next, for who may look at whom after a shift.
-"""
+"""Windows of a map: the moves and their adjoints, where each place goes, and the offsets between places."""
 
 from __future__ import annotations
 

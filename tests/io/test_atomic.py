@@ -1,4 +1,4 @@
-"""Which temporary files belong to writers that still run. Read test_weights_file.py next."""
+"""Which temporary files belong to writers that still run."""
 
 from __future__ import annotations
 

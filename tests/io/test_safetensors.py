@@ -1,4 +1,4 @@
-"""Files that NumPy cannot hold, and one that is replaced while it is read. Read test_weights_file.py next."""
+"""Files that NumPy cannot hold, and one that is replaced while it is read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Files of torch.save are read without PyTorch: every dtype, layout and kind of plain data, in both formats.
-Read test_torch_file_damage.py next, where such files are damaged or written to do harm.
-"""
+"""Files of torch.save are read without PyTorch: every dtype, layout and kind of plain data, in both formats."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Files of torch.save that are cut off, changed bit by bit, or put together wrongly: refused with one error, or whole.
-Read test_checkpoint.py next, for the files that minivit writes itself.
-"""
+"""Files of torch.save that are cut off, changed bit by bit, or put together wrongly: refused with one error, or whole."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Pickles that ask for more than data, or for more memory or time than a file is worth: refused, and nothing is run.
-Read test_torch_file_damage.py next, where the files around the pickles are broken.
-"""
+"""Pickles that ask for more than data, or for more memory or time than a file is worth: refused, and nothing is run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The Vision Transformer as published: parameter counts, names, multiply-adds, options, errors, and one golden run.
-Read test_optimizers.py next, for what changes its weights.
-"""
+"""The Vision Transformer as published: parameter counts, names, multiply-adds, options, errors, and one golden run."""
 
 from __future__ import annotations
 

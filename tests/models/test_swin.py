@@ -1,6 +1,4 @@
-"""The Swin Transformers as published: parameter counts, multiply-adds, names, and what the summary says of them.
-Read test_swin_options.py next.
-"""
+"""The Swin Transformers as published: parameter counts, multiply-adds, names, and what the summary says of them."""
 
 from __future__ import annotations
 

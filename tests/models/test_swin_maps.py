@@ -1,6 +1,4 @@
-"""What the Swin Transformers do with images of any size, in pieces, in threads, recomputed, and from files.
-Read test_bugs_in_swin.py next, for what these tests catch.
-"""
+"""What the Swin Transformers do with images of any size, in pieces, in threads, recomputed, and from files."""
 
 from __future__ import annotations
 

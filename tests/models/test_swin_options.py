@@ -1,6 +1,4 @@
-"""Every argument of the Swin Transformers has an effect or is refused with a reason; and two golden runs.
-Read test_swin_maps.py next, for what the models do with images of any size.
-"""
+"""Every argument of the Swin Transformers has an effect or is refused with a reason; and two golden runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention with fewer queries than tokens. Read test_window_attention.py next, for windows."""
+"""Attention with fewer queries than tokens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What layers cost, planned from shapes alone, against what their forward passes do: shapes, products, kept numbers.
-
-Read test_summary.py next, for the table that prints it.
-"""
+"""What layers cost, planned from shapes alone, against what their forward passes do: shapes, products, kept numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes that backs hold, each block of memory once. Read test_counting.py next, for estimates of them."""
+"""The bytes that backs hold, each block of memory once."""
 
 from __future__ import annotations
 

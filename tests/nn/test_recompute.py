@@ -1,6 +1,4 @@
-"""Recompute changes memory and time and nothing else: outputs, gradients and names stay the same to the last bit.
-Read test_checkpoint.py next.
-"""
+"""Recompute changes memory and time and nothing else: outputs, gradients and names stay the same to the last bit."""
 
 from __future__ import annotations
 

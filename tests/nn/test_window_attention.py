@@ -1,6 +1,4 @@
-"""Attention in shifted windows against loops over pairs of places, and where it is something else that is known.
-Read test_swin.py next, for the models.
-"""
+"""Attention in shifted windows against loops over pairs of places, and where it is something else that is known."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Attention that is shown is the attention that was paid: weights @ v, mixed, is what the layer itself gives.
 
 Rollout against a chain of products written out, Grad-CAM against a planted patch and against differences of the logit.
-Read test_images.py next.
 """
 
 from __future__ import annotations

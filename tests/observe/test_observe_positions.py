@@ -1,7 +1,4 @@
-"""The similarity of positions, against loops, on tables whose answer is known, and as a picture.
-
-Read test_figures.py next.
-"""
+"""The similarity of positions, against loops, on tables whose answer is known, and as a picture."""
 
 from __future__ import annotations
 

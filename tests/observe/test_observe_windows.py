@@ -1,5 +1,5 @@
 """What is printed and drawn about Swin's windows is true: golden labels and masks, and a receptive field measured by
-gradients against one that is counted without any of the functions under test. Read test_pages.py next.
+gradients against one that is counted without any of the functions under test.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A traced step is the step: same logits, same gradients, same memory; and what it says of each part is what is there.
 
-And the first NaN or infinity is blamed on the part that made it. Read test_observe_positions.py next.
+And the first NaN or infinity is blamed on the part that made it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Groups of parameters: which decay, how far each layer lies below the head, and which names a pattern means.
-Read test_parallel.py next, for where the gradients come from.
-"""
+"""Groups of parameters: which decay, how far each layer lies below the head, and which names a pattern means."""
 
 from __future__ import annotations
 

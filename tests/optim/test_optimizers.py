@@ -1,6 +1,4 @@
-"""Optimizers against their formulas, written one parameter and one number at a time.
-Read test_groups.py next, for which parameters an optimizer treats how.
-"""
+"""Optimizers against their formulas, written one parameter and one number at a time."""
 
 from __future__ import annotations
 

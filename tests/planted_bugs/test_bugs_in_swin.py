@@ -1,7 +1,4 @@
-"""Mistakes that are easily made in Swin's backward passes, planted here: the gradient checks must catch each of them.
-
-Read test_bugs_in_swin_forward.py next, for mistakes that no gradient check can see.
-"""
+"""Mistakes that are easily made in Swin's backward passes, planted here: the gradient checks must catch each of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A published file in a model that is not quite its own: other classes, image sizes, windows and channels.
 
-Nothing that changes goes unsaid. Read test_weights_file.py next, for the files themselves.
+Nothing that changes goes unsaid.
 """
 
 from __future__ import annotations

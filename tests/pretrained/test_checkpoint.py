@@ -1,6 +1,4 @@
-"""Files come back bit for bit or not at all: damage, foreign files, wrong models, and crashes while writing.
-Read test_training.py next, for runs that go on from such files.
-"""
+"""Files come back bit for bit or not at all: damage, foreign files, wrong models, and crashes while writing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Weights by name, against a hub that runs in a thread of the test: no test here reaches the network.
-Read test_sources.py next, where the files themselves are read.
-"""
+"""Weights by name, against a hub that runs in a thread of the test: no test here reaches the network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The tables of names work in both directions: what goes out under a source's names comes back bit for bit.
-
-Read test_sources.py next, which writes those names by hand.
-"""
+"""The tables of names work in both directions: what goes out under a source's names comes back bit for bit."""
 
 from __future__ import annotations
 

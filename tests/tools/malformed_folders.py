@@ -1,7 +1,6 @@
 """Files in PyTorch's formats, files that are something else, folders, and arrays that make no model: all to be refused.
 
-What test_torch_file_damage.py and test_torch_file_hostile.py have is taken over. Read test_malformed_weights.py next,
-which shows all of it to the readers.
+What test_torch_file_damage.py and test_torch_file_hostile.py have is taken over.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The options of programs that train, and how their errors end. Read test_finetune_examples.py next, for programs."""
+"""The options of programs that train, and how their errors end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Fine-tuning: what moves and what does not, how a run goes on, and which epoch is kept.
-Read test_finetune_examples.py next, for the programs.
-"""
+"""Fine-tuning: what moves and what does not, how a run goes on, and which epoch is kept."""
 
 from __future__ import annotations
 

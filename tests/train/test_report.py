@@ -1,6 +1,4 @@
-"""Pictures, the confusion matrix and the model card: written, right, and possible in the odd cases.
-Read test_summary.py next.
-"""
+"""Pictures, the confusion matrix and the model card: written, right, and possible in the odd cases."""
 
 from __future__ import annotations
 

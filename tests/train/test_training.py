@@ -1,6 +1,4 @@
-"""A run that is interrupted, killed or crashed goes on as if nothing had happened, bit for bit.
-Read test_report.py next, for what a run leaves behind.
-"""
+"""A run that is interrupted, killed or crashed goes on as if nothing had happened, bit for bit."""
 
 from __future__ import annotations
 

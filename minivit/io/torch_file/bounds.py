@@ -1,6 +1,6 @@
 """Reading an untrusted file within its bounds: what it claims is compared with what is there before it is used.
 
-Every fault is an Unreadable, which `torch_file.py` turns into the CheckpointError that names the file.
+Every fault is an Unreadable, which `torch_file/__init__.py` turns into the CheckpointError that names the file.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from published_names import drawn, microsoft
 
 from minivit import CheckpointError, Swin, SwinV2, create_model, export, from_pretrained
 from minivit.io.safetensors import save_arrays
-from minivit.pretrained.windows import untold, window_sizes
+from minivit.pretrained.window_sizes import untold, window_sizes
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 2, "num_classes": 5, "embed_dim": 8, "depths": (2, 2)}
 SMALL |= {"num_heads": (2, 2), "mlp_ratio": 1.0}
