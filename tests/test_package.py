@@ -1,4 +1,4 @@
-"""The package as a whole: what an import costs, what it exports, and rules that every file keeps, read from its source."""
+"""The package as a whole: what an import costs, what it exports, and rules that every file keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of a batch in threads give the gradients of the whole batch, whatever their number, and clean up after errors."""
+"""Shards of a batch in threads give the gradients of the whole batch, whatever their number, also after errors."""
 
 from __future__ import annotations
 

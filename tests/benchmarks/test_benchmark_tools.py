@@ -1,4 +1,4 @@
-"""What the benchmarks compute on tiny cases is right: recorded products, floors, exclusive times. No speed is tested."""
+"""What the benchmarks compute on tiny cases is right: products, floors, exclusive times. No speed is tested."""
 
 from __future__ import annotations
 

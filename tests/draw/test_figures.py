@@ -1,4 +1,4 @@
-"""Charts: a file in a script, a picture with alternative text in a notebook, in one style, and the same file each time."""
+"""Charts: files in a script, pictures with alternative text in a notebook, one style, and the same file each time."""
 
 from __future__ import annotations
 

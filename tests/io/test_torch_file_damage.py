@@ -1,4 +1,4 @@
-"""Files of torch.save that are cut off, changed bit by bit, or put together wrongly: refused with one error, or whole."""
+"""Files of torch.save that are cut off, changed bit by bit, or put together wrongly: refused, or whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes that are easily made in Swin's backward passes, planted here: the gradient checks must catch each of them."""
+"""Mistakes that are easily made in Swin's backward passes, planted here: the gradient checks must catch each."""
 
 from __future__ import annotations
 
