@@ -1383,6 +1383,9 @@ def make_modules() -> dict[str, types.ModuleType]:
 
 
 def _forget_replacements() -> None:
+    products = sys.modules.get(f"{REPLACEMENTS}.products")
+    if products is not None:  # the choice of each function keeps the module, and so a workspace for each fake
+        vars(products._handles).clear()
     for name in [name for name in sys.modules if name == REPLACEMENTS or name.startswith(f"{REPLACEMENTS}.")]:
         del sys.modules[name]
     package, _, name = REPLACEMENTS.rpartition(".")
