@@ -12,7 +12,7 @@ The model is that of Williams, Waterman and Patterson 2009: a step cannot be fas
 
 - rate: the best sgemm of large squares, in operations per second; one multiply-add is two.
 - MACs of inference: M, those of `minivit.summary` times the batch. Of training: 3 M - M0. A product y = x W^T needs
-  dx = dy W and dW = dy^T x on the way back, each as large; the images' gradient, M0 in the first stage, nobody needs.
+  dx = dy W and dW = dy^T x in the backward pass, each as large; nobody needs the images', M0 in the first stage.
   (minivit computes it all the same, so its own count is 3 M.) Attention's two products have two gradients each, too.
 - bandwidth: copying between arrays far larger than the caches, bytes read plus bytes written.
 - bytes of inference: 4 P + I, P parameters read once, and images of I bytes.

@@ -5,11 +5,14 @@ The file is written by `export` in a process of its own, so that no worker of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from cases import CASES, Case, Start, read_start
+
+Loaded: TypeAlias = tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]  # images -> logits, and what computes it
 
 
 def onnx_path(start: Path) -> Path:
@@ -30,71 +33,57 @@ def export(case: Case, start: Path) -> None:
         )  # fmt: skip
 
 
-class _RuntimeSide:
-    """What both share: a batch, and logits from `run`."""
+class RuntimeSide:
+    """One runtime with the exported model and its batch: `step` is one forward pass.
 
-    def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
+    `variant` is ONNX Runtime's "default" or "no spinning", in which waiting threads sleep, or anything for OpenVINO.
+    """
+
+    def __init__(self, library: str, case: Case, start: Start, threads: int, variant: str) -> None:
         if case.task != "infer" or start.path is None:
             raise ValueError(f"{case.name} trains: the runtimes only infer")
-        self.images, self.threads = np.ascontiguousarray(start.images), threads
-        self.load(str(onnx_path(start.path)), variant)
+        self.images = np.ascontiguousarray(start.images)
+        self.run, self.about = _LOADERS[library](str(onnx_path(start.path)), threads, variant)
 
-    def load(self, path: str, variant: str) -> None:
-        raise NotImplementedError
-
-    def run(self) -> np.ndarray:
-        raise NotImplementedError
+    def describe(self) -> dict[str, str]:
+        return self.about
 
     def check_threads(self) -> None:
         """The worker measures the cores that a turn used."""
 
     def step(self) -> float:
-        self.run()
+        self.run(self.images)
         return 0.0
 
     def outcome(self) -> dict[str, np.ndarray]:
-        return {"logits": self.run()}
+        return {"logits": self.run(self.images)}
 
 
-class OnnxRuntimeSide(_RuntimeSide):
-    """`variant` is "default", or "no spinning", in which waiting threads sleep."""
+def _onnx_runtime(path: str, threads: int, variant: str) -> Loaded:
+    import onnxruntime
 
-    def load(self, path: str, variant: str) -> None:
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads, settings.inter_op_num_threads = self.threads, 1
-        if variant == "no spinning":
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session: Any = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-
-    def run(self) -> np.ndarray:
-        return self.session.run(["logits"], {"images": self.images})[0]
-
-    def describe(self) -> dict[str, str]:
-        import onnxruntime
-
-        return {"library": f"onnxruntime {onnxruntime.__version__}", "blas": "its own BLAS", "detail": ""}
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    if variant == "no spinning":
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    about = {"library": f"onnxruntime {onnxruntime.__version__}", "blas": "its own BLAS", "detail": ""}
+    return lambda images: session.run(["logits"], {"images": images})[0], about
 
 
-class OpenVinoSide(_RuntimeSide):
-    """OpenVINO for the lowest latency, in float32: by itself it would take bfloat16 where the processor has it."""
+def _openvino(path: str, threads: int, variant: str) -> Loaded:
+    """For the lowest latency, in float32: by itself it would take bfloat16 where the processor has it."""
+    import openvino
 
-    def load(self, path: str, variant: str) -> None:
-        import openvino
+    settings = {
+        "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
+    }  # fmt: skip
+    model = openvino.Core().compile_model(path, "CPU", settings)
+    about = {"library": f"openvino {openvino.__version__.split('-')[0]}", "blas": "oneDNN", "detail": ""}
+    return lambda images: np.array(model([images])[0]), about
 
-        settings = {
-            "INFERENCE_NUM_THREADS": self.threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-        }  # fmt: skip
-        self.model: Any = openvino.Core().compile_model(path, "CPU", settings)
 
-    def run(self) -> np.ndarray:
-        return np.array(self.model([self.images])[0])
-
-    def describe(self) -> dict[str, str]:
-        import openvino
-
-        return {"library": f"openvino {openvino.__version__.split('-')[0]}", "blas": "oneDNN", "detail": ""}
+_LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {"ONNX Runtime": _onnx_runtime, "OpenVINO": _openvino}
 
 
 if __name__ == "__main__":

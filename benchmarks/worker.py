@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,9 @@ class Worker:
 
             return JaxSide
         if self.library in ("ONNX Runtime", "OpenVINO"):
-            import runtime_side
+            from runtime_side import RuntimeSide
 
-            return {"ONNX Runtime": runtime_side.OnnxRuntimeSide, "OpenVINO": runtime_side.OpenVinoSide}[self.library]
+            return partial(RuntimeSide, self.library)
         from minivit_side import MinivitSide
 
         return MinivitSide

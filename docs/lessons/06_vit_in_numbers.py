@@ -230,10 +230,10 @@ assert np.abs(weights.sum(axis=-1) - 1).max() < 1e-5
 normed2, _ = block.norm2(middle)  # (1, 197, 768)
 fc1 = block.mlp.fc1
 wide, _ = F.linear(normed2, fc1.weight.data, fc1.bias.data)  # (1, 197, 3072)
-bent, _ = F.gelu(wide)  # (1, 197, 3072)
-narrow, _ = block.mlp.fc2(bent)  # (1, 197, 768)
+activated, _ = F.gelu(wide)  # (1, 197, 3072)
+narrow, _ = block.mlp.fc2(activated)  # (1, 197, 768)
 by_hand = middle + narrow  # the second residual connection
-for name, array in (("norm 2", normed2), ("fc1", wide), ("gelu", bent), ("fc2", narrow), ("m + ...", by_hand)):
+for name, array in (("norm 2", normed2), ("fc1", wide), ("gelu", activated), ("fc2", narrow), ("m + ...", by_hand)):
     print(f"{name:12s} {array.shape}")
 
 by_model, _ = block(stream)

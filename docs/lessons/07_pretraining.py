@@ -144,9 +144,9 @@ def accuracy(model, images, labels):
 teacher = minivit.ViT(**SHAPE, num_classes=4, seed=0)
 nothing = np.zeros(len(unlabeled), int)  # instead of the labels, so that they cannot leak in
 losses = learn(teacher, unlabeled, nothing, 2 if SHORT else 15, data.chain(data.shift, mix=turn))
-told = accuracy(teacher, turned, quarters)
-print(f"rotations predicted: {told:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
-assert told > (0.27 if SHORT else 0.55)
+solved = accuracy(teacher, turned, quarters)
+print(f"rotations predicted: {solved:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
+assert solved > (0.27 if SHORT else 0.55)
 
 # %% [markdown]
 # It cannot reach 100 %: a 0, a 1 or an 8 looks much the same upside down, and a 6 rotated by 180 degrees is a 9. That

@@ -303,8 +303,8 @@ normed1, back_norm1 = block.norm1(after0)  # (1, 17, 16)
 attended, back_attn = block.attn(normed1)  # (1, 1, 16)
 middle = after0[:, :1] + attended  # used twice: below, and in the sum after it
 normed2, back_norm2 = block.norm2(middle)
-thought, back_mlp = block.mlp(normed2)
-assert np.allclose(middle + thought, after1)
+after_mlp, back_mlp = block.mlp(normed2)
+assert np.allclose(middle + after_mlp, after1)
 
 dmiddle = dafter1 + back_norm2(back_mlp(dafter1))  # past the MLP, and through it
 through_attention = back_norm1(back_attn(dmiddle))  # (1, 17, 16)

@@ -467,7 +467,7 @@ def test_a_stage_that_fails_is_reported(tmp_path, monkeypatch):
 def test_a_runtime_does_not_train_and_needs_its_file(tmp_path):
     start = cases.Start(*cases.draw_batch(CASES["small"]), path=tmp_path / "start.npz")
     with pytest.raises(ValueError, match="small trains"):
-        runtime_side.OnnxRuntimeSide(CASES["small"], start, 1, "default")
+        runtime_side.RuntimeSide("ONNX Runtime", CASES["small"], start, 1, "default")
     assert runtime_side.onnx_path(tmp_path / "start.npz") == tmp_path / "start.onnx"
 
 

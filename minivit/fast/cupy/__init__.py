@@ -5,13 +5,14 @@ here: memory comes from CuPy's pool.
 
 - `kernels/`      the CUDA source, each kernel below the formula that it computes
 - `launch.py`     compiles and launches them, and sums over rows
-- `products.py`   matrix products through cuBLAS
-- `linear.py`, `norm.py`, `attention.py`, `convolution.py`, `adamw.py`   the replacements
+- `products.py`   matrix products through cuBLAS, and formulas with these for `@`
+- `linear.py`, `norm.py`, `attention.py`, `adamw.py`   the replacements
 - `capture.py`    a step recorded as a CUDA graph, for `minivit.parallel.CapturedStep`
 """
 
 from minivit import functional as F
-from minivit.fast.cupy import adamw, attention, convolution, linear, norm
+from minivit.fast.cupy import adamw, attention, linear, norm
+from minivit.fast.cupy.products import with_products
 from minivit.fast.dispatch import Replacement, with_parts
 
 _REAL = ("float32", "float64")
@@ -28,7 +29,7 @@ REPLACEMENTS = {
     "continuous_position_table": Replacement(
         with_parts(F.continuous_position_table.plain, linear=linear.linear), _REAL
     ),
-    "conv2d": Replacement(convolution.conv2d, _REAL),
+    "conv2d": Replacement(with_products(F.conv2d.plain), _REAL),
     "layer_norm": Replacement(norm.layer_norm, _REAL),
     "group_norm": Replacement(with_parts(F.group_norm.plain, layer_norm=norm.layer_norm), _REAL),
     "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=norm.layer_norm), _REAL),

@@ -13,7 +13,7 @@ from minivit import functional as F
 from minivit.device import constant
 from minivit.fast.blocks import in_blocks_where_large
 from minivit.fast.cupy.launch import column_sums, launch
-from minivit.fast.cupy.products import product
+from minivit.fast.cupy.products import with_products
 from minivit.fast.dispatch import with_parts
 from minivit.functional.attention import sum_to
 from minivit.functional.heads import split_qkv
@@ -27,40 +27,8 @@ _NARROW = {"float32": 32, "float64": 16}
 _THREADS = 128
 
 
-def _with_weights(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None = None,
-    bias: Array | None = None,
-    *,
-    scale: float | None = None,
-    mask_value: float = -inf,
-    dropout_rate: float = 0.0,
-    rng: Rng = None,
-) -> tuple[Array, Back]:
-    """The formula line by line, its products by `product`: CuPy's cannot be captured in a graph."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = scale * product(q, k.swapaxes(-1, -2))
-    if bias is not None:
-        scores += bias
-    if mask is not None:
-        scores += cupy.where(mask, 0, mask_value).astype(scores.dtype)
-    weights, back_softmax = F.softmax.plain(scores)
-    dropped, back_dropout = F.dropout.plain(weights, dropout_rate, rng)
-    y = product(dropped, v)
-
-    @once
-    def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
-        dv = product(dropped.swapaxes(-1, -2), dy)
-        dscores = back_softmax(back_dropout(product(dy, v.swapaxes(-1, -2))))
-        dbias = None if bias is None else sum_to(dscores, bias.shape)
-        return scale * product(dscores, k), scale * product(dscores.swapaxes(-1, -2), q), dv, dbias
-
-    return y, vjp
-
-
-_in_blocks = in_blocks_where_large(_with_weights)
+# the formula, with products that can be captured, for what the kernel does not compute
+_in_blocks = in_blocks_where_large(with_products(F.scaled_dot_product_attention.plain))
 _by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
 
 
@@ -77,8 +45,7 @@ def scaled_dot_product_attention(
     rng: Rng = None,
 ) -> tuple[Array, Back]:
     """The kernel; the formula for heads of more than 64 channels and where weights are dropped."""
-    dropped = rng is not None and dropout_rate > 0
-    if dropped or not _fits(q, k, v, bias):
+    if (rng is not None and dropout_rate > 0) or not _fits(q, k, v, bias):
         return _in_blocks(q, k, v, mask, bias, scale=scale, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng)
     y, back = _attend(q, k, v, mask, bias, q.shape[-1] ** -0.5 if scale is None else scale, mask_value)
 
@@ -142,7 +109,6 @@ def _attend(
     head = -(-size // 16) * 16
     batches = outer * inner * heads
     known = (q5, k5, v5, y5, mask5, bias5)
-
     defines = {"HEAD": head, "NARROW": _NARROW[dtype.name], "THREADS": _THREADS}
 
     def run(name: str, rows: int, tiles: tuple[int, int], *arguments: Any) -> None:

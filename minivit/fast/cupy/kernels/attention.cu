@@ -13,7 +13,7 @@
 // the heads, and the tokens.
 
 #define HEIGHT (THREADS / 16)
-// WIDE rows are in the tile that a block keeps, NARROW in those that it walks over; both are multiples of 16.
+// WIDE rows are in the tile that a block keeps, NARROW in those that pass by it; both are multiples of 16.
 #define LANES (16 / int(sizeof(REAL)))  // numbers in one load from shared memory
 // rows of a tile are longer than what is read of them: so rows that are read at once lie in different banks
 #define ROW (HEAD + LANES)
@@ -153,20 +153,6 @@ __device__ Terms terms(const REAL* bias, const bool* mask, const long long* layo
                  mask_value};
 }
 
-__device__ REAL sum_of_16(REAL value) {
-    for (int lanes = 8; lanes > 0; lanes /= 2) {
-        value += __shfl_xor_sync(ALL_LANES, value, lanes);
-    }
-    return value;
-}
-
-__device__ REAL max_of_16(REAL value) {
-    for (int lanes = 8; lanes > 0; lanes /= 2) {
-        value = max(value, __shfl_xor_sync(ALL_LANES, value, lanes));
-    }
-    return value;
-}
-
 // One block per tile of queries. The maximum and the sum of a row are kept while the keys come, and what was summed
 // before is scaled down when the maximum grows.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -202,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 scores[r][c] = query < queries && key < keys ? scale * scores[r][c] + added(query, key) : -INFINITE;
                 top = max(top, scores[r][c]);
             }
-            top = max_of_16(top);
+            top = warp_max(top, 16);
             const REAL shift = top == -INFINITE ? REAL(0) : top;  // a query that attends to nothing so far
             const REAL shrink = exp(largest[r] - shift);
             REAL sum = 0;
@@ -211,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 weights[ty + HEIGHT * r][tx + 16 * c] = weight;
                 sum += weight;
             }
-            total[r] = total[r] * shrink + sum_of_16(sum);
+            total[r] = total[r] * shrink + warp_sum(sum, 16);
             largest[r] = top;
             for (int c = 0; c < CHANNELS; ++c) {
                 sums[r][c] *= shrink;

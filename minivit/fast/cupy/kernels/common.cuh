@@ -3,16 +3,16 @@
 #define ALL_LANES 0xffffffffu
 #define INFINITE (REAL(1) / REAL(0))
 
-// The sum, or the largest, of a number over the 32 lanes of a warp; every lane gets it.
-__device__ REAL warp_sum(REAL value) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
+// The sum, or the largest, of a number over a warp or over each `width` lanes of it; every lane gets its own.
+__device__ REAL warp_sum(REAL value, int width = 32) {
+    for (int lanes = width / 2; lanes > 0; lanes /= 2) {
         value += __shfl_xor_sync(ALL_LANES, value, lanes);
     }
     return value;
 }
 
-__device__ REAL warp_max(REAL value) {
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
+__device__ REAL warp_max(REAL value, int width = 32) {
+    for (int lanes = width / 2; lanes > 0; lanes /= 2) {
         value = max(value, __shfl_xor_sync(ALL_LANES, value, lanes));
     }
     return value;
