@@ -50,8 +50,9 @@ def max_pool2d(
 ) -> tuple[Array, Back]:
     """y = the largest number of each window; its gradient goes to the number that was taken, and to no other.
 
-    Of equal numbers the first in reading order is taken, as PyTorch does on a CPU. A NaN counts as the largest. What
-    lies outside the map is -inf, and so never taken where the window holds any other number.
+    Of equal numbers the first in reading order is taken, as PyTorch does on a CPU. A NaN counts as the largest; of
+    several the first is taken (PyTorch: the last). What lies outside the map is -inf, and so never taken where the
+    window holds any other number.
 
     Args:
         x: (B, C, H, W).
