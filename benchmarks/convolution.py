@@ -72,7 +72,7 @@ class MinivitSide:
     """minivit's step; the gradients of the weight from several threads are added."""
 
     def __init__(self, case: Convolution, threads: int, variant: str) -> None:
-        from minivit.fast.memory import keep_freed_memory
+        from minivit.fast.freed_memory import keep_freed_memory
 
         keep_freed_memory()  # as minivit.parallel does
         self.x, self.weight, self.dy = case.arrays()
@@ -84,7 +84,7 @@ class MinivitSide:
         return self._there_and_back(slice(None))
 
     def images_in_threads(self) -> tuple[Any, ...]:
-        from minivit.fast.blas import limit_threads
+        from minivit.fast.blas_threads import limit_threads
         from minivit.fast.threads import in_threads
 
         cuts = np.linspace(0, len(self.x), self.threads + 1).astype(int)

@@ -21,7 +21,7 @@ from minivit_side import MinivitSide, start_of
 from scaling import Growth
 
 from minivit import ViT, nn
-from minivit.fast.blas import limit_threads
+from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import usable_cores
 
 BASE = CASES["flagship"]  # the MNIST ViT; what grows starts from it

@@ -3,7 +3,7 @@
 They are what minivit is compared with, so they take no detour, and what does not depend on the weights (who stands
 where in the table of biases, who may look at whom) is a constant. Next: `jax_side.py`.
 
-Alphabet: B batch, C image channels, D channels, N tokens, Hd heads, d channels of a head, nW windows.
+Notation: B batch, C image channels, D channels, N tokens, Hd heads, d channels of a head, nW windows.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 from cases import Case, Start, draw_batch
 from minivit_side import MinivitSide, start_of
 
-from minivit.fast.blas import limit_threads
+from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import at_most
 
 ROUNDS = 5  # of what is timed alone; the fastest counts, because the floor of a time is wanted

@@ -43,7 +43,7 @@ from products import Product, alone, holding, prepare, recording, spread
 from roofline import columns
 
 from minivit import functional as F, nn, optim
-from minivit.fast.blas import limit_threads
+from minivit.fast.blas_threads import limit_threads
 from minivit.fast.numpy import adamw
 from minivit.nn.layer import Layer
 

@@ -43,7 +43,7 @@ from minivit_side import MinivitSide
 from products import ROUNDS, Product, alone, holding, prepare, products_of, spread
 from turns import machine_seconds
 
-from minivit.fast.blas import limit_threads
+from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import in_threads, usable_cores
 from minivit.summary import Summary, summary
 

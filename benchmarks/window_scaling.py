@@ -20,8 +20,8 @@ import scaling
 from scaling import Growth
 
 from minivit import functional as F, nn
-from minivit.fast.blas import limit_threads
-from minivit.fast.memory import keep_freed_memory
+from minivit.fast.blas_threads import limit_threads
+from minivit.fast.freed_memory import keep_freed_memory
 
 SIZES = (112, 168, 224, 280, 336, 392, 448)  # pixels per side; maps of 28 to 112 places, all multiples of the window
 PATCH, DIM, HEADS, WINDOW, SHIFT = 4, 96, 3, 7, 3  # the first stage of Swin-T

@@ -14,8 +14,8 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import array_module
-from minivit.fast.blas import limit_threads
-from minivit.fast.memory import keep_freed_memory
+from minivit.fast.blas_threads import limit_threads
+from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer

@@ -1,6 +1,6 @@
 """The one rule: everything differentiable returns `(y, back)`, its output and its backward function.
 
-Read this file first; `minivit/functional/` is the calculus written in this form, `minivit/nn/` adds parameters.
+Read this file first; `minivit/functional/` holds the functions in this form, `minivit/nn/` adds parameters.
 
     y, back = layer(x, rng)     # forward
     dx = back(dy)               # backward: dy = dLoss/dy goes in, dx = dLoss/dx comes out

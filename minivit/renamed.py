@@ -12,9 +12,9 @@ from typing import Any, cast
 # modules of version 0.1, and where what they held stands now
 MODULES = {
     "minivit.backend": "minivit.fast",
-    "minivit.backend.blas": "minivit.fast.blas",
+    "minivit.backend.blas": "minivit.fast.blas_threads",
     "minivit.backend.devices": "minivit.device",
-    "minivit.backend.memory": "minivit.fast.memory",
+    "minivit.backend.memory": "minivit.fast.freed_memory",
     "minivit.backend.random": "minivit.random",
     "minivit.backend.threads": "minivit.fast.threads",
     "minivit.checkpoint": "minivit.io.safetensors",

@@ -1,6 +1,6 @@
 """Augmentation of images: shifts, crops, flips, erasing and affine maps, a whole batch at a time."""
 
-# Alphabet: B images in the batch, C channels, H height, W width.
+# Notation: B images in the batch, C channels, H height, W width.
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 This is the last file of this folder; `batches` takes these as the last part of a chain.
 """
 
-# Alphabet: B images in the batch, C channels, H height, W width, K classes.
+# Notation: B images in the batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Bilinear warping of a batch by affine maps: four gathers, no loop over images or pixels."""
 
-# Alphabet: B images in the batch, C channels, H height, W width.
+# Notation: B images in the batch, C channels, H height, W width.
 
 from __future__ import annotations
 

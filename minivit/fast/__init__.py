@@ -1,16 +1,16 @@
-"""What is there for speed, and nowhere else: fast replacements of functions of the calculus, threads, BLAS and memory.
+"""What is there for speed alone: fast replacements of functions of `minivit.functional`, threads, and freed memory.
 
 `minivit/functional/` holds each function as its formula. A file in `numpy/` or `cupy/` replaces a whole function under
 the same name and signature; `dispatch.py` chooses between the two by the array. Nothing here defines what a function
 computes, so a reader who wants to know that never needs this folder.
 
-- `dispatch.py`  the choice: `accelerated(formula)`, and `with minivit.plain():` for the formulas alone
-- `numpy/`       replacements for the CPU
-- `cupy/`        replacements for the GPU
-- `blocks.py`    attention for a few queries at a time
-- `threads.py`   work shared among threads
-- `blas.py`      how many threads the matrix products use
-- `memory.py`    freed memory kept for the next step
+- `dispatch.py`      the choice: `accelerated(formula)`, and `with minivit.plain():` for the formulas alone
+- `numpy/`           replacements for the CPU
+- `cupy/`            replacements for the GPU
+- `blocks.py`        attention for a few queries at a time
+- `threads.py`       work shared among threads
+- `blas_threads.py`  how many threads the matrix products use
+- `freed_memory.py`  freed memory kept for the next step
 """
 
 from minivit.renamed import old_names

@@ -1,4 +1,4 @@
-"""The calculus: pure functions on arrays, each with its derivative right below it. No classes, no parameters.
+"""Pure functions on arrays, each with its derivative right below it. No classes, no parameters.
 
     y, vjp = F.linear(x, weight, bias)
     dx, dweight, dbias = vjp(dy)
@@ -23,6 +23,7 @@ from minivit.functional import (
     linear as _linear,
     loss as _loss,
     norm as _norm,
+    patch_merging as _patch_merging,
     patches as _patches,
     pooling as _pooling,
     position_bias as _position_bias,
@@ -65,6 +66,8 @@ group_norm = accelerated(_norm.group_norm)
 layer_norm = accelerated(_norm.layer_norm)
 normalize = accelerated(_norm.normalize)
 
+patch_merging = accelerated(_patch_merging.patch_merging)
+
 patch_embed = accelerated(_patches.patch_embed)
 
 merge_heads = accelerated(_heads.merge_heads)
@@ -86,7 +89,6 @@ resize_images = accelerated(_resize.resize_images)
 
 crop = accelerated(_windows.crop)
 pad = accelerated(_windows.pad)
-patch_merging = accelerated(_windows.patch_merging)
 roll = accelerated(_windows.roll)
 window_partition = accelerated(_windows.window_partition)
 window_reverse = accelerated(_windows.window_reverse)

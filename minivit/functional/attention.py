@@ -1,6 +1,6 @@
 """Scaled dot-product attention: every query is compared with every key, and takes the values in proportion.
 
-Alphabet: B batch, H heads, N queries, M keys, d head size, D = H d channels; "..." any leading axes.
+Notation: B batch, H heads, N queries, M keys, d head size, D = H d channels; "..." any leading axes.
 """
 
 from __future__ import annotations

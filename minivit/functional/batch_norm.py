@@ -2,7 +2,7 @@
 
 Nothing is remembered here: statistics are arguments, and `batch_statistics` measures them.
 
-Alphabet: B batch, C channels, S pixels of the map (all axes after the second), n = B S numbers of a channel.
+Notation: B batch, C channels, S pixels of the map (all axes after the second), n = B S numbers of a channel.
 """
 
 from __future__ import annotations

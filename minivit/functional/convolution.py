@@ -3,7 +3,7 @@
 The windows of the map are unfolded into the columns of a matrix, and the convolution is one product with the filters.
 Derivation: docs/derivations/convolution.md.
 
-Alphabet: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
+Notation: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
 numbers of a filter, Oh x Ow the output, P = Oh Ow its pixels, s stride, p padding, d dilation.
 """
 

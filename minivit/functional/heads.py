@@ -2,7 +2,7 @@
 
 No number changes: each function is a permutation, whose backward pass is the same move undone.
 
-Alphabet: N tokens, H heads, d head size; "..." stands for any leading axes (the batch, or the batch and its windows).
+Notation: N tokens, H heads, d head size; "..." stands for any leading axes (the batch, or the batch and its windows).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The linear map and the table look-up, which is the linear map of a one-hot vector without the multiplications.
 
-Alphabet: B batch, N tokens, R rows of a table, I inputs, O outputs, D channels; "..." any leading axes.
+Notation: B batch, N tokens, R rows of a table, I inputs, O outputs, D channels; "..." any leading axes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Losses: the one number that training makes small. They alone average over the batch.
 
 A loss follows the same protocol, `loss, back = F.softmax_cross_entropy(logits, labels)`, and `back()` starts the
-backward pass. Alphabet: B batch, K classes.
+backward pass. Notation: B batch, K classes.
 """
 
 from __future__ import annotations

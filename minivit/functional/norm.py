@@ -3,7 +3,7 @@
 GroupNorm does the same with groups of channels of a map. And `normalize` only scales a vector to length 1, for Swin
 v2's cosine attention.
 
-Alphabet: B batch, N tokens, D channels of a token; for maps C channels, G groups, S pixels.
+Notation: B batch, N tokens, D channels of a token; for maps C channels, G groups, S pixels.
 """
 
 from __future__ import annotations

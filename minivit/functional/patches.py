@@ -2,7 +2,7 @@
 
 That is a convolution whose kernel is as large as its stride, so no patch overlaps another and no unfolding is needed.
 
-Alphabet: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw patches, D embedding channels.
+Notation: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw patches, D embedding channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Many numbers to one: the mean over an axis, and the largest number or the mean of each window of a map.
 
-Alphabet: B batch, C channels, H x W the map, Kh x Kw the kernel, Oh x Ow the positions of the windows.
+Notation: B batch, C channels, H x W the map, Kh x Kw the kernel, Oh x Ow the positions of the windows.
 Derivation: docs/derivations/convolution.md.
 """
 

@@ -3,7 +3,7 @@
 In a window of Mh x Mw there are (2Mh-1)(2Mw-1) offsets, far fewer than pairs of pixels, so many pairs share a row of
 the table, and the row's gradient is the sum over them: offset (dy, dx) has (Mh-|dy|)(Mw-|dx|) pairs.
 
-Alphabet: Mh x Mw the window, N = Mh Mw its pixels, R rows of the table, H heads, U hidden units.
+Notation: Mh x Mw the window, N = Mh Mw its pixels, R rows of the table, H heads, U hidden units.
 Sources: Liu et al. 2021 (Swin, table), Liu et al. 2022 (Swin v2, continuous).
 """
 

@@ -2,7 +2,7 @@
 
 Convolution and pooling both read maps in this way.
 
-Alphabet: H x W the map, Kh x Kw the kernel, Oh x Ow the positions of a window; "..." stands for any leading axes
+Notation: H x W the map, Kh x Kw the kernel, Oh x Ow the positions of a window; "..." stands for any leading axes
 (batch, groups, channels). Tap (i, j) of a window is its number in row i and column j.
 """
 

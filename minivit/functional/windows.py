@@ -1,8 +1,8 @@
-"""Windows of a feature map, the cyclic shift between blocks, the mask over its seam, and patch merging.
+"""Windows of a feature map, the cyclic shift between blocks, and the mask of the windows that the shift joins.
 
 All moves are permutations, or a permutation after zeros were appended; their backward pass is the move undone.
 
-Alphabet: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw pixels of a window.
+Notation: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw pixels of a window.
 Windows are channels last, as in Swin's code (Liu et al. 2021).
 """
 
@@ -87,33 +87,6 @@ def check_crop(x: Array, size: Size, axis: Size = (1, 2)) -> None:
     start = _axis_lengths("crop", x, axis)
     if not (0 <= size[0] <= start[0] and 0 <= size[1] <= start[1]):
         raise ValueError(f"crop: size {size} must lie between 0 and the map's {start}")
-
-
-def patch_merging(x: Array) -> tuple[Array, Back]:
-    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighborhood becomes one pixel, an odd map is padded.
-
-    The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
-    published Swin; a convolution's unfolding would give another order.
-
-    Derivation: docs/derivations/patch_merging.md.
-    """
-    batch, height, width, channels = x.shape
-    size = (height + height % 2, width + width % 2)
-    half = (size[0] // 2, size[1] // 2)
-
-    def merge(a: Array) -> Array:
-        cut = _grow(a, size, (1, 2)).reshape(batch, half[0], 2, half[1], 2, channels)  # (B, H/2, down, W/2, right, C)
-        return cut.transpose(0, 1, 3, 4, 2, 5).reshape(batch, *half, 4 * channels)
-
-    def split(a: Array) -> Array:
-        cut = a.reshape(batch, *half, 2, 2, channels).transpose(0, 1, 4, 2, 3, 5)  # (B, H/2, down, W/2, right, C)
-        return _shrink(cut.reshape(batch, *size, channels), (height, width), (1, 2))
-
-    return permutation(x, merge, split)
-
-
-def check_patch_merging(x: Array) -> None:
-    _check_map("patch_merging", x)
 
 
 # --- which pixels of a window attend to each other -------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 ViT reads a sequence (`Tokens`), Swin a map (`MapTokens`).
 
-Alphabet: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
+Notation: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
 gh x gw the grid of patches, D channels.
 """
 

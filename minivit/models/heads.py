@@ -1,6 +1,6 @@
 """From tokens to logits: pooling, the pretraining head, Swin's head, and the two heads of a distilled model.
 
-Alphabet: B batch, T tokens, D channels, K classes.
+Notation: B batch, T tokens, D channels, K classes.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from minivit.device import array_module
-from minivit.fast.blas import limit_threads
-from minivit.fast.memory import keep_freed_memory
+from minivit.fast.blas_threads import limit_threads
+from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import in_threads, workers
 from minivit.nn import multiply_adds
 from minivit.nn.layer import Chain, Layer

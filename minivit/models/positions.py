@@ -3,7 +3,7 @@
 Each class here gives a table of vectors for a grid of patches and takes the table's gradient back; `relative` positions
 are a bias inside attention instead, in `minivit/nn/position_bias.py`.
 
-Alphabet: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels.
+Notation: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The convolutional stem of the hybrid ViT: a small ResNet, from whose map the patches are cut.
 
-Alphabet: B batch, C image channels, H x W pixels. Names and shapes are those of timm's ResNetV2, as its hybrids build
+Notation: B batch, C image channels, H x W pixels. Names and shapes are those of timm's ResNetV2, as its hybrids build
 it (norms behind the convolutions).
 
 Sources: Dosovitskiy et al. 2021, section 3.1; Kolesnikov et al. 2020, "Big Transfer".

@@ -1,6 +1,6 @@
 """The Swin Transformer: attention within small windows, shifted from block to block, on a map that halves by stages.
 
-Version 1 and version 2, which differ in how a window attends and where the norms stand. Alphabet: B batch, C image
+Version 1 and version 2, which differ in how a window attends and where the norms stand. Notation: B batch, C image
 channels, H x W a map, D channels, Mh x Mw the window, K classes. Sources: Liu et al. 2021, "Swin Transformer"; Liu et
 al. 2022, "Swin Transformer V2"; names and shapes are timm's.
 """

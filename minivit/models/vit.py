@@ -1,6 +1,6 @@
 """The Vision Transformer: an image is cut into patches, and the patches are read like words.
 
-Alphabet: B batch, C image channels, N patches, T = prefix tokens + N, D channels, K classes. Source: Dosovitskiy et al.
+Notation: B batch, C image channels, N patches, T = prefix tokens + N, D channels, K classes. Source: Dosovitskiy et al.
 2021, "An Image is Worth 16x16 Words"; names and shapes are timm's.
 """
 

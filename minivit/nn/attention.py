@@ -1,6 +1,6 @@
 """Multi-head self-attention: several small attentions side by side, each over its own part of the channels.
 
-Alphabet: B batch, N tokens, n queries (all N, or only those of the first few tokens), D channels, H heads, d = D/H head
+Notation: B batch, N tokens, n queries (all N, or only those of the first few tokens), D channels, H heads, d = D/H head
 size.
 """
 

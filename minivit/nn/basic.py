@@ -1,6 +1,6 @@
 """The first layers: Linear, LayerNorm, Embedding, Identity, the activations, two kinds of noise, and Sequential.
 
-Each calls its function of the calculus on its parameters.
+Each calls its function of `minivit.functional` on its parameters.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 One function for each type of layer. Products occur in linear maps, convolutions and attention, so only those count.
 Nothing is computed: `minivit/parallel.py` plans with it before a step, and summaries print it.
 
-Alphabet: B batch, N tokens, n queries, D channels, H x W a map.
+Notation: B batch, N tokens, n queries, D channels, H x W a map.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A layer keeps nothing of a forward pass on itself, so it can be used twice in one network, and by two threads. What cuts
 across layers (multiply-adds, kept memory, names of formulas) stands in one file per concern, which dispatches on the
-layer's type. `apply` is how most of them are written: a function of the calculus, called on parameters.
+layer's type. `apply` is how most of them are written: a function of `minivit.functional`, called on parameters.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Chain(Layer):
 
 
 def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options: Any) -> tuple[Any, Back]:
-    """y, back of a function of the calculus on the data of parameters.
+    """y, back of a function of `minivit.functional` on the data of parameters.
 
     `back` adds the gradients of the parameters among the arguments to their `.grad` and returns those of the arrays:
     one gradient as it is, several as a tuple, None where there is none.

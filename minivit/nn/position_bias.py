@@ -3,7 +3,7 @@
 Either a learned table (Swin, BEiT) or a small MLP of the offset (Swin v2), which also covers offsets it was not trained
 with.
 
-Alphabet: h x w the grid, N = h w its positions, p prefix tokens (class token), R rows of the table, H heads.
+Notation: h x w the grid, N = h w its positions, p prefix tokens (class token), R rows of the table, H heads.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `ShiftedWindows` is the whole idea of Swin: any attention that works on windows, put where a block has its attention.
 
-Alphabet: B batch, H x W the map, D channels, Mh x Mw the window, nW windows of one map, N = Mh Mw tokens of a window,
+Notation: B batch, H x W the map, D channels, Mh x Mw the window, nW windows of one map, N = Mh Mw tokens of a window,
 Hd heads, d = D/Hd head size.
 """
 

@@ -3,7 +3,7 @@
 The layers keep no weights. They are computed here from what enters a block, by the functions that the layers use, with
 the identity in the place of v: attention is weights @ v, so attention over the identity is the weights themselves.
 
-Alphabet: B images, L blocks, H heads, N tokens, n tokens that ask (all, or in a last block those that the head reads),
+Notation: B images, L blocks, H heads, N tokens, n tokens that ask (all, or in a last block those that the head reads),
 p prefix tokens (class token), gh x gw the grid of patches, nW windows, d = D/H.
 """
 

@@ -2,7 +2,7 @@
 
 No other part of the library shows so well what a hand-written backward pass is good for: stop it anywhere and look.
 
-Alphabet: B images, K classes, D channels, gh x gw the grid of patches (or of a Swin's map at that block).
+Notation: B images, K classes, D channels, gh x gw the grid of patches (or of a Swin's map at that block).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the vectors of positions have learned of space: which places of the grid have similar ones.
 
-Alphabet: gh x gw the grid of patches, N = gh gw, p prefix tokens (class token), D channels.
+Notation: gh x gw the grid of patches, N = gh gw, p prefix tokens (class token), D channels.
 """
 
 from __future__ import annotations

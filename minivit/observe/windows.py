@@ -2,7 +2,7 @@
 
 Everything here is computed by the functions and layers that the models use, and then only printed or drawn.
 
-Alphabet: H x W the map, H' x W' the padded map, Mh x Mw the window, nW windows, N = Mh Mw places of a window. A place
+Notation: H x W the map, H' x W' the padded map, Mh x Mw the window, nW windows, N = Mh Mw places of a window. A place
 is named by its number in reading order. Used by `examples/explain_swin.py`; pictures: docs/derivations/windows.md.
 """
 

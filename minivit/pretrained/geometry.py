@@ -1,6 +1,6 @@
 """Which grid the rows of a table belong to: tables of 6x6 and of 4x9 positions have equal shapes and other meanings.
 
-Alphabet: h x w a grid of patches or a window, R rows of a table.
+Notation: h x w a grid of patches or a window, R rows of a table.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which windows, and which image, a Swin's file was trained with: read off its tables, or taken from what is said.
 
-Alphabet: Mh x Mw a window, N = Mh Mw its pixels, nW windows of a map, P the window that v2's weights were trained with.
+Notation: Mh x Mw a window, N = Mh Mw its pixels, nW windows of a map, P the window that v2's weights were trained with.
 """
 
 from __future__ import annotations

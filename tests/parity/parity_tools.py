@@ -56,7 +56,7 @@ def check_gradients(got: Mapping[Any, Any], expected: Mapping[Any, Any], limit: 
 def compare_function(
     ours: Callable[..., Any], theirs: Callable[..., Any], arrays: list[Any], rng: Any, slack: float = 1.0
 ) -> None:
-    """A function of the calculus against one of tensors: output, and gradients under a random dy.
+    """A function of `minivit.functional` against one of tensors: output, and gradients under a random dy.
 
     `slack` multiplies the limits.
     """

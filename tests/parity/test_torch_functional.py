@@ -1,4 +1,4 @@
-"""Every function of the calculus that PyTorch has too: the same outputs and the same gradients.
+"""Every function of `minivit.functional` that PyTorch has too: the same outputs and the same gradients.
 
 In float64 they agree to rounding, in float32 as closely as two float32 programs can.
 """

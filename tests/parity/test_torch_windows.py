@@ -1,4 +1,4 @@
-"""The calculus of Swin against PyTorch: windows, shifts, merging, directions, position biases, cosine attention.
+"""The functions of Swin against PyTorch: windows, shifts, merging, directions, position biases, cosine attention.
 
 Where PyTorch has no such function, it is said again with its plain operations, and autograd differentiates it.
 """

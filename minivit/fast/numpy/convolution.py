@@ -1,6 +1,6 @@
 """Convolution with the windows unfolded block by block, so that they never exist all at once.
 
-Alphabet: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
+Notation: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
 numbers of a filter, Oh x Ow the output, P its pixels in one block.
 """
 

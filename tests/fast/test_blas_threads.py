@@ -6,9 +6,10 @@ import threading
 from typing import Any
 
 import pytest
+import threadpoolctl
 
-from minivit.fast import blas
-from minivit.fast.blas import limit_threads
+from minivit.fast import blas_threads
+from minivit.fast.blas_threads import limit_threads
 
 
 class Controller:
@@ -25,17 +26,11 @@ class Controller:
     def restore_original_limits(self) -> None:
         self.counts.pop()
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: Any) -> None:
-        self.restore_original_limits()
-
 
 @pytest.fixture
 def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
     made = Controller()
-    monkeypatch.setattr(blas, "_controller", lambda: made)
+    monkeypatch.setattr(blas_threads, "_controller", lambda: made)
     return made
 
 
@@ -78,3 +73,51 @@ def test_threads_that_want_one_number_share_it_and_another_waits(controller: Con
     for thread in threads:
         thread.join(10)
     assert controller.counts == []
+
+
+def blas_numbers() -> set[int]:
+    return {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"}
+
+
+def test_the_last_holder_restores_the_number_while_the_first_thread_lives_on() -> None:
+    """threadpoolctl 3.8 lets only the thread that set OpenBLAS's number set it again, as long as that thread lives."""
+    before = blas_numbers()
+    events = {name: threading.Event() for name in ("first in", "second in", "first out", "end")}
+
+    def first() -> None:
+        with limit_threads(3):
+            events["first in"].set()
+            assert events["second in"].wait(10)
+        events["first out"].set()
+        events["end"].wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    try:
+        assert events["first in"].wait(10)
+        with limit_threads(3):
+            events["second in"].set()
+            assert events["first out"].wait(10)
+            assert blas_numbers() == {3}
+        assert blas_numbers() == before
+    finally:
+        events["end"].set()
+        thread.join(10)
+
+
+def test_another_thread_limits_while_the_main_thread_lives() -> None:
+    with limit_threads(3):
+        assert blas_numbers() == {3}
+    seen: list[set[int]] = []
+
+    def limited() -> None:
+        with limit_threads(2):
+            seen.append(blas_numbers())
+        with limit_threads(3):
+            seen.append(blas_numbers())
+
+    with threadpoolctl.threadpool_limits(1, "blas"):  # set by somebody else, in the main thread
+        thread = threading.Thread(target=limited)
+        thread.start()
+        thread.join(10)
+        assert seen == [{2}, {3}] and blas_numbers() == {1}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minivit.fast import memory
+from minivit.fast import freed_memory
 
 
 class Library:
@@ -33,8 +33,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.delenv("MINIVIT_KEEP_MEMORY", raising=False)
         if setting is not None:
             monkeypatch.setenv("MINIVIT_KEEP_MEMORY", setting)
-        monkeypatch.setattr(memory, "_glibc", lambda: library)
-        return memory.keep_freed_memory.__wrapped__(), library.asked if library else []
+        monkeypatch.setattr(freed_memory, "_glibc", lambda: library)
+        return freed_memory.keep_freed_memory.__wrapped__(), library.asked if library else []
 
     return keep
 
@@ -53,5 +53,5 @@ def test_the_environment_forbids_it_and_other_c_libraries_cannot(told: Any) -> N
 
 def test_freed_memory_is_given_back_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
     for library, expected in ((Library(), True), (Library(0), False), (None, False)):
-        monkeypatch.setattr(memory, "_glibc", lambda library=library: library)
-        assert memory.release_freed_memory() is expected
+        monkeypatch.setattr(freed_memory, "_glibc", lambda library=library: library)
+        assert freed_memory.release_freed_memory() is expected

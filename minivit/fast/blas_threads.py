@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -19,10 +19,39 @@ def _controller() -> Any:
     return ThreadpoolController()
 
 
+def _set_threads(count: int) -> Callable[[], None]:
+    """Sets the number, and returns what sets the one from before. Any thread may call either."""
+    with _control():
+        limiter = _controller().limit(limits=count, user_api="blas")
+
+    def restore() -> None:
+        with _control():
+            limiter.restore_original_limits()
+
+    return restore
+
+
+@contextmanager
+def _control() -> Iterator[None]:
+    """A context in which this thread may set the number of OpenBLAS, which is one for the whole process.
+
+    Since threadpoolctl 3.8 the thread that sets it first keeps control, and what others set is ignored without a word.
+    Here the last of several holders restores the number, whichever thread it is.
+    """
+    from threadpoolctl import OpenBLASController
+
+    clear = getattr(OpenBLASController, "clear_controlling_thread", lambda force: None)
+    clear(force=True)
+    try:
+        yield
+    finally:
+        clear(force=True)
+
+
 # BLAS has one number of threads for the whole process: those who want the same one share it, others wait
 _changed = threading.Condition()
 _holders = 0
-_held: tuple[int, Any] | None = None  # the number, and what restores the one from before
+_held: tuple[int, Callable[[], None]] | None = None  # the number, and what restores the one from before
 _mine = threading.local()  # whether this thread is among the holders
 
 
@@ -33,14 +62,17 @@ def limit_threads(count: int) -> Iterator[None]:
     Other threads that want the same number share it; one that wants another number waits until they are done.
     """
     if getattr(_mine, "holds", False):  # within such a context of its own
-        with _controller().limit(limits=count, user_api="blas"):
+        restore = _set_threads(count)
+        try:
             yield
+        finally:
+            restore()
         return
     global _holders, _held
     with _changed:
         _changed.wait_for(lambda: _held is None or _held[0] == count)
         if _held is None:
-            _held = (count, _controller().limit(limits=count, user_api="blas"))
+            _held = (count, _set_threads(count))
         _holders += 1
     _mine.holds = True
     try:
@@ -50,6 +82,6 @@ def limit_threads(count: int) -> Iterator[None]:
         with _changed:
             _holders -= 1
             if not _holders and _held is not None:
-                _held[1].restore_original_limits()
+                _held[1]()
                 _held = None
                 _changed.notify_all()
