@@ -47,20 +47,22 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
 
 
 def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
-    """GELU of an array that is given away: its memory gets the slope, or y where there is no backward pass."""
+    """GELU of an array that is given away: y gets its memory."""
     cdf_and_density = _tanh_cdf if approximate == "tanh" else _fitted_cdf
     inference = in_inference()
-    y, chunk = (x, _CHUNK_IN_INFERENCE) if inference else (np.empty_like(x), _CHUNK)
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    chunk = max(1, min(x.size, _CHUNK_IN_INFERENCE if inference else _CHUNK))
+    y, slope = x, np.empty(chunk if inference else x.shape, x.dtype)
+    flat, flat_slope, memory = x.reshape(-1), slope.reshape(-1), np.empty(chunk, x.dtype)
     with np.errstate(over="ignore"):  # x^2 may overflow far out, where Phi is 0 or 1 all the same
         for start in range(0, x.size, chunk):
-            part = flat_x[start : start + chunk]
-            cdf, density = cdf_and_density(part, not inference)
-            np.multiply(part, cdf, out=flat_y[start : start + chunk])
-            if density is not None:  # part becomes the slope, cdf + part density
-                part *= density
-                part += cdf
-    slope = x
+            part = flat[start : start + chunk]
+            first = 0 if inference else start
+            cdf, density = memory[: part.size], flat_slope[first : first + part.size]
+            cdf_and_density(part, cdf, density, not inference)
+            if not inference:  # density becomes the slope, cdf + part density
+                density *= part
+                density += cdf
+            part *= cdf
 
     @once
     def vjp(dy: Array) -> Array:
@@ -69,11 +71,11 @@ def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
     return y, vjp
 
 
-def _fitted_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
-    """Phi(x), and its derivative exp(-x^2 / 2) / sqrt(2 pi)."""
-    squares = x * x
+def _fitted_cdf(x: Array, cdf: Array, density: Array, with_density: bool) -> None:
+    """cdf gets Phi(x), and density its derivative exp(-x^2 / 2) / sqrt(2 pi)."""
+    squares = np.multiply(x, x, out=density)
     *outer, (a, b) = _FIT_TERMS
-    cdf = squares + b
+    np.add(squares, b, out=cdf)
     np.divide(a, cdf, out=cdf)
     for a, b in reversed(outer):
         cdf += squares
@@ -86,33 +88,30 @@ def _fitted_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
     np.tanh(cdf, out=cdf)
     cdf *= 0.5
     cdf += 0.5
-    if not with_density:
-        return cdf, None
-    squares *= -0.5
-    density = np.exp(squares, out=squares)
-    density *= _NORMAL_DENSITY_AT_0
-    return cdf, density
+    if with_density:
+        squares *= -0.5
+        np.exp(squares, out=density)
+        density *= _NORMAL_DENSITY_AT_0
 
 
-def _tanh_cdf(x: Array, with_density: bool) -> tuple[Array, Array | None]:
-    """(1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), and its derivative with 1 - tanh^2, never cosh."""
+def _tanh_cdf(x: Array, cdf: Array, density: Array, with_density: bool) -> None:
+    """cdf gets (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), density its derivative by 1 - tanh^2."""
     root = (2 / pi) ** 0.5
-    squares = np.minimum(x * x, 100)  # beyond 10, tanh is 1 to the last digit, and an infinite square times 0 were NaN
-    u = squares * (0.044715 * root)
+    squares = np.multiply(x, x, out=density)
+    np.minimum(
+        squares, 100, out=squares
+    )  # beyond 10, tanh is 1 to the last digit, and an infinite square times 0 is NaN
+    u = np.multiply(squares, 0.044715 * root, out=cdf)
     u += root
     u *= x
     tanh = np.tanh(u, out=u)
-    density = None
     if with_density:
         squares *= 3 * 0.044715 * root
         squares += root  # du/dx
-        density = 1 - tanh * tanh
-        density *= squares
+        density *= 1 - tanh * tanh
         density *= 0.5
-    cdf = tanh
     cdf += 1
     cdf *= 0.5
-    return cdf, density
 
 
 def softmax(x: Array) -> tuple[Array, Back]:
