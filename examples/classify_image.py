@@ -16,7 +16,7 @@ import numpy as np
 from minivit import explain, functional as F
 from minivit.data import read_image
 from minivit.data.labels import labels_beside, read_labels
-from minivit.device import to_device, to_numpy
+from minivit.device import check_device, to_device, to_numpy
 from minivit.draw.attention import write_explanation
 from minivit.io.weights import read_weights
 from minivit.models import ViT
@@ -63,6 +63,7 @@ def draw(model, images, pixels, labels, probabilities, file, args):
 
 
 def main(args):
+    check_device(args.device)
     if args.top < 1:
         raise ValueError(f"--top {args.top}: print at least one class")
     model, prepare, labels = load(args)

@@ -164,12 +164,12 @@ def table(scores: Scores) -> str:
 
 def draw(scores: Scores, path: Path) -> None:
     """The test error of each kind: a mark for each seed, for both orders."""
-    from matplotlib import rc_context
-
     from minivit.draw import figures
 
     kinds = [kind for kind in KINDS if of_seeds(scores, kind, "image")]
-    figure, axes = figures.new(width=8.0, height=3.6)
+    figure, axes = figures.new(width=8.0, height=3.6)  # says how to install matplotlib where it is missing
+    from matplotlib import rc_context
+
     for shift, (order, name) in zip((-0.13, 0.13), ORDERS.items()):
         look = {"linestyle": "none", "markersize": 6, "fillstyle": "full" if order == "image" else "none"}
         marks = [(place + shift, 100 - 100 * s) for place, k in enumerate(kinds) for s in of_seeds(scores, k, order)]

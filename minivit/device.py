@@ -24,6 +24,21 @@ def array_module(x: Any) -> Any:
     return np
 
 
+def check_array(name: str, argument: str, x: Any) -> None:
+    """Refuse what is no array, of NumPy or of the GPU, with how to make it one.
+
+    Raises:
+        ValueError: naming the layer or function `name` and its argument.
+    """
+    if hasattr(x, "dtype") and hasattr(x.dtype, "kind"):
+        return
+    if isinstance(x, tuple) and len(x) == 2 and callable(x[1]):
+        raise ValueError(
+            f"{name}: {argument} is the pair (y, back) that a layer returns: unpack it, y, back = layer(x)"
+        )
+    raise ValueError(f"{name}: {argument} is a {type(x).__name__}: convert it with numpy.asarray")
+
+
 _moved: dict[tuple[Any, ...], tuple[Array, Array]] = {}  # constants of the host, with their copies on a GPU
 _MOST_MOVED = 1 << 28  # bytes, 256 MiB: many times what a network has; images of ever new sizes would fill a GPU
 
@@ -74,11 +89,11 @@ def to_numpy(x: Any) -> Array:
     return np.asarray(x) if array_module(x) is np else x.get()
 
 
-def to_device(x_or_model: Any, device: str) -> Any:
-    """Move an array, or a model in place, to `"gpu"` or `"cpu"`; returns it.
+def check_device(device: str) -> None:
+    """Refuse a device that is not there; a program asks before it loads anything.
 
     Raises:
-        ValueError: for another device name.
+        ValueError: for another name than "cpu" and "gpu".
         RuntimeError: if `"gpu"` is asked for and CuPy is missing or no GPU answers.
     """
     if device not in ("cpu", "gpu"):
@@ -88,6 +103,16 @@ def to_device(x_or_model: Any, device: str) -> Any:
             "device 'gpu' was asked for, but no GPU answers: install CuPy for your CUDA version "
             "(pip install 'minivit[gpu-cuda12]' or 'minivit[gpu-cuda13]') and check the driver, or use 'cpu'"
         )
+
+
+def to_device(x_or_model: Any, device: str) -> Any:
+    """Move an array, or a model in place, to `"gpu"` or `"cpu"`; returns it.
+
+    Raises:
+        ValueError: for another device name.
+        RuntimeError: if `"gpu"` is asked for and CuPy is missing or no GPU answers.
+    """
+    check_device(device)
     if hasattr(x_or_model, "move_to"):  # a Layer: it knows its parameters and constant arrays
         x_or_model.move_to(lambda array: to_device(array, device))
         return x_or_model

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.device import array_module
+from minivit.device import array_module, check_array
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.nn.counting import cost
-from minivit.nn.layer import Layer
-from minivit.protocol import Array, Rng
+from minivit.nn.layer import Layer, check_layer
+from minivit.protocol import Array, Rng, inference
 from minivit.random import split_generator
 
 Loss = Callable[..., Any]
@@ -56,6 +56,7 @@ class DataParallel:
         shards: int | None = None,
         loss: Loss = F.softmax_cross_entropy,
     ) -> None:
+        check_layer("DataParallel", model)
         self.threads = usable_cores() if threads is None else threads
         self.shards = shards
         if self.threads < 1:
@@ -84,11 +85,7 @@ class DataParallel:
         Raises:
             whatever a shard raises; the model's gradients are then unchanged.
         """
-        batch = len(images)
-        if batch == 0:
-            raise ValueError("the batch is empty, so its mean loss is undefined: skip empty batches")
-        if len(labels) != batch:
-            raise ValueError(f"{batch} images but {len(labels)} labels")
+        batch, dloss = _checked_batch(self.model, images, labels), float(dloss)
         count = min(self._shards_for(images), batch)
         bounds = [batch * shard // count for shard in range(count + 1)]
         generators = split_generator(rng, count)
@@ -108,11 +105,23 @@ class DataParallel:
                 losses = in_threads(run, range(count), self.threads)
                 with _adding:
                     self._add_gradients(count)
+            except ValueError as error:
+                raise (self._error_of_whole(images, labels, loss_options) if count > 1 else None) or error from None
             finally:
                 for params in self._replica_params:
                     for param in params:
                         param.grad = None
         return sum(losses)
+
+    def _error_of_whole(self, images: Array, labels: Array, options: dict[str, Any]) -> ValueError | None:
+        """What the whole batch raises: its sizes are the caller's, those of a shard are not."""
+        try:
+            with inference():
+                logits, _ = self.replicas[0](images)
+                self.loss(logits, labels, **options)
+        except ValueError as error:
+            return error
+        return None
 
     def _shards_for(self, images: Array) -> int:
         """As many as were asked for; else one for each thread, or a multiple of that which needs least memory.
@@ -164,6 +173,18 @@ class DataParallel:
             return self.model.predict(images, batch_size)
 
 
+def _checked_batch(model: Any, images: Array, labels: Array) -> int:
+    """The number of images, after those and their labels have been found to be what a model trains on."""
+    check_array("loss_and_grad", "labels", labels)
+    model.check_input(images)
+    batch, count = len(images), len(labels) if labels.ndim else 1
+    if batch == 0:
+        raise ValueError("the batch is empty, so its mean loss is undefined: skip empty batches")
+    if count != batch:
+        raise ValueError(f"{batch} images but {count} labels: give each image its label")
+    return batch
+
+
 class CapturedStep:
     """loss_and_grad(images, labels, rng) on a GPU as one CUDA graph: the kernels follow each other without the host.
 
@@ -184,6 +205,7 @@ class CapturedStep:
     """
 
     def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy) -> None:
+        check_layer("CapturedStep", model)
         if len(model.state()) > len(model.parameters()):
             raise ValueError("a model with running statistics cannot be captured: use DataParallel")
         self.model: Any = model
@@ -212,10 +234,7 @@ class CapturedStep:
         Raises:
             RuntimeError: saying what in the step cannot be captured.
         """
-        if len(images) == 0:
-            raise ValueError("the batch is empty, so its mean loss is undefined: skip empty batches")
-        if len(labels) != len(images):
-            raise ValueError(f"{len(images)} images but {len(labels)} labels")
+        _checked_batch(self.model, images, labels)
         if any(param.data is not data for param, data in zip(self._params, self._data)) or not self._data:
             self._graphs, self._data = {}, [param.data for param in self._params]  # the graphs have their addresses
         targets = self._targets(labels)

@@ -37,10 +37,22 @@ def as_generator(seed: Any) -> Any:
     return np.random.default_rng(seed)
 
 
+def check_generator(rng: Any) -> None:
+    """Refuse what is no generator of `numpy.random.default_rng`, such as a flag, a seed or a RandomState."""
+    if isinstance(rng, np.random.Generator):
+        return
+    if not hasattr(rng, "random") or hasattr(rng, "seed"):  # NumPy's old generators can be seeded again
+        what = repr(rng) if isinstance(rng, int) else f"a {type(rng).__name__}"
+        raise ValueError(
+            f"rng is {what}: give a generator, numpy.random.default_rng(0), for training, and nothing for inference"
+        )
+
+
 def split_generator(rng: Rng, count: int) -> list[Any]:
     """`count` independent generators: one number drawn from `rng`, then one seed for each (draw, index)."""
     if rng is None:
         return [None] * count
+    check_generator(rng)
     draw = int(rng.integers(2**63 - 1))
     return [np.random.default_rng((draw, index)) for index in range(count)]
 

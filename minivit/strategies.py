@@ -15,7 +15,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(f"minivit.strategies needs hypothesis ({error}): pip install 'minivit[test]'") from None
 
 
 def seeds() -> Any:

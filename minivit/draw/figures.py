@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minivit.draw.style import BLUE, INK, QUIET, RED
+from minivit.draw.style import BLUE, INK, QUIET, RED, check_matplotlib
 
 # Okabe and Ito 2008, without yellow, which is too faint for lines on white; LINES tell them apart without color
 COLORS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -45,6 +45,7 @@ def new(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 
         width, height: inches of the whole figure.
         options: of matplotlib's `Figure.subplots`, such as sharey=True.
     """
+    check_matplotlib()
     from cycler import cycler
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -65,6 +66,7 @@ def show(figure: Any, name: str, alt: str) -> None:
     Raises:
         ValueError: if alt is empty.
     """
+    check_matplotlib()
     from matplotlib import rc_context
 
     if not alt.strip():

@@ -22,6 +22,14 @@ INK, QUIET, EMPTY = "#222222", "#666666", "#F1F1F1"
 WIDE = 9.0  # inches of every picture
 
 
+def check_matplotlib() -> None:
+    """Raise an ImportError that says how to install matplotlib, where it cannot be imported."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"drawing needs matplotlib ({error}): pip install 'minivit[examples]'") from None
+
+
 def write_strips(files: Sequence[Path], strips: Sequence[Strip]) -> list[Path]:
     """Draw the strips below one another and write the figure to each file, PNG or SVG by its name.
 

@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from importlib import import_module
+from inspect import signature
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
-from minivit.device import array_module
+from minivit.device import array_module, check_array
+from minivit.protocol import once
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,10 +58,10 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
+    first = next(iter(signature(formula).parameters))
     chosen: dict[tuple[Any, np.dtype[Any]], Callable[P, R]] = {}  # by library and dtype: the search is not free
 
-    @wraps(formula)
-    def function(*args: P.args, **options: P.kwargs) -> R:
+    def run(*args: P.args, **options: P.kwargs) -> R:
         if check is not None:
             check(*args, **options)
         array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
@@ -69,6 +71,18 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
         if key not in chosen:
             chosen[key] = _choose(name, formula, *key)
         return chosen[key](*args, **options)
+
+    @wraps(formula)
+    def function(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            result = run(*args, **options)
+        except (AttributeError, TypeError):
+            if args:  # every function's first argument is an array
+                check_array(name, first, args[0])
+            raise
+        if isinstance(result, tuple) and isinstance(result[-1], once):
+            result[-1].expect(name, result[0])
+        return result
 
     function.plain = formula  # type: ignore[attr-defined]
     return cast(Accelerated[P, R], function)

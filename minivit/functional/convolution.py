@@ -13,6 +13,7 @@ from math import prod
 
 from minivit.functional.norm import layer_norm
 from minivit.functional.sliding import Padding, output_size, slide, unfold
+from minivit.image_shapes import layout_remedy
 from minivit.protocol import Array, Back, once
 from minivit.sizes import Size
 
@@ -78,10 +79,10 @@ def check_conv2d(
     dilation: int | Size = 1,
     groups: int = 1,
 ) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"conv2d: x must be (B, C, H, W), got shape {x.shape}")
     if weight.ndim != 4:
         raise ValueError(f"conv2d: weight must be (O, C/groups, Kh, Kw), got shape {weight.shape}")
+    if remedy := layout_remedy(x.shape, groups * weight.shape[1]):
+        raise ValueError(f"conv2d: x must be (B, C, H, W), got shape {x.shape}: {remedy}")
     channels, (outputs, inputs) = x.shape[1], weight.shape[:2]
     if groups < 1 or channels % groups or outputs % groups:
         raise ValueError(

@@ -6,7 +6,7 @@ backward pass. Notation: B batch, K classes.
 
 from __future__ import annotations
 
-from minivit.device import array_module
+from minivit.device import array_module, check_array
 from minivit.functional.activation import log_softmax
 from minivit.protocol import Array, Back, once
 
@@ -41,28 +41,57 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
 
 
 def check_softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> None:
+    check_array("softmax_cross_entropy", "logits", logits)
+    check_array("softmax_cross_entropy", "labels", labels)
     if logits.ndim != 2:
-        raise ValueError(f"softmax_cross_entropy: logits must be (B, K), got shape {logits.shape}")
+        remedy = (
+            "give labels second, (logits, labels)" if logits.dtype.kind in "iu" else "of one image use logits[None]"
+        )
+        raise ValueError(f"softmax_cross_entropy: logits must be (B, K), got shape {logits.shape}: {remedy}")
     batch, classes = logits.shape
     if batch == 0:
         raise ValueError("softmax_cross_entropy: the batch is empty, so its mean loss is undefined: skip empty batches")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-    if not hasattr(labels, "dtype"):
-        raise ValueError(f"labels are a {type(labels).__name__}: convert them with numpy.asarray")
-    if labels.dtype.kind not in "iu":
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"soft targets must have the shape of the logits, {logits.shape}, got {labels.shape}; "
-                "class numbers must be integers"
-            )
-        return
-    if labels.shape != (batch,):
-        raise ValueError(f"labels must be ({batch},) for logits {logits.shape}, got {labels.shape}")
+    if labels.shape[:1] != (batch,):
+        count = len(labels) if labels.ndim else 1
+        raise ValueError(f"{count} labels for the {batch} rows of logits {logits.shape}: give each image its label")
+    if labels.dtype.kind in "iu" and labels.ndim == 1:
+        _check_class_numbers(labels, classes)
+    elif labels.dtype.kind not in "fcb" or labels.shape != logits.shape:
+        raise ValueError(
+            f"labels must be class numbers, integers of shape ({batch},), or target distributions of shape "
+            f"{logits.shape}, got {labels.dtype} of shape {labels.shape}: {_remedy(labels, classes)}"
+        )
+
+
+def _check_class_numbers(labels: Array, classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())  # checked here: a GPU would wrap a bad label around
-    if low < 0 or high >= classes:
-        bad = low if low < 0 else high
-        raise ValueError(f"label {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+    if low >= 0 and high < classes:
+        return
+    bad, where = (low, labels.argmin()) if low < 0 else (high, labels.argmax())
+    if low < 0:
+        remedy = "leave out images that have no class"
+    elif low >= 1 and high == classes:
+        remedy = "where labels count from 1, use labels - 1"
+    else:
+        remedy = f"build the model with num_classes={high + 1}, or number the classes from 0"
+    raise ValueError(
+        f"labels[{int(where)}]: label {bad} is out of range: the model has {classes} classes, 0 to {classes - 1}; "
+        f"{remedy}"
+    )
+
+
+def _remedy(labels: Array, classes: int) -> str:
+    """What makes labels of these that the loss takes."""
+    if labels.dtype.kind not in "fciub":
+        return "number the classes, names, labels = numpy.unique(labels, return_inverse=True)"
+    if labels.ndim == 2 and labels.shape[1] == classes:
+        return "one-hot integers become class numbers by labels.argmax(axis=1)"
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return f"they are of {labels.shape[1]} classes, and the model has num_classes={classes}"
+    flat = "labels" if labels.ndim == 1 else "labels.reshape(-1)"
+    return f"use {flat}" + ("" if labels.dtype.kind in "iu" else ".astype('int64')")
 
 
 def _targets(logits: Array, labels: Array, smoothing: float) -> Array:

@@ -12,6 +12,7 @@ from math import prod
 
 from minivit.device import array_module
 from minivit.functional.linear import rows
+from minivit.image_shapes import layout_remedy, looks_channels_last
 from minivit.protocol import Array, Back, once
 
 
@@ -111,9 +112,11 @@ def group_norm(
 def check_group_norm(x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float = 1e-5) -> None:
     if x.ndim < 2:
         raise ValueError(f"group_norm: x must be (B, C, ...), got shape {x.shape}")
+    if not isinstance(groups, int):
+        raise ValueError(f"group_norm: groups is a {type(groups).__name__}: call group_norm(x, groups, weight, bias)")
+    check_channels("group_norm", x, weight, bias)
     if groups < 1 or x.shape[1] % groups:
         raise ValueError(f"group_norm: groups={groups} must divide the {x.shape[1]} channels of x {x.shape}")
-    check_channels("group_norm", x, weight, bias)
     if prod(x.shape[1:]) == 0:
         raise ValueError(f"group_norm: x {x.shape} has nothing to normalize over")
 
@@ -122,9 +125,10 @@ def check_channels(name: str, x: Array, *vectors: Array | None) -> None:
     """Refuse a gain, offset or statistic that has not one number for each channel of x (B, C, ...)."""
     for vector in vectors:
         if vector is not None and vector.shape != x.shape[1:2]:
+            last = vector.ndim == 1 and looks_channels_last(x.shape, len(vector))
             raise ValueError(
                 f"{name}: x {x.shape} has {x.shape[1]} channels, so gain, offset and statistics must have shape "
-                f"({x.shape[1]},), got {vector.shape}"
+                f"({x.shape[1]},), got {vector.shape}" + (f": {layout_remedy(x.shape, len(vector))}" if last else "")
             )
 
 

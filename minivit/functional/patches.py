@@ -8,6 +8,7 @@ Notation: B batch, C image channels, P patch size, gh x gw the grid of patches, 
 from __future__ import annotations
 
 from minivit.functional.linear import linear
+from minivit.image_shapes import check_images, layout_remedy, looks_channels_last
 from minivit.protocol import Array, Back, once, permutation
 from minivit.sizes import Size, pair
 
@@ -32,6 +33,10 @@ def check_patchify(images: Array, patch_size: int | Size) -> None:
         raise ValueError(f"images must be (B, C, H, W), got shape {images.shape}")
     height, width = images.shape[2:]
     if height % patch[0] or width % patch[1]:
+        if looks_channels_last(images.shape):
+            raise ValueError(
+                f"images must be (B, C, H, W), got shape {images.shape}: {layout_remedy(images.shape, images.shape[3])}"
+            )
         raise ValueError(
             f"image {height}x{width} is not divisible by patch {patch[0]}x{patch[1]}: pad or resize it, "
             f"or choose a patch whose height divides {height} and whose width divides {width}"
@@ -92,9 +97,5 @@ def patch_embed(images: Array, weight: Array, bias: Array | None = None) -> tupl
 
 
 def check_patch_embed(images: Array, weight: Array, bias: Array | None = None) -> None:
-    if images.ndim == 4 and images.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"patch_embed: got images with {images.shape[1:2]} channels, expected {weight.shape[1]}: build the model "
-            f"with in_chans={images.shape[1]}, or convert the images"
-        )
+    check_images("patch_embed", images, weight.shape[1])
     check_patchify(images, weight.shape[2:])

@@ -40,6 +40,19 @@ _DTYPES = {
 }
 
 
+_TORCH = "a file of torch.save"
+_OTHER_FORMATS = {  # what the endings of file names promise
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), _TORCH),
+    **dict.fromkeys((".npz", ".npy"), "a file of numpy.save"),
+    **dict.fromkeys((".pkl", ".pickle"), "a pickle"),
+    **dict.fromkeys((".h5", ".hdf5", ".keras"), "a file of Keras"),
+    ".onnx": "a file of ONNX",
+    ".gguf": "a file of GGUF",
+    ".msgpack": "a file of Flax",
+    ".json": "a text",
+}
+
+
 class CheckpointError(ValueError):
     """A file that cannot be read, is damaged, or does not fit; says which file, and what was expected."""
 
@@ -48,7 +61,17 @@ def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, A
     """Write arrays and a JSON-able description, atomically, with a SHA-256 of both; the same gives the same bytes.
 
     With content None the file has what PyTorch's side writes, no description and no hash.
+
+    Raises:
+        ValueError: for a file name that promises another format.
+        CheckpointError: for arrays of a dtype that the format does not have.
     """
+    ending = Path(path).suffix.lower()
+    if ending in _OTHER_FORMATS:
+        raise ValueError(
+            f"{path}: minivit writes the safetensors format, and {ending} promises {_OTHER_FORMATS[ending]}: name it "
+            f"{Path(path).with_suffix('.safetensors').name}, which timm, transformers and safetensors.torch read too"
+        )
     from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 

@@ -10,6 +10,7 @@ from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import in_threads, workers
+from minivit.image_shapes import check_images
 from minivit.nn import multiply_adds
 from minivit.nn.layer import Chain, Layer
 from minivit.protocol import Array, inference
@@ -30,6 +31,12 @@ class Model(Chain):
 
     config: dict[str, Any]
     num_classes: int
+
+    def check_input(self, x: Array) -> None:
+        """Refuse what is no batch of images of the model's dtype and channels."""
+        super().check_input(x)
+        if "in_chans" in getattr(self, "config", {}):
+            check_images(type(self).__name__, x, self.config["in_chans"])
 
     def body(self) -> list[Layer]:
         """The layers from the images to the pooled features (B, D)."""
@@ -54,7 +61,7 @@ class Model(Chain):
     def _infer(self, layers: list[Layer], x: Array, batch_size: int | None) -> Array:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.check_dtype(x)
+        self.check_input(x)
         if batch_size is None or batch_size >= len(x):
             return self._shared(layers, x)
         parts = [self._shared(layers, x[start : start + batch_size]) for start in range(0, len(x), batch_size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -32,14 +33,30 @@ def built_from(options: Callable[P, O]) -> Callable[[Callable[[Any, O], None]], 
     def decorate(build: Callable[[Any, O], None]) -> Callable[Concatenate[Any, P], None]:
         @wraps(build)
         def __init__(self: Any, *args: P.args, **named: P.kwargs) -> None:
+            _check_arguments(type(self).__name__, list(signature), args, named)
             build(self, options(*args, **named))
 
-        parameters = inspect.signature(options).parameters.values()
+        signature = inspect.signature(options).parameters
+        parameters = signature.values()
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         __init__.__signature__ = inspect.Signature([own, *parameters])  # type: ignore[attr-defined]
         return cast(Callable[Concatenate[Any, P], None], __init__)
 
     return decorate
+
+
+def _check_arguments(name: str, known: list[str], args: Any, named: dict[str, Any]) -> None:
+    """Refuse arguments that the class does not have, with what was probably meant."""
+    if args and isinstance(args[0], str):
+        raise ValueError(f"{name} takes sizes, not a name: minivit.create_model({args[0]!r}) builds a published size")
+    for argument in named:
+        if argument in known:
+            continue
+        near = difflib.get_close_matches(argument, known, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"help(minivit.{name}) lists its arguments"
+        if argument.startswith("pretrained") and argument != "pretrained_window_sizes":
+            remedy = "it has fresh weights; minivit.from_pretrained(NAME or FILE) loads trained ones"
+        raise TypeError(f"{name} has no argument {argument!r}: {remedy}")
 
 
 def plain_size(size: Any) -> int | Size:

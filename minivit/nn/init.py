@@ -14,6 +14,8 @@ import numpy as np
 from minivit.protocol import Array
 from minivit.random import UNSET
 
+MODEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))  # what parameters may be
+
 
 def dtype_of(dtype: Any) -> Any:
     """float32 or float64 as a NumPy dtype; anything else is refused."""
@@ -21,7 +23,7 @@ def dtype_of(dtype: Any) -> Any:
         found = np.dtype(dtype)
     except TypeError:
         found = None
-    if found not in (np.float32, np.float64):
+    if found not in MODEL_DTYPES:
         raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64'")
     return found
 

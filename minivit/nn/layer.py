@@ -8,15 +8,17 @@ layer's type. `apply` is how most of them are written: a function of `minivit.fu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from minivit.device import array_module
+from minivit.device import array_module, check_array
+from minivit.nn.init import MODEL_DTYPES
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, Rng, compose, once
+from minivit.random import check_generator
 
 
 class Layer:
@@ -33,27 +35,44 @@ class Layer:
 
     def __call__(self, x: Array, rng: Rng = None, **context: Any) -> tuple[Array, Back]:
         """y and back; `context` is for layers that need more than x, such as the mask of a window attention."""
+        self.check_input(x)
+        if rng is not None:
+            check_generator(rng)
+        output = self.forward(x, rng, **context)
+        if not (isinstance(output, tuple) and len(output) == 2 and callable(output[1])):
+            raise TypeError(
+                f"{type(self).__name__}.forward returned a {type(output).__name__}: it must return the pair y, back"
+            )
+        y, back = output
+        if isinstance(back, once):
+            back.expect(type(self).__name__, y)
+        return y, back
+
+    def check_input(self, x: Array) -> None:
+        """Refuse an input that this layer cannot take; a subclass may check more than the dtype."""
         self.check_dtype(x)
-        return self.forward(x, rng, **context)
 
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
         name = type(self).__name__
-        if not hasattr(x, "dtype"):
-            raise ValueError(f"{name}: input is a {type(x).__name__}: convert it with numpy.asarray")
+        check_array(name, "input", x)
         kind, dtype = x.dtype.kind, self.dtype
         if x.dtype == dtype or kind == "c":
             return
-        wanted = "float32" if dtype is None or dtype.kind != "f" else str(dtype)
+        known = dtype is not None and dtype.kind == "f"
+        wanted = str(dtype) if known else "float32"
+        if kind in "iu":
+            raise ValueError(
+                f"{name}: input is {x.dtype}: convert it with x.astype({wanted!r}), and images with pixels of 0 to 255 "
+                f"with x.astype({wanted!r}) / 255"
+            )
         if kind != "f":
-            raise ValueError(
-                f"{name}: input is {x.dtype}: convert it with x.astype({wanted!r}) (images: divide by 255 first)"
-            )
-        if dtype is not None and dtype.kind == "f":
-            raise ValueError(
-                f"{name}: input is {x.dtype}, but the parameters are {dtype}: convert it with x.astype({wanted!r}), or "
-                f"build the model with dtype={str(x.dtype)!r}"
-            )
+            raise ValueError(f"{name}: input is {x.dtype}: convert it to numbers, x.astype({wanted!r})")
+        if known:
+            remedy = f"convert it with x.astype({wanted!r})"
+            if x.dtype in MODEL_DTYPES:
+                remedy += f", or build the model with dtype={str(x.dtype)!r}"
+            raise ValueError(f"{name}: input is {x.dtype}, but the parameters are {dtype}: {remedy}")
 
     @cached_property
     def dtype(self) -> Any:
@@ -143,6 +162,11 @@ class Layer:
         Raises:
             ValueError: naming the first missing, unexpected or misshapen entry (with strict=False only misshapen).
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"load_state_dict takes a dict of arrays by name, got a {type(state).__name__}: "
+                "minivit.load(model, path) reads a file"
+            )
         params = self.state()
         missing = [name for name in params if name not in state]
         unexpected = [name for name in state if name not in params]
@@ -217,6 +241,15 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
         return returned[0] if len(returned) == 1 else tuple(returned) or None
 
     return y, back
+
+
+def check_layer(name: str, model: Any) -> None:
+    """Refuse what is no model or layer, such as its parameters, in the words of the function or class `name`."""
+    if not isinstance(model, Layer):
+        what = "the class, not a model" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise ValueError(
+            f"{name} takes the model itself, got {what}: give the object that minivit.create_model returns"
+        )
 
 
 _WHOLE = np.dtype(int)  # what has no dtype counts as whole numbers: it has no gradient

@@ -142,7 +142,7 @@ def prefix_tokens(model: Model) -> int:
 
 def _stages_of(model: Model, images: Array) -> Iterator[tuple[str, Layer, Array]]:
     """Run the model, and give on the way each block's name, its `attn`, and what that reads."""
-    model.check_dtype(images)
+    model.check_input(images)
     x = images
     for name, layer, block in stages(model):
         if block is not None:

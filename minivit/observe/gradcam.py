@@ -41,7 +41,7 @@ def grad_cam(model: Model, images: Array, classes: Any = None, block: int = -1) 
     if model.num_classes == 0:
         raise ValueError("this model has no head (num_classes=0), so there is no logit to explain")
     chain: Any = model.replica()  # the same parameters, gradients of its own
-    chain.check_dtype(images)
+    chain.check_input(images)
     layers = stages(chain)
     places = [place for place, (_, _, inside) in enumerate(layers) if inside is not None]
     if not -len(places) <= block < len(places):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.nn.layer import Layer
+from minivit.nn.layer import Layer, check_layer
 from minivit.optim.optimizers import restore
 
 
@@ -16,6 +16,7 @@ class ModelEma:
     """
 
     def __init__(self, model: Layer, decay: float = 0.999) -> None:
+        check_layer("ModelEma", model)
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay} must lie in [0, 1)")
         self.model, self.decay, self.steps = model, decay, 0

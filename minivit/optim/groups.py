@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 from math import prod
 
 from minivit.nn import Block, Recompute
-from minivit.nn.layer import Chain, Layer
-from minivit.optim.optimizers import Params
+from minivit.nn.layer import Chain, Layer, check_layer
+from minivit.optim.optimizers import Params, check_params
 
 # Parameters that weight decay would hurt: they are not weights of a product but positions, offsets and gains.
 _UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
@@ -20,6 +20,7 @@ _UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_ta
 
 def no_decay(model: Layer) -> set[str]:
     """The names that take no weight decay: biases, norms, and position, class-token and relative-bias tables."""
+    check_layer("no_decay", model)
     return {
         name
         for name, param in model.parameters().items()
@@ -47,6 +48,7 @@ def layer_decay(model: Chain, rate: float) -> dict[str, float]:
     Source: Clark et al. 2020 (ELECTRA, section 3.1), and Bao et al. 2021 (BEiT) for images, whose code counts the
     layers of a ViT in this way.
     """
+    check_layer("layer_decay", model)
     if not 0 < rate <= 1:
         raise ValueError(f"rate={rate} must lie in (0, 1]")
     stages = [stage for _, stage in model.leaves()]
@@ -96,4 +98,5 @@ def _near(params: Collection[str], pattern: str) -> str:
 
 def parameter_count(params: Params) -> int:
     """How many numbers are learned."""
+    check_params("parameter_count", params)
     return sum(prod(param.shape) for param in params.values())

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minivit.device import array_module
 from minivit.fast.dispatch import accelerated
 from minivit.fast.threads import usable_cores
@@ -31,10 +33,11 @@ class Optimizer:
         no_decay: Collection[str],
         lr_scale: Mapping[str, float] | None = None,
     ) -> None:
+        check_params(type(self).__name__, params)
         if not params:
             raise ValueError("the optimizer got no parameters")
-        if not (lr >= 0 and weight_decay >= 0):  # also where one is NaN
-            raise ValueError(f"lr={lr} and weight_decay={weight_decay} must not be negative")
+        _check_rate("lr", lr)
+        _check_rate("weight_decay", weight_decay)
         scales = dict(lr_scale or {})
         for argument, names in (("no_decay", no_decay), ("lr_scale", scales)):
             unknown = [name for name in names if name not in params]
@@ -50,11 +53,32 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for param in self.params.values():
-            param.grad = None
+            param.grad, param.clipped_away = None, False
 
     def step(self) -> None:
-        """One step for every parameter that has a gradient; the others stay as they are."""
+        """One step for every parameter that has a gradient; the others stay as they are.
+
+        Raises:
+            RuntimeError: where none has one, and `clip_grad_norm` did not clear them: nothing would be learned.
+            ValueError: if `lr` has become negative or is not finite.
+        """
         raise TypeError(f"{type(self).__name__} must define step(self)")
+
+    def _is_due(self) -> bool:
+        """Whether there is a step to take; False where `clip_grad_norm` has cleared gradients that were not finite."""
+        _check_rate("lr", self.lr)
+        if any(param.grad is not None for param in self.params.values()):
+            return True
+        cleared = [param for param in self.params.values() if param.clipped_away]
+        if not cleared:
+            raise RuntimeError(
+                f"{type(self).__name__}.step: no parameter has a gradient, so nothing would be learned: after zero_grad"
+                " and before step call loss_and_grad(images, labels), or y, back = model(x) and then back(dy); "
+                "model.predict computes no gradients, and those of another model are not these parameters'"
+            )
+        for param in cleared:
+            param.clipped_away = False
+        return False
 
     def _decay_of(self, name: str) -> float:
         return 0.0 if name in self.no_decay else self.weight_decay
@@ -78,6 +102,32 @@ class Optimizer:
         """
         restore("optimizer", self._moments(), state)
         self.steps, self.lr = int(state["steps"]), float(state.get("lr", self.lr))
+
+
+def check_params(name: str, params: Any) -> None:
+    """Refuse what are no parameters by name, such as the model or a list, in the words of the function `name`."""
+    if isinstance(params, Mapping):
+        wrong = next(((key, value) for key, value in params.items() if not isinstance(value, Parameter)), None)
+        if wrong is None:
+            return
+        what = f"a dict whose {wrong[0]!r} is a {type(wrong[1]).__name__}, not a Parameter"
+        if hasattr(wrong[1], "shape"):
+            what += " (state_dict() returns copies, from which the model would not learn)"
+    else:
+        what = "a function, without ()" if callable(params) else f"a {type(params).__name__}"
+        what = f"the {type(params).__name__} itself" if hasattr(params, "parameters") else what
+    raise ValueError(
+        f"{name} takes parameters by name, model.parameters(), got {what}. To train only some, give a smaller dict; "
+        "no_decay and lr_scale are for groups"
+    )
+
+
+def _check_rate(name: str, value: Any) -> None:
+    """Refuse a learning rate or decay that is no number, negative, or not finite; 0 is where a schedule may end."""
+    if not isinstance(value, int | float | np.integer | np.floating):
+        raise ValueError(f"{name}={value!r} must be a number, got a {type(value).__name__}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value} must be finite and not be negative: usual are 1e-4 to 1e-1")
 
 
 def restore(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None:
@@ -120,7 +170,9 @@ class SGD(Optimizer):
         )
 
     def step(self) -> None:
-        """One step for every parameter that has a gradient."""
+        """One step for every parameter that has a gradient; errors as of `Optimizer.step`."""
+        if not self._is_due():
+            return
         self.steps += 1
         for name, param in self.params.items():
             if param.grad is None:
@@ -215,7 +267,7 @@ class AdamW(Optimizer):
 
     Args:
         params: `model.parameters()`.
-        lr: learning rate; set `opt.lr` before each step to follow a schedule.
+        lr: learning rate; set `opt.lr` before each step to follow a schedule. At 0 a step changes no weight.
         weight_decay: the share of lr by which weights shrink at each step.
         betas: decay rates of the mean and of the mean square of the gradient.
         eps: added to the root of the mean square.
@@ -255,14 +307,14 @@ class AdamW(Optimizer):
                 param.swap(xp.array(param.data, order="C"))
 
     def step(self) -> None:
-        """One step for every parameter that has a gradient; the others stay as they are. They share one step count."""
+        """One step for every parameter that has a gradient; errors as of `Optimizer.step`. All share one step count."""
+        if not self._is_due():
+            return
         shares, stop = [], 0
         for name, param in self.params.items():
             start, stop = stop, stop + param.size
             if param.grad is not None:
                 shares.append(Share(param.data, param.grad, start, self._lr_of(name), self._decay_of(name)))
-        if not shares:
-            return
         self.steps += 1
         update(self.first, self.second, shares, betas=self.betas, eps=self.eps, step=self.steps, threads=self.threads)
 

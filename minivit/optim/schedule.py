@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import cos, inf, isfinite, pi
 
-from minivit.optim.optimizers import Params
+from minivit.optim.optimizers import Params, check_params
 
 
 def clip_grad_norm(params: Params, max_norm: float) -> float:
@@ -13,7 +13,8 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
     Where it is not finite, the gradients are cleared, so that the step which follows changes nothing: one NaN would
     damage every parameter for good.
     """
-    if max_norm <= 0:
+    check_params("clip_grad_norm", params)
+    if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
     lines = [grad.reshape(-1) for grad in grads]
@@ -25,7 +26,7 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
         )
     if not isfinite(norm):
         for param in params.values():
-            param.grad = None
+            param.grad, param.clipped_away = None, True
     elif norm > max_norm:
         for grad in grads:
             grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_
@@ -37,6 +38,8 @@ def warmup_cosine(step: int, total: int, *, peak: float, warmup: int = 0, final:
 
     Step 0 has peak/warmup, not 0, so that no step is wasted. Source: Loshchilov and Hutter 2017 (SGDR).
     """
+    if not 0 < peak < inf:
+        raise ValueError(f"peak={peak} must be positive and finite: at a learning rate of {peak} nothing is learned")
     if step < 0:
         raise ValueError(f"step={step} must not be negative")
     if total < 1 or warmup < 0 or warmup > total:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from minivit.device import check_device
+
 
 def parser(
     description: str | None, *, data: str, out: str, limit: str = "use only the first N training images"
@@ -59,8 +61,12 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Call main(args); an error becomes one line on stderr and exit code 1, unless `--debug` asks for its traceback."""
+    """Call main(args); an error becomes one line on stderr and exit code 1, unless `--debug` asks for its traceback.
+
+    Whether `--device` is there is asked first, before anything is loaded.
+    """
     try:
+        check_device(getattr(args, "device", "cpu"))
         main(args)
     except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
         if args.debug:
