@@ -19,6 +19,7 @@ PAGE = DOCS / "reading_order.md"
 CHAPTERS = {
     "The protocol, and devices": (
         "protocol.py",
+        "argument_checks.py",
         "sizes.py",
         "device.py",
         "random.py",

@@ -24,21 +24,6 @@ def array_module(x: Any) -> Any:
     return np
 
 
-def check_array(name: str, argument: str, x: Any) -> None:
-    """Refuse what is no array, of NumPy or of the GPU, with how to make it one.
-
-    Raises:
-        ValueError: naming the layer or function `name` and its argument.
-    """
-    if hasattr(x, "dtype") and hasattr(x.dtype, "kind"):
-        return
-    if isinstance(x, tuple) and len(x) == 2 and callable(x[1]):
-        raise ValueError(
-            f"{name}: {argument} is the pair (y, back) that a layer returns: unpack it, y, back = layer(x)"
-        )
-    raise ValueError(f"{name}: {argument} is a {type(x).__name__}: convert it with numpy.asarray")
-
-
 _moved: dict[tuple[Any, ...], tuple[Array, Array]] = {}  # constants of the host, with their copies on a GPU
 _MOST_MOVED = 1 << 28  # bytes, 256 MiB: many times what a network has; images of ever new sizes would fill a GPU
 

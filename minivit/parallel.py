@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
-from minivit.device import array_module, check_array
+from minivit.argument_checks import check_array
+from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import at_most, in_threads, usable_cores

@@ -57,26 +57,19 @@ class once:  # lower case: it is read as the decorator `@once`
     back returns, so a composite that calls its parts' backs one after the other frees them one after the other.
     """
 
-    __slots__ = ("_expected", "_function", "__weakref__")
+    __slots__ = ("_check", "_function", "__weakref__")
 
     def __init__(self, function: Back) -> None:
         self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
-        self._expected: tuple[str, list[Any]] | None = None
+        self._check: Callable[..., None] | None = None
 
-    def expect(self, name: str, y: Any) -> None:
-        """Refuse from now on a dy that has not y's shape and dtype, before anything runs or is freed.
-
-        Args:
-            name: of the layer or function, for the message.
-            y: its output, or a tuple of outputs, of which shapes and dtypes are remembered.
-        """
-        if self._function is not _nothing_kept:
-            outputs = y if isinstance(y, tuple) else (y,)
-            self._expected = name, [(type(each), each.shape, each.dtype) for each in outputs]
+    def expect(self, check: Callable[..., None]) -> None:
+        """Let `check(*gradients)` refuse a dy that does not fit, before anything runs or is freed."""
+        self._check = check
 
     def __call__(self, *gradients: Any, **named: Any) -> Any:
-        if self._expected is not None and self._function is not None:
-            check_gradients(*self._expected, (*gradients, *named.values()))
+        if self._check is not None and self._function not in (None, _nothing_kept):
+            self._check(*gradients, *named.values())
         function, self._function = self._function, None
         if function is None:
             raise RuntimeError(
@@ -95,50 +88,6 @@ class once:  # lower case: it is read as the decorator `@once`
         """The objects that the closure holds for the backward pass; empty once it has run."""
         cells = getattr(self._function, "__closure__", None) or ()
         return [cell.cell_contents for cell in cells]
-
-
-def check_gradients(name: str, outputs: list[Any], gradients: tuple[Any, ...]) -> None:
-    """Refuse gradients that have not the shapes and dtypes of the outputs.
-
-    Args:
-        name: of the layer or function whose backward pass this is.
-        outputs: (type, shape, dtype) of each output.
-        gradients: what the backward pass was called with; for an output of one number, a loss, there may be none.
-
-    Raises:
-        ValueError: naming the gradient, and what it should be.
-    """
-    if len(gradients) != len(outputs) and (gradients or outputs[0][1] != ()):
-        _, shape, dtype = outputs[0]
-        wanted = f"dy, dLoss/dy of shape {shape} and dtype {dtype}"
-        wanted = wanted if len(outputs) == 1 else f"{len(outputs)} gradients, one for each output"
-        raise ValueError(f"{name}: back was called with {len(gradients)} gradients, but takes {wanted}")
-    for number, (dy, (kind, shape, dtype)) in enumerate(zip(gradients, outputs), 1):
-        if type(dy) is kind and dy.shape == shape and dy.dtype == dtype:
-            continue
-        if shape == () and (isinstance(dy, int | float | complex) or getattr(dy, "shape", None) == ()):
-            continue  # any number does for a loss
-        dy_is = _misfit(dy, kind, shape, dtype)
-        if dy_is:
-            which = "dy" if len(outputs) == 1 else f"gradient {number}"
-            raise ValueError(f"{name}: {which} {dy_is}")
-
-
-def _misfit(dy: Any, kind: type, shape: tuple[int, ...], dtype: Any) -> str:
-    """What is wrong with a gradient of an output of this type, shape and dtype, and what to do; "" if nothing is."""
-    if not hasattr(dy, "dtype") or (dy.shape == () and shape != ()):
-        remedy = "a loss gives it, loss, back_loss = F.softmax_cross_entropy(y, labels), then back(back_loss())"
-        return f"is a {type(dy).__name__}, but must be dLoss/dy, an array of shape {shape} and dtype {dtype}: {remedy}"
-    if dy.shape != shape:
-        return (
-            f"has shape {dy.shape}, but must have that of the output, {shape}: it is dLoss/dy, a number for each of y's"
-        )
-    if isinstance(dy, np.ndarray) != issubclass(kind, np.ndarray):
-        where = "host" if isinstance(dy, np.ndarray) else "GPU"
-        return f"is on the {where} and the output is not: move it with minivit.to_device"
-    if dy.dtype != dtype and dy.dtype.kind != "c" and dtype.kind != "c":  # complex numbers are for checks
-        return f"is {dy.dtype}, but the output is {dtype}: convert it with dy.astype({str(dtype)!r})"
-    return ""
 
 
 def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Rng = None) -> tuple[Array, Back]:

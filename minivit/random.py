@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minivit.argument_checks import check_generator
 from minivit.device import array_module
 from minivit.protocol import Array, Rng
 
@@ -35,17 +36,6 @@ def as_generator(seed: Any) -> Any:
     if isinstance(seed, int) and seed < 0:
         raise ValueError(f"seed={seed} must not be negative")
     return np.random.default_rng(seed)
-
-
-def check_generator(rng: Any) -> None:
-    """Refuse what is no generator of `numpy.random.default_rng`, such as a flag, a seed or a RandomState."""
-    if isinstance(rng, np.random.Generator):
-        return
-    if not hasattr(rng, "random") or hasattr(rng, "seed"):  # NumPy's old generators can be seeded again
-        what = repr(rng) if isinstance(rng, int) else f"a {type(rng).__name__}"
-        raise ValueError(
-            f"rng is {what}: give a generator, numpy.random.default_rng(0), for training, and nothing for inference"
-        )
 
 
 def split_generator(rng: Rng, count: int) -> list[Any]:

@@ -165,7 +165,9 @@ def test_a_layer_that_forgets_back():
         Double()(pictures(2, 3))
 
 
-@pytest.mark.parametrize("rng", [True, 0, np.random, np.random.RandomState(0)], ids=repr)
+@pytest.mark.parametrize(
+    "rng", [True, 0, np.random, np.random.RandomState(0)], ids=["flag", "seed", "module", "RandomState"]
+)
 def test_a_flag_or_seed_for_the_generator(rng):
     with says("rng is", "numpy.random.default_rng(0), for training, and nothing for inference"):
         vit()(pictures(), rng)
@@ -292,38 +294,32 @@ def test_a_schedule_that_never_learns(peak):
 
 
 def test_a_step_without_any_gradient():
-    """It is an error: PyTorch's silence there hides a backward pass that was forgotten, or belongs to another model."""
+    """A warning: silence would hide a backward pass that was forgotten, or belongs to another model."""
     model = vit()
     for opt in (optim.AdamW(model.parameters()), optim.SGD(model.parameters(), 0.1)):
         before = model.state_dict()
         logits = model.predict(pictures())  # instead of logits, back = model(x)
         _, back_loss = F.softmax_cross_entropy(logits, np.array([1, 2]))
         back_loss()
-        with says("no parameter has a gradient", "back(dy)", "model.predict computes no gradients", error=RuntimeError):
+        with pytest.warns(UserWarning, match=r"no parameter has a gradient.*model\.predict computes no gradients"):
             opt.step()
         DataParallel(model).loss_and_grad(pictures(), np.array([1, 2]))
         opt.zero_grad()  # in the wrong order
-        with says("after zero_grad and before step call loss_and_grad", error=RuntimeError):
+        with pytest.warns(UserWarning, match=r"After zero_grad and before step call loss_and_grad"):
             opt.step()
         assert opt.steps == 0
         assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
 
 
-def test_a_step_after_gradients_that_were_not_finite_passes():
-    """`clip_grad_norm` clears them, so that the next step changes nothing; the one after must have gradients."""
+def test_a_step_after_gradients_that_were_not_finite_changes_nothing():
+    """`clip_grad_norm` clears them, and the warning of the step names it."""
     params = {"w": Parameter(np.ones(3))}
     for opt in (optim.AdamW(params), optim.SGD(params, 0.1)):
         params["w"].grad = np.array([1.0, np.nan, 1.0])
         assert np.isnan(optim.clip_grad_norm(params, 1.0))
-        opt.step()
+        with pytest.warns(UserWarning, match="clip_grad_norm clears gradients that are not finite"):
+            opt.step()
         assert opt.steps == 0 and np.array_equal(params["w"].data, np.ones(3))
-        with pytest.raises(RuntimeError, match="no parameter has a gradient"):
-            opt.step()
-        params["w"].grad = np.array([1.0, np.nan, 1.0])
-        optim.clip_grad_norm(params, 1.0)
-        opt.zero_grad()
-        with pytest.raises(RuntimeError, match="no parameter has a gradient"):
-            opt.step()
 
 
 def test_a_backward_pass_that_ran_for_inference():

@@ -134,7 +134,7 @@ def test_only_two_places_import_cupy_and_nobody_imports_torch(file):
 
 FLOORS = [
     {"protocol", "version", "renamed", "sizes"},
-    {"device", "image_shapes"},
+    {"device"},
     {"random"},
     {"io"},
     {"fast"},  # the choice, threads, BLAS, memory

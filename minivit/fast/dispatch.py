@@ -24,7 +24,8 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
-from minivit.device import array_module, check_array
+from minivit.argument_checks import check_array, gradient_check
+from minivit.device import array_module
 from minivit.protocol import once
 
 P = ParamSpec("P")
@@ -61,27 +62,25 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     first = next(iter(signature(formula).parameters))
     chosen: dict[tuple[Any, np.dtype[Any]], Callable[P, R]] = {}  # by library and dtype: the search is not free
 
-    def run(*args: P.args, **options: P.kwargs) -> R:
-        if check is not None:
-            check(*args, **options)
-        array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
-        if array is None:
-            return formula(*args, **options)
-        key = (array_module(array), array.dtype)
-        if key not in chosen:
-            chosen[key] = _choose(name, formula, *key)
-        return chosen[key](*args, **options)
-
     @wraps(formula)
     def function(*args: P.args, **options: P.kwargs) -> R:
         try:
+            if check is not None:
+                check(*args, **options)
+            array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
+            run = formula
+            if array is not None:
+                key = (array_module(array), array.dtype)
+                if key not in chosen:
+                    chosen[key] = _choose(name, formula, *key)
+                run = chosen[key]
             result = run(*args, **options)
         except (AttributeError, TypeError):
             if args:  # every function's first argument is an array
                 check_array(name, first, args[0])
             raise
         if isinstance(result, tuple) and isinstance(result[-1], once):
-            result[-1].expect(name, result[0])
+            result[-1].expect(gradient_check(name, result[0]))
         return result
 
     function.plain = formula  # type: ignore[attr-defined]

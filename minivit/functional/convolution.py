@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from math import prod
 
+from minivit.argument_checks import layout_remedy
 from minivit.functional.norm import layer_norm
 from minivit.functional.sliding import Padding, output_size, slide, unfold
-from minivit.image_shapes import layout_remedy
 from minivit.protocol import Array, Back, once
 from minivit.sizes import Size
 

@@ -6,7 +6,8 @@ backward pass. Notation: B batch, K classes.
 
 from __future__ import annotations
 
-from minivit.device import array_module, check_array
+from minivit.argument_checks import check_array
+from minivit.device import array_module
 from minivit.functional.activation import log_softmax
 from minivit.protocol import Array, Back, once
 

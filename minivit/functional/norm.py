@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from math import prod
 
+from minivit.argument_checks import layout_remedy, looks_channels_last
 from minivit.device import array_module
 from minivit.functional.linear import rows
-from minivit.image_shapes import layout_remedy, looks_channels_last
 from minivit.protocol import Array, Back, once
 
 

@@ -7,8 +7,8 @@ Notation: B batch, C image channels, P patch size, gh x gw the grid of patches, 
 
 from __future__ import annotations
 
+from minivit.argument_checks import check_images, layout_remedy, looks_channels_last
 from minivit.functional.linear import linear
-from minivit.image_shapes import check_images, layout_remedy, looks_channels_last
 from minivit.protocol import Array, Back, once, permutation
 from minivit.sizes import Size, pair
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from minivit.argument_checks import check_images
 from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import in_threads, workers
-from minivit.image_shapes import check_images
 from minivit.nn import multiply_adds
 from minivit.nn.layer import Chain, Layer
 from minivit.protocol import Array, inference

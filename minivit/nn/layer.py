@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from minivit.device import array_module, check_array
+from minivit.argument_checks import check_array, check_generator, gradient_check
+from minivit.device import array_module
 from minivit.nn.init import MODEL_DTYPES
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, Rng, compose, once
-from minivit.random import check_generator
 
 
 class Layer:
@@ -45,7 +45,7 @@ class Layer:
             )
         y, back = output
         if isinstance(back, once):
-            back.expect(type(self).__name__, y)
+            back.expect(gradient_check(type(self).__name__, y))
         return y, back
 
     def check_input(self, x: Array) -> None:

@@ -62,10 +62,7 @@ class Parameter(Buffer):
     Attributes:
         data: as in `Buffer`.
         grad: dLoss/d(data), None or an array of data's shape and dtype. `p.grad = None` clears it.
-        clipped_away: `clip_grad_norm` has cleared the gradient, so that the next step of an optimizer passes.
     """
-
-    clipped_away = False
 
     def __init__(self, data: Array) -> None:
         super().__init__(data)

@@ -5,6 +5,7 @@ A parameter that is not given to an optimizer is frozen.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,31 +54,28 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for param in self.params.values():
-            param.grad, param.clipped_away = None, False
+            param.grad = None
 
     def step(self) -> None:
-        """One step for every parameter that has a gradient; the others stay as they are.
+        """One step for every parameter that has a gradient; the others stay as they are. Warns where none has one.
 
         Raises:
-            RuntimeError: where none has one, and `clip_grad_norm` did not clear them: nothing would be learned.
             ValueError: if `lr` has become negative or is not finite.
         """
         raise TypeError(f"{type(self).__name__} must define step(self)")
 
     def _is_due(self) -> bool:
-        """Whether there is a step to take; False where `clip_grad_norm` has cleared gradients that were not finite."""
+        """Whether any parameter has a gradient; warns where none has."""
         _check_rate("lr", self.lr)
         if any(param.grad is not None for param in self.params.values()):
             return True
-        cleared = [param for param in self.params.values() if param.clipped_away]
-        if not cleared:
-            raise RuntimeError(
-                f"{type(self).__name__}.step: no parameter has a gradient, so nothing would be learned: after zero_grad"
-                " and before step call loss_and_grad(images, labels), or y, back = model(x) and then back(dy); "
-                "model.predict computes no gradients, and those of another model are not these parameters'"
-            )
-        for param in cleared:
-            param.clipped_away = False
+        warnings.warn(
+            f"{type(self).__name__}.step: no parameter has a gradient, so nothing was learned. After zero_grad and "
+            "before step call loss_and_grad(images, labels), or y, back = model(x) and then back(dy); model.predict "
+            "computes no gradients, those of another model are not these parameters', and clip_grad_norm clears "
+            "gradients that are not finite",
+            stacklevel=3,
+        )
         return False
 
     def _decay_of(self, name: str) -> float:

@@ -26,7 +26,7 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
         )
     if not isfinite(norm):
         for param in params.values():
-            param.grad, param.clipped_away = None, True
+            param.grad = None
     elif norm > max_norm:
         for grad in grads:
             grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_
