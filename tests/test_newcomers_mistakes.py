@@ -310,17 +310,13 @@ def test_a_step_without_any_gradient():
 
 
 def test_a_step_after_gradients_that_were_not_finite_passes():
-    """`clip_grad_norm` clears them, so that the next step changes nothing; the one after must have gradients."""
+    """`clip_grad_norm` clears them, so that the next step changes nothing; after zero_grad there must be some."""
     params = {"w": Parameter(np.ones(3))}
     for opt in (optim.AdamW(params), optim.SGD(params, 0.1)):
         params["w"].grad = np.array([1.0, np.nan, 1.0])
         assert np.isnan(optim.clip_grad_norm(params, 1.0))
         opt.step()
         assert opt.steps == 0 and np.array_equal(params["w"].data, np.ones(3))
-        with pytest.raises(RuntimeError, match="no parameter has a gradient"):
-            opt.step()
-        params["w"].grad = np.array([1.0, np.nan, 1.0])
-        optim.clip_grad_norm(params, 1.0)
         opt.zero_grad()
         with pytest.raises(RuntimeError, match="no parameter has a gradient"):
             opt.step()

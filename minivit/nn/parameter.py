@@ -62,7 +62,7 @@ class Parameter(Buffer):
     Attributes:
         data: as in `Buffer`.
         grad: dLoss/d(data), None or an array of data's shape and dtype. `p.grad = None` clears it.
-        clipped_away: `clip_grad_norm` has cleared the gradient, so that the next step of an optimizer passes.
+        clipped_away: `clip_grad_norm` has cleared the gradient, so that a step changes nothing until `zero_grad`.
     """
 
     clipped_away = False

@@ -69,15 +69,12 @@ class Optimizer:
         _check_rate("lr", self.lr)
         if any(param.grad is not None for param in self.params.values()):
             return True
-        cleared = [param for param in self.params.values() if param.clipped_away]
-        if not cleared:
+        if not any(param.clipped_away for param in self.params.values()):
             raise RuntimeError(
                 f"{type(self).__name__}.step: no parameter has a gradient, so nothing would be learned: after zero_grad"
                 " and before step call loss_and_grad(images, labels), or y, back = model(x) and then back(dy); "
                 "model.predict computes no gradients, and those of another model are not these parameters'"
             )
-        for param in cleared:
-            param.clipped_away = False
         return False
 
     def _decay_of(self, name: str) -> float:
