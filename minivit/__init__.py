@@ -27,7 +27,7 @@ _LATER = {
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
     "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
 }
-_MODULES = ("data", "explain", "pretrained", "train")
+_MODULES = ("data", "explain", "pretrained", "sklearn", "train")
 
 
 def __getattr__(name: str) -> Any:
