@@ -36,7 +36,7 @@ CHAPTERS = {
     "Published weights": ("pretrained",),
     "Observing a model": ("observe", "explain.py"),
     "Figures": ("draw",),
-    "Runs": ("train", "sklearn.py"),
+    "Runs": ("train", "publish.py", "sklearn.py"),
     "The package": ("__init__.py", "__main__.py"),
 }
 INTRODUCTION = """\

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
     from minivit.io.safetensors import CheckpointError
     from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
+    from minivit.publish import push_to_hub
 
 # imported when they are first asked for: a third of what `import minivit` would take
 _LATER = {
     "minivit.io.safetensors": ("CheckpointError",),
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
+    "minivit.publish": ("push_to_hub",),
     "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
 }
 _MODULES = ("data", "explain", "pretrained", "sklearn", "train")
@@ -66,6 +68,7 @@ __all__ = [
     "optim",
     "parallel",
     "plain",
+    "push_to_hub",
     "save",
     "summary",
     "to_device",

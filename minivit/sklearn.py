@@ -93,7 +93,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         depth: int = 3,
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         max_iter: int = 40,
         batch_size: int = 32,
         learning_rate_init: float = 2e-3,
