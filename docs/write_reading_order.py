@@ -37,7 +37,7 @@ CHAPTERS = {
     "Published weights": ("pretrained",),
     "Observing a model": ("observe", "explain.py"),
     "Figures": ("draw",),
-    "Runs": ("train",),
+    "Runs": ("train", "publish.py", "sklearn.py"),
     "The package": ("__init__.py", "__main__.py"),
 }
 INTRODUCTION = """\

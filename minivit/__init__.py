@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from minivit import functional, nn, optim, parallel, renamed
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
-from minivit.models import Swin, SwinV2, ViT, create_model, list_models
+from minivit.models import Swin, SwinV2, ViT, list_models
 from minivit.summary import summary
 from minivit.version import __version__
 
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from minivit import data, explain, train
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
     from minivit.io.safetensors import CheckpointError
-    from minivit.pretrained import export, from_pretrained, load, save  # type: ignore[no-redef]
+    from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
+    from minivit.publish import push_to_hub
 
 # imported when they are first asked for: a third of what `import minivit` would take
 _LATER = {
     "minivit.io.safetensors": ("CheckpointError",),
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
-    "minivit.pretrained": ("export", "from_pretrained", "load", "save"),
+    "minivit.publish": ("push_to_hub",),
+    "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
 }
-_MODULES = ("data", "explain", "pretrained", "train")
+_MODULES = ("data", "explain", "pretrained", "sklearn", "train")
 
 
 def __getattr__(name: str) -> Any:
@@ -66,6 +68,7 @@ __all__ = [
     "optim",
     "parallel",
     "plain",
+    "push_to_hub",
     "save",
     "summary",
     "to_device",

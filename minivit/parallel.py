@@ -147,13 +147,14 @@ class DataParallel:
 
     def _make_replicas(self, count: int) -> None:
         self.replicas = [self.model.replica() for _ in range(count)]
+        self._parts = [part for _, part in self.model.parts()]
         self._params = list(self.model.parameters().values())  # listed once: the tree's walk is not free
         self._replica_params = [list(replica.parameters().values()) for replica in self.replicas]
 
     def _prepare_replicas(self, count: int) -> None:
-        """Replicas made before the model moved to another device share the wrong arrays: make them anew."""
+        """Make new replicas of a model that has moved to another device or has got a new head since they were made."""
         moved = any(ours.data is not theirs.data for ours, theirs in zip(self._params, self._replica_params[0]))
-        if moved or count > len(self.replicas):
+        if moved or count > len(self.replicas) or self._parts != [part for _, part in self.model.parts()]:
             self._make_replicas(max(count, len(self.replicas)))
 
     def _add_gradients(self, count: int) -> None:

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MODULES = ["minivit", *(info.name for info in pkgutil.walk_packages([str(PACKAGE)], "minivit."))]
 # modules that need what is not installed with the package
-OPTIONAL = {"minivit.fast.cupy", "minivit.fast.cupy.norm", "minivit.strategies"}
+OPTIONAL = {"minivit.fast.cupy", "minivit.fast.cupy.norm", "minivit.sklearn", "minivit.strategies"}
 
 
 def run(code):
@@ -145,6 +145,7 @@ FLOORS = [
     {"optim", "parallel", "data", "gradcheck", "summary", "strategies", "observe"},
     {"draw", "explain", "pretrained"},
     {"train"},
+    {"sklearn", "publish"},
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -33,11 +33,23 @@ NAVIGATION = {
         "derivations/cosine_attention",
         "derivations/cross_entropy",
     ],
-    "Guides": ["published_weights", "classify_an_image", "finetuning", "trace"],
+    "Guides": ["published_weights", "classify_an_image", "finetuning", "trace", "coming_from"],
     "Measured": ["pretraining", "positions", "performance", "gpu"],
     "Reference": ["concepts", "glossary", "API <api/index>", "reading_order", "migration"],
 }
-API = ["minivit", "functional", "nn", "models", "optim", "parallel", "gradcheck", "data", "weights", "explain"]
+API = [
+    "minivit",
+    "functional",
+    "nn",
+    "models",
+    "optim",
+    "parallel",
+    "gradcheck",
+    "data",
+    "weights",
+    "explain",
+    "sklearn",
+]
 
 
 def chinese_pages() -> set[str]:

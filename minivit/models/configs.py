@@ -141,17 +141,12 @@ def create_model(
         overrides: any other argument of the model's class, such as drop_path_rate=0.1.
 
     Raises:
-        ValueError: for an unknown name, whose message lists the nearest known ones; for pretrained=True.
+        ValueError: for an unknown name, whose message lists the nearest known ones.
     """
     if name not in _CONFIGS:
         near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see minivit.list_models()"
         raise ValueError(f"unknown model {name!r}: {hint}")
-    if overrides.pop("pretrained", False):  # timm's argument; its False is what happens here
-        raise ValueError(
-            f"create_model gives fresh weights: minivit.from_pretrained({name!r}, num_classes={num_classes}) loads the "
-            "published ones"
-        )
     kind, config = _CONFIGS[name]
     arguments = {**config, "num_classes": num_classes, "in_chans": in_chans, "dtype": dtype, "seed": seed, **overrides}
     if img_size is not None:

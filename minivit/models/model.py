@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minivit import functional as F
 from minivit.argument_checks import check_images
 from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
@@ -13,7 +14,8 @@ from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import in_threads, workers
 from minivit.nn import multiply_adds
 from minivit.nn.layer import Chain, Layer
-from minivit.protocol import Array, inference
+from minivit.protocol import Array, Rng, inference
+from minivit.random import as_generator
 
 HEAD = ("head_drop", "head")  # the attributes behind the pooled features
 _WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, handing over costs what it gains
@@ -31,6 +33,7 @@ class Model(Chain):
 
     config: dict[str, Any]
     num_classes: int
+    options: type[Any]  # the dataclass of the constructor's arguments
 
     def check_input(self, x: Array) -> None:
         """Refuse what is no batch of images of the model's dtype and channels."""
@@ -41,6 +44,32 @@ class Model(Chain):
     def body(self) -> list[Layer]:
         """The layers from the images to the pooled features (B, D)."""
         return [part for name, part in self.parts() if name not in HEAD]
+
+    def before_pooling(self) -> list[Layer]:
+        """The layers from the images to the features that are pooled: tokens (B, T, D) or a map (B, H, W, D)."""
+        names = [name for name, _ in self.parts()]
+        return self.steps()[: names.index("pool")]
+
+    def reset_classifier(self, num_classes: int, *, seed: Any = 0) -> None:
+        """Replace the head by a new one, whose weights start as the model's class starts them; timm's name.
+
+        `config` and `num_classes` follow, so files keep it. Build optimizers afterwards: they know the old head.
+
+        Args:
+            num_classes: K; 0 removes the head, so that the model returns pooled features (B, D).
+            seed: of the new weights, an int or a generator.
+        """
+        options = self.options(**{**self.config, "num_classes": num_classes})  # refuses what is no number of classes
+        xp = array_module(next(iter(self.parameters().values())).data)
+        self.set_head(options, as_generator(seed))
+        for name, part in self.parts():
+            if name in HEAD:
+                part.move_to(xp.asarray)
+        self.num_classes = self.config["num_classes"] = num_classes
+
+    def set_head(self, o: Any, rng: Rng) -> None:
+        """Set the parts of the model behind the pooled features, as the options say; each class has its own."""
+        raise TypeError(f"{type(self).__name__} must define set_head(self, o, rng), to build its head")
 
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), for inference: no randomness, and nothing kept.
@@ -57,6 +86,20 @@ class Model(Chain):
     def features(self, x: Array, batch_size: int | None = None) -> Array:
         """The pooled features (B, D) that the head reads, computed like `predict`."""
         return self._infer(self.body(), x, batch_size)
+
+    def forward_features(self, x: Array, batch_size: int | None = None) -> Array:
+        """The features before pooling, computed like `predict`, without a backward function; timm's name.
+
+        A ViT has tokens (B, T, D) behind its last norm, the class token and others in front; where the norm stands
+        behind the pooling (`fc_norm`), behind the last block. A Swin has a map (B, H, W, D) behind its last norm.
+        """
+        return self._infer(self.before_pooling(), x, batch_size)
+
+    def predict_proba(self, x: Array, batch_size: int | None = None) -> Array:
+        """The probability of each class (B, K): softmax of `predict`."""
+        if not self.num_classes:
+            raise ValueError("num_classes=0: a model without a head gives no probabilities, use features(x)")
+        return F.softmax(self.predict(x, batch_size))[0]
 
     def _infer(self, layers: list[Layer], x: Array, batch_size: int | None) -> Array:
         if batch_size is not None and batch_size < 1:

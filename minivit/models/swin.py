@@ -185,6 +185,7 @@ class Swin(Model):
         seed: of the initial weights, an int or a generator.
     """
 
+    options = SwinOptions
     post_norm = False  # the norms of a block stand before its branches
 
     @built_from(SwinOptions)
@@ -217,7 +218,11 @@ class Swin(Model):
             self.layers.append(Stage(merging, blocks))
         self.norm = LayerNorm(dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, 0)
-        self.head = Classifier(dim, o.num_classes, o.drop_rate, dtype, rng) if o.num_classes else None
+        self.set_head(o, rng)
+
+    def set_head(self, o: SwinOptions, rng: Rng) -> None:
+        dim = self.norm.weight.size
+        self.head = Classifier(dim, o.num_classes, o.drop_rate, o.dtype, rng) if o.num_classes else None
 
     def _block(
         self, o: SwinOptions, stage: int, index: int, window: Size, dim: int, drop_path: float, rng: Rng
@@ -271,6 +276,7 @@ class SwinV2(Swin):
         cpb_hidden: units of the bias MLP, 512 as published.
     """
 
+    options = SwinV2Options
     post_norm = True
 
     @built_from(SwinV2Options)

@@ -25,7 +25,7 @@ from minivit.models.options import (
 from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.vit_init import initialize
-from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
+from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed, Recompute
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
@@ -154,6 +154,8 @@ class ViT(Model):
         seed: of the initial weights, an int or a generator.
     """
 
+    options = ViTOptions
+
     @built_from(ViTOptions)
     def __init__(self, o: ViTOptions) -> None:
         self.config, self.num_classes = o.config(), o.num_classes
@@ -184,16 +186,23 @@ class ViT(Model):
         self.blocks = [self._block(o, index, prefix, rng) for index in range(o.depth)]
         self.norm = None if o.fc_norm else LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype)
         self.pool = Pool(o.global_pool, prefix)
-        self.average = Pool("avg", 0) if o.distilled and not o.num_classes else None
+        self.average: Layer | None = None
         self.fc_norm = LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype) if o.fc_norm else None
         self.pre_logits = PreLogits(o.embed_dim, o.representation_size, dtype, rng) if o.representation_size else None
         self.head_drop: Layer | None = None
         self.head: Layer | None = None
+        self.set_head(o, rng)
+        initialize(self.parameters(), o.weight_init, rng)
+
+    def set_head(self, o: ViTOptions, rng: Rng) -> None:
+        self.average = Pool("avg", 0) if o.distilled and not o.num_classes else None
+        self.head_drop = Dropout(o.drop_rate) if o.num_classes else None
+        self.head = None
         if o.num_classes:
-            self.head_drop = Dropout(o.drop_rate)
             kind = DistilledHead if o.distilled else Linear
-            self.head = kind(o.representation_size or o.embed_dim, o.num_classes, dtype=dtype, seed=rng)
-        initialize(self, o.weight_init, rng)
+            self.head = kind(o.representation_size or o.embed_dim, o.num_classes, dtype=o.dtype, seed=rng)
+        head = {name: param for name, param in self.parameters().items() if name.startswith("head")}
+        initialize(head, o.weight_init, rng)
 
     def _block(self, o: ViTOptions, index: int, prefix: int, rng: Rng) -> Block:
         last = index == o.depth - 1
@@ -235,9 +244,21 @@ class ViT(Model):
         pooled = super().features(x, batch_size)
         return pooled.mean(axis=1) if pooled.ndim == 3 else pooled
 
+    def before_pooling(self) -> list[Layer]:
+        last = self.blocks[-1]
+        return [_with_every_token(layer) if layer is last else layer for layer in super().before_pooling()]
+
     def heads(self, x: Array) -> tuple[Array, Array]:
         """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
         if not isinstance(self.head, DistilledHead):
             raise ValueError("heads(x) is for distilled models: build with distilled=True and num_classes > 0")
         (logits, distilled), _ = self.head.both(super().features(x))
         return logits, distilled
+
+
+def _with_every_token(block: Block) -> Layer:
+    """The block with a query for every token, also for those that the head does not read."""
+    whole = block.replica()
+    inner: Any = whole.layer if isinstance(whole, Recompute) else whole
+    inner.attn.queries = None
+    return whole

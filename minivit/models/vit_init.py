@@ -9,14 +9,14 @@ from __future__ import annotations
 from math import log
 from typing import Any
 
-from minivit.nn import Layer, init
+from minivit.nn import Parameter, init
 from minivit.random import UNSET
 
 SCHEMES = ("timm", "jax", "jax_nlhb")
 
 
-def initialize(model: Layer, scheme: str, rng: Any) -> None:
-    """Redraw a ViT's weights in place.
+def initialize(params: dict[str, Parameter], scheme: str, rng: Any) -> None:
+    """Redraw a ViT's weights in place: all its parameters by name, or those of its head.
 
     "jax" (google-research/vision_transformer): linear layers Xavier uniform, MLP biases N(0, 1e-6), the
     convolutions LeCun normal, the patches' with bias 0, the classifier 0. "jax_nlhb": its bias at -log K besides, so
@@ -26,7 +26,7 @@ def initialize(model: Layer, scheme: str, rng: Any) -> None:
         raise ValueError(f"weight_init={scheme!r}: choose one of {', '.join(map(repr, SCHEMES))}")
     if scheme == "timm" or rng is UNSET:
         return
-    for name, param in model.parameters().items():
+    for name, param in params.items():
         shape, dtype = param.shape, param.data.dtype
         if name.startswith("head"):
             start = -log(shape[0]) if scheme == "jax_nlhb" and name.endswith("bias") else 0.0

@@ -95,6 +95,11 @@ class Layer:
         """The live parameters by dotted name; one that is shared by two parts stands under its first name only."""
         return {name: param for name, param in self.state().items() if isinstance(param, Parameter)}
 
+    def zero_grad(self) -> None:
+        """Clear the gradient of every parameter, also of those that no optimizer has."""
+        for param in self.parameters().values():
+            param.grad = None
+
     def state(self) -> dict[str, Buffer]:
         """`parameters()` and the buffers: all that belongs into a file."""
         found: dict[int, tuple[str, Buffer]] = {}

@@ -10,7 +10,7 @@ differ, `preprocessing.py` prepares images as the weights need them.
 from minivit.io.torch_file import read_torch_file
 from minivit.pretrained.checkpoint import load, save
 from minivit.pretrained.export import export
-from minivit.pretrained.loading import from_pretrained
+from minivit.pretrained.loading import create_model, from_pretrained
 from minivit.pretrained.profiles import PROFILES
 
-__all__ = ["PROFILES", "export", "from_pretrained", "load", "read_torch_file", "save"]
+__all__ = ["PROFILES", "create_model", "export", "from_pretrained", "load", "read_torch_file", "save"]

@@ -14,7 +14,7 @@ import numpy as np
 from minivit.io.safetensors import CheckpointError
 from minivit.io.torch_file.bounds import quoted
 from minivit.io.weights import read_weights
-from minivit.models import Model
+from minivit.models import Model, create_model as create_fresh_model
 from minivit.pretrained import hub
 from minivit.pretrained.adaptation import HEADS, choose_classes, fit
 from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
@@ -88,3 +88,49 @@ def from_pretrained(
     found.arrays.clear()
     adopt(model, arrays)
     return model
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    dtype: Any = None,
+    seed: Any = 0,
+    **overrides: Any,
+) -> Model:
+    """A model of a published size, with fresh weights or with published ones.
+
+    Args:
+        name: one of `list_models()`; with `pretrained` also with a tag or of another publisher, as for
+            `from_pretrained`.
+        pretrained: load published weights: `from_pretrained(name)` with the other arguments.
+        num_classes: None is 1000, or that of the published weights; 0 gives pooled features. With `pretrained`, another
+            number than the file's starts the head at 0.
+        in_chans: image channels; None is 3, or that of the published weights.
+        img_size: int or (H, W); None is the size in the name.
+        dtype: "float32" or "float64"; None is "float32", or as the published file has it.
+        seed: of the initial weights; nothing of published weights is random.
+        overrides: any other argument of the model's class, such as drop_path_rate=0.1; with `pretrained` also
+            `classes`, `profile` and `report` of `from_pretrained`.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the nearest known ones.
+        CheckpointError: with `pretrained`, if the weights are not in the cache and cannot be fetched; the message says
+            which files to fetch, from where, and into which folder.
+    """
+    if pretrained:
+        return from_pretrained(
+            name, num_classes=num_classes, in_chans=in_chans, img_size=img_size, dtype=dtype, **overrides
+        )
+    return create_fresh_model(
+        name,
+        num_classes=1000 if num_classes is None else num_classes,
+        in_chans=3 if in_chans is None else in_chans,
+        img_size=img_size,
+        dtype=dtype or "float32",
+        seed=seed,
+        **overrides,
+    )

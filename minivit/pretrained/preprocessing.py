@@ -149,6 +149,18 @@ def _timm(cfg: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
+    """The preprocessing under timm's keys, as it stands in a config.json."""
+    return {
+        "input_size": [preprocess.channels, *pair(preprocess.size)],
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "interpolation": preprocess.interpolation,
+        "crop_pct": preprocess.crop,
+        "crop_mode": "squash" if preprocess.squash else "center",
+    }
+
+
 def _default(source: str, model: Model) -> dict[str, Any]:
     """What the source does with its published models of this kind and size."""
     config = model.config

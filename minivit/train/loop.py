@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeAlias
 
 from minivit import nn, optim
 from minivit.device import to_device
 from minivit.parallel import DataParallel
 from minivit.protocol import Array
 from minivit.train.metrics import CountingLoss
-from minivit.train.run import Run, noise_generator
+from minivit.train.run import noise_generator
 
 Batches: TypeAlias = Iterable[tuple[Array, Array]]
 
 
+class Progress(Protocol):
+    """What `fit` needs of a run: `minivit.train.Run`, whose files survive a kill, or one that is only in memory."""
+
+    position: int
+    iteration: int
+
+    def epochs(self, total: int) -> Iterator[int]: ...
+
+    def batches(self, batches: Batches, count: int) -> Iterator[tuple[Array, Array]]: ...
+
+    def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None: ...
+
+    def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None: ...
+
+
 def fit(
-    run: Run,
+    run: Progress,
     step: DataParallel,
     opt: optim.AdamW | optim.SGD,
     batches: Callable[[int, int], Batches],
@@ -34,7 +49,7 @@ def fit(
     """Train from where the run stands to its last epoch.
 
     Args:
-        run: its parts are the model, `opt` and, if given, `average`.
+        run: the parts of a `Run` are the model, `opt` and, if given, `average`.
         step: the model, with `loss=CountingLoss()`.
         opt: parameters of the model that it does not have stay as they are.
         batches: (epoch, start) -> the batches (x, y) of an epoch, without the first `start`.

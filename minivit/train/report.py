@@ -5,12 +5,15 @@ Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the num
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minivit.data import Preprocess
 from minivit.protocol import Array
 from minivit.version import __version__
 
@@ -118,3 +121,60 @@ def write_model_card(out: str | Path, title: str, facts: dict[str, Any]) -> None
     stack = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = f"# {title}\n\n| | |\n|---|---|\n{rows}\n| software | {stack} |\n| machine | {platform.platform()} |\n"
     (Path(out) / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+
+
+def class_accuracies(labels: Array, logits: Array, classes: Sequence[str]) -> list[tuple[str, int, float]]:
+    """(name, images, accuracy) of each class that has images, from labels (n,) and logits (n, K)."""
+    table = confusion_matrix(labels, logits.argmax(axis=1), len(classes))
+    counts = table.sum(axis=1)
+    return [(name, int(n), float(table[k, k] / n)) for k, (name, n) in enumerate(zip(classes, counts)) if n]
+
+
+def hub_card(
+    title: str,
+    facts: dict[str, Any],
+    *,
+    repo_id: str,
+    license: str | None = None,
+    preprocess: Preprocess | None = None,
+    per_class: list[tuple[str, int, float]] | None = None,
+    pictures: Sequence[str] = (),
+) -> str:
+    """The text of a model card for the Hub, README.md, with the Hub's metadata in front.
+
+    Args:
+        title: its heading.
+        facts: rows of its first table.
+        repo_id: "owner/name", for the lines that load the model.
+        license: None leaves a note that there is none.
+        preprocess: how pictures become the model's input.
+        per_class: see `class_accuracies`.
+        pictures: names of image files beside the card.
+    """
+    allowed = "# no license was given: add one, such as license: mit" if license is None else f"license: {license}"
+    header = ["library_name: minivit", "pipeline_tag: image-classification", allowed]
+    header += ["tags:", "- image-classification", "- vision-transformer", "- minivit", "metrics:", "- accuracy"]
+    stack = ", ".join(f"{name} {version}" for name, version in versions().items())
+    rows = [f"| {name} | {value} |" for name, value in {**facts, "software": stack}.items()]
+    lines = ["---", *header, "---", "", f"# {title}", "", "| | |", "|---|---|", *rows, ""]
+    lines += ["## Intended use", "", "Classification of images like those it was trained on.", "", "## Limits", ""]
+    lines += [
+        "It was not tested on other images; every image gets one of its classes, also one that shows none of them."
+    ]
+    if per_class is not None:
+        total = sum(count for _, count, _ in per_class)
+        correct = sum(round(count * share) for _, count, share in per_class)
+        lines += ["", "## Accuracy", "", f"{correct / max(1, total):.2%} of {total:,} test images.", ""]
+        lines += ["| class | images | accuracy |", "|---|---|---|"]
+        lines += [f"| {name} | {count:,} | {share:.2%} |" for name, count, share in per_class]
+    if preprocess is not None:
+        lines += ["", "## Preprocessing", "", f"`{preprocess}`; `config.json` has it under timm's keys."]
+    lines += ["", "## Loading", "", "```python", "import minivit", ""]
+    lines += [
+        f"model = minivit.from_pretrained({json.dumps(repo_id)})",
+        "logits = model.predict(images)  # (B, K)",
+        "```",
+    ]
+    for name in pictures:
+        lines += ["", f"![{Path(name).stem.replace('_', ' ')}]({name})"]
+    return "\n".join([*lines, ""])

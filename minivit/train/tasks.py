@@ -11,8 +11,8 @@ import numpy as np
 
 from minivit import data
 from minivit.data.folder import ImageFolder, read_images
+from minivit.pretrained.preprocessing import pretrained_cfg
 from minivit.protocol import Array
-from minivit.sizes import pair
 from minivit.train.loop import Batches
 from minivit.train.run import fingerprint
 
@@ -55,15 +55,7 @@ class Task:
 
         The keys are timm's; `minivit.pretrained` and examples/classify_image.py read them.
         """
-        made = self.preprocess
-        cfg = {
-            "input_size": [made.channels, *pair(made.size)],
-            "mean": list(made.mean),
-            "std": list(made.std),
-            "interpolation": made.interpolation,
-            "crop_pct": made.crop,
-            "crop_mode": "squash" if made.squash else "center",
-        }
+        cfg = pretrained_cfg(self.preprocess)
         return {"num_classes": len(self.classes), "label_names": list(self.classes), "pretrained_cfg": cfg}
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -419,3 +420,71 @@ def test_the_librarys_environment_is_obeyed(fake, tmp_path):
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home")
     assert run(HF_HUB_OFFLINE="1").stdout == done.stdout
+
+
+# --- create_model(name, pretrained=True) ---
+
+
+@pytest.fixture
+def published(fake, tmp_path, monkeypatch):
+    """A model whose file the fake hub has under the name of `test_vit`, and which `from_pretrained` finds there."""
+    model = minivit.create_model("test_vit", num_classes=5, in_chans=3, img_size=32, seed=3)
+    export(model, tmp_path / "out.safetensors")
+    fake.repositories[VIT][OLD] = {
+        "model.safetensors": (tmp_path / "out.safetensors").read_bytes(),
+        "config.json": json.dumps({"num_heads": 2}).encode(),
+    }
+    monkeypatch.setattr(hub, "fetch", partial(hub.fetch, endpoint=fake.url))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_classes": 3}, {"num_classes": 0}, {"in_chans": 1, "img_size": 64}, {"dtype": "float64"}]
+)
+@pytest.mark.parametrize("name", [NAME, f"{NAME}.r160_in1k"])
+def test_a_pretrained_model_is_the_one_of_the_published_name(published, name, options):
+    said, expected = [], []
+    model = minivit.create_model(name, pretrained=True, **options, drop_path_rate=0.1, report=said.append)
+    twin = from_pretrained(name, **options, drop_path_rate=0.1, report=expected.append)
+    assert model.config == twin.config and model.config["drop_path_rate"] == 0.1 and type(model) is type(twin)
+    assert all(np.array_equal(value, twin.state_dict()[key]) for key, value in model.state_dict().items())
+    assert [line for line in said if "fetching" not in line] == expected, "the second time it is in the cache"
+    if not options:
+        assert np.array_equal(model.state_dict()["head.weight"], published.state_dict()["head.weight"])
+
+
+def test_fresh_weights_are_the_default_and_ask_nobody(published, fake):
+    fake.asked()
+    model = minivit.create_model(NAME, img_size=32)
+    assert model.num_classes == 1000 and model.config["in_chans"] == 3 and model.dtype == np.float32
+    twin = minivit.create_model(NAME, False, img_size=32, seed=0)
+    assert all(np.array_equal(value, twin.state_dict()[key]) for key, value in model.state_dict().items())
+    assert not fake.asked()
+
+
+def test_without_a_network_create_model_says_what_to_fetch_and_that_works(published, tmp_path, monkeypatch):
+    """What the message says is followed to the letter: the files, the folder, the call."""
+    url, folder = nobody(), hub.fetch(NAME, report=print)
+    held = {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json")}  # by a browser
+    monkeypatch.setattr(LIBRARY_CONSTANTS, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(hub, "fetch", partial(hub.fetch, endpoint=url))
+    with pytest.raises(CheckpointError) as caught:
+        minivit.create_model(NAME, pretrained=True)
+    said = str(caught.value)
+    for name in held:
+        assert f"{url}/{VIT}/resolve/main/{name}" in said
+    place = re.search(r"a folder such as (\S+) and call from_pretrained\('(\S+)'\)", said)
+    assert place
+    monkeypatch.chdir(tmp_path)
+    Path(place[1]).mkdir()
+    for name, content in held.items():
+        (Path(place[1]) / name).write_bytes(content)
+    by_hand, by_name = from_pretrained(place[2]), minivit.create_model(place[2], pretrained=True)
+    for model in (by_hand, by_name):
+        assert np.array_equal(model.state_dict()["head.weight"], published.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_an_unknown_name_names_the_nearest(pretrained):
+    with pytest.raises(ValueError, match="did you mean test_vit"):
+        minivit.create_model("test_vitt", pretrained=pretrained)

@@ -1,11 +1,13 @@
 """A hub of models that runs in a thread of the test: what huggingface_hub asks for, answered well or in some bad way.
 
-Used by test_hub.py, where each fault is tried.
+Used by test_hub.py, where each fault is tried, and by test_publish.py, which uploads.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 import threading
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ class FakeHub:
         self.url = f"http://127.0.0.1:{self.port}"
         self.repositories = {VIT: {OLD: files or {}}}
         self.head, self.faults, self.requests, self.refusal = OLD, {}, [], None
+        self.tokens = {"writer"}  # that may write
         self.stop = threading.Event()
 
     def asked(self):
@@ -48,8 +51,42 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": len(body), **headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
+
+    def do_POST(self):
+        """Making a repository, and a commit of its files, all of which are small enough to come with it."""
+        hub = self.server.hub
+        hub.requests.append(f"{self.command} {self.path}")
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if hub.refusal:
+            return self.reply(*hub.refusal)
+        if self.path == "/api/validate-yaml":
+            return self.reply_json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") not in hub.tokens:
+            return self.reply(403, {}, b'{"error": "this token may not write"}')
+        if self.path == "/api/repos/create":
+            asked = json.loads(content)
+            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            status = 409 if name in hub.repositories else 200
+            hub.repositories.setdefault(name, {hub.head: {}})
+            return self.reply_json({"url": f"{hub.url}/{name}", "id": name, "private": asked.get("private")}, status)
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path)
+        if not match:
+            return self.reply(404, {})
+        name, act = match.groups()
+        if act == "preupload":
+            each = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.reply_json({"files": [{"path": file["path"], **each} for file in json.loads(content)["files"]]})
+        for line in map(json.loads, content.splitlines()):
+            if line["key"] == "file":
+                file = line["value"]
+                hub.repositories[name][hub.head][file["path"]] = base64.b64decode(file["content"])
+        url = f"{hub.url}/{name}/commit/{hub.head}"
+        return self.reply_json({"commitUrl": url, "commitOid": hub.head, "success": True})
+
+    def reply_json(self, content, status=200):
+        return self.reply(status, {"Content-Type": "application/json"}, json.dumps(content).encode())
 
     def answer(self):
         hub = self.server.hub
