@@ -55,9 +55,14 @@ class once:  # lower case: it is read as the decorator `@once`
     A second call would add the same gradients twice, or use arrays that the first one overwrote, so it is a
     RuntimeError. This object forgets the function when it is called: what a part captured is freed when the part's
     back returns, so a composite that calls its parts' backs one after the other frees them one after the other.
+    `repr(back)` says whose it is, how much memory it holds, and whether it has run (minivit/nn/printing.py).
+
+    Attributes:
+        name: the class of the layer that returned it.
     """
 
-    __slots__ = ("_function", "__weakref__")
+    __slots__ = ("_function", "name", "__weakref__")
+    name: str
 
     def __init__(self, function: Back) -> None:
         self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
@@ -75,6 +80,12 @@ class once:  # lower case: it is read as the decorator `@once`
     def spent(self) -> bool:
         """Whether the backward pass has run."""
         return self._function is None
+
+    @property
+    def of(self) -> str:
+        """Whose backward pass it is: a layer's, by its class, or a function's; "" where nothing tells."""
+        function = getattr(self._function, "__qualname__", "").partition(".<locals>")[0].removesuffix(".forward")
+        return getattr(self, "name", "" if function.startswith("_") else function)
 
     @property
     def kept(self) -> list[Any]:

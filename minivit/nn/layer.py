@@ -34,7 +34,10 @@ class Layer:
     def __call__(self, x: Array, rng: Rng = None, **context: Any) -> tuple[Array, Back]:
         """y and back; `context` is for layers that need more than x, such as the mask of a window attention."""
         self.check_dtype(x)
-        return self.forward(x, rng, **context)
+        output = self.forward(x, rng, **context)
+        if isinstance(output, tuple) and output and isinstance(output[-1], once):
+            output[-1].name = type(self).__name__
+        return output
 
     def check_dtype(self, x: Array) -> None:
         """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
@@ -59,6 +62,11 @@ class Layer:
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer that has none."""
         return next((param.data.dtype for param in self.parameters().values()), None)
+
+    def __repr__(self) -> str:
+        from minivit.nn.printing import tree  # which knows the types of layers, and they are built on this file
+
+        return tree(self)
 
     # --- the tree of parts ---
 
