@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,7 @@ def test_what_differs_between_folded_layers_is_shown() -> None:
     rates = [nn.DropPath(rate) for rate in (0.0, 0.1, 0.2)]
     assert repr(nn.Sequential(*rates)) == "Sequential()\n  (0-2): 3 x DropPath(rate=0 to 0.2)"
     assert "(0-1): 2 x DropPath(rate=0 or 0.1)" in repr(nn.Sequential(*rates[:2]))
-    swin = repr(minivit.create_model("test_swin", drop_path_rate=0.1))
+    swin = repr(minivit.Swin(img_size=28, in_chans=1, embed_dim=8, depths=(2,), num_heads=(2,), window_size=2))
     assert "2 x Block(drop_path=0 or" in swin and "shift_size=(0, 0) or " in swin
 
 
@@ -205,7 +206,7 @@ def test_a_long_tree_is_elided() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vit", "test_swin", "test_swinv2", "vit_base_patch16_224", "swin_large_patch4_window7_224"]
+    "name", ["vit_base_patch16_224", "vit_base_r50_s16_224", "swin_large_patch4_window7_224", "swinv2_base_window8_256"]
 )
 def test_every_line_of_a_model_fits_and_the_whole_is_quick(name: str, weightless: None) -> None:
     model = minivit.create_model(name)
@@ -221,7 +222,7 @@ def test_every_layer_of_the_table_prints_its_size(case: Case) -> None:
     layer = case.callable(case.arguments())
     lines = repr(layer).splitlines()
     count = sum(param.size for param in layer.parameters().values())
-    assert lines[0].startswith(f"{type(layer).__name__}(") and "..." not in lines[0].removesuffix("...)")
+    assert lines[0].startswith(f"{type(layer).__name__}(") and "(...)" not in repr(layer)
     assert (f"{count:,} parameter" in lines[0]) == (count > 0)
     assert " at 0x" not in repr(layer)
 
@@ -299,10 +300,9 @@ def test_every_back_of_the_table_says_what_it_holds(case: Case) -> None:
     f = case.callable(args)
     result = f(args[0], np.random.default_rng(0)) if case.layer else f(*args)
     text = repr(result[-1])
-    assert text.startswith("<backward ") and text.endswith(", not yet run>") and "bytes" in text or "kB" in text, text
+    assert re.fullmatch(r"<backward (of [A-Za-z]\w*|function), holds [\d.]+ (bytes|kB|MB), not yet run>", text)
     if case.layer:
         assert f" of {type(f).__name__}, " in text
-    assert "_" not in text.partition(",")[0].replace(f.__name__ if not case.layer else "", "")
 
 
 @pytest.mark.parametrize(
