@@ -1,7 +1,8 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
 A layer is forward and back (`layer.py`). What cuts across layers stands in one file per concern: `counting.py` (shapes
-and multiply-adds), `kept_memory.py` (what the backs hold), `init.py` (where weights start).
+and multiply-adds), `kept_memory.py` (what the backs hold), `printing.py` (what they print), `init.py` (where weights
+start).
 """
 
 from minivit.nn.attention import Attention

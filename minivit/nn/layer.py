@@ -23,7 +23,8 @@ class Layer:
     """Base of everything with parameters. A subclass writes `forward(x, rng)`, which returns `y, back`.
 
     Its parameters and parts are found in its attributes (a Parameter, a Layer, or a list of Layers; no other
-    containers), in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`.
+    containers), in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`. `repr` shows
+    them as a tree (printing.py).
     """
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
@@ -62,11 +63,6 @@ class Layer:
     def dtype(self) -> Any:
         """The dtype of the parameters; None for a layer that has none."""
         return next((param.data.dtype for param in self.parameters().values()), None)
-
-    def __repr__(self) -> str:
-        from minivit.nn.printing import tree  # which knows the types of layers, and they are built on this file
-
-        return tree(self)
 
     # --- the tree of parts ---
 

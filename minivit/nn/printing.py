@@ -295,9 +295,6 @@ def back_text(back: once) -> str:
     return without_errors(lambda: f"<{whose}, holds {bytes_text(kept_bytes(back))}, not yet run>", f"<{whose}>")
 
 
-once.__repr__ = back_text  # type: ignore[assignment]  # protocol.py stands below all that counts memory
-
-
 def bytes_text(count: int) -> str:
     """A number of bytes in kB, MB or GB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -312,3 +309,8 @@ def without_errors(text: Callable[[], Any], otherwise: Any) -> Any:
         return text()
     except Exception:
         return otherwise
+
+
+# set here, because the files of these classes stand below those that this one reads
+Layer.__repr__ = tree  # type: ignore[assignment]
+once.__repr__ = back_text  # type: ignore[assignment]
