@@ -30,7 +30,7 @@ CHAPTERS = {
     "Fast implementations, and the choice between them and formulas": ("fast", "fast/numpy", "fast/cupy"),
     "Layers": ("nn",),
     "Gradient checks": ("gradcheck.py", "strategies.py"),
-    "Models": ("models", "summary.py"),
+    "Models": ("models", "tables.py", "summary.py"),
     "Training": ("optim", "parallel.py"),
     "Files": ("io",),
     "Data": ("data",),

@@ -71,6 +71,10 @@ class DataParallel:
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
 
+    def __repr__(self) -> str:
+        shards = "" if self.shards is None else f", shards={self.shards}"
+        return f"DataParallel({type(self.model).__name__}, threads={self.threads}{shards})"
+
     def loss_and_grad(
         self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
     ) -> float:
@@ -217,6 +221,9 @@ class CapturedStep:
             raise ValueError('a step is captured on a GPU: move the model there by minivit.to_device(model, "gpu")')
         self._graphs: dict[Any, Any] = {}
         self._data: list[Array] = []
+
+    def __repr__(self) -> str:
+        return f"CapturedStep({type(self.model).__name__}, graphs={len(self._graphs)})"
 
     def loss_and_grad(
         self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any

@@ -55,20 +55,25 @@ class once:  # lower case: it is read as the decorator `@once`
     A second call would add the same gradients twice, or use arrays that the first one overwrote, so it is a
     RuntimeError. This object forgets the function when it is called: what a part captured is freed when the part's
     back returns, so a composite that calls its parts' backs one after the other frees them one after the other.
+    `repr(back)` says whose it is, how much memory it holds, and whether it has run (minivit/nn/printing.py).
+
+    Attributes:
+        name: the class of the layer, or the function, that returned it; "" where nothing tells.
     """
 
-    __slots__ = ("_check", "_function", "__weakref__")
+    __slots__ = ("_check", "_function", "name", "__weakref__")
 
     def __init__(self, function: Back) -> None:
         self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
         self._check: Callable[..., None] | None = None
+        self.name = ""
 
-    def expect(self, check: Callable[..., None]) -> None:
-        """Let `check(*gradients)` refuse a dy that does not fit, before anything runs or is freed."""
-        self._check = check
+    def belong_to(self, name: str, check: Callable[..., None]) -> None:
+        """Tell whose backward pass it is; `check(*gradients)` refuses a dy that does not fit, before anything runs."""
+        self.name, self._check = name, (None if self._function is _nothing_kept else check)
 
     def __call__(self, *gradients: Any, **named: Any) -> Any:
-        if self._check is not None and self._function not in (None, _nothing_kept):
+        if self._check is not None and self._function is not None:
             self._check(*gradients, *named.values())
         function, self._function = self._function, None
         if function is None:

@@ -6,6 +6,7 @@ the stage's `back` really holds.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 from minivit.device import array_module
 from minivit.nn import multiply_adds
 from minivit.nn.kept_memory import Kept
+from minivit.tables import aligned, html
+
+_HEAD = ("stage", "layer", "output", "parameters", "MACs forward", "MACs backward", "kept")
+_LEFT = (0, 1, 2)  # words; numbers are flush right
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Row:
     kept_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """The rows and their sums; `published_macs` counts every token in every block, as papers do."""
 
@@ -52,30 +57,36 @@ class Summary:
         return sum(row.kept_bytes for row in self.rows)
 
     def __str__(self) -> str:
-        head = ("stage", "layer", "output", "parameters", "MACs forward", "MACs backward", "kept")
+        head, *lines, total = aligned([_HEAD, *self._cells()], _LEFT)
+        rule = "-" * len(head)
+        return "\n".join([head, rule, *lines, rule, total, *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html(_HEAD, self._cells(), _LEFT, note=" ".join(self._notes()))
+
+    def _cells(self) -> list[tuple[str, ...]]:
         total = Row("total", "", (), self.parameters, self.macs, self.backward_macs, self.kept_bytes)
-        cells = [head] + [_cells(row) for row in [*self.rows, total]]
-        widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-        lines = [
-            "  ".join(_align(cell, width, i) for i, (cell, width) in enumerate(zip(line, widths))) for line in cells
+        return [_cells(row) for row in [*self.rows, total]]
+
+    def _notes(self) -> list[str]:
+        if self.published_macs == self.macs:
+            return []
+        return [
+            f"With every token in the last block, as papers count: {self.published_macs:,} MACs forward "
+            f"({self.published_macs / 1e9:.2f} G). The head reads no other token, so minivit skips them."
         ]
-        rule = "-" * len(lines[0])
-        text = "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
-        if self.published_macs != self.macs:
-            text += (
-                f"\nWith every token in the last block, as papers count: {self.published_macs:,} MACs forward "
-                f"({self.published_macs / 1e9:.2f} G). The head reads no other token, so minivit skips them."
-            )
-        return text
 
 
-def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet: bool = False) -> Summary:
+def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet: bool | None = None) -> Summary:
     """Run one image through the model and print a table of its stages; returns it.
 
     Args:
         model: a ViT, Swin or any other model.
         img_size: int or (H, W); the size that the model was built for by default.
-        quiet: return the table without printing it.
+        quiet: return the table without printing it. None does so in notebooks and other interactive sessions, which
+            show what a line returns.
     """
     size = model.config["img_size"] if img_size is None else img_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -93,7 +104,7 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
         # a product y = x W^T costs as much again for dx and for dW
         rows.append(Row(name, type(stage).__name__, x.shape, count, macs, 2 * macs, kept.add(back)))
     table = Summary(rows, _multiply_adds(model, shape))
-    if not quiet:
+    if not (hasattr(sys, "ps1") if quiet is None else quiet):
         print(table)
     return table
 
@@ -110,7 +121,3 @@ def _cells(row: Row) -> tuple[str, ...]:
     shape = "x".join(map(str, row.shape[1:])) or ("" if not row.shape else str(prod(row.shape)))
     kept = f"{row.kept_bytes / 1024:,.1f} KiB"
     return row.name, row.kind, shape, f"{row.parameters:,}", f"{row.macs:,}", f"{row.backward_macs:,}", kept
-
-
-def _align(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 3 else cell.rjust(width)

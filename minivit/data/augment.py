@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,12 +38,32 @@ def chain(*functions: ImageFunction, mix: Augment | None = None) -> Augment:
               mix=partial(mixup, num_classes=10))
     """
 
-    def augment(images: Array, labels: Array, rng: Rng) -> tuple[Array, Array]:
-        for function in functions:
-            images = function(images, rng)
-        return (images, labels) if mix is None else mix(images, labels, rng)
+    return _Chain(functions, mix)
 
-    return augment
+
+@dataclass(frozen=True, repr=False)
+class _Chain:
+    """What `chain` makes; it prints as the call that made it."""
+
+    functions: tuple[ImageFunction, ...]
+    mix: Augment | None
+
+    def __call__(self, images: Array, labels: Array, rng: Rng) -> tuple[Array, Array]:
+        for function in self.functions:
+            images = function(images, rng)
+        return (images, labels) if self.mix is None else self.mix(images, labels, rng)
+
+    def __repr__(self) -> str:
+        mix = [] if self.mix is None else [f"mix={_call_text(self.mix)}"]
+        return f"chain({', '.join([*map(_call_text, self.functions), *mix])})"
+
+
+def _call_text(function: Any) -> str:
+    """A function by its name, a partial one with its arguments, anything else as it prints."""
+    if not isinstance(function, partial):
+        return getattr(function, "__name__", repr(function))
+    named = [f"{name}={value!r}" for name, value in function.keywords.items()]
+    return f"{_call_text(function.func)}({', '.join([*map(repr, function.args), *named])})"
 
 
 def shift(images: Array, rng: Rng, max_shift: int = 2, fill: float = 0.0) -> Array:

@@ -27,7 +27,7 @@ Read = Callable[[Path], Array]  # path -> (C, H, W), such as a Preprocess
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # Pillow reads them all
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageFolder:
     """Labelled images that lie in files.
 
@@ -45,6 +45,9 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"ImageFolder({str(self.folder)!r}, {len(self):,} images of {len(self.classes)} classes)"
 
     @property
     def paths(self) -> NDArray[np.str_]:

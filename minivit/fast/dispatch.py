@@ -80,7 +80,7 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
                 check_array(name, first, args[0])
             raise
         if isinstance(result, tuple) and isinstance(result[-1], once):
-            result[-1].expect(gradient_check(name, result[0]))
+            result[-1].belong_to(name, gradient_check(name, result[0]))
         return result
 
     function.plain = formula  # type: ignore[attr-defined]

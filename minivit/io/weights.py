@@ -43,7 +43,7 @@ class Weights:
     """
 
     path: Path
-    arrays: dict[str, Array]
+    arrays: dict[str, Array] = field(repr=False)
     content: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     config_fault: str | None = None

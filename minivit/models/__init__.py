@@ -4,7 +4,7 @@
 `configs.py` the published sizes by name.
 """
 
-from minivit.models import counting as _counting  # noqa: F401  # registers what the models' own layers cost
+from minivit.models import counting as _counting, printing as _printing  # noqa: F401  # register what the layers here cost and say
 from minivit.models.configs import MODELS, create_model, list_models
 from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2

@@ -1,7 +1,8 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
 A layer is forward and back (`layer.py`). What cuts across layers stands in one file per concern: `counting.py` (shapes
-and multiply-adds), `kept_memory.py` (what the backs hold), `init.py` (where weights start).
+and multiply-adds), `kept_memory.py` (what the backs hold), `printing.py` (what they print), `init.py` (where weights
+start).
 """
 
 from minivit.nn.attention import Attention
@@ -30,6 +31,7 @@ from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.patch_merging import PatchMerging
 from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minivit.nn.position_bias import ContinuousPositionBias, RelativePositionBias
+from minivit.nn.printing import tree as _tree  # noqa: F401  # gives backward functions their repr
 from minivit.nn.recompute import Recompute
 from minivit.nn.window_attention import CosineWindowAttention, ShiftedWindows, WindowAttention
 from minivit.renamed import old_names

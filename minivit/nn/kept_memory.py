@@ -1,18 +1,18 @@
 """How much memory the backs of a forward pass hold, each block of it counted once, for the first that holds it.
 
-Summaries and traces print it, and `minivit/parallel.py` plans with it.
+Summaries and traces print it, a back itself says it, and `minivit/parallel.py` plans with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from minivit.device import array_module, owner
 from minivit.nn.layer import Layer
-from minivit.nn.parameter import Parameter
+from minivit.nn.parameter import Buffer
 from minivit.protocol import Array, once
 
 
@@ -28,18 +28,42 @@ class Kept:
 
     def add(self, back: Any) -> int:
         """Bytes of the blocks that this back holds, itself or in the backs of its parts, and none before it."""
-        if id(back) in self._met or isinstance(back, (Layer, Parameter)):
-            return 0
-        if isinstance(back, np.ndarray) or array_module(back) is not np:
-            whole = owner(back)
-            known = id(whole) in self._met
-            self._met.add(id(whole))
-            return 0 if known else int(whole.nbytes)
-        self._met.add(id(back))
-        if isinstance(back, once):
-            inside = back.kept
-        elif isinstance(back, (list, tuple)):
-            inside = list(back)
+        return sum(int(thing.nbytes) for thing in held(back, self._met) if not isinstance(thing, (Layer, Buffer)))
+
+
+def kept_bytes(back: Any) -> int:
+    """Bytes that a back holds beside the parameters that it adds gradients to, and beside the constants of layers."""
+    ignored: list[Array] = []
+    for thing in held(back, set()):
+        if isinstance(thing, Layer):
+            ignored += [*(each.data for each in thing.state().values()), *thing.constants()]
+        elif isinstance(thing, Buffer):
+            ignored.append(thing.data)
+    return Kept(ignored).add(back)
+
+
+def held(back: Any, met: set[int]) -> Iterator[Any]:
+    """The layers, the parameters and the arrays, each as the owner of its memory, that a back or its parts' backs hold.
+
+    What is in `met` by its id is left out, and what is found is added.
+    """
+    waiting = [back]
+    while waiting:
+        thing = waiting.pop()
+        array = isinstance(thing, np.ndarray) or array_module(thing) is not np
+        thing = owner(thing) if array else thing
+        if id(thing) in met:
+            continue
+        met.add(id(thing))
+        if array or isinstance(thing, (Layer, Buffer)):
+            yield thing
         else:
-            inside = [cell.cell_contents for cell in getattr(back, "__closure__", None) or ()]
-        return sum(self.add(each) for each in inside)
+            waiting += _inside(thing)
+
+
+def _inside(thing: Any) -> list[Any]:
+    if isinstance(thing, once):
+        return thing.kept
+    if isinstance(thing, (list, tuple)):
+        return list(thing)
+    return [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]

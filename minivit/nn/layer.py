@@ -25,7 +25,8 @@ class Layer:
     """Base of everything with parameters. A subclass writes `forward(x, rng)`, which returns `y, back`.
 
     Its parameters and parts are found in its attributes (a Parameter, a Layer, or a list of Layers; no other
-    containers), in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`.
+    containers), in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`. `repr` shows
+    them as a tree (printing.py).
     """
 
     names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
@@ -45,7 +46,7 @@ class Layer:
             )
         y, back = output
         if isinstance(back, once):
-            back.expect(gradient_check(type(self).__name__, y))
+            back.belong_to(name := type(self).__name__, gradient_check(name, y))
         return y, back
 
     def check_input(self, x: Array) -> None:

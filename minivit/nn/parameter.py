@@ -6,6 +6,7 @@ Buffers are the arrays of a layer that are saved with it and not learned.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,15 @@ class Buffer:
         return data
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(shape={self.shape}, dtype={self._data.dtype})"
+        return f"{type(self).__name__}({', '.join(self._words())})"
+
+    def _words(self) -> list[str]:
+        """What `repr` says."""
+        data: Any = self._data
+        if not hasattr(data, "dtype"):
+            return [f"no array but a {type(data).__name__}"]
+        on_gpu = [] if array_module(data) is np else [f"device='cuda:{data.device.id}'"]
+        return [f"shape={data.shape}", f"dtype={data.dtype}", *on_gpu]
 
 
 class Parameter(Buffer):
@@ -67,6 +76,9 @@ class Parameter(Buffer):
     def __init__(self, data: Array) -> None:
         super().__init__(data)
         self.grad: Array | None = None
+
+    def _words(self) -> list[str]:
+        return [*super()._words(), "no gradient" if self.grad is None else "with gradient"]
 
     def accumulate(self, grad: Array, fresh: bool = False) -> None:
         """grad is added to `.grad`: the only place where gradients accumulate, and always by addition.
@@ -98,6 +110,9 @@ class _Rows(Parameter):
     def __init__(self, whole: Parameter, start: int, stop: int) -> None:
         super().__init__(whole.data[start:stop])
         self._whole, self._part = whole, slice(start, stop)
+
+    def _words(self) -> list[str]:
+        return [*super()._words(), "no gradient" if self.grad is None else "with gradient"]
 
     def accumulate(self, grad: Array, fresh: bool = False) -> None:
         whole = self._whole

@@ -44,6 +44,9 @@ class BlockAttention(NamedTuple):
     weights: Array
     values: Array
 
+    def __repr__(self) -> str:
+        return f"BlockAttention({self.name!r}, weights {self.weights.shape}, values {self.values.shape})"
+
 
 def attention_weights(model: Model, images: Array) -> list[BlockAttention]:
     """The attention of every block, for images (B, C, H, W) of the model's dtype.

@@ -19,6 +19,7 @@ from minivit.nn.kept_memory import Kept
 from minivit.observe.formulas import formula
 from minivit.observe.hooks import Location, Run, watched
 from minivit.protocol import Array, Back, Rng, once
+from minivit.tables import Cells, aligned, html
 
 _WIDEST = 120  # characters of a table
 _FORWARD = ("part", "layer", "in", "out", "|y|", "kept KiB", "formula")
@@ -65,7 +66,7 @@ class Row:
     parts: list[Row] = field(default_factory=list, repr=False)
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """What a step did.
 
@@ -82,8 +83,8 @@ class Trace:
     backward: list[Row]
     loss: float
     logits: Array
-    gradients: dict[str, Array] = field(repr=False)
-    dx: Array | None = field(repr=False)
+    gradients: dict[str, Array]
+    dx: Array | None
 
     def __getitem__(self, name: str) -> Row:
         """The first row of a name."""
@@ -101,16 +102,32 @@ class Trace:
 
     def table(self, depth: int | None = None) -> str:
         """Both passes as text, down to parts of this depth (None: all), in lines of at most 120 characters."""
-        shown = [[row for row in rows if depth is None or row.depth <= depth] for rows in (self.rows, self.backward)]
-        end = f"loss {self.loss:.6g}; between the passes {self.kept / 1024:,.1f} KiB are kept"
-        forward = _table(_FORWARD, [_forward_cells(row) for row in shown[0]], left=(0, 1, 2, 3, 6))
-        backward = _table(_BACKWARD, [_backward_cells(row) for row in shown[1]], left=(0, 1))
-        return "\n".join(
-            ["forward, from top to bottom", *forward, "", "backward, as the backs run", *backward, "", end]
-        )
+        lines: list[str] = []
+        for title, head, rows, left in self._tables(depth):
+            lines += [title, *_table(head, rows, left), ""]
+        return "\n".join([*lines, self._end()])
 
     def __str__(self) -> str:
         return self.table()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        tables = [html(head, rows, left, title=title) for title, head, rows, left in self._tables()]
+        return f"{''.join(tables)}<p>{self._end()}</p>"
+
+    def _tables(self, depth: int | None = None) -> list[tuple[str, Cells, list[Cells], tuple[int, ...]]]:
+        """Title, head, rows, and the columns of words, of both passes."""
+        rows, backward = (
+            [row for row in rows if depth is None or row.depth <= depth] for rows in (self.rows, self.backward)
+        )
+        return [
+            ("forward, from top to bottom", _FORWARD, [_forward_cells(row) for row in rows], (0, 1, 2, 3, 6)),
+            ("backward, as the backs run", _BACKWARD, [_backward_cells(row) for row in backward], (0, 1)),
+        ]
+
+    def _end(self) -> str:
+        return f"loss {self.loss:.6g}; between the passes {self.kept / 1024:,.1f} KiB are kept"
 
 
 def trace(
@@ -278,15 +295,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _table(head: tuple[str, ...], lines: list[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
-    """Columns two blanks apart under a rule; what would pass the last column is cut."""
-    widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
-
-    def joined(line: tuple[str, ...]) -> str:
-        places = enumerate(zip(line, widths))
-        cells = [cell.ljust(width) if location in left else cell.rjust(width) for location, (cell, width) in places]
-        return "  ".join(cells).rstrip()
-
-    text = [joined(line) for line in [head, *lines]]
-    text = [line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..." for line in text]
-    return [text[0], "-" * max(map(len, text)), *text[1:]]
+def _table(head: Cells, rows: list[Cells], left: tuple[int, ...]) -> list[str]:
+    """A table as lines under a rule; what would pass the last column is cut."""
+    lines = [line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..." for line in aligned([head, *rows], left)]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

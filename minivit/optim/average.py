@@ -22,6 +22,9 @@ class ModelEma:
         self.model, self.decay, self.steps = model, decay, 0
         self.average = model.state_dict()
 
+    def __repr__(self) -> str:
+        return f"ModelEma({type(self.model).__name__}, decay={self.decay}, steps={self.steps})"
+
     def update(self) -> None:
         """Take the model's present weights into the average."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))

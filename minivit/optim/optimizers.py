@@ -15,6 +15,7 @@ from minivit.device import array_module
 from minivit.fast.dispatch import accelerated
 from minivit.fast.threads import usable_cores
 from minivit.nn.parameter import Parameter
+from minivit.nn.printing import arguments_of, settings_of, settings_text, without_errors
 from minivit.protocol import Array
 
 Params = dict[str, Parameter]
@@ -83,6 +84,17 @@ class Optimizer:
 
     def _lr_of(self, name: str) -> float:
         return self.lr * self.lr_scale.get(name, 1.0)
+
+    def __repr__(self) -> str:
+        return without_errors(self._text, f"{type(self).__name__}(...)")
+
+    def _text(self) -> str:
+        rates = {"lr": self.lr, "weight_decay": self.weight_decay}
+        others = {name: value for name, value in settings_of(self).items() if name not in (*rates, "threads")}
+        groups = len({(self._lr_of(name), self._decay_of(name)) for name in self.params})
+        count = f"{len(self.params)} parameters in {groups} group{'s' if groups > 1 else ''}"
+        words = settings_text([rates], dict.fromkeys(rates, ...)) + settings_text([others], arguments_of(type(self)))
+        return f"{type(self).__name__}({', '.join([*words, count])})"
 
     def _moments(self) -> dict[str, Array]:
         """The arrays that the optimizer remembers, by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minivit.io.safetensors import CheckpointError
@@ -34,13 +34,13 @@ class Recognized:
         left_out: names of what stands beside the model, such as a loss's weights or a counter.
     """
 
-    weights: Weights
+    weights: Weights = field(repr=False)
     path: Path
     source: str
     model: str
-    layout: Layout | None
-    arrays: dict[str, Array]
-    buffers: dict[str, Array]
+    layout: Layout | None = field(repr=False)
+    arrays: dict[str, Array] = field(repr=False)
+    buffers: dict[str, Array] = field(repr=False)
     unknown: list[str]
     left_out: list[str]
 

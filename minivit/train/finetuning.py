@@ -73,6 +73,9 @@ class Best:
         self.score, self.epoch = -1.0, 0
         self.weights = model.state_dict()
 
+    def __repr__(self) -> str:
+        return f"Best({type(self.model).__name__}, keep={self.keep!r}, epoch={self.epoch}, score={self.score:.4g})"
+
     def offer(self, score: float, epoch: int) -> None:
         """Copy the model's present weights if their score is at least as good, or if `keep` is "last"."""
         if score >= self.score or self.keep == "last":

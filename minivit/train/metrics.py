@@ -28,6 +28,9 @@ class CountingLoss:
             self._correct += correct
         return F.softmax_cross_entropy(logits, labels, **options)
 
+    def __repr__(self) -> str:
+        return f"CountingLoss({self._correct} correct)"
+
     def take_correct(self) -> int:
         """The number of correct predictions since the last call."""
         with self._lock:

@@ -102,6 +102,9 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         self.save()  # so that a run that is killed at once can be resumed too
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.out)!r}, epoch={self.epoch}, position={self.position}, iteration={self.iteration})"
+
     # --- the loops ---
 
     def epochs(self, total: int) -> Iterator[int]:

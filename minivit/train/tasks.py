@@ -24,7 +24,7 @@ class Part(NamedTuple):
     labels: Array
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """Labeled images: to train on, to watch the run with, and to test with.
 
@@ -49,6 +49,11 @@ class Task:
     prepare: Callable[[Array], Array]
     batches: Callable[..., Batches]
     fingerprint: str
+
+    def __repr__(self) -> str:
+        test = "" if self.test is None else f", {len(self.test.labels):,} test"
+        parts = f"{len(self.learn.labels):,} training, {len(self.held_out.labels):,} held-out{test}"
+        return f"Task({self.source!r}, {parts} images of {len(self.classes)} classes)"
 
     def config(self) -> dict[str, Any]:
         """The content of a config.json beside the weights: the names of the classes and the preprocessing of pictures.
