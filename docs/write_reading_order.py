@@ -22,6 +22,7 @@ CHAPTERS = {
         "sizes.py",
         "device.py",
         "random.py",
+        "fork.py",
         "renamed.py",
         "version.py",
     ),

@@ -6,7 +6,7 @@ call on two threads cannot.
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,7 @@ from minivit.device import array_module
 from minivit.fast.blas import limit_threads
 from minivit.fast.memory import keep_freed_memory
 from minivit.fast.threads import at_most, in_threads, usable_cores
+from minivit.fork import Lock, at_fork
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, Rng
@@ -30,7 +31,7 @@ Loss = Callable[..., Any]
 _WORTH_A_SHARD = 500_000_000
 
 
-_adding = threading.Lock()  # two objects may share a model, whose gradients one of them at a time adds to
+_adding = Lock()  # two objects may share a model, whose gradients one of them at a time adds to
 
 
 class DataParallel:
@@ -64,10 +65,11 @@ class DataParallel:
             raise ValueError(f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
-        self._turn = threading.Lock()  # the replicas serve one call at a time
+        self._turn = Lock()  # the replicas serve one call at a time
         self._planned: dict[tuple[int, ...], int] = {}  # shards by the shape of a batch
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
+        _in_use.add(self)
 
     def loss_and_grad(
         self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
@@ -109,10 +111,14 @@ class DataParallel:
                 with _adding:
                     self._add_gradients(count)
             finally:
-                for params in self._replica_params:
-                    for param in params:
-                        param.grad = None
+                self.forget_shards()
         return sum(losses)
+
+    def forget_shards(self) -> None:
+        """Drop the gradients of the shards: after each step, and of another thread's step in a forked child."""
+        for params in self._replica_params:
+            for param in params:
+                param.grad = None
 
     def _shards_for(self, images: Array) -> int:
         """As many as were asked for; else one for each thread, or a multiple of that which needs least memory.
@@ -162,6 +168,18 @@ class DataParallel:
         """The logits (B, K): `model.predict` on parts of at most `batch_size` images, with this object's threads."""
         with at_most(self.threads):
             return self.model.predict(images, batch_size)
+
+
+_in_use: weakref.WeakSet[DataParallel] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for step in list(_in_use):
+        if not step._turn.is_mine:
+            step.forget_shards()
+
+
+at_fork(_forget_in_child)
 
 
 class CapturedStep:
