@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minivit.io.atomic import write_atomically
 from minivit.protocol import Array
 from minivit.version import __version__
 
@@ -117,4 +118,4 @@ def write_model_card(out: str | Path, title: str, facts: dict[str, Any]) -> None
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     stack = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = f"# {title}\n\n| | |\n|---|---|\n{rows}\n| software | {stack} |\n| machine | {platform.platform()} |\n"
-    (Path(out) / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    write_atomically(Path(out) / "MODEL_CARD.md", text.encode("utf-8", "backslashreplace"))
