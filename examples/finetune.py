@@ -28,6 +28,7 @@ from minivit.models import Model
 from minivit.pretrained.preprocessing import preprocessing
 from minivit.train import command_line, report
 from minivit.train.finetuning import Recipe, fine_tune, head_names, overview, usual_lr
+from minivit.train.folder import original, refuse_among_classes
 from minivit.train.tasks import Task, folder_task, mnist_task
 
 
@@ -76,6 +77,7 @@ def model_and_task(args: argparse.Namespace) -> tuple[Model, Task]:
         task = mnist_task(mnist, args.limit, args.seed)
         return make_model(args, len(task.classes), mnist=True), task
     pictures, held_out = split_folder(args.data)
+    refuse_among_classes(args.out, pictures.folder, held_out.folder)
     model = make_model(args, len(pictures.classes), mnist=False)
     preprocess = preprocessing(args.weights, model) if args.weights else data.Preprocess(model.config["img_size"])
     return model, folder_task(pictures, held_out, preprocess, args.limit, args.seed)
@@ -83,6 +85,8 @@ def model_and_task(args: argparse.Namespace) -> tuple[Model, Task]:
 
 def main(args: argparse.Namespace) -> None:
     """Fine-tune, and write model, config.json, metrics and model card to args.out."""
+    if args.weights and args.resume:
+        args.weights = original(args.weights, args.out)
     model, task = model_and_task(args)
     layer_decay = Recipe.layer_decay if args.weights else 1.0  # random weights have no features to preserve
     recipe = Recipe(lr=usual_lr(model), layer_decay=layer_decay)

@@ -2,8 +2,8 @@
 
     python examples/train_mnist_swin.py                    # finds MNIST, trains for less than ten minutes
 
-Ctrl-C completes the step, saves, and prints the command that continues; after a kill, `--resume` continues from the
-last checkpoint. explain_swin.py shows what the windows, shifts and masks of this model look like.
+Ctrl-C or SIGTERM completes the step, saves, and prints the command that continues; after a kill, `--resume` continues
+from the last checkpoint. explain_swin.py shows what the windows, shifts and masks of this model look like.
 """
 
 from __future__ import annotations

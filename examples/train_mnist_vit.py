@@ -4,8 +4,8 @@
     python examples/train_mnist_vit.py --model hybrid      # tokens from the feature map of a small ResNet
     python examples/train_mnist_vit.py --preset accurate   # 99.3 % and more, in a quarter of an hour and more
 
-Ctrl-C completes the step, saves, and prints the command that continues; after a kill, `--resume` continues from the
-last checkpoint. In both cases the final result is bit-identical.
+Ctrl-C or SIGTERM completes the step, saves, and prints the command that continues; after a kill, `--resume` continues
+from the last checkpoint. In both cases the final result is bit-identical.
 """
 
 from __future__ import annotations

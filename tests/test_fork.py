@@ -126,7 +126,8 @@ for lock in (parallel._adding, step._turn, map_norm._turn, loss._lock, dispatch.
         print(lock, code)
     leave.set()
 
-# a fork waits for the holders of BLAS's number, but not forever; what other threads had changed for as long as they work is as it was before: BLAS's threads, and the mode
+# a fork waits for the holders of BLAS's number, but not forever
+# what other threads had changed for as long as they work is as it was before: BLAS's threads, and the mode
 from threadpoolctl import threadpool_info
 def blas_threads():
     return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]

@@ -74,7 +74,7 @@ class FolderLock:
                 self._file = None
                 self._take()
             with contextlib.suppress(OSError):
-                os.utime(self._file)
+                os.utime(self.path)
 
     def release(self) -> None:
         with _turn:

@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+_POSIX = os.name == "posix"
+
 
 class Process(NamedTuple):
     """A process, as a file may name it.
@@ -46,7 +48,7 @@ def has_ended(process: Process) -> bool | None:
             return None
         if here.boot and process.boot:
             return True  # the machine was restarted since
-    if here.space != process.space or os.name != "posix":
+    if here.space != process.space or not _POSIX:
         return None  # on Windows os.kill would be no question but the end of the process
     return not _is_running(process)
 

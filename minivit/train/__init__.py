@@ -4,9 +4,9 @@
 function. `finetuning.py` and `tasks.py` train a model for another task, `report.py` makes pictures and a model card.
 """
 
+from minivit.train.folder import CHECKPOINT, resumable
 from minivit.train.loop import fit
 from minivit.train.metrics import CountingLoss, accuracy
-from minivit.train.folder import CHECKPOINT, resumable
 from minivit.train.run import METRICS, Run, fingerprint, noise_generator
 
 __all__ = [

@@ -112,6 +112,25 @@ def keep_earlier(out: Path) -> Path | None:
     return out.with_name(kept.name) if out.name == home.name else kept
 
 
+def original(path: str, out: str | Path) -> str:
+    """Where an input of a resumed run is now: what an earlier run had left in the folder was moved when it began."""
+    home = Path(os.path.realpath(out))
+    inside = Path(os.path.realpath(path))
+    if not resumable(home) or not inside.is_relative_to(home):
+        return path
+    _, content, _ = load_checkpoint(home, lambda text: None)
+    moved = home.with_name(content.get("earlier") or home.name) / inside.relative_to(home)
+    return str(moved) if moved.exists() else path
+
+
+def refuse_among_classes(out: str | Path, *folders: Path) -> None:
+    """ValueError if a run in `out` would lie within a folder of classes: the next reader would take it for one."""
+    home = Path(os.path.realpath(out))
+    for folder in map(os.path.realpath, folders):
+        if Path(folder) in home.parents:
+            raise ValueError(f"--out {out} lies within {folder}, among the classes: choose a folder outside of it")
+
+
 def _cannot_move(out: Path, kept: Path, error: OSError) -> OSError:
     return OSError(
         f"the earlier run in {out} cannot be moved to {kept} ({error.strerror}): choose another --out, or continue it "

@@ -99,6 +99,7 @@ class Run:
         self.epoch = self.position = self.iteration = 0
         self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
+        self._earlier: str | None = None  # the folder, beside this one, with what an earlier run had left here
         self._interrupt = StopLater()
         self._saved = time.monotonic()
         self._clear()
@@ -111,6 +112,7 @@ class Run:
         else:
             kept = keep_earlier(self.out)
             if kept is not None:
+                self._earlier = kept.name
                 self._say(f"kept the earlier run as {kept}")
             self.save()  # so that a run that is killed at once can be resumed too
 
@@ -247,6 +249,8 @@ class Run:
         within = [self._loss, self._correct, self._images, self._seconds]
         place = {"epoch": self.epoch, "position": self.position, "step": self.iteration, "within": within}
         content = {"settings": self.settings, "history": self.history, "numbers": numbers, **place}
+        if self._earlier is not None:
+            content["earlier"] = self._earlier
         save_checkpoint(self.out, arrays, content)
         self._saved = time.monotonic()
 
@@ -269,6 +273,7 @@ class Run:
         self.epoch, self.position, self.iteration = content["epoch"], content["position"], content["step"]
         self._loss, self._correct, self._images, self._seconds = content["within"]
         self.history = content["history"]
+        self._earlier = content.get("earlier")
         if path.name != CHECKPOINT:
             fall_back(self.out)
         self._say(f"resumed {path} in {self._place()}")
