@@ -133,7 +133,7 @@ def test_only_two_places_import_cupy_and_nobody_imports_torch(file):
 
 
 FLOORS = [
-    {"protocol", "version", "renamed", "sizes"},
+    {"protocol", "version", "renamed", "sizes", "fork"},
     {"device"},
     {"random"},
     {"io"},
