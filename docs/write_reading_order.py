@@ -23,6 +23,7 @@ CHAPTERS = {
         "sizes.py",
         "device.py",
         "random.py",
+        "fork.py",
         "renamed.py",
         "version.py",
     ),

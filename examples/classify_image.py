@@ -23,6 +23,7 @@ from minivit.models import ViT
 from minivit.pretrained import from_pretrained, hub
 from minivit.pretrained.preprocessing import preprocessing
 from minivit.pretrained.recognition import recognize
+from minivit.train import command_line
 
 
 def load(args):
@@ -90,7 +91,9 @@ def arguments():
     parser.add_argument("--explain", metavar="OUT.png", help="draw the explanation of the prediction (.png or .svg)")
     parser.add_argument("--class", dest="class_number", type=int, metavar="N", help="Grad-CAM's (default: predicted)")
     parser.add_argument("--block", type=int, default=-1, help="Grad-CAM's: the map that enters it (default: the last)")
-    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default: 5)")
+    parser.add_argument(
+        "--top", type=command_line.at_least(1), default=5, help="how many classes to print (default: 5)"
+    )
     parser.add_argument("--invert", action="store_true", help="invert light and dark: MNIST's digits are light")
     parser.add_argument("--profile", help="compute as this project does (default: the one that wrote FILE)")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -99,10 +102,4 @@ def arguments():
 
 
 if __name__ == "__main__":
-    args = arguments()
-    try:
-        main(args)
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        if args.debug:
-            raise
-        raise SystemExit(f"error: {error}") from None
+    command_line.run(main, arguments())

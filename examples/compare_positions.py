@@ -222,11 +222,17 @@ def arguments() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order of the images")
-    parser.add_argument("--epochs", type=int, help=f"over the images (default: {Recipe.epochs})")
-    parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak learning rate")
+    parser.add_argument(
+        "--seeds",
+        type=command_line.at_least(0),
+        nargs="+",
+        default=[0, 1, 2],
+        help="of weights and order of the images",
+    )
+    parser.add_argument("--epochs", type=command_line.at_least(1), help=f"over the images (default: {Recipe.epochs})")
+    parser.add_argument("--lr", type=command_line.above_zero, default=Recipe.lr, help="peak learning rate")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=" ".join(KINDS))
-    parser.add_argument("--threads", type=int, default=1, help="1 by default: the model is small")
+    parser.add_argument("--threads", type=command_line.at_least(1), default=1, help="1 by default: the model is small")
     parser.add_argument("--json", type=Path, help="keep each score in this file; scores in it are not run again")
     parser.add_argument("--quick", action="store_true", help="one epoch over 1,280 images, to see whether it runs")
     parser.add_argument("--figure", type=Path, help="draw the picture into this file")

@@ -23,10 +23,12 @@ from train_mnist_vit import QUICK
 import minivit
 from minivit import data, optim
 from minivit.data.folder import split_folder
+from minivit.io.atomic import write_atomically
 from minivit.models import Model
 from minivit.pretrained.preprocessing import preprocessing
 from minivit.train import command_line, report
 from minivit.train.finetuning import Recipe, fine_tune, head_names, overview, usual_lr
+from minivit.train.folder import original, refuse_among_classes
 from minivit.train.tasks import Task, folder_task, mnist_task
 
 
@@ -37,10 +39,14 @@ def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__, data=images, out="runs/finetune", limit=limit)
     parser.add_argument("--weights", help="file of pretrained weights (default: train from scratch)")
     parser.add_argument("--model", help="from scratch: one of minivit.list_models()")
-    parser.add_argument("--img-size", type=int, help="side of the images in pixels (default: the model's)")
+    parser.add_argument(
+        "--img-size", type=command_line.at_least(1), help="side of the images in pixels (default: the model's)"
+    )
     parser.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="such as 'blocks.[0-5].*'")
     parser.add_argument("--head-only", action="store_true", help="freeze all but the classifier")
-    parser.add_argument("--layer-decay", type=float, help="factor of the learning rate from a layer to the one below")
+    parser.add_argument(
+        "--layer-decay", type=command_line.above_zero, help="factor of the learning rate from a layer to the one below"
+    )
     parser.add_argument(
         "--keep", choices=("best", "last"), help="which epoch's weights (default: best held-out accuracy)"
     )
@@ -71,6 +77,7 @@ def model_and_task(args: argparse.Namespace) -> tuple[Model, Task]:
         task = mnist_task(mnist, args.limit, args.seed)
         return make_model(args, len(task.classes), mnist=True), task
     pictures, held_out = split_folder(args.data)
+    refuse_among_classes(args.out, pictures.folder, held_out.folder)
     model = make_model(args, len(pictures.classes), mnist=False)
     preprocess = preprocessing(args.weights, model) if args.weights else data.Preprocess(model.config["img_size"])
     return model, folder_task(pictures, held_out, preprocess, args.limit, args.seed)
@@ -78,6 +85,8 @@ def model_and_task(args: argparse.Namespace) -> tuple[Model, Task]:
 
 def main(args: argparse.Namespace) -> None:
     """Fine-tune, and write model, config.json, metrics and model card to args.out."""
+    if args.weights and args.resume:
+        args.weights = original(args.weights, args.out)
     model, task = model_and_task(args)
     layer_decay = Recipe.layer_decay if args.weights else 1.0  # random weights have no features to preserve
     recipe = Recipe(lr=usual_lr(model), layer_decay=layer_decay)
@@ -94,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
 
     out = Path(args.out)
     minivit.save(model, out / "model.safetensors")
-    (out / "config.json").write_text(json.dumps(task.config(), indent=1), encoding="utf-8")
+    write_atomically(out / "config.json", json.dumps(task.config(), indent=1).encode())
     result = {"kept": f"epoch {outcome.epoch}", "held-out accuracy": f"{outcome.held_out:.2%}"}
     if outcome.test is not None:
         result["test accuracy"] = f"{outcome.test:.2%}"

@@ -64,7 +64,7 @@ def rotation_task(mnist: data.Mnist) -> Task:
 
 def run(model: Model, task: Task, recipe: Recipe, out: Path, seed: int, threads: int) -> Outcome:
     """One training; a run in `out` with the same settings is resumed, and not repeated if it is complete."""
-    resume = (out / train.CHECKPOINT).exists()
+    resume = train.resumable(out)
     return fine_tune(model, task, recipe, out, seed=seed, threads=threads, resume=resume, quiet=True)
 
 
@@ -126,11 +126,22 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining_pays"), help="folder for runs and table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of images, weights, order")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 160, 640], help="over the labeled images")
-    parser.add_argument("--pretraining-epochs", type=int, default=PRETRAINING.epochs, help="over all images")
-    parser.add_argument("--labeled", type=int, default=1000, help="images with labels, the same number of each digit")
-    parser.add_argument("--threads", type=int, default=1, help="1 by default: the model is small")
+    parser.add_argument(
+        "--seeds", type=command_line.at_least(0), nargs="+", default=[0, 1, 2], help="of images, weights, order"
+    )
+    parser.add_argument(
+        "--epochs", type=command_line.at_least(1), nargs="+", default=[40, 160, 640], help="over the labeled images"
+    )
+    parser.add_argument(
+        "--pretraining-epochs", type=command_line.at_least(1), default=PRETRAINING.epochs, help="over all images"
+    )
+    parser.add_argument(
+        "--labeled",
+        type=command_line.at_least(1),
+        default=1000,
+        help="images with labels, the same number of each digit",
+    )
+    parser.add_argument("--threads", type=command_line.at_least(1), default=1, help="1 by default: the model is small")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return parser.parse_args()
 

@@ -2,8 +2,8 @@
 
     python examples/train_mnist_swin.py                    # finds MNIST, trains for less than ten minutes
 
-Ctrl-C completes the step, saves, and prints the command that continues; after a kill, `--resume` continues from the
-last checkpoint. explain_swin.py shows what the windows, shifts and masks of this model look like.
+Ctrl-C or SIGTERM completes the step, saves, and prints the command that continues; after a kill, `--resume` continues
+from the last checkpoint. explain_swin.py shows what the windows, shifts and masks of this model look like.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def main(args: argparse.Namespace) -> None:
 
     # Training, from the first epoch or from the position of a resumed run.
     settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
-    run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
     count = data.num_batches(len(images), preset.batch_size)
+    run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
     total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
     for epoch in run.epochs(preset.epochs):
         batches = data.batches(
             images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=augment
         )
-        for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and on Ctrl-C
+        for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and when stopped
             opt.lr = optim.warmup_cosine(run.iteration, total, peak=preset.lr, warmup=warmup)
             rng = noise_generator(args.seed, run.iteration)
             x = minivit.to_device(x, args.device)

@@ -6,7 +6,7 @@ call on two threads cannot.
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +18,7 @@ from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import at_most, in_threads, usable_cores
+from minivit.fork import Lock, at_fork
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer, check_layer
 from minivit.protocol import Array, Rng, inference
@@ -31,7 +32,7 @@ Loss = Callable[..., Any]
 _WORTH_A_SHARD = 500_000_000
 
 
-_adding = threading.Lock()  # two objects may share a model, whose gradients one of them at a time adds to
+_adding = Lock()  # two objects may share a model, whose gradients one of them at a time adds to
 
 
 class DataParallel:
@@ -66,10 +67,11 @@ class DataParallel:
             raise ValueError(f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
-        self._turn = threading.Lock()  # the replicas serve one call at a time
+        self._turn = Lock()  # the replicas serve one call at a time
         self._planned: dict[tuple[int, ...], int] = {}  # shards by the shape of a batch
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
+        _in_use.add(self)
 
     def __repr__(self) -> str:
         shards = "" if self.shards is None else f", shards={self.shards}"
@@ -113,9 +115,7 @@ class DataParallel:
             except ValueError as error:
                 raise (self._error_of_whole(images, labels, loss_options) if count > 1 else None) or error from None
             finally:
-                for params in self._replica_params:
-                    for param in params:
-                        param.grad = None
+                self.forget_shards()
         return sum(losses)
 
     def _error_of_whole(self, images: Array, labels: Array, options: dict[str, Any]) -> ValueError | None:
@@ -127,6 +127,12 @@ class DataParallel:
         except ValueError as error:
             return error
         return None
+
+    def forget_shards(self) -> None:
+        """Drop the gradients of the shards: after each step, and of another thread's step in a forked child."""
+        for params in self._replica_params:
+            for param in params:
+                param.grad = None
 
     def _shards_for(self, images: Array) -> int:
         """As many as were asked for; else one for each thread, or a multiple of that which needs least memory.
@@ -189,6 +195,18 @@ def _checked_batch(model: Any, images: Array, labels: Array) -> int:
     if count != batch:
         raise ValueError(f"{batch} images but {count} labels: give each image its label")
     return batch
+
+
+_in_use: weakref.WeakSet[DataParallel] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for step in list(_in_use):
+        if not step._turn.is_mine:
+            step.forget_shards()
+
+
+at_fork(_forget_in_child)
 
 
 class CapturedStep:

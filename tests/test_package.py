@@ -133,7 +133,7 @@ def test_only_two_places_import_cupy_and_nobody_imports_torch(file):
 
 
 FLOORS = [
-    {"protocol", "argument_checks", "version", "renamed", "sizes", "tables"},
+    {"protocol", "argument_checks", "version", "renamed", "sizes", "tables", "fork"},
     {"device"},
     {"random"},
     {"io"},

@@ -83,7 +83,12 @@ class Preprocess:
 
     def pixels(self, image: Any) -> Array:
         """(H, W, C) uint8: what the model sees, before it is normalized; arguments and errors as in a call."""
-        picture = _in_channels(read_image(image), self.channels)
+        opened = read_image(image)
+        try:
+            picture = _in_channels(opened, self.channels)
+        except (ValueError, OSError) as error:  # DataError, and what Pillow says of colors that it cannot convert
+            name = image if isinstance(image, str | os.PathLike) else getattr(opened, "filename", "") or "the picture"
+            raise DataError(f"{os.fspath(name)}: {error}") from None
         high, wide = pair(self.size)
         height, width = self._target if self.squash else _around((picture.height, picture.width), self._target)
         if (height, width) != (picture.height, picture.width):

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from minivit.fast.threads import is_worker
+from minivit.fork import at_fork
+
 
 @lru_cache(maxsize=1)
 def _controller() -> Any:
@@ -53,6 +56,8 @@ _changed = threading.Condition()
 _holders = 0
 _held: tuple[int, Callable[[], None]] | None = None  # the number, and what restores the one from before
 _mine = threading.local()  # whether this thread is among the holders
+_forks = 0  # threads that are about to fork, or fork: nobody becomes a holder meanwhile
+_PATIENCE = 60.0  # seconds that a fork waits for the holders
 
 
 @contextmanager
@@ -70,7 +75,7 @@ def limit_threads(count: int) -> Iterator[None]:
         return
     global _holders, _held
     with _changed:
-        _changed.wait_for(lambda: _held is None or _held[0] == count)
+        _changed.wait_for(lambda: not _forks and (_held is None or _held[0] == count))
         if _held is None:
             _held = (count, _set_threads(count))
         _holders += 1
@@ -85,3 +90,36 @@ def limit_threads(count: int) -> Iterator[None]:
                 _held[1]()
                 _held = None
                 _changed.notify_all()
+
+
+def _wait_for_holders() -> None:
+    """Before a fork: OpenBLAS ends its threads then, and a product that is under way never ends, in the parent either.
+
+    A thread that holds the number itself, or works for one that does, would wait for itself.
+    """
+    global _forks
+    with _changed:
+        _forks += 1
+        if not (getattr(_mine, "holds", False) or is_worker()):
+            _changed.wait_for(lambda: _held is None, timeout=_PATIENCE)
+
+
+def _go_on_in_parent() -> None:
+    global _forks
+    with _changed:
+        _forks -= 1
+        _changed.notify_all()
+
+
+def _restore_in_child() -> None:
+    """A forked child has none of the other holders; a thread that forks within its own context goes on in it."""
+    global _changed, _holders, _held, _forks
+    _changed, _forks = threading.Condition(), 0
+    if getattr(_mine, "holds", False):
+        _holders = 1
+    elif _held is not None:
+        _held[1]()
+        _holders, _held = 0, None
+
+
+at_fork(_restore_in_child, before=_wait_for_holders, in_parent=_go_on_in_parent)

@@ -26,6 +26,7 @@ import numpy as np
 
 from minivit.argument_checks import check_array, gradient_check
 from minivit.device import array_module
+from minivit.fork import Lock, at_fork
 from minivit.protocol import once
 
 P = ParamSpec("P")
@@ -115,7 +116,8 @@ _mode = os.environ.get("MINIVIT_FUNCTIONS", "auto")  # of the process, so that t
 if _mode not in MODES:
     raise ValueError(f"the environment has MINIVIT_FUNCTIONS={_mode!r}: choose one of {', '.join(MODES)}")
 _of_thread = threading.local()  # what a backward pass repeats of its forward pass; see `in_mode`
-_turn = threading.Lock()
+_turn = Lock()
+_before: list[tuple[int, str]] = []  # the thread and the mode from before of each context that is open
 
 
 def current_mode() -> str:
@@ -130,12 +132,28 @@ def use(mode: str) -> Iterator[None]:
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
     with _turn:
-        before, _mode = _mode, mode
+        opened = (threading.get_ident(), _mode)
+        _before.append(opened)
+        _mode = mode
     try:
         yield
     finally:
         with _turn:
-            _mode = before
+            _before.remove(opened)
+            _mode = opened[1]
+
+
+def _close_in_child() -> None:
+    """A forked child leaves the contexts of the threads that it does not have."""
+    global _mode
+    others = [opened for opened in _before if opened[0] != threading.get_ident()]
+    if len(others) == len(_before) > 0:
+        _mode = others[0][1]
+    for opened in others:
+        _before.remove(opened)
+
+
+at_fork(_close_in_child)
 
 
 def plain() -> Any:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from minivit.fork import at_fork
+
 _mine = threading.local()  # what holds in this thread: whether it is a worker, and how many may work for it
 
 
@@ -31,7 +33,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
     Each takes the next item when it is done with one. An error is raised after all have ended, because they share what
     the caller owns. What already runs in such a thread goes on in it alone: the others are busy with the like.
     """
-    if threads == 1 or len(items) <= 1 or getattr(_mine, "is_worker", False):
+    if threads == 1 or len(items) <= 1 or is_worker():
         return [function(item) for item in items]
     results: list[Any] = [None] * len(items)
     errors: dict[int, BaseException] = {}
@@ -48,7 +50,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
                         pass
 
     others = min(threads, len(items)) - 1
-    futures = [_pool(os.getpid(), threads).submit(work) for _ in range(others)]
+    futures = [_pool(threads).submit(work) for _ in range(others)]
     work()
     try:
         for future in futures:
@@ -64,14 +66,22 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
 
 
 @lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+def _pool(threads: int) -> ThreadPoolExecutor:
     """Idle threads cost nothing, so they are kept; a forked process has none of its parent's and starts its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="minivit")
 
 
+at_fork(_pool.cache_clear)
+
+
+def is_worker() -> bool:
+    """Whether this thread works for another, which waits for it."""
+    return getattr(_mine, "is_worker", False)
+
+
 def workers() -> int:
     """How many threads may work for this one: 1 if it is one of them itself, else the cores, or what `at_most` says."""
-    if getattr(_mine, "is_worker", False):
+    if is_worker():
         return 1
     return getattr(_mine, "most", None) or usable_cores()
 

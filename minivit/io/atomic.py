@@ -5,54 +5,80 @@ Data and checkpoints both come through here.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import re
 import threading
 from pathlib import Path
+
+from minivit.io.process import Process, has_ended, this_process
+
+_DAY = 86400.0  # seconds; no file takes as long to write, so what is older was left by a machine that is gone
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Parts, one after the other, into a temporary file beside it, flushed to disk, then renamed over it.
 
     A reader sees the old file or the new.
+
+    Raises:
+        OSError: names `path`, also where the disk is full; the old file is then still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of its names
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(temporary_name(path.name))
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with open(temporary, "wb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+                now = os.fstat(file.fileno()).st_mtime  # by the clock of the file system
+            _remove_stale(path, now)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no flush of its names
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise _naming(error, path) from error
 
 
-def _remove_stale(path: Path) -> None:
-    """Temporary files of writers that were killed."""
-    mine = re.compile(re.escape(f".{path.name}.") + r"(\d+)-\d+\.tmp")
+def _naming(error: OSError, path: Path) -> OSError:
+    """The same error, of a write too, which by itself names no file."""
+    return OSError(error.errno, f"{error.strerror or error}; what was there before is unchanged", str(path))
+
+
+def temporary_name(name: str) -> str:
+    """A name for this thread alone, of bounded length: the file's own may have all the 255 bytes that it may have."""
+    me = this_process()
+    machine = f"{me.machine}-{me.boot}-{me.space}-{me.pid}-{me.start}"
+    return f".{_digest(name)}.{machine}-{threading.get_ident()}.tmp"
+
+
+_TEMPORARY = re.compile(r"\.([0-9a-f]{12})\.([0-9a-f]*)-([0-9a-f]*)-([0-9a-f]*)-(\d+)-(\w*)-\d+\.tmp")
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _remove_stale(path: Path, now: float) -> None:
+    """Temporary files of writers that were killed. Another machine's writer may live, unless its file is a day old."""
+    digest = _digest(path.name)
     for name in os.listdir(path.parent):
-        found = mine.fullmatch(name)
-        if found and not _is_running(int(found[1])):
-            (path.parent / name).unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere os.kill(process, 0) is no question: on Windows it would end the process
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        found = _TEMPORARY.fullmatch(name)
+        if not found or found[1] != digest:
+            continue
+        ended = has_ended(Process("", found[2], found[3], found[4], int(found[5]), found[6]))
+        with contextlib.suppress(OSError):  # gone by now, or another user's
+            stale = path.parent / name
+            if ended or (ended is None and now - stale.stat().st_mtime > _DAY):
+                stale.unlink()

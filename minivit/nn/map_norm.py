@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import array_module
+from minivit.fork import Lock
 from minivit.nn import init
 from minivit.nn.layer import Layer, apply
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, Rng, once
 
-_turn = threading.Lock()  # replicas of a layer share its sums, and add to them one after the other
+_turn = Lock()  # replicas of a layer share its sums, and add to them one after the other
 
 
 class GroupNorm(Layer):

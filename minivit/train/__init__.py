@@ -4,9 +4,10 @@
 function. `finetuning.py` and `tasks.py` train a model for another task, `report.py` makes pictures and a model card.
 """
 
+from minivit.train.folder import CHECKPOINT, resumable
 from minivit.train.loop import fit
 from minivit.train.metrics import CountingLoss, accuracy
-from minivit.train.run import CHECKPOINT, METRICS, Run, fingerprint, noise_generator
+from minivit.train.run import METRICS, Run, fingerprint, noise_generator
 
 __all__ = [
     "CHECKPOINT",
@@ -17,4 +18,5 @@ __all__ = [
     "fingerprint",
     "fit",
     "noise_generator",
+    "resumable",
 ]

@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+import os
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from minivit.device import check_device
+from minivit.train.console import Console
+from minivit.train.folder import resumable
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of options: whole numbers from `least` on; others are refused before anything is done."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small: choose at least {least}")
+        return value
+
+    number.__name__ = "int"  # argparse names it where the text is no number
+    return number
+
+
+def above_zero(text: str) -> float:
+    """A type of options: finite numbers above 0."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
+    return value
 
 
 def parser(
@@ -23,13 +51,15 @@ def parser(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help=data)
     parser.add_argument("--out", default=out, help=f"folder for checkpoint, metrics and model (default: {out})")
-    parser.add_argument("--epochs", type=int, help="passes over the training images")
-    parser.add_argument("--batch-size", type=int, help="images per step")
-    parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of initial weights, order of the images, and noise")
-    parser.add_argument("--threads", type=int, help="default: the cores that this process may use")
+    parser.add_argument("--epochs", type=at_least(1), help="passes over the training images")
+    parser.add_argument("--batch-size", type=at_least(1), help="images per step")
+    parser.add_argument("--lr", type=above_zero, help="peak learning rate")
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of initial weights, order of the images, and noise"
+    )
+    parser.add_argument("--threads", type=at_least(1), help="default: the cores that this process may use")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--limit", type=int, metavar="N", help=limit)
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help=limit)
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -63,14 +93,25 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call main(args); an error becomes one line on stderr and exit code 1, unless `--debug` asks for its traceback.
 
-    Whether `--device` is there is asked first, before anything is loaded.
+    Whether `--device` is there is asked first, before anything is loaded. Whatever the console cannot print is escaped,
+    and a console that is gone stops nothing.
     """
+    stdout = sys.stdout
     try:
-        check_device(getattr(args, "device", "cpu"))
-        main(args)
-    except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
+        with contextlib.redirect_stdout(Console(stdout)):
+            check_device(getattr(args, "device", "cpu"))
+            main(args)
+    except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the last checkpoint is kept: add --resume to continue") from None
+        kept = getattr(args, "resume", None) is not None and resumable(Path(args.out))
+        told = "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
+        raise SystemExit(told) from None
+    finally:
+        try:
+            stdout.flush()
+        except (OSError, ValueError, AttributeError):  # so that Python does not fail with it at its end
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())

@@ -59,6 +59,12 @@ class Recipe:
     label_smoothing: float = 0.1
     keep: str = "best"
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: choose at least 1")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr={self.lr}: choose a finite number above 0")
+
 
 class Best:
     """A copy of the weights after the best epoch so far: a part of a run, saved in its checkpoint.
@@ -121,12 +127,16 @@ class PartlyFrozen(Layer):
 
 
 class Outcome(NamedTuple):
-    """The epoch whose weights the model now has, their accuracies (None without test images), and the seconds taken."""
+    """The epoch whose weights the model now has, their accuracies (None without test images), and the seconds taken.
+
+    `run` is the run, whose folder is locked while it lives.
+    """
 
     epoch: int
     held_out: float
     test: float | None
     seconds: float
+    run: Run
 
 
 def fine_tune(
@@ -212,7 +222,7 @@ def fine_tune(
     )
     model.load_state_dict(best.weights)
     test = None if task.test is None else score_of(task.test)
-    return Outcome(best.epoch, best.score, test, time.perf_counter() - begin)
+    return Outcome(best.epoch, best.score, test, time.perf_counter() - begin, run)
 
 
 def optimizer(model: Model, recipe: Recipe, frozen: Collection[str], threads: int | None = None) -> optim.AdamW:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import to_device, to_numpy
+from minivit.fork import Lock
 from minivit.protocol import Array, Back
 
 
@@ -17,7 +17,7 @@ class CountingLoss:
     """softmax_cross_entropy that also counts correct predictions; several threads may call it at once."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._correct = 0
 
     def __call__(self, logits: Array, labels: Array, **options: Any) -> tuple[Array, Back]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minivit.data import Preprocess
+from minivit.io.atomic import write_atomically
 from minivit.protocol import Array
 from minivit.version import __version__
 
@@ -120,7 +121,7 @@ def write_model_card(out: str | Path, title: str, facts: dict[str, Any]) -> None
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     stack = ", ".join(f"{name} {version}" for name, version in versions().items())
     text = f"# {title}\n\n| | |\n|---|---|\n{rows}\n| software | {stack} |\n| machine | {platform.platform()} |\n"
-    (Path(out) / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    write_atomically(Path(out) / "MODEL_CARD.md", text.encode("utf-8", "backslashreplace"))
 
 
 def class_accuracies(labels: Array, logits: Array, classes: Sequence[str]) -> list[tuple[str, int, float]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import os
 import shlex
-import signal
+import subprocess
 import sys
-import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,14 @@ from typing import Any
 import numpy as np
 
 from minivit.device import to_numpy
-from minivit.io.safetensors import CheckpointError, load_arrays, save_arrays
+from minivit.io.atomic import write_atomically
+from minivit.io.lock import FolderLock
+from minivit.io.safetensors import CheckpointError
 from minivit.protocol import Array
+from minivit.train.console import Console
+from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_checkpoint, resumable, save_checkpoint
+from minivit.train.stopping import StopLater
 
-CHECKPOINT = "checkpoint.safetensors"
 MOST_SKIPPED = 10  # batches in a row whose loss or gradient is not finite: one may be bad luck, ten are a cause
 _RENAMED = {"optimiser": "optimizer"}  # names of parts in checkpoints of minivit 0.1
 METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "images_per_second", "seconds")
@@ -65,7 +71,8 @@ class Run:
         skipped: batches of the present epoch whose loss or gradient was not finite.
 
     Args:
-        out: the folder; made if missing. An earlier run in it is renamed, unless it is resumed.
+        out: the folder; made if missing, and locked while this object lives. The files of an earlier run in it are
+            moved to a folder beside it, unless it is resumed.
         settings: JSON-able; everything that decides the result. A resumed run must have the same.
         parts: all that training changes, by name, each with `state_dict()` and `load_state_dict(state)`.
         resume: continue from the checkpoint in `out`.
@@ -73,7 +80,8 @@ class Run:
         quiet: print nothing.
 
     Raises:
-        CheckpointError: nothing to resume, a damaged checkpoint, or one with other settings.
+        CheckpointError: nothing to resume, no checkpoint that is whole, or one with other settings.
+        LockedError: another process writes in the folder.
     """
 
     def __init__(
@@ -91,16 +99,22 @@ class Run:
         self.epoch = self.position = self.iteration = 0
         self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
-        self._interrupt = _InterruptLater()
+        self._earlier: str | None = None  # the folder, beside this one, with what an earlier run had left here
+        self._interrupt = StopLater()
+        self._saved = time.monotonic()
         self._clear()
+        if resume and not resumable(self.out):
+            load_checkpoint(self.out, self._say)  # says so, and makes no folder
+        self._lock = FolderLock(self.out)
+        weakref.finalize(self, self._lock.release)
         if resume:
             self._resume()
         else:
             kept = keep_earlier(self.out)
             if kept is not None:
+                self._earlier = kept.name
                 self._say(f"kept the earlier run as {kept}")
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.save()  # so that a run that is killed at once can be resumed too
+            self.save()  # so that a run that is killed at once can be resumed too
 
     def __repr__(self) -> str:
         return f"Run({str(self.out)!r}, epoch={self.epoch}, position={self.position}, iteration={self.iteration})"
@@ -110,10 +124,15 @@ class Run:
     def epochs(self, total: int) -> Iterator[int]:
         """The epochs that remain, from the present one on; within this loop Ctrl-C waits for the end of the step.
 
+        So do SIGTERM and SIGHUP.
+
         Raises:
+            ValueError: no epochs.
             RuntimeError: the loop's body did not call `end_epoch`.
         """
-        with _InterruptLater() as self._interrupt:
+        if total < 1:
+            raise ValueError(f"epochs={total}: choose at least 1")
+        with StopLater() as self._interrupt:
             for epoch in range(self.epoch, total):
                 yield epoch
                 if self.epoch != epoch + 1:
@@ -209,11 +228,14 @@ class Run:
     # --- files ---
 
     def save(self) -> None:
-        """Write the checkpoint; the one before stays whole until the new one is complete.
+        """Write the checkpoint; the one before is kept, whole, as a second file.
 
         Raises:
+            LockedError: another process has taken the folder over.
+            OSError: names the file, if the disk is full for example; the checkpoint from before stays.
             FloatingPointError: an array is not finite; the checkpoint from before stays.
         """
+        self._lock.check()
         arrays: dict[str, Array] = {}
         numbers: dict[str, Any] = {}
         for part, owner in self.parts.items():
@@ -230,14 +252,13 @@ class Run:
         within = [self._loss, self._correct, self._images, self._seconds]
         place = {"epoch": self.epoch, "position": self.position, "step": self.iteration, "within": within}
         content = {"settings": self.settings, "history": self.history, "numbers": numbers, **place}
-        save_arrays(self.out / CHECKPOINT, arrays, content)
+        if self._earlier is not None:
+            content["earlier"] = self._earlier
+        save_checkpoint(self.out, arrays, content)
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        path = self.out / CHECKPOINT
-        if not path.is_file():
-            raise CheckpointError(f"there is nothing to resume in {self.out}: no {CHECKPOINT}. Start without --resume")
-        arrays, content = load_arrays(path)
+        arrays, content, path = load_checkpoint(self.out, self._say)
         if "settings" not in content:
             raise CheckpointError(f"{path} is not the checkpoint of a run: start without --resume")
         ours, theirs = json.loads(json.dumps(self.settings)), content["settings"]
@@ -255,61 +276,33 @@ class Run:
         self.epoch, self.position, self.iteration = content["epoch"], content["position"], content["step"]
         self._loss, self._correct, self._images, self._seconds = content["within"]
         self.history = content["history"]
+        self._earlier = content.get("earlier")
+        if path.name != CHECKPOINT:
+            fall_back(self.out)
         self._say(f"resumed {path} in {self._place()}")
 
     def write_metrics(self) -> None:
         """metrics.csv: one row an epoch."""
-        with open(self.out / "metrics.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, METRICS)
-            writer.writeheader()
-            writer.writerows(self.history)
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, METRICS)
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_atomically(self.out / "metrics.csv", file.getvalue().encode())
 
     def _stop_if_asked(self) -> None:
         if not self._interrupt.asked:
             return
-        command = shlex.join(["python", *sys.argv])
-        again = command if "--resume" in sys.argv else f"{command} --resume"
-        self._say(f"\nstopped in {self._place()}; continue with\n  {again}")
-        raise SystemExit(130)  # what a shell reports for a program that was interrupted
+        again = sys.orig_argv if "--resume" in sys.orig_argv else [*sys.orig_argv, "--resume"]
+        command = shlex.join(again) if os.name == "posix" else subprocess.list2cmdline(again)
+        self._say(f"\nstopped in {self._place()}; continue with\n  {command}")
+        raise SystemExit(128 + self._interrupt.asked)  # what a shell reports for a program that a signal ended
 
     def _place(self) -> str:
         return f"epoch {self.epoch + 1} after {self.position} batches"
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            print(text, flush=True)
-
-
-def keep_earlier(out: Path) -> Path | None:
-    """Rename a folder that holds a run to the next free `NAME.1`, `NAME.2`, ...; returns the new name."""
-    if not (out / CHECKPOINT).exists() and not (out / "model.safetensors").exists():
-        return None
-    number = 1
-    while (kept := out.with_name(f"{out.name}.{number}")).exists():
-        number += 1
-    out.rename(kept)
-    return kept
-
-
-class _InterruptLater:
-    """Within it the first Ctrl-C only sets `asked`, so that the present step is completed; a second one interrupts."""
-
-    asked = False
-
-    def __enter__(self) -> _InterruptLater:
-        self._before: Any = None
-        if threading.current_thread() is threading.main_thread():  # only there may signals be caught
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def _ask(self, *_: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+            print(text, file=Console(sys.stdout), flush=True)
 
 
 class _Progress:
@@ -320,13 +313,15 @@ class _Progress:
         self.bar: Any = None
 
     def __enter__(self) -> _Progress:
-        if not self.run.quiet and sys.stderr.isatty():
+        console = Console(sys.stderr)
+        if not self.run.quiet and console.isatty():
             try:
                 from tqdm import tqdm
             except ImportError:
                 return self
             title = f"epoch {self.run.epoch + 1}"
-            self.bar = tqdm(total=self.count, initial=self.run.position, desc=title, leave=False, unit=" batches")
+            place = {"total": self.count, "initial": self.run.position}
+            self.bar = tqdm(**place, desc=title, leave=False, unit=" batches", file=console)
         return self
 
     def update(self) -> None:

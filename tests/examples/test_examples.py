@@ -24,7 +24,10 @@ ROOT = Path(minivit.__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "train_mnist_vit.py"
 pytestmark = pytest.mark.skipif(not EXAMPLE.is_file(), reason="the examples are not installed with the package")
 
-FILES = ["MODEL_CARD.md", "checkpoint.safetensors", "metrics.csv", "model.safetensors"]
+FILES = [
+    *("MODEL_CARD.md", "checkpoint.safetensors", "checkpoint.safetensors.previous", "metrics.csv"),
+    "model.safetensors",
+]
 PICTURES = ["confusion_matrix.png", "curves.png", "mistakes.png"]
 LAST = re.compile(r"test accuracy: (\d{1,3}\.\d\d) %(?: \((.*)\))?")
 

@@ -155,7 +155,8 @@ def test_the_example_on_digits(digits_folder, weights, tmp_path):
     assert table["blocks.1"][2] == "0.9" and table["head"] == ["330", "330", "1"]
     out = tmp_path / "runs" / "finetune"
     assert sorted(path.name for path in out.iterdir()) == [
-        "MODEL_CARD.md", "checkpoint.safetensors", "config.json", "metrics.csv", "model.safetensors",
+        "MODEL_CARD.md", "checkpoint.safetensors", "checkpoint.safetensors.previous", "config.json", "metrics.csv",
+        "model.safetensors",
     ]  # fmt: skip
     match = LAST.fullmatch(lines[-1])
     assert match and float(match[3]) > 50, lines[-1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minivit.train import command_line
+from minivit.train import Run, command_line
 
 PRESETS = {"vit": {"full": 1, "subset": 2}, "swin": {"full": 3, "small": 4}}
 DEFAULTS: dict[str, Any] = {
@@ -103,10 +105,53 @@ def test_an_error_is_one_line_unless_its_traceback_is_asked_for() -> None:
             command_line.run(fails, argparse.Namespace(error=error, debug=False))
         with pytest.raises(type(error), match="a"):
             command_line.run(fails, argparse.Namespace(error=error, debug=True))
-    with pytest.raises(SystemExit, match="interrupted; the last checkpoint is kept: add --resume to continue"):
+    with pytest.raises(SystemExit, match="^interrupted$"):
         command_line.run(fails, argparse.Namespace(error=KeyboardInterrupt(), debug=False))
     with pytest.raises(TypeError):
         command_line.run(fails, argparse.Namespace(error=TypeError("a slip"), debug=False))
     done: list[int] = []
     command_line.run(lambda args: done.append(args.seed), argparse.Namespace(seed=3))
     assert done == [3]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--epochs 0", "--epochs -1", "--limit -5", "--limit 0", "--batch-size 0", "--lr 0", "--lr -1", "--lr nan"]
+    + ["--lr inf", "--seed -1", "--threads 0", "--threads -2"],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_done(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        options(*option.split())
+    assert stopped.value.code == 2 and option.split()[0] in capsys.readouterr().err
+
+
+class Stream(io.StringIO):
+    """A console that can print ASCII alone, or none that is there any more."""
+
+    encoding = "ascii"  # type: ignore[assignment]
+    gone = False
+
+    def write(self, text: str) -> int:
+        text.encode("ascii")
+        if self.gone:
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_no_console_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one without a letter, nor one that is closed, nor none; programs and runs alike."""
+    args = argparse.Namespace(debug=False)
+    for stream in (Stream(), io.StringIO(), None):
+        monkeypatch.setattr("sys.stdout", stream)
+        if isinstance(stream, Stream):
+            Run(tmp_path / "\u732b", {}, {}).end_epoch(0.1, 0.5)
+            Run(tmp_path / "\u732b", {}, {}, resume=True)
+            command_line.run(lambda args: print("\u732b caf\xe9 \udce9"), args)
+            assert "\\u732b caf\\xe9 \\udce9" in stream.getvalue() and "resumed" in stream.getvalue()
+            stream.gone = True
+        elif stream is not None:
+            stream.close()
+        command_line.run(lambda args: print("nobody reads this"), args)
+        Run(tmp_path / "other", {}, {}).end_epoch(0.1, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from minivit import CheckpointError, data, optim
 from minivit.io.safetensors import load_arrays, save_arrays
 from minivit.parallel import DataParallel
 from minivit.train import CHECKPOINT, METRICS, CountingLoss, Run, accuracy, fit, noise_generator
+from minivit.train.folder import DAMAGED, PREVIOUS, original, refuse_among_classes
 
 IMAGES = np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8)
 LABELS = np.random.default_rng(1).integers(3, size=20)
@@ -346,8 +348,77 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+    (tmp_path / "run" / PREVIOUS).unlink()
     with pytest.raises(CheckpointError, match="damaged"):
         train(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["a bit", "cut off", "missing"])
+def test_the_previous_checkpoint_stands_in_for_a_damaged_one(tmp_path, uninterrupted, damage, capsys):
+    with pytest.raises(Stop):
+        train(tmp_path / "run", hook=stop_at(6))
+    path = tmp_path / "run" / CHECKPOINT
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content if damage == "a bit" else content[:-40])
+    if damage == "missing":
+        path.unlink()
+    run = Run(tmp_path / "run", SETTINGS, parts_of(minivit.ViT(8, 4, 1, 3, 8, 1, 2)), resume=True)
+    said = capsys.readouterr().out
+    assert "The checkpoint before it is whole" in said and PREVIOUS in said
+    assert run.iteration == load_arrays(path)[1]["step"] < 6
+    assert (tmp_path / "run" / DAMAGED).exists() == (damage != "missing"), "nothing is thrown away"
+    assert_same(train(tmp_path / "run", resume=True), uninterrupted)
+
+
+@pytest.mark.parametrize("files", [9, 10, 11, 12, 13, 14])
+def test_a_full_disk_leaves_a_checkpoint_from_which_the_run_goes_on(tmp_path, uninterrupted, monkeypatch, files):
+    fsync, room = os.fsync, [files]
+
+    def full(file):
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=f"No space left on device.*({CHECKPOINT}|metrics.csv)"):
+            train(tmp_path / "run")
+    assert_same(train(tmp_path / "run", resume=True), uninterrupted)
+
+
+def test_only_files_of_a_run_are_moved(tmp_path, monkeypatch):
+    """Data and weights in the folder stay where they are, also where it is the present one."""
+    (tmp_path / "out" / "cat").mkdir(parents=True)
+    for name in ("cat/1.png", "start.safetensors", "log.txt"):
+        (tmp_path / "out" / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "out")
+    for _ in range(2):
+        Run(".", {}, {}, quiet=True)
+    assert sorted(os.listdir()) == ["cat", CHECKPOINT, "log.txt", "start.safetensors"]
+    assert os.listdir(tmp_path / "out.1") == [CHECKPOINT]
+    assert os.listdir("cat") == ["1.png"]
+
+
+def test_an_input_that_an_earlier_run_left_is_found_where_it_was_moved_to(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").write_text("earlier")
+    assert original(str(out / "model.safetensors"), out) == str(out / "model.safetensors")
+    Run(out, {}, {}, quiet=True)
+    Run(out, {}, {}, quiet=True, resume=True).save()
+    (out / "model.safetensors").write_text("newer")
+    assert Path(original(str(out / "model.safetensors"), out)).read_text() == "earlier"
+    assert original("elsewhere", out) == "elsewhere"
+
+
+def test_a_run_among_the_classes_of_its_data_is_refused(tmp_path):
+    for out in ("pets/run", "pets/cat", "pets/a/b"):
+        with pytest.raises(ValueError, match="among the classes"):
+            refuse_among_classes(tmp_path / out, tmp_path / "pets")
+    for out in ("pets", "run", "."):
+        refuse_among_classes(tmp_path / out, tmp_path / "pets")
 
 
 def test_an_earlier_run_is_kept(tmp_path, capsys):
@@ -366,7 +437,7 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
 
 def test_a_folder_without_a_run_is_used_as_it_is(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    Run(tmp_path, {}, {}, quiet=True).save()
+    Run(tmp_path, {}, {}, quiet=True)
     assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, "notes.txt"]
 
 
@@ -553,7 +624,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(program, straight, tmp_path)
     assert process.returncode == 130, printed
     assert "Traceback" not in printed and "stopped in epoch 1" in printed and "continue with" in printed
     command = printed.rstrip().splitlines()[-1]
-    assert command.split()[0] == "python" and command.endswith(" --resume")
+    assert command.split()[0] == sys.executable and command.endswith(" --resume")
     place = load_arrays(out / CHECKPOINT)[1]
     assert 0 < place["step"] < 36 and not (out / "model.safetensors").exists()
     process = program(out, "--resume")
@@ -561,6 +632,23 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(program, straight, tmp_path)
     assert process.returncode == 0, printed
     assert f"resumed {out / CHECKPOINT} in epoch {place['epoch'] + 1} after {place['position']} batches" in printed
     assert_final(out, straight)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_that_end_a_program_save_it_too(tmp_path, uninterrupted, number):
+    """And twice is as good as once: `timeout` sends them so."""
+
+    def hook(step):
+        if step == 5:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "run", every=1e9, hook=hook)
+    assert stopped.value.code == 128 + number and signal.getsignal(number) == signal.SIG_DFL
+    assert load_arrays(tmp_path / "run" / CHECKPOINT)[1]["step"] == 6
+    assert_same(train(tmp_path / "run", resume=True, every=1e9), uninterrupted)
 
 
 @pytest.mark.slow
