@@ -20,7 +20,12 @@ from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 from minivit.sklearn import ViTClassifier  # noqa: E402
 
 SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 1, "num_heads": 2, "random_state": 0}
-FAST: dict[str, Any] = {**SMALL, "max_iter": 8, "learning_rate_init": 1e-2}  # scikit-learn's checks fit 200 models
+FAST: dict[str, Any] = {
+    **SMALL,
+    "max_iter": 8,
+    "batch_size": 8,
+    "learning_rate_init": 1e-2,
+}  # scikit-learn's checks fit 200 models
 
 
 def stripes(count: int = 60, side: int = 8, channels: int | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -60,7 +65,7 @@ def test_scikit_learns_checks_pass_with_early_stopping() -> None:
 @pytest.mark.parametrize("channels", [None, 1, 3])
 def test_images_of_0_to_255_are_learned(channels: int | None) -> None:
     X, y = stripes(channels=channels)
-    model = ViTClassifier(**SMALL, max_iter=15).fit(X, y)
+    model = ViTClassifier(**{**FAST, "max_iter": 20}).fit(X, y)
     assert model.classes_.tolist() == ["left", "low", "right"]
     assert model.n_features_in_ == (channels or 1) * 64 and model.image_shape_ == (channels or 1, 8, 8)
     test, names = stripes(seed=1, channels=channels)
@@ -111,8 +116,8 @@ def test_early_stopping_keeps_the_best_epochs_weights() -> None:
     """Noise cannot be learned, so the held-out accuracy is best in some early epoch, and training soon stops."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((80, 8, 8)), rng.integers(0, 2, 80)
-    options = {**SMALL, "early_stopping": True, "validation_fraction": 0.25, "n_iter_no_change": 4}
-    model = ViTClassifier(**options, max_iter=60).fit(X, y)
+    options = {**FAST, "early_stopping": True, "validation_fraction": 0.25, "n_iter_no_change": 4, "max_iter": 60}
+    model = ViTClassifier(**options).fit(X, y)
     scores = [row["validation_accuracy"] for row in model.history_]
     best = scores.index(max(scores))  # the first epoch that reached it: patience counts from there
     assert model.n_iter_ == len(scores) == best + 1 + 4 < 60
