@@ -26,6 +26,7 @@ from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.vit_init import initialize
 from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed
+from minivit.nn.bottleneck import EPSILONS
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
@@ -66,6 +67,7 @@ class ViTOptions(Options):
     resnet_layers: tuple[int, ...] | None = None
     resnet_width: int = 64
     resnet_groups: int = 32
+    resnet_eps: str = "timm"
     dtype: Any = "float32"
     seed: Any = 0
 
@@ -73,6 +75,8 @@ class ViTOptions(Options):
         check_rates(self)
         self._check_pooling()
         self.resnet_layers = checked_layers(self.resnet_layers)
+        if self.resnet_eps not in EPSILONS:
+            raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
         check_whole(self, embed_dim=1, depth=1, in_chans=1, num_classes=0)
         if self.representation_size is not None:
@@ -150,6 +154,8 @@ class ViT(Model):
         resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
             hybrid); () is its root alone, and None no stem. See `resnet.py`.
         resnet_width, resnet_groups: channels of the root, and groups of the stem's norms.
+        resnet_eps: the epsilons of the stem: "timm" adds 1e-8 to a filter's variance and 1e-5 in the norms, "google"
+            1e-5 to its standard deviation and 1e-6 in the norms, with which Google's hybrids were trained.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
     """
@@ -160,7 +166,8 @@ class ViT(Model):
         rng, dtype, prefix = as_generator(o.seed), dtype_of(o.dtype), o.class_token + o.distilled
         stem, channels = None, o.in_chans
         if o.resnet_layers is not None:
-            stem, channels = make_stem(o.in_chans, o.resnet_layers, o.resnet_width, o.resnet_groups, dtype, rng)
+            sizes = (o.resnet_layers, o.resnet_width, o.resnet_groups)
+            stem, channels = make_stem(o.in_chans, *sizes, o.resnet_eps, dtype, rng)
         self.embed = Tokens(
             pair(o.img_size),
             partial(patch_grid, self.config),

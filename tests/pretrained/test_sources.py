@@ -53,7 +53,7 @@ WINDOW8 = {**SWIN, "window_size": 8, "img_size": 32}
 THREE = {**SWIN, "img_size": 24, "depths": (2, 2, 2), "num_heads": (2, 2, 8), "mlp_ratio": 3.5}
 
 HF = {"norm_eps": 1e-12}  # what transformers says where a configuration says nothing
-GAUSS = {"gelu": "tanh"}  # Google's
+GAUSS = {"gelu": "tanh", "resnet_eps": "google"}  # Google's
 TIMM_CONFIG = {"architecture": "vit_tiny_patch16_224.augreg_in21k", "model_args": {"num_heads": 2}}
 VIT_CONFIG = {"num_attention_heads": 3, "layer_norm_eps": 1e-6, "image_size": 8, "hidden_act": "gelu"}
 SWIN_CONFIG = {"window_size": 3, "image_size": 12, "layer_norm_eps": 1e-5}
