@@ -61,6 +61,7 @@ class ViTOptions(Options):
     norm_eps: float = 1e-6
     weight_init: str = "timm"
     distilled: bool = False
+    post_norm: bool = False
     dynamic_img_size: bool = False
     partial_patches: str = "refuse"
     skip_unused_tokens: bool = True
@@ -78,7 +79,7 @@ class ViTOptions(Options):
         if self.resnet_eps not in EPSILONS:
             raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
-        check_whole(self, embed_dim=1, depth=1, in_chans=1, num_classes=0)
+        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0)
         if self.representation_size is not None:
             check_whole(self, representation_size=1)
         if self.fc_norm is None:
@@ -147,6 +148,8 @@ class ViT(Model):
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
         distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each. Its features
             are the mean of both tokens.
+        post_norm: the norms of a block stand behind its branches (timm's ResPostBlock) and start at 0, so that a new
+            block is the identity.
         dynamic_img_size: take any image that the patch divides, resampling the positions.
         partial_patches: what happens to pixels at the right and bottom that fill no whole patch: "refuse" such images,
             "pad" them with zeros, or "drop" those pixels, as the convolutions of other projects do.
@@ -219,8 +222,9 @@ class ViT(Model):
         )
         hidden = int(o.embed_dim * o.mlp_ratio)
         mlp = Mlp(o.embed_dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)
-        norms = [LayerNorm(o.embed_dim, o.norm_eps, dtype=o.dtype) for _ in range(2)]
-        return Block(norms[0], attention, norms[1], mlp, o.drop_path_rate * index / max(1, o.depth - 1))
+        norms = [LayerNorm(o.embed_dim, o.norm_eps, zero=o.post_norm, dtype=o.dtype) for _ in range(2)]
+        rate = o.drop_path_rate * index / max(1, o.depth - 1)
+        return Block(norms[0], attention, norms[1], mlp, rate, post_norm=o.post_norm)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(
