@@ -63,10 +63,11 @@ SWIN |= {"num_heads": (2, 3, 4), "window_size": 3, "mlp_ratio": 2.0}  # maps of 
 WINDOW8 = SWIN | {"img_size": 32, "depths": (2, 2), "num_heads": (2, 3), "window_size": 8}  # v2's, where no file says
 LARGER = SWIN | {"pretrained_window_sizes": (2, 2, 2)}  # v2 trained with smaller windows than it now has
 PRE_LOGITS = VIT | {"representation_size": 7}
+HYBRID = VIT | {"img_size": 24, "patch_size": 1, "resnet_layers": (1, 2), "resnet_width": 8, "resnet_groups": 8}
 SMALL_HEADS = VIT | {"embed_dim": 24, "num_heads": 3}  # where config.json tells their number
 
 EPS_VIT, EPS_SWIN = 1e-6, 1e-5
-EXACT, GOOGLE = Numerics(EPS_VIT), Numerics(EPS_VIT, "tanh")
+EXACT, GOOGLE = Numerics(EPS_VIT), Numerics(EPS_VIT, "tanh", resnet_eps="google")
 MICROSOFT = Numerics(EPS_SWIN)
 TIMM = Numerics(EPS_SWIN, plan=published.shrinking_apart, roll_first=True)
 TORCHVISION = Numerics(EPS_SWIN, plan=published.padded_up)
@@ -143,6 +144,7 @@ CASES = [
     *_huggingface(),
     Case("timm", "ViT", ViT, VIT, "model.safetensors", names.timm, EXACT),
     Case("timm", "DeiT distilled", ViT, VIT | {"distilled": True}, "model.safetensors", names.timm, EXACT),
+    Case("timm", "hybrid", ViT, HYBRID, "model.safetensors", names.timm, EXACT),
     *_swin("timm", "model.safetensors", names.timm, TIMM, 2),
     Case("timm", "Swin v2", SwinV2, WINDOW8, "model.safetensors", names.timm, TIMM),
     Case("torchvision", "ViT", ViT, VIT, "vit.pth", names.torchvision_vit, EXACT),
@@ -153,6 +155,7 @@ CASES = [
     Case("microsoft", "Swin v2, larger window", SwinV2, LARGER, "swinv2.pth", names.microsoft, MICROSOFT, "model"),
     Case("google", "ViT", ViT, VIT, "vit.npz", names.google, GOOGLE),
     Case("google", "ViT, pre-logits", ViT, PRE_LOGITS, "vit.npz", names.google, GOOGLE),
+    Case("google", "hybrid", ViT, HYBRID, "vit.npz", names.google, GOOGLE),
     Case("wzmiaomiao", "ViT", ViT, VIT, "vit.pth", names.timm, EXACT),
     Case("wzmiaomiao", "ViT, pre-logits", ViT, PRE_LOGITS, "vit.pth", names.timm, EXACT),
     *_swin("wzmiaomiao", "swin.pth", without_masks, WZMIAOMIAO, 3),

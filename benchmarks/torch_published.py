@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from plain_torch_stem import stem
 from torch import Tensor
 from torch.nn import functional as F
 from torch_swin import FORBIDDEN, cut, join, offsets
@@ -52,16 +53,20 @@ class Numerics:
         gelu: "none" (exact) or "tanh".
         plan: what becomes of Swin's windows.
         roll_first: roll the map before it is padded to whole windows (timm), and not after.
+        resnet_eps: whose epsilons a hybrid's stem has.
     """
 
     eps: float
     gelu: str = "none"
     plan: Plan = shrinking
     roll_first: bool = False
+    resnet_eps: str = "timm"
 
 
 def vit(p: Params, images: Tensor, config: dict[str, Any], how: Numerics) -> Tensor:
     """Images (B, C, H, W) -> logits (B, K); the arguments of `minivit.ViT` are in `config`."""
+    if config["resnet_layers"] is not None:
+        images = stem({**config, "resnet_eps": how.resnet_eps}, p, images)
     x = F.conv2d(images, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], config["patch_size"])
     x = x.flatten(2).transpose(1, 2)
     first = [p[name].expand(len(x), -1, -1) for name in ("cls_token", "dist_token") if name in p]

@@ -228,6 +228,8 @@ FUNCTIONS = [
     Case("conv2d_1x1", "BCab OCii O", F.conv2d, fixed={"i": 1}, empty="B"),
     # filters of two numbers become (+1, -1) whatever they were, as with layer_norm
     Case("standardize_weight", "OCPQ", F.standardize_weight, fixed={"C": 2, "P": 3}, empty="O"),
+    Case("standardize_weight_outside", "OCPQ", lambda w: F.standardize_weight(w, 0.1, outside=True),
+         fixed={"C": 2, "P": 3}, empty="O"),
     Case("group_norm", "BCab C C", lambda x, w, b: F.group_norm(x, 2, w, b), fixed={"C": 4, "a": 3}, empty="B"),
     Case("group_norm_plain", "BCN", lambda x: F.group_norm(x, 1, None, None), fixed={"C": 3, "N": 2}, empty="B"),
     Case("batch_norm", "BCab C C", _own_statistics, fixed={"a": 3, "b": 2}, empty="B"),
@@ -399,6 +401,7 @@ LAYERS = [
          fixed={"C": 4}, empty="B"),
     Case("StdConv2d", "BCab", lambda x: _conv(x, nn.StdConv2d, dilation=(1, 2)), layer=True, fixed={"b": 4},
          empty="B"),
+    Case("StdConv2d_outside", "BCab", lambda x: _conv(x, nn.StdConv2d, eps=0.1, outside=True), layer=True, empty="B"),
     Case("StdConv2d_no_bias", "BCab", lambda x: _conv(x, nn.StdConv2d, stride=2, bias=False), layer=True, empty="B"),
     Case("Bottleneck", "BCab", lambda x: nn.Bottleneck(x.shape[1], 16, 1, 1, dtype=x.dtype, seed=1), layer=True,
          fixed={"C": 16, "a": 3, "b": 2}, empty="B"),

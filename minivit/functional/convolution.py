@@ -99,12 +99,14 @@ def check_conv2d(
     output_size("conv2d", x.shape[2:], slide("conv2d", x.shape[2:], weight.shape[2:], stride, padding, dilation))
 
 
-def standardize_weight(weight: Array, eps: float = 1e-6) -> tuple[Array, Back]:
+def standardize_weight(weight: Array, eps: float = 1e-6, *, outside: bool = False) -> tuple[Array, Back]:
     """Each filter shifted to mean 0 and scaled to variance 1: (w - mean) / sqrt(var + eps), var divided by F.
 
     Args:
         weight: (O, C/G, Kh, Kw).
         eps: added to the variance; timm's default.
+        outside: add eps to the standard deviation instead, outside the root: (w - mean) / (sqrt(var) + eps), as
+            Google's StdConv does.
 
     Returns:
         y of weight's shape, and vjp(dy) -> dweight.
@@ -113,20 +115,39 @@ def standardize_weight(weight: Array, eps: float = 1e-6) -> tuple[Array, Back]:
         ValueError: if the filters are empty.
 
     Source: Qiao et al. 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"; where
-    eps stands and which variance is taken follow StdConv2d in timm. It is LayerNorm of each filter:
-    docs/derivations/layer_norm.md.
+    eps stands and which variance is taken follow StdConv2d in timm, and with `outside` vision_transformer's
+    models_resnet.py. It is LayerNorm of each filter. Derivation: docs/derivations/group_norm.md.
     """
     filters = weight.reshape(len(weight), prod(weight.shape[1:]))  # (O, F)
-    y, back_normalize = layer_norm(filters, None, None, eps)
+    y, back_normalize = divide_by_deviation(filters, eps) if outside else layer_norm(filters, None, None, eps)
 
     @once
     def vjp(dy: Array) -> Array:
-        dfilters, _, _ = back_normalize(dy.reshape(filters.shape))
+        dfilters, *_ = back_normalize(dy.reshape(filters.shape))
         return dfilters.reshape(weight.shape)
 
     return y.reshape(weight.shape), vjp
 
 
-def check_standardize_weight(weight: Array, eps: float = 1e-6) -> None:
+def divide_by_deviation(filters: Array, eps: float) -> tuple[Array, Back]:
+    """y = (w - mean) / (std + eps) for each row of filters (O, F); vjp(dy) -> (dfilters,).
+
+    A constant row gives 0, and its std has no slope: what it would contribute is 0 in the limit.
+    """
+    centered = filters - filters.mean(axis=1, keepdims=True)
+    std = (centered * centered).mean(axis=1, keepdims=True) ** 0.5
+    unit = centered / (std + (std == 0))  # of variance 1
+    y = centered / (std + eps)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array]:
+        # y = centered / (std + eps), and the gradient of std is unit / F
+        dcentered = (dy - y * (dy * unit).mean(axis=1, keepdims=True)) / (std + eps)
+        return (dcentered - dcentered.mean(axis=1, keepdims=True),)
+
+    return y, vjp
+
+
+def check_standardize_weight(weight: Array, eps: float = 1e-6, *, outside: bool = False) -> None:
     if weight.ndim < 2 or prod(weight.shape[1:]) == 0:
         raise ValueError(f"standardize_weight: filters of shape {weight.shape} have no numbers to average")

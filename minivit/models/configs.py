@@ -12,6 +12,7 @@ from typing import Any
 
 from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2
+from minivit.models.timm_arguments import in_our_words
 from minivit.models.vit import ViT
 
 MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}  # by the name that a file gives
@@ -22,6 +23,7 @@ _BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 _LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 _HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 _R26, _R50 = (2, 2, 2, 2), (3, 4, 6, 3)  # stages of bottlenecks
+_RPN = {"class_token": False, "global_pool": "avg", "qkv_bias": False, "post_norm": True}
 _GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_heads": 16}
 
 
@@ -60,6 +62,7 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "vit_base_patch16_224": _vit(_BASE, 16, 224),
     "vit_base_patch16_384": _vit(_BASE, 16, 384),
     "vit_base_patch16_gap_224": _vit(_BASE, 16, 224, **_GAP),
+    "vit_base_patch16_rpn_224": _vit(_BASE, 16, 224, **_RPN),
     "vit_base_patch8_224": _vit(_BASE, 8, 224),
     "vit_large_patch32_224": _vit(_LARGE, 32, 224),
     "vit_large_patch32_384": _vit(_LARGE, 32, 384),
@@ -114,6 +117,11 @@ def published() -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, config
 
 
+def class_of(name: str) -> str | None:
+    """The name of the class of a published size; None for a name that `create_model` does not know."""
+    return _CONFIGS[name][0].__name__ if name in _CONFIGS else None
+
+
 def list_models() -> list[str]:
     """The names that `create_model` knows, in alphabetical order."""
     return sorted(_CONFIGS)
@@ -138,17 +146,21 @@ def create_model(
         img_size: int or (H, W); None is the size in the name.
         dtype: "float32" or "float64".
         seed: of the initial weights.
-        overrides: any other argument of the model's class, such as drop_path_rate=0.1.
+        overrides: any other argument of the model's class, such as drop_path_rate=0.1, or of timm's that means the
+            same, such as act_layer="gelu_tanh"; see `timm_arguments.py`.
 
     Raises:
-        ValueError: for an unknown name, whose message lists the nearest known ones.
+        ValueError: for an unknown name, with the nearest known ones, and for an argument of timm's that minivit's
+            models do not have, with what to do instead.
     """
     if name not in _CONFIGS:
         near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see minivit.list_models()"
         raise ValueError(f"unknown model {name!r}: {hint}")
     kind, config = _CONFIGS[name]
-    arguments = {**config, "num_classes": num_classes, "in_chans": in_chans, "dtype": dtype, "seed": seed, **overrides}
+    sizes: dict[str, Any] = {name: config[name] for name in ("embed_dim", "num_heads") if name in config}
+    changed = in_our_words(kind.__name__, {**sizes, **overrides})
+    arguments = {**config, "num_classes": num_classes, "in_chans": in_chans, "dtype": dtype, "seed": seed, **changed}
     if img_size is not None:
         arguments["img_size"] = img_size
     return kind(**arguments)

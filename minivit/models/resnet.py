@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.nn import Bottleneck, Chain, GroupNorm, MaxPool2d, ReLU
-from minivit.nn.bottleneck import standardized
+from minivit.nn import Bottleneck, Chain, MaxPool2d, ReLU
+from minivit.nn.bottleneck import EPSILONS
 from minivit.random import as_generator
 
 
@@ -45,9 +45,9 @@ def map_size(size: tuple[int, int], layers: tuple[int, ...]) -> tuple[int, int]:
 class Root(Chain):
     """Images (B, C, H, W) -> (B, width, H/4, W/4), rounded up: a 7x7 convolution and a 3x3 maximum, stride 2 each."""
 
-    def __init__(self, in_chans: int, width: int, groups: int, dtype: Any, seed: Any) -> None:
-        self.conv = standardized(in_chans, width, 7, 2, dtype, seed)
-        self.norm = GroupNorm(groups, width, dtype=dtype)
+    def __init__(self, in_chans: int, width: int, groups: int, eps: str, dtype: Any, seed: Any) -> None:
+        self.conv = EPSILONS[eps].convolution(in_chans, width, 7, 2, dtype, seed)
+        self.norm = EPSILONS[eps].group_norm(groups, width, dtype)
         self.relu = ReLU()
         self.pool = MaxPool2d(3, 2, "same")
 
@@ -56,10 +56,11 @@ class Stage(Chain):
     """Bottlenecks one after the other, at the same size but for the first one's stride."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, depth: int, groups: int, dtype: Any, seed: Any
+        self, in_channels: int, out_channels: int, stride: int, depth: int, groups: int, eps: str, dtype: Any, seed: Any
     ) -> None:
-        first = Bottleneck(in_channels, out_channels, stride, groups, dtype=dtype, seed=seed)
-        others = [Bottleneck(out_channels, out_channels, 1, groups, dtype=dtype, seed=seed) for _ in range(depth - 1)]
+        named: Any = {"eps": eps, "dtype": dtype, "seed": seed}
+        first = Bottleneck(in_channels, out_channels, stride, groups, **named)
+        others = [Bottleneck(out_channels, out_channels, 1, groups, **named) for _ in range(depth - 1)]
         self.blocks: list[Bottleneck] = [first, *others]
 
 
@@ -70,23 +71,32 @@ class ResNetV2(Chain):
         layers: the number of bottlenecks of each stage, such as (3, 4, 9).
         width: the channels of the root; 64 in all published models.
         groups: of the norms; 32 in all published models.
+        eps: whose epsilons, "timm" or "google"; see `nn/bottleneck.py`.
     """
 
     def __init__(
-        self, in_chans: int, layers: tuple[int, ...], width: int, groups: int, *, dtype: Any = "float32", seed: Any = 0
+        self,
+        in_chans: int,
+        layers: tuple[int, ...],
+        width: int,
+        groups: int,
+        *,
+        eps: str = "timm",
+        dtype: Any = "float32",
+        seed: Any = 0,
     ) -> None:
         rng = as_generator(seed)
-        self.stem = Root(in_chans, width, groups, dtype, rng)
+        self.stem = Root(in_chans, width, groups, eps, dtype, rng)
         self.stages: list[Stage] = []
         channels = width
         for index, depth in enumerate(layers):
             outputs = 4 * width * 2**index
-            self.stages.append(Stage(channels, outputs, 2 if index else 1, depth, groups, dtype, rng))
+            self.stages.append(Stage(channels, outputs, 2 if index else 1, depth, groups, eps, dtype, rng))
             channels = outputs
 
 
 def make_stem(
-    in_chans: int, layers: tuple[int, ...], width: int, groups: int, dtype: Any, seed: Any
+    in_chans: int, layers: tuple[int, ...], width: int, groups: int, eps: str, dtype: Any, seed: Any
 ) -> tuple[Root | ResNetV2, int]:
     """The stem, and the channels of its map. Without stages it is the root alone, under shorter names, as in timm.
 
@@ -96,8 +106,9 @@ def make_stem(
     if width < 1 or groups < 1 or width % groups:
         raise ValueError(f"resnet_groups={groups} must divide resnet_width={width}: choose {_divisor(width, groups)}")
     if not layers:
-        return Root(in_chans, width, groups, dtype, seed), width
-    return ResNetV2(in_chans, layers, width, groups, dtype=dtype, seed=seed), 4 * width * 2 ** (len(layers) - 1)
+        return Root(in_chans, width, groups, eps, dtype, seed), width
+    stem = ResNetV2(in_chans, layers, width, groups, eps=eps, dtype=dtype, seed=seed)
+    return stem, 4 * width * 2 ** (len(layers) - 1)
 
 
 def _divisor(width: int, groups: int) -> str:

@@ -7,6 +7,7 @@ al. 2022, "Swin Transformer V2"; names and shapes are timm's.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,9 +108,10 @@ class SwinOptions(Options):
             raise ValueError(f"depths={depths} and num_heads={heads} need one positive entry for each stage")
         odd = [depth for depth in depths if depth % 2]
         if odd and not self.allow_odd_depths:
-            raise ValueError(
+            warnings.warn(
                 f"depths={depths}: {odd[:1]} is odd, but blocks with plain and with shifted windows come in pairs; "
-                "choose even depths, or say allow_odd_depths=True"
+                "choose even depths, or say allow_odd_depths=True",
+                stacklevel=5,
             )
         for number, count in enumerate(heads):
             dim = self.embed_dim * 2**number
@@ -162,7 +164,7 @@ class Swin(Model):
         global_pool: "avg", the mean over the map.
         embed_dim: D of the first stage; each further stage has twice as many.
         depths: blocks in each stage. They work in pairs, one with plain and one with shifted windows, so odd depths
-            are refused unless `allow_odd_depths`.
+            are built with a warning, unless `allow_odd_depths`.
         num_heads: heads in each stage.
         window_size: int or (Mh, Mw).
         mlp_ratio, qkv_bias: the blocks' size.

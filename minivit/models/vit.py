@@ -26,6 +26,7 @@ from minivit.models.positions import make_positions
 from minivit.models.resnet import checked_layers, make_stem, map_size
 from minivit.models.vit_init import initialize
 from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed, Recompute
+from minivit.nn.bottleneck import EPSILONS
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
@@ -60,12 +61,14 @@ class ViTOptions(Options):
     norm_eps: float = 1e-6
     weight_init: str = "timm"
     distilled: bool = False
+    post_norm: bool = False
     dynamic_img_size: bool = False
     partial_patches: str = "refuse"
     skip_unused_tokens: bool = True
     resnet_layers: tuple[int, ...] | None = None
     resnet_width: int = 64
     resnet_groups: int = 32
+    resnet_eps: str = "timm"
     dtype: Any = "float32"
     seed: Any = 0
 
@@ -73,8 +76,10 @@ class ViTOptions(Options):
         check_rates(self)
         self._check_pooling()
         self.resnet_layers = checked_layers(self.resnet_layers)
+        if self.resnet_eps not in EPSILONS:
+            raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
-        check_whole(self, embed_dim=1, depth=1, in_chans=1, num_classes=0)
+        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0)
         if self.representation_size is not None:
             check_whole(self, representation_size=1)
         if self.fc_norm is None:
@@ -143,6 +148,8 @@ class ViT(Model):
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
         distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each. Its features
             are the mean of both tokens.
+        post_norm: the norms of a block stand behind its branches (timm's ResPostBlock) and start at 0, so that a new
+            block is the identity.
         dynamic_img_size: take any image that the patch divides, resampling the positions.
         partial_patches: what happens to pixels at the right and bottom that fill no whole patch: "refuse" such images,
             "pad" them with zeros, or "drop" those pixels, as the convolutions of other projects do.
@@ -150,6 +157,8 @@ class ViT(Model):
         resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
             hybrid); () is its root alone, and None no stem. See `resnet.py`.
         resnet_width, resnet_groups: channels of the root, and groups of the stem's norms.
+        resnet_eps: the epsilons of the stem: "timm" adds 1e-8 to a filter's variance and 1e-5 in the norms, "google"
+            1e-5 to its standard deviation and 1e-6 in the norms, with which Google's hybrids were trained.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
     """
@@ -162,7 +171,8 @@ class ViT(Model):
         rng, dtype, prefix = as_generator(o.seed), dtype_of(o.dtype), o.class_token + o.distilled
         stem, channels = None, o.in_chans
         if o.resnet_layers is not None:
-            stem, channels = make_stem(o.in_chans, o.resnet_layers, o.resnet_width, o.resnet_groups, dtype, rng)
+            sizes = (o.resnet_layers, o.resnet_width, o.resnet_groups)
+            stem, channels = make_stem(o.in_chans, *sizes, o.resnet_eps, dtype, rng)
         self.embed = Tokens(
             pair(o.img_size),
             partial(patch_grid, self.config),
@@ -221,8 +231,9 @@ class ViT(Model):
         )
         hidden = int(o.embed_dim * o.mlp_ratio)
         mlp = Mlp(o.embed_dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)
-        norms = [LayerNorm(o.embed_dim, o.norm_eps, dtype=o.dtype) for _ in range(2)]
-        return Block(norms[0], attention, norms[1], mlp, o.drop_path_rate * index / max(1, o.depth - 1))
+        norms = [LayerNorm(o.embed_dim, o.norm_eps, zero=o.post_norm, dtype=o.dtype) for _ in range(2)]
+        rate = o.drop_path_rate * index / max(1, o.depth - 1)
+        return Block(norms[0], attention, norms[1], mlp, rate, post_norm=o.post_norm)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(

@@ -5,6 +5,7 @@ The hybrid ViT's stem is made of them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from minivit import functional as F
@@ -16,27 +17,44 @@ from minivit.nn.map_norm import GroupNorm
 from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.random import as_generator
 
-# added to a filter's variance: what timm's hybrids use. (Google's code adds 1e-5 to the standard deviation instead.)
-_WEIGHT_EPS = 1e-8
+
+@dataclass(frozen=True)
+class Epsilons:
+    """What a project adds to a deviation before it divides by it.
+
+    Attributes:
+        weight: of a filter: to its variance, or with `outside` to its standard deviation.
+        norm: to the variance of a GroupNorm.
+    """
+
+    weight: float
+    outside: bool
+    norm: float
+
+    def convolution(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, dtype: Any, seed: Any = None
+    ) -> StdConv2d:
+        """The convolution of these blocks: weights standardized, no bias, and ceil(H / stride) rows."""
+        named = {"bias": False, "eps": self.weight, "outside": self.outside, "dtype": dtype, "seed": seed}
+        return StdConv2d(in_channels, out_channels, kernel, stride, "same", **named)
+
+    def group_norm(self, groups: int, channels: int, dtype: Any, *, zero: bool = False) -> GroupNorm:
+        """The norm behind it."""
+        return GroupNorm(groups, channels, self.norm, zero=zero, dtype=dtype)
 
 
-def standardized(
-    in_channels: int, out_channels: int, kernel: int, stride: int, dtype: Any, seed: Any = None
-) -> StdConv2d:
-    """The convolution of these blocks: weights standardized, no bias, and ceil(H / stride) rows."""
-    return StdConv2d(
-        in_channels, out_channels, kernel, stride, "same", bias=False, eps=_WEIGHT_EPS, dtype=dtype, seed=seed
-    )
+# timm's vision_transformer_hybrid.py, and vision_transformer's models_resnet.py, whose GroupNorm is Flax's
+EPSILONS = {"timm": Epsilons(1e-8, False, 1e-5), "google": Epsilons(1e-5, True, 1e-6)}
 
 
 class Projection(Chain):
     """A shortcut that changes channels and size: a 1x1 convolution and a norm."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, groups: int, *, dtype: Any = "float32", seed: Any = None
+        self, in_channels: int, out_channels: int, stride: int, groups: int, eps: Epsilons, dtype: Any, seed: Any
     ) -> None:
-        self.conv = standardized(in_channels, out_channels, 1, stride, dtype, seed)
-        self.norm = GroupNorm(groups, out_channels, dtype=dtype)
+        self.conv = eps.convolution(in_channels, out_channels, 1, stride, dtype, seed)
+        self.norm = eps.group_norm(groups, out_channels, dtype)
 
 
 class Bottleneck(Layer):
@@ -49,6 +67,7 @@ class Bottleneck(Layer):
         in_channels, out_channels: conv1 and conv2 have a quarter of out_channels.
         stride: of conv2 and the projection.
         groups: of the norms.
+        eps: whose epsilons, "timm" or "google".
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", with the stride in the 3x3 convolution,
     norms of groups and standardized weights (Kolesnikov et al. 2020, "Big Transfer"); names are timm's.
@@ -61,6 +80,7 @@ class Bottleneck(Layer):
         stride: int = 1,
         groups: int = 32,
         *,
+        eps: str = "timm",
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
@@ -68,17 +88,20 @@ class Bottleneck(Layer):
             raise ValueError(
                 f"Bottleneck: a quarter of out_channels={out_channels} must be a multiple of groups={groups}"
             )
+        if eps not in EPSILONS:
+            raise ValueError(f"Bottleneck: eps={eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
+        part = EPSILONS[eps]
         rng, dtype, middle = as_generator(seed), init.dtype_of(dtype), out_channels // 4
         same = in_channels == out_channels and stride == 1
         self.downsample: Layer = (
-            Identity() if same else Projection(in_channels, out_channels, stride, groups, dtype=dtype, seed=rng)
+            Identity() if same else Projection(in_channels, out_channels, stride, groups, part, dtype, rng)
         )
-        self.conv1 = standardized(in_channels, middle, 1, 1, dtype, rng)
-        self.norm1 = GroupNorm(groups, middle, dtype=dtype)
-        self.conv2 = standardized(middle, middle, 3, stride, dtype, rng)
-        self.norm2 = GroupNorm(groups, middle, dtype=dtype)
-        self.conv3 = standardized(middle, out_channels, 1, 1, dtype, rng)
-        self.norm3 = GroupNorm(groups, out_channels, zero=True, dtype=dtype)
+        self.conv1 = part.convolution(in_channels, middle, 1, 1, dtype, rng)
+        self.norm1 = part.group_norm(groups, middle, dtype)
+        self.conv2 = part.convolution(middle, middle, 3, stride, dtype, rng)
+        self.norm2 = part.group_norm(groups, middle, dtype)
+        self.conv3 = part.convolution(middle, out_channels, 1, 1, dtype, rng)
+        self.norm3 = part.group_norm(groups, out_channels, dtype, zero=True)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         branch, back_branch = compose(

@@ -64,21 +64,22 @@ class Conv2d(Layer):
 class StdConv2d(Conv2d):
     """A convolution whose filters are standardized before each use (weight standardization, Qiao et al. 2019).
 
-    The parameter is the weight before that; its gradient goes through the standardization. eps is timm's. The weight
-    starts normal with variance 2 / (out_channels Kh Kw), as in timm's ResNetV2 (He et al. 2015, for the backward pass).
-    The output does not depend on its scale; how far a step of the optimizer turns a filter does.
+    The parameter is the weight before that; its gradient goes through the standardization. eps is timm's, and `outside`
+    adds it where Google does; see `minivit.functional.standardize_weight`. The weight starts normal with variance
+    2 / (out_channels Kh Kw), as in timm's ResNetV2 (He et al. 2015, for the backward pass). The output does not depend
+    on its scale; how far a step of the optimizer turns a filter does.
     """
 
-    def __init__(self, *args: Any, eps: float = 1e-6, **options: Any) -> None:
+    def __init__(self, *args: Any, eps: float = 1e-6, outside: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.eps = eps
+        self.eps, self.outside = eps, outside
 
     @staticmethod
     def start(rng: Rng, shape: tuple[int, ...], dtype: Any) -> Array:
         return init.normal(rng, shape, (2 / (shape[0] * prod(shape[2:]))) ** 0.5, dtype)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
-        weight, back_weight = apply(F.standardize_weight, self.weight, eps=self.eps)
+        weight, back_weight = apply(F.standardize_weight, self.weight, eps=self.eps, outside=self.outside)
         y, back_conv = apply(F.conv2d, x, weight, self.bias, **self.settings)
 
         @once

@@ -50,7 +50,7 @@ def arguments(
     _check_parts(shapes)
     try:
         if model == "ViT":
-            found = _vit(shapes, config, requested.get("img_size"))
+            found = _vit(shapes, config, requested)
         else:
             found = _swin(model, shapes, config, buffers, settings, requested)
     except (KeyError, IndexError, ZeroDivisionError) as error:
@@ -91,10 +91,10 @@ def _check_parts(shapes: Shapes) -> None:
 _OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
 # options that leave no trace in the arrays, or less than config.json tells
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
-_FROM_CONFIG = ("norm_eps", "gelu", *_OF_VIT, *_RATES)
+_FROM_CONFIG = ("norm_eps", "gelu", "covered", *_OF_VIT, *_RATES)
 
 
-def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
+def _vit(shapes: Shapes, config: Arguments, requested: Arguments) -> Arguments:
     dim, channels, height, width = shapes["patch_embed.proj.weight"]
     prefix = ("cls_token" in shapes) + ("dist_token" in shapes)
     head = shapes.get("head.weight")
@@ -115,12 +115,14 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "pos_embed": "learned_1d" if "pos_embed" in shapes else "none",
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
+        **{name: config[name] for name in ("post_norm", "partial_patches") if name in config},
     }
     if "pos_embed" in shapes:
-        found["img_size"] = _image("pos_embed", shapes["pos_embed"][1] - prefix, found, config, image)
+        positions = shapes["pos_embed"][1] - prefix
+        found["img_size"] = _image("pos_embed", positions, found, config, requested.get("img_size"))
         sides = zip(pair(found["img_size"]), pair(found["patch_size"]))
         if "resnet_layers" not in found and any(side % patch for side, patch in sides):
-            found["partial_patches"] = "drop"
+            found.setdefault("partial_patches", "drop")
     elif "img_size" in config or "input_size" in config:
         found["img_size"] = config.get("img_size", config.get("input_size"))
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
@@ -131,7 +133,9 @@ def _vit(shapes: Shapes, config: Arguments, image: Any) -> Arguments:
     heads = config.get("num_heads")
     if isinstance(heads, tuple):
         raise ValueError(f"config.json says num_heads={heads!r:.60}, expected one number for a ViT")
-    found["num_heads"] = heads or _vit_heads(found)
+    found["num_heads"] = heads or requested.get("num_heads") or _vit_heads(found)
+    if not heads:
+        _check_one_reading(found, requested)
     return found
 
 
@@ -189,13 +193,53 @@ def _image(name: str, count: int, found: Arguments, config: Arguments, requested
     raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
 
 
+# the width of a head in every published ViT of up to 1,024 channels but two; wider ones have heads of 72 to 104
+_HEAD, _WIDEST = 64, 1024
+
+
 def _vit_heads(found: Arguments) -> int:
-    """Heads leave no trace in the shapes of a ViT."""
-    same = ("embed_dim", "depth")
-    for _, published in configs.published():
-        if all(published.get(name) == found[name] for name in same):
-            return int(published["num_heads"])
-    return max(1, found["embed_dim"] // 64)  # the width of a head in every published ViT
+    """Heads leave no trace in the shapes of a ViT: those of the published size, or one for each 64 channels.
+
+    Raises:
+        ValueError: if published sizes differ, or there is none and the width does not tell.
+    """
+    heads = published_heads(found)
+    if len(heads) == 1:
+        return heads.pop()
+    dim = found["embed_dim"]
+    if heads or dim > _WIDEST or dim > _HEAD and dim % _HEAD:
+        known = f", and published models of this size have {' or '.join(map(str, sorted(heads)))}" if heads else ""
+        raise ValueError(f"no array shows how many heads share its {dim} channels{known}: say num_heads=")
+    return max(1, dim // _HEAD)
+
+
+def published_heads(found: Arguments) -> set[int]:
+    """The numbers of heads of the published ViTs of this width and depth; one with a class token is none without."""
+    same = {name: found[name] for name in ("embed_dim", "depth")}
+    published = [sizes for _, sizes in configs.published() if same.items() <= sizes.items() and "depths" not in sizes]
+    fits = [sizes for sizes in published if sizes.get("class_token", True) or not found["class_token"]]
+    return {sizes["num_heads"] for sizes in fits}
+
+
+def _check_one_reading(found: Arguments, requested: Arguments) -> None:
+    """Refuse a ViT without class token whose names belong to models that compute differently, unless that is said.
+
+    timm's SigLIP "gap" models have one GELU or the other, and a vit_base_patch16_gap_224 has heads of 48 channels;
+    its residual-post-norm models have the names of any ViT without class token and biases of q, k and v.
+    """
+    if found["class_token"]:
+        return
+    unsaid = [name for name in ("num_heads", "gelu") if name not in requested]
+    if unsaid and found["global_pool"] == "avg" and not found["fc_norm"]:
+        raise ValueError(
+            "models of these names, without a class token and with the norm before the mean, have one GELU or the "
+            f"other and heads of several widths: say {' and '.join(f'{name}=' for name in unsaid)}"
+        )
+    if found["fc_norm"] and not found["qkv_bias"] and "post_norm" not in requested:
+        raise ValueError(
+            "no array shows whether the norms of its blocks stand before the branches or behind them, as in timm's "
+            "vit_base_patch16_rpn_224: say post_norm="
+        )
 
 
 def _swin(

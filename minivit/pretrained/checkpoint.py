@@ -53,11 +53,15 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
     return model
 
 
+# arguments that a file may leave open, of which the model's are taken
+_OPEN = ("img_size", "window_size", "pretrained_window_sizes", "num_heads", "gelu", "post_norm")
+
+
 def _check_geometry(model: Any, found: Recognized) -> None:
     """Refuse tables of another grid or window with as many entries as the model's."""
     if type(model) is not MODELS.get(found.model):
         return
-    sizes: dict[str, Any] = {name: model.config[name] for name in ("img_size", "window_size") if name in model.config}
+    sizes: dict[str, Any] = {name: model.config[name] for name in _OPEN if name in model.config}
     try:
         stored = plan_of(found, None, sizes).stored
     except CheckpointError:  # whatever else the file lacks, the arrays have the model's shapes

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.models import configs
+from minivit.models.timm_arguments import in_our_words
+from minivit.sizes import pair
 
-_ACTIVATIONS_OF_TIMM = {"gelu": "none", "gelu_tanh": "tanh"}
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
 # transformers' names for the arguments of ours that no shape shows
 _TRANSFORMERS = {
@@ -23,24 +24,27 @@ _TRANSFORMERS = {
 _TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
 # what a timm architecture usually has, which its model_args and the arrays may contradict
 _USUAL = {"img_size": "input_size", "window_size": "usual_window"}
-# timm's model_args that are honored under the same name, and those that the arrays tell or that change no result
-_TIMM_ARGUMENTS = {*_TIMM_SIZES, "norm_eps", "global_pool", "fc_norm", "dynamic_img_size", "drop_rate", "pos_drop_rate"}
-_TIMM_ARGUMENTS |= {"proj_drop_rate", "attn_drop_rate", "drop_path_rate"}
-_FROM_ARRAYS = {"patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths", "mlp_ratio", "qkv_bias"}
-_FROM_ARRAYS |= {"class_token", "representation_size", "ape", "patch_norm", "weight_init", "fix_init"}
+# timm's model_args, in our words: those that are honored, those that the arrays tell too, and those that only matter
+# before training
+_HONORED = {*_TIMM_SIZES, "norm_eps", "gelu", "global_pool", "fc_norm", "post_norm", "dynamic_img_size"}
+_HONORED |= {"partial_patches", "covered", "drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate"}
+_HONORED |= {"drop_path_rate"}
+_IN_ARRAYS = {"patch_size", "in_chans", "embed_dim", "depth", "depths", "mlp_ratio", "qkv_bias", "class_token"}
+_UNCHECKED = {"num_classes", "representation_size", "ape", "patch_norm", "distilled", "pos_embed"}
+_BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
 _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
 
 
-def options_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of `ViT`, `Swin` or `SwinV2` that a config.json gives; what is none of ours is left out.
+def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
+    """Arguments of the class `model` that a config.json gives; what is none of ours is left out.
 
     Two more are only expected: "input_size" of the images, and "usual_window" of the architecture.
 
     Raises:
         ValueError: for a value that makes no sense there, or an activation that minivit lacks.
     """
-    found = _timm(config)
+    found = _timm(config, model)
     for theirs, ours in _TRANSFORMERS.items():
         if config.get(theirs) is not None:
             found[ours] = config[theirs]
@@ -65,13 +69,12 @@ def _makes_sense(name: str, value: Any) -> bool:
         return type(value) in (int, float) and 0 < value < 1e6
     if name.endswith("_rate"):
         return type(value) in (int, float) and 0 <= value < 1
-    return isinstance(value, bool if name in ("fc_norm", "dynamic_img_size") else str)
+    return isinstance(value, bool if name in ("fc_norm", "dynamic_img_size", "post_norm") else str)
 
 
-def _timm(config: dict[str, Any]) -> dict[str, Any]:
+def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
     """By the architecture's name, then what differs from it."""
-    name, args = config.get("architecture"), config.get("model_args")
-    args = args if isinstance(args, dict) else {}
+    name, published = config.get("architecture"), None
     found: dict[str, Any] = {}
     if isinstance(name, str):
         published = dict(configs.published()).get(name.partition(".")[0])
@@ -80,23 +83,47 @@ def _timm(config: dict[str, Any]) -> dict[str, Any]:
                 f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
                 "it may compute something else. If it is a plain ViT or Swin, remove config.json and say num_heads"
             )
-        found |= {_USUAL.get(key, key): published[key] for key in _TIMM_SIZES if key in published}
+        told = (*_TIMM_SIZES, "post_norm")
+        found |= {_USUAL.get(key, key): published[key] for key in told if key in published}
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:
         found["input_size"] = size[1] if size[1] == size[2] else tuple(size[1:])
-    if config.get("global_pool") is not None:
-        found["global_pool"] = config["global_pool"]
-    for key, value in args.items():
-        if value is None or key in _FROM_ARRAYS:
-            continue
-        if key in _TIMM_ARGUMENTS:
+    for key, value in _model_args(config, model, published or {}).items():
+        if key in _HONORED:
             found[key] = value
-        elif key == "act_layer" and value in _ACTIVATIONS_OF_TIMM:
-            found["gelu"] = _ACTIVATIONS_OF_TIMM[value]
-        elif key != "norm_layer" or value != "layernorm":
+        elif key not in _IN_ARRAYS | _UNCHECKED:
             raise ValueError(f"config.json says model_args {key}={value!r:.60}, which minivit does not have")
     return found
+
+
+def _model_args(config: dict[str, Any], model: str, published: dict[str, Any]) -> dict[str, Any]:
+    """What timm's config.json says of its model besides the architecture, in our words.
+
+    Raises:
+        ValueError: for what minivit does not have.
+    """
+    args = config.get("model_args")
+    said = {key: value for key, value in (args if isinstance(args, dict) else {}).items() if value is not None}
+    said = {key: value for key, value in said.items() if key not in _BEFORE_TRAINING}
+    if config.get("global_pool") is not None:
+        said.setdefault("global_pool", config["global_pool"])
+    sizes: dict[str, Any] = {key: published[key] for key in ("embed_dim", "num_heads") if key in published}
+    try:
+        words = in_our_words(model, {**sizes, **said})
+    except ValueError as error:
+        raise ValueError(f"config.json says model_args {error}") from None
+    return {key: value for key, value in words.items() if key in said or key not in sizes}
+
+
+def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
+    """Whether config.json's value of an argument is that of the arrays."""
+    if name == "mlp_ratio":
+        dim = arguments["embed_dim"]
+        return type(value) in (int, float) and int(dim * value) == round(dim * arguments[name])
+    if name == "patch_size":
+        return pair(value) == pair(arguments[name])
+    return (tuple(value) if isinstance(value, list) else value) == arguments.get(name)
 
 
 def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any]) -> None:
@@ -106,13 +133,16 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
         ValueError: naming what differs.
     """
     kind = _MODEL_TYPES.get(config.get("model_type", ""), model) if "model_type" in config else model
+    architecture, args = config.get("architecture"), config.get("model_args")
     claims = {"embed_dim": "hidden_size", "depth": "num_hidden_layers"} if model == "ViT" else {"depths": "depths"}
     claims |= {} if model == "ViT" else {"embed_dim": "embed_dim"}
     claimed = {ours: config[theirs] for ours, theirs in claims.items() if config.get(theirs) is not None}
-    claimed = {name: tuple(value) if isinstance(value, list) else value for name, value in claimed.items()}
-    differs = [f"{name}={value!r:.60}" for name, value in claimed.items() if value != arguments.get(name)]
+    claimed |= {name: args[name] for name in _IN_ARRAYS if isinstance(args, dict) and args.get(name) is not None}
+    differs = [f"{name}={value!r:.60}" for name, value in claimed.items() if not _agrees(name, value, arguments)]
     if kind != model:
         differs.append(f"model_type={config['model_type']!r:.60}")
+    if isinstance(architecture, str) and configs.class_of(architecture.partition(".")[0]) not in (None, model):
+        differs.append(f"architecture={architecture!r:.80}")
     if differs:
         has = ", ".join(f"{name}={arguments[name]!r}" for name in claimed if name in arguments)
         raise ValueError(

@@ -58,6 +58,7 @@ _TAGS = {
         swin_large_patch4_window7_224 swin_large_patch4_window12_384 swinv2_base_window12to16_192to256
         swinv2_base_window12to24_192to384 swinv2_large_window12to16_192to256 swinv2_large_window12to24_192to384""",
     "r160_in1k": "test_vit",
+    "sw_in1k": "vit_base_patch16_rpn_224",
 }
 DEFAULT_TAGS = {name: tag for tag, names in _TAGS.items() for name in names.split()}
 

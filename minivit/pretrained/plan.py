@@ -10,11 +10,12 @@ from typing import Any
 from minivit.io.safetensors import CheckpointError
 from minivit.models import MODELS
 from minivit.models.options import stage_windows
+from minivit.models.timm_arguments import in_our_words
 from minivit.pretrained import architecture
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
-from minivit.pretrained.window_sizes import untold
+from minivit.pretrained.window_sizes import check_windows_told
 from minivit.sizes import pair
 
 # what a file can bring about whose names are right and whose shapes or settings make no sense
@@ -52,7 +53,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         CheckpointError: if the arrays make no model.
         ValueError: if a requested argument is none of the class.
     """
-    kind, requested = MODELS[found.model], requested or {}
+    kind, requested = MODELS[found.model], in_our_words(found.model, requested or {})
     _check_arguments(kind, requested)
     if found.layout and found.weights.config_fault:  # the library's own files say all about themselves
         raise CheckpointError(f"{found.weights.config_fault}. It decides how the model computes: mend it, or remove it")
@@ -61,12 +62,14 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             chosen, stored, assumed = profile or "timm", _own(found.weights.content["config"]), list[str]()
         else:
             chosen = profile or found.source
-            config = options_of(found.weights.config)
+            config = _told(options_of(found.weights.config, found.model), found)
             settings = PROFILES[chosen].settings(found.model)
+            settings = {**settings, **{name: config[name] for name in ("covered",) if name in config}}
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
             check_same_model(found.weights.config, found.model, read)
             stored = {**_defaults(kind), **settings, **read}
-            assumed = untold(found.model, read, config, found.buffers, requested)
+            check_windows_told(found.model, read, config, found.buffers, requested)
+            assumed = [] if found.model != "ViT" or _heads_known(read, {**config, **requested}) else ["num_heads"]
             if profile is None and found.source == "wzmiaomiao":
                 _check_one_reading(read)
         arguments = {**stored, **requested, **_trained_windows(kind, stored, requested)}
@@ -75,6 +78,21 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         raise CheckpointError(
             f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: {error}"
         ) from None
+
+
+def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
+    """What config.json and the source's own arrays tell, which must be the same where both do."""
+    for name, value in found.told.items():
+        if config.get(name, value) != value:
+            raise ValueError(
+                f"config.json says {name}={config[name]!r:.60}, and the arrays are of {name}={value}: it belongs to "
+                "another file. Remove it, or fetch both again"
+            )
+    return {**config, **found.told}
+
+
+def _heads_known(read: dict[str, Any], said: dict[str, Any]) -> bool:
+    return "num_heads" in said or bool(architecture.published_heads(read))
 
 
 def _check_one_reading(read: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ PROFILES = {
     # after it was rolled (its issue 2438), and drops partial patches
     "timm": Profile(swin={"pad_first": False, **_DROPS}, positions={"mode": "bicubic", "antialias": True}, biases=None),
     # Flax's GELU is the tanh approximation; its examples resample with scipy.ndimage.zoom, order 1
-    "google": Profile(vit={"gelu": "tanh"}, positions={"mode": "bilinear", **_CORNERS}),
+    "google": Profile(vit={"gelu": "tanh", "resnet_eps": "google"}, positions={"mode": "bilinear", **_CORNERS}),
     "torchvision": Profile(swin={"covered": "stay", **_DROPS}, positions={"mode": "bicubic", **_CORNERS}),
     # its configurations say 1e-12 where the weights they hold were trained with 1e-6: what config.json says is used;
     # its Swin v2 adds the mask twice

@@ -69,23 +69,32 @@ def _untold(found: Arguments, config: Arguments, requested: Arguments) -> Argume
     return {"window_size": window, **({"img_size": images[0]} if images else {})}
 
 
-def untold(model: str, read: Arguments, config: Arguments, buffers: dict[str, Array], asked: Arguments) -> list[str]:
-    """The arguments that decide how a v2 computes, where neither arrays, config.json nor who asks for it tells them.
+def check_windows_told(
+    model: str, read: Arguments, config: Arguments, buffers: dict[str, Array], asked: Arguments
+) -> None:
+    """Refuse a v2 whose windows, which decide how it computes, neither arrays, config.json nor who asks for it tells.
 
     Args:
         model: the name of the class.
         read: the arguments that are taken instead.
         config, buffers: see `architecture.arguments`.
         asked: those that were asked for.
+
+    Raises:
+        ValueError: naming the arguments to say.
     """
     if model != "SwinV2" or "window_size" in config or "usual_window" in config:
-        return []
+        return
     shown = any(name.endswith("relative_position_index") for name in buffers)
     names = [] if shown or "window_size" in asked else ["window_size"]
     scaled = any(name.endswith("relative_coords_table") for name in buffers)
     if not scaled and "pretrained_window_sizes" not in asked and len(_published(read)) > 1:
         names.append("pretrained_window_sizes")
-    return names
+    if names:
+        raise ValueError(
+            f"no array shows the windows of a Swin v2: say {' and '.join(f'{name}=' for name in names)}, as the "
+            "file's name or its authors do"
+        )
 
 
 def _published(read: Arguments) -> list[Arguments]:

@@ -387,3 +387,24 @@ def test_a_standardized_convolution_does_not_see_scale_and_shift_of_its_filters(
     weight, _ = F.standardize_weight(layer.weight.data)
     np.testing.assert_allclose(weight.mean(axis=(1, 2, 3)), 0, atol=1e-15)
     np.testing.assert_allclose(weight.var(axis=(1, 2, 3)), 1, rtol=1e-4)
+
+
+def test_epsilon_outside_of_the_root_is_added_to_the_standard_deviation() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 3, 2, 2))
+    weight[1] *= 1e-5  # a deviation near eps
+    y, _ = F.standardize_weight(weight, 1e-5, outside=True)
+    for filters, made in zip(weight, y):
+        expected = (filters - filters.mean()) / (filters.std() + 1e-5)
+        assert np.allclose(made, expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_constant_filter_is_0_with_epsilon_outside_and_its_gradient_finite(dtype: str) -> None:
+    weight = np.full((2, 1, 2, 2), 0.5, dtype)
+    dy = np.arange(8, dtype=dtype).reshape(weight.shape)
+    y, vjp = F.standardize_weight(weight, 0.25, outside=True)
+    assert not y.any() and y.dtype == dtype
+    dweight = vjp(dy)
+    assert dweight.dtype == dtype
+    assert np.allclose(dweight, (dy - dy.mean(axis=(1, 2, 3), keepdims=True)) / 0.25)  # the deviation has no slope

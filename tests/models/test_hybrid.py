@@ -278,10 +278,41 @@ def test_a_project_without_such_a_model_gets_none(tmp_path: Any, layout: str) ->
 
 def test_a_hybrid_goes_to_google_and_back(tmp_path: Any) -> None:
     for layers in ((2, 1), ()):
-        model, path = small(resnet_layers=layers, gelu="tanh", patch_size=1), tmp_path / "x.npz"
+        model, path = small(resnet_layers=layers, gelu="tanh", patch_size=1, resnet_eps="google"), tmp_path / "x.npz"
         minivit.export(model, path, "google")
         again = minivit.from_pretrained(path, num_heads=2, img_size=(9, 12), dtype="float64", resnet_groups=2)
         np.testing.assert_array_equal(again.predict(images(9, 12)), model.predict(images(9, 12)))
+
+
+def test_a_hybrids_epsilons_are_its_sources_and_stay_in_our_own_file(tmp_path: Any) -> None:
+    model = small(gelu="tanh", resnet_eps="google")
+    minivit.export(model, tmp_path / "x.npz", "google")
+    options: dict[str, Any] = {"num_heads": 2, "img_size": (9, 12), "dtype": "float64", "resnet_groups": 2}
+    google = minivit.from_pretrained(tmp_path / "x.npz", **options)
+    timm = minivit.from_pretrained(tmp_path / "x.npz", resnet_eps="timm", **options)
+    assert (google.config["resnet_eps"], timm.config["resnet_eps"]) == ("google", "timm")
+    assert np.abs(google.predict(images(9, 12)) - timm.predict(images(9, 12))).max() > 1e-9
+    minivit.save(google, tmp_path / "own.safetensors")
+    own = minivit.from_pretrained(tmp_path / "own.safetensors")
+    assert own.config["resnet_eps"] == "google"
+    np.testing.assert_array_equal(own.predict(images(9, 12)), model.predict(images(9, 12)))
+    minivit.export(model, tmp_path / "timm.safetensors", "timm")  # names of timm's, so its epsilons
+    assert minivit.from_pretrained(tmp_path / "timm.safetensors", **options).config["resnet_eps"] == "timm"
+
+
+def test_every_deviation_of_the_stem_gets_the_epsilon_of_its_project() -> None:
+    expected = {"timm": ({(1e-8, False)}, {1e-5}), "google": ({(1e-5, True)}, {1e-6})}
+    for project, (filters, norms) in expected.items():
+        for layers in ((2, 1), ()):
+            parts = list(_inside(small(resnet_eps=project, resnet_layers=layers).embed.patch_embed))
+            assert {(each.eps, each.outside) for each in parts if isinstance(each, nn.StdConv2d)} == filters
+            assert {each.eps for each in parts if isinstance(each, nn.GroupNorm)} == norms
+
+
+def _inside(layer: Any) -> Any:
+    for _, part in layer.parts():
+        yield part
+        yield from _inside(part)
 
 
 @pytest.mark.parametrize(("width", "groups"), [(64, 32), (8, 8), (48, 16)])
@@ -315,6 +346,7 @@ def test_a_trace_names_the_stem() -> None:
         ({"resnet_width": 0}, "choose a width of at least 1"),
         ({"resnet_groups": 0}, "resnet_groups=0 must divide"),
         ({"resnet_layers": (2, 0)}, r"resnet_layers=\(2, 0\): give the number of blocks of each stage"),
+        ({"resnet_eps": "flax"}, "resnet_eps='flax': choose 'timm' or 'google'"),
         ({"resnet_layers": 3}, r"resnet_layers=3: give .* such as \(3, 4, 9\)"),
         ({"resnet_layers": (1.5,)}, r"resnet_layers=\(1.5,\): give"),
     ],
@@ -327,3 +359,5 @@ def test_what_does_not_fit_is_refused_with_the_remedy(changes: dict[str, Any], m
 def test_a_bottleneck_whose_groups_do_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="a quarter of out_channels=16 must be a multiple of groups=3"):
         nn.Bottleneck(16, 16, 1, 3)
+    with pytest.raises(ValueError, match="eps='flax': choose 'timm' or 'google'"):
+        nn.Bottleneck(16, 16, 1, 4, eps="flax")

@@ -63,6 +63,7 @@ OTHERWISE = {
     "epsilon of Swin": changed("microsoft Swin, pth", eps=1.1e-5),
     "GELU": changed("google ViT, npz", gelu="none"),
     "GELU of Swin v2": changed("microsoft Swin v2, pth", gelu="tanh"),
+    "epsilons of Google's hybrid": changed("google hybrid, npz", resnet_eps="timm"),
     "padding before the roll": changed("timm Swin, padded maps, safetensors", roll_first=False),
     "a shift of what covers the map": changed("torchvision Swin, pth", plan=published.always_shifted),
     "a window that shrinks": changed("torchvision Swin, map below window, pth", plan=published.shrinking),

@@ -19,6 +19,7 @@ from parity_tools import (
     tensor,
     torch,
 )
+from plain_torch_stem import same, stem
 from test_torch_vit import reference
 
 from minivit import functional as F, nn
@@ -33,47 +34,12 @@ HYBRIDS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "three_stages": ({"img_size": 64, "resnet_layers": (2, 1, 2)}, (64, 64)),
     "odd_sides": ({"img_size": (45, 70), "resnet_layers": (1, 2)}, (45, 70)),  # maps 12x18 and 6x9
     "root_alone": ({"img_size": 32, "resnet_layers": (), "patch_size": 4}, (32, 32)),
+    "googles_epsilons": ({"img_size": 48, "resnet_layers": (1, 2), "resnet_eps": "google"}, (48, 48)),
+    "googles_root_alone": ({"img_size": 32, "resnet_layers": (), "patch_size": 4, "resnet_eps": "google"}, (32, 32)),
     "patches_of_the_map": ({"img_size": 48, "resnet_layers": (1, 1), "patch_size": (2, 3)}, (48, 48)),
     "average": ({"img_size": 32, "resnet_layers": (1,), "global_pool": "avg", "class_token": False}, (32, 32)),
     "another_size": ({"img_size": 32, "resnet_layers": (1, 1), "dynamic_img_size": True}, (50, 40)),
 }
-
-
-def same(x: Any, kernel: int, stride: int, value: float = 0.0) -> Any:
-    """The map with the padding that gives ceil(side / stride) places, the odd zero behind."""
-    sides = []
-    for length in (x.shape[3], x.shape[2]):  # PyTorch's pad begins with the last axis
-        total = max(0, (-(-length // stride) - 1) * stride + kernel - length)
-        sides += [total // 2, total - total // 2]
-    return TF.pad(x, sides, value=value)
-
-
-def stem(c: dict[str, Any], p: dict[str, Any], images: Any) -> Any:
-    """Images -> the map of the root and the stages, from parameters p under timm's names."""
-    root = "patch_embed.backbone." + ("stem." if c["resnet_layers"] else "")
-
-    def conv(x: Any, name: str, stride: int = 1) -> Any:
-        weight = p[f"{name}.weight"]
-        flat = weight.flatten(1)
-        variance, mean = torch.var_mean(flat, dim=1, keepdim=True, correction=0)
-        standard = ((flat - mean) / torch.sqrt(variance + 1e-8)).view_as(weight)
-        return TF.conv2d(same(x, weight.shape[2], stride), standard, stride=stride)
-
-    def norm(x: Any, name: str) -> Any:
-        return TF.group_norm(x, c["resnet_groups"], p[f"{name}.weight"], p[f"{name}.bias"], 1e-5)
-
-    x = norm(conv(images, f"{root}conv", 2), f"{root}norm").relu()
-    x = TF.max_pool2d(same(x, 3, 2, -torch.inf), 3, 2)
-    for i, depth in enumerate(c["resnet_layers"]):
-        for j in range(depth):
-            block, stride = f"patch_embed.backbone.stages.{i}.blocks.{j}", 2 if i and not j else 1
-            shortcut = x
-            if j == 0:
-                shortcut = norm(conv(x, f"{block}.downsample.conv", stride), f"{block}.downsample.norm")
-            y = norm(conv(x, f"{block}.conv1"), f"{block}.norm1").relu()
-            y = norm(conv(y, f"{block}.conv2", stride), f"{block}.norm2").relu()
-            x = (norm(conv(y, f"{block}.conv3"), f"{block}.norm3") + shortcut).relu()
-    return x
 
 
 @pytest.mark.parametrize("name", HYBRIDS)

@@ -19,6 +19,7 @@ from minivit import functional as F, nn
 from minivit.fast import dispatch
 from minivit.fast.numpy import convolution, pooling
 from minivit.functional import sliding
+from minivit.functional.convolution import divide_by_deviation
 from minivit.gradcheck import GradientError
 from minivit.protocol import once
 
@@ -78,7 +79,17 @@ def batch_statistics_held_constant(patch: Any) -> None:
 def standardization_forgotten(patch: Any) -> None:
     """The gradient of the standardized weight is taken for that of the parameter."""
     plain = F.standardize_weight
-    patch.setattr(F, "standardize_weight", lambda w, eps=1e-6: (plain(w, eps)[0], once(lambda dw: dw)))
+    patch.setattr(F, "standardize_weight", lambda w, **options: (plain(w, **options)[0], once(lambda dw: dw)))
+
+
+def deviation_held_constant(patch: Any) -> None:
+    """With epsilon outside of the root, the backward forgets that a filter moves its standard deviation."""
+    plant(patch, divide_by_deviation, "dy - y * (dy * unit).mean(axis=1, keepdims=True)", "dy")
+
+
+def deviation_taken_with_epsilon(patch: Any) -> None:
+    """With epsilon outside of the root, the slope of the deviation is taken at the deviation plus epsilon."""
+    plant(patch, divide_by_deviation, "(dy * unit).mean", "(dy * y).mean")
 
 
 def pooled_gradient_doubled(patch: Any) -> None:
@@ -109,6 +120,9 @@ def shortcut_forgotten_in_the_backward(patch: Any) -> None:
         (batch_statistics_held_constant, "batch_norm"),
         (batch_statistics_held_constant, "BatchNorm2d_training"),
         (standardization_forgotten, "StdConv2d"),
+        (standardization_forgotten, "StdConv2d_outside"),
+        (deviation_held_constant, "standardize_weight_outside"),
+        (deviation_taken_with_epsilon, "StdConv2d_outside"),
         (standardization_forgotten, "ViT_hybrid"),
         (padding_not_cut_off, "conv2d_same_strided"),
         (slope_of_relu_forgotten, "Bottleneck_projection"),

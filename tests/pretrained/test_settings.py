@@ -83,7 +83,9 @@ def test_the_window_of_timms_swin_v2_is_known_by_its_architecture(tmp_path: Path
     found = from_pretrained(path).config
     assert (found["window_size"], found["img_size"]) == (32, 512)
     config.write_text(json.dumps({"architecture": 3, "pretrained_cfg": {"input_size": [3, 256, 512]}}))
-    found = from_pretrained(path).config
+    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: say window_size="):
+        from_pretrained(path)
+    found = from_pretrained(path, window_size=8).config
     assert (found["window_size"], found["img_size"]) == (8, (256, 512))
 
 
@@ -151,7 +153,9 @@ def test_the_norm_of_an_average_stands_where_its_name_says(tmp_path: Path) -> No
     before, behind = drawn(ViT, **average, fc_norm=False), drawn(ViT, **average)
     assert not np.allclose(before.predict(images()), behind.predict(images()))
     for model in (before, behind):
-        found = from_pretrained(stored(tmp_path / "x", model.state_dict()))
+        path = stored(tmp_path / "x", model.state_dict())
+        said = {} if model.config["fc_norm"] else {"num_heads": model.config["num_heads"], "gelu": "none"}
+        found = from_pretrained(path, **said)
         assert found.config["fc_norm"] == model.config["fc_norm"]
         assert np.array_equal(found.predict(images()), model.predict(images()))
     # Google's pooling by average has the norm before it
@@ -169,7 +173,8 @@ def test_classes_keeps_rows_of_the_head(tmp_path: Path) -> None:
     for kind, arguments in ((ViT, VIT), (ViT, {**VIT, "distilled": True}), (Swin, SWIN)):
         model = drawn(kind, **arguments)
         path = stored(tmp_path / "x", model.state_dict())
-        found = from_pretrained(path, classes=[3, 0], report=pytest.fail)
+        heads = {"num_heads": model.config["num_heads"]} if kind is ViT else {}
+        found = from_pretrained(path, classes=[3, 0], report=pytest.fail, **heads)
         x = images(arguments["img_size"])
         assert np.allclose(found.predict(x), model.predict(x)[:, [3, 0]], rtol=0, atol=1e-12)
         assert found.num_classes == 2

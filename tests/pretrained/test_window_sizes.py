@@ -12,7 +12,7 @@ from published_names import drawn, microsoft
 
 from minivit import CheckpointError, Swin, SwinV2, create_model, export, from_pretrained
 from minivit.io.safetensors import save_arrays
-from minivit.pretrained.window_sizes import untold, window_sizes
+from minivit.pretrained.window_sizes import check_windows_told, window_sizes
 
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 2, "num_classes": 5, "embed_dim": 8, "depths": (2, 2)}
 SMALL |= {"num_heads": (2, 2), "mlp_ratio": 1.0}
@@ -39,13 +39,11 @@ def test_a_window_that_was_asked_for_is_the_one_that_v2_was_trained_in(tmp_path:
     assert larger.config["pretrained_window_sizes"] == (8, 8) and not same(larger, model)
 
 
-def test_a_window_that_had_to_be_assumed_is_said(tmp_path: Path) -> None:
+def test_a_window_of_v2_that_nothing_tells_is_not_guessed(tmp_path: Path) -> None:
     export(drawn(SwinV2, **SMALL), tmp_path / "model.safetensors", "timm")
-    lines: list[str] = []
-    assert from_pretrained(tmp_path / "model.safetensors", report=lines.append).config["window_size"] == 8
-    assert lines == [
-        "minivit: window_size=8: assumed, as no array shows it; pass what the file's name or its authors say"
-    ]
+    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: say window_size=,"):
+        from_pretrained(tmp_path / "model.safetensors")
+    assert from_pretrained(tmp_path / "model.safetensors", window_size=8).config["window_size"] == 8
     (tmp_path / "config.json").write_text(json.dumps({"window_size": 8, "image_size": 32}))
     from_pretrained(tmp_path / "model.safetensors", report=pytest.fail)
 
@@ -56,7 +54,12 @@ def test_a_published_v2_without_config_json_has_its_published_image(window: int,
     found = {"embed_dim": 128, "depths": (2, 2, 18, 2), "patch_size": 4}
     sizes = window_sizes([None] * 4, found, {}, {}, {}, {"window_size": window})
     assert sizes == {"window_size": window, "img_size": image}
-    assert len(untold("SwinV2", {**found, **sizes}, {}, {}, {"window_size": window})) == said
+    asked: dict[str, Any] = {"window_size": window}
+    if said:
+        with pytest.raises(ValueError, match="windows of a Swin v2: say pretrained_window_sizes="):
+            check_windows_told("SwinV2", {**found, **sizes}, {}, {}, asked)
+        asked["pretrained_window_sizes"] = 0
+    check_windows_told("SwinV2", {**found, **sizes}, {}, {}, asked)
 
 
 def test_offsets_of_a_pretraining_in_windows_that_were_not_square(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,13 @@ def _with_place_of_class(arrays: dict[str, Array]) -> dict[str, Array]:
         return arrays
     table = arrays[places]
     return {**arrays, places: np.concatenate((np.zeros_like(table[:, :1]), table), axis=1)}
+
+
+def _heads(arrays: dict[str, Array]) -> dict[str, Any]:
+    """The number of heads H, of which a kernel (D, H, d) of queries has an axis."""
+    kernels = (array for name, array in arrays.items() if name.endswith("/query/kernel") and array.ndim == 3)
+    kernel = next(kernels, None)
+    return {} if kernel is None else {"num_heads": kernel.shape[1]}
 
 
 def _google_block(attention: int, norm2: int, mlp: int) -> tuple[Rule, ...]:
@@ -103,6 +111,7 @@ def _layout(stem: tuple[Rule, ...], signs: tuple[str, ...] = (), absent: str = "
         prefixes=("", "params/", "opt/target/", "params/img/", "img/"),
         absent=absent,
         prepare=lambda arrays: _with_place_of_class(_unstacked(arrays)),
+        told=_heads,
     )
 
 

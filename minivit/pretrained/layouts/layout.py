@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from minivit.io.safetensors import CheckpointError
 from minivit.pretrained.renaming import Rule
@@ -37,6 +38,7 @@ class Layout:
         absent: pattern of names that the source never has.
         possible: whether the source could have written these arrays, under its names.
         prepare: what is done to its arrays before their names are read.
+        told: (prepared arrays) -> arguments of the class that their shapes show, and no longer under our names.
         head: the name of its classifier.
     """
 
@@ -50,6 +52,7 @@ class Layout:
     absent: str = ""
     possible: Callable[[dict[str, Array]], bool] = lambda arrays: True
     prepare: Callable[[dict[str, Array]], dict[str, Array]] = dict
+    told: Callable[[dict[str, Array]], dict[str, Any]] = lambda arrays: {}
     head: str = "head"
 
     def bare(self, arrays: dict[str, Array]) -> dict[str, str] | None:

@@ -1,0 +1,158 @@
+"""timm's names of arguments in minivit's words, for `create_model`, `from_pretrained` and timm's config.json.
+
+What means the same is translated; what minivit's models do not have is refused, with what to do instead. Names and
+defaults are those of timm 1.0.31, `VisionTransformer`, `SwinTransformer` and `SwinTransformerV2`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivit.sizes import pair
+
+# values of a ViT's arguments that have timm's name -> ours
+_VALUES: dict[str, dict[Any, str]] = {
+    "pos_embed": {"learn": "learned_1d", "": "none"},
+    "weight_init": {"": "timm", "skip": "timm"},  # "skip" leaves the start to weights that are loaded later
+}
+_ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+_ONLY_GELU = "minivit has act_layer='gelu' and 'gelu_tanh', as gelu='none' and 'tanh'"
+_ONLY_LAYER_NORM = "minivit's models have LayerNorm; leave norm_layer out, and say its epsilon with norm_eps="
+_ELSEWHERE = "minivit's models have no such part: leave it out, or choose a model without it"
+
+# arguments that minivit has not, the value that its models stand for, and what to do about any other
+_ABSENT: dict[str, tuple[Any, str]] = {
+    "qk_norm": (False, _ELSEWHERE),
+    "scale_attn_norm": (False, _ELSEWHERE),
+    "scale_mlp_norm": (False, _ELSEWHERE),
+    "proj_bias": (True, _ELSEWHERE),
+    "init_values": (None, _ELSEWHERE),
+    "no_embed_class": (False, "minivit's class token has a position: leave it out, or choose a model without it"),
+    "reg_tokens": (0, _ELSEWHERE),
+    "pre_norm": (False, _ELSEWHERE),
+    "final_norm": (True, "minivit's models end with a norm: leave it out, or choose a model with one"),
+    "pool_include_prefix": (False, "minivit's mean is that of the patches: leave it out"),
+    "patch_drop_rate": (0, "minivit drops no patches: use pos_drop_rate= or drop_path_rate="),
+    "fix_init": (False, "minivit does not scale weights by depth: scale attn.proj and mlp.fc2 yourself"),
+    "embed_norm_layer": (None, "use patch_norm=True for a LayerNorm after the patch embedding"),
+    "embed_layer": (None, _ELSEWHERE),
+    "block_fn": (None, "use post_norm=True for norms behind the branches; minivit has no other blocks"),
+    "mlp_layer": (None, _ELSEWHERE),
+    "attn_layer": (None, _ELSEWHERE),
+}
+_POOLING = {
+    "": "minivit's models pool; the layers of `model.body()` before `model.pool` give what timm returns",
+    "max": "minivit's models have no maximum over positions",
+    "avgmax": "minivit's models have no maximum over positions",
+    "map": "minivit's models have no attention pooling",
+    "prr": "minivit's models have no attention pooling",
+}
+
+
+def in_our_words(model: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as timm or minivit names them, as minivit's class takes them; what is neither's stays as it is.
+
+    Args:
+        model: the name of the class, "ViT", "Swin" or "SwinV2".
+        given: by timm's names and minivit's.
+
+    Raises:
+        ValueError: for what minivit's models do not have, and for two names of one argument that contradict.
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        for ours, translated in _one(model, name, value, given).items():
+            if ours in found and found[ours] != translated:
+                raise ValueError(f"{name}={value!r:.60} is {ours}={translated!r}, and {found[ours]!r} was given too")
+            found[ours] = translated
+    return found
+
+
+def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """One of timm's arguments as ours, of which there may be none."""
+    if name in _ABSENT:
+        usual, remedy = _ABSENT[name]
+        _same(name, value, usual, remedy)
+        return {}
+    if name == "global_pool":
+        if value not in (choices := ("token", "avg") if model == "ViT" else ("avg",)):
+            why = _POOLING.get(value) if isinstance(value, str) else None
+            choose = f"choose {' or '.join(map(repr, choices))}"
+            raise ValueError(f"global_pool={value!r:.60}: {why + '; ' if why else ''}{choose}")
+        return {name: value}
+    if name == "act_layer":
+        gelu = _ACTIVATIONS.get(value) if isinstance(value, str) else None
+        if value is not None and gelu is None:
+            raise ValueError(f"act_layer={value!r:.60}: {_ONLY_GELU}")
+        return {"gelu": gelu} if gelu else {}
+    if name == "norm_layer":
+        # as a name timm's ViT takes it, with the epsilon that it has anyway; timm's Swin takes none
+        _same(name, value, "layernorm" if model == "ViT" and value is not None else None, _ONLY_LAYER_NORM)
+        return {}
+    return _of_vit(name, value) if model == "ViT" else _of_swin(name, value, given)
+
+
+def _same(name: str, value: Any, usual: Any, remedy: str) -> None:
+    """Refuse a value that is not the usual one; 0 and False, or 1 and True, are not told apart."""
+    if value is not None and value != usual:
+        raise ValueError(f"{name}={value!r:.60}: {remedy}")
+
+
+def _of_vit(name: str, value: Any) -> dict[str, Any]:
+    if name == "dynamic_img_pad":
+        return {"partial_patches": "pad"} if _flag(name, value) else {}
+    translated = _VALUES.get(name, {}).get(value) if isinstance(value, str) else None
+    return {name: value if translated is None else translated}
+
+
+def _of_swin(name: str, value: Any, given: dict[str, Any]) -> dict[str, Any]:
+    if name in ("strict_img_size", "dynamic_img_size"):
+        if value is not None and _flag(name, value) != (name == "strict_img_size"):
+            raise ValueError(
+                f"{name}={value}: minivit's Swin takes images of any size and plans windows and shifts for each, where "
+                "timm's keeps those of img_size, so their logits differ: leave it out"
+            )
+        return {}
+    if name == "always_partition":
+        return {"covered": "shift"} if _flag(name, value) else {}
+    if name == "weight_init":
+        if value not in (None, "", "skip"):
+            raise ValueError(f"weight_init={value!r:.60}: minivit's Swin starts as timm's does; leave it out")
+        return {}
+    if name == "head_dim":
+        if value is not None and not _divides(value, given):
+            raise ValueError(
+                f"head_dim={value!r:.60}: minivit's heads share the channels of their stage: give num_heads= and "
+                "embed_dim= with embed_dim 2^i = head_dim num_heads[i] in each stage i, or leave it out"
+            )
+        return {}
+    if name == "window_size":
+        return {name: _one_window(value)}
+    return {name: value}
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (None, True, False):
+        raise ValueError(f"{name}={value!r:.60} must be True or False")
+    return bool(value)
+
+
+def _divides(head_dim: Any, given: dict[str, Any]) -> bool:
+    """Whether heads of so many channels are all the channels of each stage."""
+    dim, heads = given.get("embed_dim"), given.get("num_heads")
+    if not isinstance(dim, int) or not isinstance(heads, tuple | list):
+        return False
+    each = head_dim if isinstance(head_dim, tuple | list) else [head_dim] * len(heads)
+    return list(each) == [dim * 2**stage / count for stage, count in enumerate(heads)]
+
+
+def _one_window(value: Any) -> Any:
+    """The window of all stages, from one for each stage; two numbers are a height and a width, as in timm."""
+    if not isinstance(value, tuple | list):
+        return value
+    windows = [tuple(each) if isinstance(each, list) else each for each in value]
+    if len(windows) == 2 and not any(isinstance(each, tuple) for each in windows):
+        return tuple(windows)
+    if windows and len({pair(each) for each in windows}) == 1:
+        return windows[0]
+    raise ValueError(f"window_size={value!r:.60}: minivit's Swin has one window for all stages; give one size")

@@ -1,0 +1,213 @@
+"""Every architecture of timm's ViT, hybrid, DeiT, Swin and Swin v2: its files give its logits, or are refused by name.
+
+Files are those that timm writes (`save_for_hf`), with the config.json beside model.safetensors, and without it. The
+architectures are made small in widths, depths and images, and keep their other options and the channels of a head. What
+is read off full sizes, whose weights would take hours, is compared as arguments.
+
+    python tests/parity/test_timm_names.py --seed 1    # counts of what is loaded, refused and wrong
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    import conftest  # noqa: F401
+
+from parity_tools import torch
+
+timm = pytest.importorskip("timm", reason="compared with timm's models: pip install --no-deps timm torchvision")
+
+from timm.models import save_for_hf  # noqa: E402
+
+import minivit  # noqa: E402
+from minivit.io.weights import Weights  # noqa: E402
+from minivit.models import configs  # noqa: E402
+from minivit.models.options import stage_windows  # noqa: E402
+from minivit.pretrained import architecture  # noqa: E402
+from minivit.pretrained.plan import plan_of  # noqa: E402
+from minivit.pretrained.recognition import recognize  # noqa: E402
+from minivit.sizes import pair  # noqa: E402
+
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer", "swin_transformer_v2")
+NAMES = [name for module in MODULES for name in timm.list_models(module=module)]
+PUBLISHED = dict(configs.published())
+FILES = ("with config.json", "weights alone")
+CLASSES = 5
+SMALL = 128  # channels: such a model stays as it is
+ERROR = 1e-7  # of the largest logit; timm keeps the offsets of Swin v2 in float32
+
+
+def full(name: str) -> Any:
+    """timm's model of full size, without numbers in its weights."""
+    with torch.device("meta"):
+        return timm.create_model(name)
+
+
+def small(name: str, whole: Any) -> Any:
+    """The same architecture with few channels, blocks and patches, and the channels that its heads have."""
+    embed = whole.patch_embed
+    patch = pair(embed.patch_size)[0]
+    if not hasattr(whole, "blocks"):
+        stages = [stage.blocks[0].attn for stage in whole.layers]
+        dim = stages[0].dim // stages[0].num_heads
+        sizes = {"embed_dim": dim, "num_heads": tuple(2**i for i in range(len(stages))), "depths": (2,) * len(stages)}
+    elif whole.embed_dim <= SMALL:
+        sizes = {"img_size": 2 * patch}
+    else:
+        step = pair(embed.img_size)[0] // embed.grid_size[0] // patch if hasattr(embed, "backbone") else 1
+        sizes = {"depth": 2, "img_size": 2 * patch * step}
+        if not isinstance(embed.proj, torch.nn.Identity):  # else the tokens are a backbone's channels
+            sizes |= {"embed_dim": 2 * _attention(whole).head_dim, "num_heads": 2}
+    return timm.create_model(name, num_classes=CLASSES, **sizes).eval()
+
+
+def _attention(model: Any) -> Any:
+    """The first attention of a ViT; some blocks are one themselves."""
+    found = [module for module in model.blocks[0].modules() if hasattr(module, "num_heads")]
+    return found[0]
+
+
+def draw(model: Any, seed: int) -> None:
+    """Weights that are far from their start, so that no part of the model is without effect."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            normal = torch.randn(param.shape, generator=generator)
+            if name.endswith("logit_scale"):
+                param.copy_(np.log(10) + 0.2 * normal)
+            elif "norm" in name and name.endswith("weight"):
+                param.copy_(1 + 0.3 * normal)
+            elif param.ndim < 2 or "token" in name or "pos_embed" in name:
+                param.copy_(0.5 * normal)
+            else:
+                param.copy_(normal / param[0].numel() ** 0.5)
+
+
+def small_file(model: Any, folder: Path, seed: int, file: str) -> tuple[str, str]:
+    """What becomes of a small model's file: ("equal", ""), ("refused", the message) or ("wrong", how much)."""
+    save_for_hf(model, folder, safe_serialization=True)
+    if file == "weights alone":
+        (folder / "config.json").unlink()
+    try:
+        found = minivit.from_pretrained(folder, dtype="float64", report=lambda line: None)
+    except minivit.CheckpointError as error:
+        return "refused", str(error)
+    images = np.random.default_rng(seed).standard_normal((2, 3, *pair(model.patch_embed.img_size)))
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(torch.tensor(images)).numpy()
+    try:
+        logits = found.predict(images)
+    except ValueError as error:
+        return "wrong", str(error)
+    off = np.abs(logits - expected).max() / np.abs(expected).max() if logits.shape == expected.shape else np.inf
+    return ("equal", "") if off <= ERROR else ("wrong", f"the logits differ by {off:.1e}")
+
+
+def full_size(model: Any, name: str, file: str) -> tuple[str, str]:
+    """The same for the arguments that are read off the shapes of full size."""
+    arrays = {key: np.broadcast_to(np.float32(0), tuple(value.shape)) for key, value in model.state_dict().items()}
+    config = {} if file == "weights alone" else {"architecture": name, "num_classes": model.num_classes}
+    try:
+        arguments = dict(plan_of(recognize(Weights(Path(name), arrays, config=config))).arguments)
+    except minivit.CheckpointError as error:
+        return "refused", str(error)
+    if "depths" in arguments:
+        arguments["windows"] = stage_windows(arguments)
+    differs = {
+        key: (arguments.get(key), value) for key, value in described(model).items() if arguments.get(key) != value
+    }
+    return ("wrong", f"(found, timm's): {differs}") if differs else ("equal", "")
+
+
+def described(model: Any) -> dict[str, Any]:
+    """timm's model in minivit's arguments: those that no shape shows."""
+    if hasattr(model, "blocks"):
+        block = model.blocks[0]
+        kind = {"Block": False, "ResPostBlock": True}
+        return {
+            "num_heads": _attention(model).num_heads,
+            "gelu": _gelu(block),
+            "norm_eps": block.norm1.eps,
+            "global_pool": model.global_pool,
+            "post_norm": kind.get(type(block).__name__, type(block).__name__),
+        }
+    blocks = [stage.blocks[0] for stage in model.layers]
+    return {
+        "num_heads": tuple(block.attn.num_heads for block in blocks),
+        "gelu": _gelu(blocks[0]),
+        "norm_eps": blocks[0].norm1.eps,
+        "windows": [tuple(block.window_size) for block in blocks],
+    }
+
+
+def _gelu(block: Any) -> str:
+    """minivit's word for the nonlinearity; its own name where it is another."""
+    act = block.mlp.act
+    exact = {"GELU": getattr(act, "approximate", "none"), "GELUTanh": "tanh"}
+    return exact.get(type(act).__name__, type(act).__name__)
+
+
+def outcomes(name: str, folder: Path, seed: int) -> dict[str, str]:
+    """What becomes of both kinds of file, of a small model and of full size: "equal", "refused", or what is wrong."""
+    whole, found = full(name), {}
+    model = small(name, whole)
+    draw(model, seed)
+    for file in FILES:
+        inside = folder / file
+        inside.mkdir()
+        results = [small_file(model, inside, seed, file), full_size(whole, name, file)]
+        words = (name, "known source") if file == FILES[0] else WORDS
+        wrong = [why for result, why in results if result == "wrong"]
+        wrong += [f"refused without a cause: {why}" for _, why in results if why and not any(w in why for w in words)]
+        found[file] = "; ".join(wrong) or results[1][0]
+    return found
+
+
+# what a refusal of weights alone names: an argument to say, or a part that minivit's models do not have
+WORDS = ("num_heads", "window", "gelu=", "post_norm=", "minivit's models have no such parts", "no_embed_class")
+WORDS += ("minivit has no other stem", "known source", "names are not the model's", "parameters are missing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_gives_timms_logits_or_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    found = outcomes(name, tmp_path, 0)
+    assert set(found.values()) <= {"equal", "refused"}, found
+    assert found[FILES[0]] == ("equal" if name in PUBLISHED else "refused")
+
+
+def test_a_model_that_computed_otherwise_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architecture, "_vit_heads", lambda found: 1)
+    found = outcomes("vit_tiny_patch16_224", tmp_path, 0)
+    assert found[FILES[0]] == "equal" and "the logits differ" in found[FILES[1]] and "num_heads" in found[FILES[1]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and images")
+    seed = parser.parse_args().seed
+    torch.set_num_threads(1)
+    counts: Counter[tuple[str, str]] = Counter()
+    for name in NAMES:
+        with tempfile.TemporaryDirectory() as folder:
+            for file, found in outcomes(name, Path(folder), seed).items():
+                counts[file, found if found in ("equal", "refused") else "wrong"] += 1
+                if found not in ("equal", "refused"):
+                    print(f"{name}, {file}: {found}", flush=True)
+    for file in FILES:
+        print(f"{file}: " + ", ".join(f"{counts[file, each]} {each}" for each in ("equal", "refused", "wrong")))
+    return int(any(each == "wrong" for _, each in counts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
