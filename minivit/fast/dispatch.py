@@ -61,21 +61,19 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     first = next(iter(signature(formula).parameters))
     chosen: dict[tuple[Any, np.dtype[Any]], Callable[P, R]] = {}  # by library and dtype: the search is not free
 
-    def run(*args: P.args, **options: P.kwargs) -> R:
-        if check is not None:
-            check(*args, **options)
-        array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
-        if array is None:
-            return formula(*args, **options)
-        key = (array_module(array), array.dtype)
-        if key not in chosen:
-            chosen[key] = _choose(name, formula, *key)
-        return chosen[key](*args, **options)
-
     @wraps(formula)
     def function(*args: P.args, **options: P.kwargs) -> R:
         try:
-            result = run(*args, **options)
+            if check is not None:
+                check(*args, **options)
+            array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
+            chosen_one = formula
+            if array is not None:
+                key = (array_module(array), array.dtype)
+                if key not in chosen:
+                    chosen[key] = _choose(name, formula, *key)
+                chosen_one = chosen[key]
+            result = chosen_one(*args, **options)
         except (AttributeError, TypeError):
             if args:  # every function's first argument is an array
                 check_array(name, first, args[0])
