@@ -659,7 +659,7 @@ ERRORS = {
     "other floats": (lambda: tiny()(images(dtype="float32")), ["float32", "float64", "astype", "dtype='float32'"]),
     "uint8 predict": (lambda: tiny().predict(np.zeros((1, 2, 8, 8), "u1")), ["uint8", "255"]),
     "one image": (lambda: tiny()(images()[0]), ["(B, C, H, W)", "(2, 8, 8)"]),
-    "three channels": (lambda: tiny()(images(channels=3)), ["with 2 channels", "(2, 3, 8, 8)", "in_chans=3"]),
+    "three channels": (lambda: tiny()(images(channels=3)), ["with 2 channels", "3, 8, 8)", "in_chans=3"]),
     "image size": (lambda: tiny()(images(size=(4, 8))), ["4x8", "8x8", "dynamic_img_size=True"]),
     "dynamic": (lambda: tiny(dynamic_img_size=True)(images(size=(9, 8))), ["9x8", "4x4", "pad or resize"]),
     "batch size": (lambda: tiny().predict(images(), 0), ["batch_size", "at least 1", "0"]),
