@@ -40,7 +40,7 @@ class Layer:
         if rng is not None:
             check_generator(rng)
         output = self.forward(x, rng, **context)
-        if not (isinstance(output, tuple) and len(output) == 2 and callable(output[1])):
+        if not (isinstance(output, tuple) and len(output) == 2):
             raise TypeError(
                 f"{type(self).__name__}.forward returned a {type(output).__name__}: it must return the pair y, back"
             )

@@ -205,7 +205,7 @@ ERRORS: dict[str, Any] = {
 INPUT_ERRORS: dict[str, Any] = {
     "one image": (images()[0], ["(B, C, H, W)", "(2, 16, 16)"]),
     "no pixels": (images(size=(0, 16)), ["(3, 2, 0, 16)", "no pixels"]),
-    "channels": (images(channels=3), ["(3,) channels", "expected 2", "in_chans=3"]),
+    "channels": (images(channels=3), ["with 2 channels", "(3, 3, 16, 16)", "in_chans=3"]),
     "integers": (np.zeros((1, 2, 16, 16), "u1"), ["uint8", "astype('float64')", "255"]),
     "other floats": (images(dtype="float32"), ["float32", "float64", "dtype='float32'"]),
 }
