@@ -100,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
             rng = noise_generator(args.seed, run.iteration)
             x = minivit.to_device(x, args.device)
 
+            # on one thread: logits, back = model(x, rng); loss, back_loss = criterion(logits, y); back(back_loss())
             opt.zero_grad()
             loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)
             norm = optim.clip_grad_norm(opt.params, 1.0)

@@ -1,6 +1,6 @@
 """The choice between a formula and a fast replacement of the same name and signature.
 
-    layer_norm = accelerated(norm.layer_norm)   # in functional/__init__.py, and only there
+    layer_norm = accelerated(norm.layer_norm)   # in functional/__init__.py, as for every function
     y, vjp = layer_norm(x, weight, bias)        # the replacement for x's library and dtype, else the formula
     layer_norm.plain                            # always the formula
     with minivit.plain(): ...                   # formulas everywhere

@@ -55,7 +55,8 @@ def scaled_dot_product_attention(
     if bias is not None:
         scores = scores + bias
     if mask is not None:
-        scores = scores + array_module(mask).where(mask, 0, mask_value).astype(scores.real.dtype)
+        allowed = array_module(mask).where(mask, 0, mask_value)  # 0, or -inf where this query may not attend
+        scores = scores + allowed.astype(scores.real.dtype)
     weights, back_softmax = softmax(scores)
     dropped, back_dropout = dropout(weights, dropout_rate, rng)
     y = dropped @ v  # (..., N, d)
@@ -64,6 +65,7 @@ def scaled_dot_product_attention(
     def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
         # y = dropped @ v
         dv = dropped.swapaxes(-1, -2) @ dy
+        # dropped = dropout(softmax(scores))
         dscores = back_softmax(back_dropout(dy @ v.swapaxes(-1, -2)))
         # scores = scale q k^T + bias
         dbias = None if bias is None else sum_to(dscores, bias.shape)

@@ -43,7 +43,8 @@ def split_qkv(qkv: Array, heads: int, parts: int = 3) -> tuple[tuple[Array, ...]
         ValueError: if the heads do not divide the channels of a part.
     """
     *lead, tokens, channels = qkv.shape
-    split = qkv.reshape(*lead, tokens, parts, heads, channels // (parts * heads)).swapaxes(-4, -2)  # (..., H, 3, N, d)
+    split = qkv.reshape(*lead, tokens, parts, heads, channels // (parts * heads))  # (..., N, 3, H, d)
+    split = split.swapaxes(-4, -2)  # (..., H, 3, N, d)
 
     @once
     def vjp(*dparts: Array) -> Array:

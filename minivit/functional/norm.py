@@ -33,15 +33,16 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
 
     Source: Ba, Kiros and Hinton 2016. Derivation: docs/derivations/layer_norm.md.
     """
-    centered = x - x.mean(axis=-1, keepdims=True)
-    variance = (centered * centered).mean(axis=-1, keepdims=True)
-    rstd = (variance + eps) ** -0.5  # 1 / standard deviation
-    xhat = centered * rstd
-    y = scale_and_shift(xhat, weight, bias)
+    centered = x - x.mean(axis=-1, keepdims=True)  # (..., D)
+    variance = (centered * centered).mean(axis=-1, keepdims=True)  # (..., 1)
+    rstd = (variance + eps) ** -0.5  # (..., 1): 1 / standard deviation
+    xhat = centered * rstd  # (..., D)
+    y = xhat if weight is None else xhat * weight
+    y = y if bias is None else y + bias
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
-        # y = xhat * weight + bias
+        # y = xhat * weight + bias, with one weight and bias for all tokens: their gradients are sums over the tokens
         dweight = None if weight is None else rows(dy * xhat).sum(axis=0)
         dbias = None if bias is None else rows(dy).sum(axis=0)
         dxhat = dy if weight is None else dy * weight
@@ -92,8 +93,8 @@ def group_norm(
     Source: Wu and He 2018. Derivation: docs/derivations/group_norm.md.
     """
     shape, maps = x.shape, (*x.shape[:2], prod(x.shape[2:]))  # (B, C, S)
-    rows = (len(x), groups, maps[1] // groups * maps[2])  # (B, G, C/G S)
-    xhat, back_normalize = layer_norm(x.reshape(rows), None, None, eps)
+    grouped = (len(x), groups, maps[1] // groups * maps[2])  # (B, G, C/G S)
+    xhat, back_normalize = layer_norm(x.reshape(grouped), None, None, eps)
     xhat = xhat.reshape(maps)
     y = scale_and_shift(xhat, by_channel(weight), by_channel(bias))
 
@@ -103,7 +104,7 @@ def group_norm(
         dweight = None if weight is None else (dy * xhat).sum(axis=(0, 2))  # (C,)
         dbias = None if bias is None else dy.sum(axis=(0, 2))  # (C,)
         dxhat = dy if weight is None else dy * by_channel(weight)
-        dx, _, _ = back_normalize(dxhat.reshape(rows))
+        dx, _, _ = back_normalize(dxhat.reshape(grouped))
         return dx.reshape(shape), dweight, dbias
 
     return y.reshape(shape), vjp

@@ -36,6 +36,7 @@ class Tokens(Layer):
 
     def __init__(
         self,
+        *,
         image: tuple[int, int],
         grid: Callable[[tuple[int, int]], tuple[int, int]],
         prefix: int,

@@ -66,25 +66,19 @@ class Attention(Layer):
         self.proj = Linear(dim, dim, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
-        attend = self._attend_first if self.queries is not None and self.queries < x.shape[1] else self._attend
-        heads, back_heads = attend(x, rng)  # (B, n, D): the heads' outputs side by side
-        y, back_project = self._project(heads, rng)  # (B, n, D)
-
-        @once
-        def back(dy: Array) -> Array:
-            return back_heads(back_project(dy))
-
-        return y, back
-
-    def _attend(self, x: Array, rng: Rng) -> tuple[Array, Back]:
-        """Every token's query."""
+        if self.queries is not None and self.queries < x.shape[1]:
+            return self._forward_of_first(x, rng)
         qkv, back_qkv = self.project_qkv(x)  # (B, N, 3D)
-        bias, back_bias = self._bias(x.shape[1])
-        y, back_attention = F.self_attention(qkv, self.num_heads, bias=bias, dropout_rate=self.attn_drop, rng=rng)
+        bias, back_bias = self._bias(x.shape[1])  # (H, N, N) or None
+        attended, back_attention = F.self_attention(
+            qkv, self.num_heads, bias=bias, dropout_rate=self.attn_drop, rng=rng
+        )  # (B, N, D): the heads' outputs side by side
+        del qkv  # in inference nothing else holds it
+        y, back_project = self._project(attended, rng)  # (B, N, D)
 
         @once
         def back(dy: Array) -> Array:
-            dqkv, dbias = back_attention(dy)
+            dqkv, dbias = back_attention(back_project(dy))
             back_bias(dbias)
             return back_qkv(dqkv)
 
@@ -94,7 +88,7 @@ class Attention(Layer):
         """The fused projection (..., N, 3D) to q | k | v."""
         return self.qkv(x)
 
-    def _attend_first(self, x: Array, rng: Rng) -> tuple[Array, Back]:
+    def _forward_of_first(self, x: Array, rng: Rng) -> tuple[Array, Back]:
         """The queries of the first tokens alone, the keys and values of all: what a head on the class token reads."""
         assert self.queries is not None
         first, back_first = F.crop(x, (self.queries, x.shape[2]))  # (B, n, D)
@@ -103,11 +97,12 @@ class Attention(Layer):
         (q,), back_q = self._project_rows(first, 0, dim)  # (B, H, n, d)
         (k, v), back_kv = self._project_rows(x, dim, 3 * dim)  # each (B, H, N, d)
         heads, back_attention = F.scaled_dot_product_attention(q, k, v, bias=bias, dropout_rate=self.attn_drop, rng=rng)
-        y, back_merge = F.merge_heads(heads)  # (B, n, D)
+        attended, back_merge = F.merge_heads(heads)  # (B, n, D)
+        y, back_project = self._project(attended, rng)  # (B, n, D)
 
         @once
         def back(dy: Array) -> Array:
-            dq, dk, dv, dbias = back_attention(back_merge(dy))
+            dq, dk, dv, dbias = back_attention(back_merge(back_project(dy)))
             back_bias(dbias)
             return back_kv(dk, dv) + back_first(back_q(dq))
 
@@ -129,6 +124,6 @@ class Attention(Layer):
         """The position bias of the scores (H, n, N), or none."""
         return (None, once(lambda dbias: None)) if self.position_bias is None else self.position_bias.bias(queries)
 
-    def _project(self, heads: Array, rng: Rng) -> tuple[Array, Back]:
-        """The heads' outputs mixed by the output projection."""
-        return compose(heads, self.proj, (lambda a: F.dropout(a, self.proj_drop, rng)) if self.proj_drop else None)
+    def _project(self, attended: Array, rng: Rng) -> tuple[Array, Back]:
+        """The heads' outputs mixed by the output projection, with its dropout."""
+        return compose(attended, self.proj, lambda a: F.dropout(a, self.proj_drop, rng))

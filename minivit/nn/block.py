@@ -43,8 +43,8 @@ class Block(Layer):
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         attended, back_attn = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
-        first, back_first = F.crop(x, attended.shape[1:3])  # x itself, unless n < N
-        middle = first + attended
+        shortcut, back_shortcut = F.crop(x, attended.shape[1:3])  # all tokens, or the first n
+        middle = shortcut + attended
         del attended  # before the activations of the MLP are made
         transformed, back_mlp = self._branch(self.norm2, self.mlp, middle, rng)
 
@@ -52,13 +52,19 @@ class Block(Layer):
         def back(dy: Array) -> Array:
             # y = middle + transformed(middle)
             dmiddle = dy + back_mlp(dy)
-            # middle = first(x) + attended(x)
-            return back_first(dmiddle) + back_attn(dmiddle)
+            # middle = shortcut(x) + attended(x)
+            return back_shortcut(dmiddle) + back_attn(dmiddle)
 
         return middle + transformed, back
 
     def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Rng) -> tuple[Array, Back]:
         """drop_path(layer(norm(x))), or drop_path(norm(layer(x)))."""
         order = (layer, norm) if self.post_norm else (norm, layer)
-        drop = (lambda a, rng: F.drop_path(a, self.drop_path, rng)) if self.drop_path and rng is not None else None
-        return compose(x, *order, drop, rng=rng)
+        branch, back_branch = compose(x, *order, rng=rng)
+        y, back_drop = F.drop_path(branch, self.drop_path, rng)  # the branch itself at rate 0, and in inference
+
+        @once
+        def back(dy: Array) -> Array:
+            return back_branch(back_drop(dy))
+
+        return y, back

@@ -12,8 +12,9 @@ Gradients add up until they are cleared, so accumulating over several small batc
 """
 
 from minivit.optim.average import ModelEma
+from minivit.optim.base import Optimizer, Params
 from minivit.optim.groups import layer_decay, matching, no_decay, parameter_count
-from minivit.optim.optimizers import SGD, AdamW, Optimizer, Params
+from minivit.optim.optimizers import SGD, AdamW
 from minivit.optim.schedule import clip_grad_norm, warmup_cosine
 from minivit.renamed import old_names
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.nn.layer import Layer, check_layer
-from minivit.optim.optimizers import restore
+from minivit.optim.base import restore
 
 
 class ModelEma:

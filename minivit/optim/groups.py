@@ -12,7 +12,7 @@ from math import prod
 
 from minivit.nn import Block, Recompute
 from minivit.nn.layer import Chain, Layer, check_layer
-from minivit.optim.optimizers import Params, check_params
+from minivit.optim.base import Params, check_params
 
 # Parameters that weight decay would hurt: they are not weights of a product but positions, offsets and gains.
 _UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import cos, inf, isfinite, pi
 
-from minivit.optim.optimizers import Params, check_params
+from minivit.optim.base import Params, check_params
 
 
 def clip_grad_norm(params: Params, max_norm: float) -> float:

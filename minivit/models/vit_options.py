@@ -1,0 +1,102 @@
+"""The options of a ViT, and which of them fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from minivit.models.options import Options, check_partial_patches, check_rates, check_whole, plain_size
+from minivit.models.resnet import checked_layers, map_size
+from minivit.nn.bottleneck import EPSILONS
+from minivit.sizes import Size, pair
+
+
+@dataclass
+class ViTOptions(Options):
+    """The arguments of `ViT`, whose documentation says what each means; what makes no model together is refused."""
+
+    img_size: int | Size = 224
+    patch_size: int | Size = 16
+    in_chans: int = 3
+    num_classes: int = 1000
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    class_token: bool = True
+    global_pool: str = "token"
+    fc_norm: bool | None = None
+    pos_embed: str = "learned_1d"
+    representation_size: int | None = None
+    patch_norm: bool = False
+    drop_rate: float = 0.0
+    pos_drop_rate: float = 0.0
+    proj_drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    gelu: str = "none"
+    norm_eps: float = 1e-6
+    weight_init: str = "timm"
+    distilled: bool = False
+    post_norm: bool = False
+    dynamic_img_size: bool = False
+    partial_patches: str = "refuse"
+    skip_unused_tokens: bool = True
+    resnet_layers: tuple[int, ...] | None = None
+    resnet_width: int = 64
+    resnet_groups: int = 32
+    resnet_eps: str = "timm"
+    dtype: Any = "float32"
+    seed: Any = 0
+
+    def __post_init__(self) -> None:
+        check_rates(self)
+        self._check_pooling()
+        self.resnet_layers = checked_layers(self.resnet_layers)
+        if self.resnet_eps not in EPSILONS:
+            raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
+        self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
+        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0)
+        if self.representation_size is not None:
+            check_whole(self, representation_size=1)
+        if self.fc_norm is None:
+            self.fc_norm = self.global_pool == "avg"
+        self._check_patch()
+
+    def _check_pooling(self) -> None:
+        if self.global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool={self.global_pool!r}: choose 'token' or 'avg'")
+        if not self.class_token and (self.global_pool == "token" or self.distilled):
+            raise ValueError("class_token=False leaves no token to read: use global_pool='avg' and distilled=False")
+        if self.distilled and self.global_pool == "avg":
+            raise ValueError("distilled=True reads its two tokens: use global_pool='token'")
+        if self.distilled and self.representation_size is not None:
+            raise ValueError("distilled=True has two plain heads: use representation_size=None")
+        if self.pos_embed == "relative" and self.dynamic_img_size:
+            raise ValueError(
+                "pos_embed='relative' learns a bias for each offset of one grid: build the model with the img_size you "
+                "need, or use absolute positions with dynamic_img_size=True"
+            )
+
+    def _check_patch(self) -> None:
+        """The patch must divide the image, or a stem's map, unless `partial_patches` allows partial ones."""
+        check_partial_patches(self, "refuse", "pad", "drop")
+        if self.partial_patches != "refuse" and self.resnet_layers is None and min(pair(self.patch_size)) > 0:
+            return
+        if self.partial_patches != "refuse" and self.resnet_layers is not None:
+            raise ValueError(f"partial_patches={self.partial_patches!r}: patches of a stem's map must be whole")
+        image, patch, layers = pair(self.img_size), pair(self.patch_size), self.resnet_layers
+        cut = image if layers is None else map_size(image, layers)
+        if min(patch) > 0 and cut[0] % patch[0] == 0 and cut[1] % patch[1] == 0 and min(cut) > 0:
+            return
+        fits = [size for size in range(1 if layers else 2, min(cut) + 1) if cut[0] % size == 0 and cut[1] % size == 0]
+        near = sorted(fits, key=lambda size: abs(size - patch[0]))[:2]
+        remedy = f"choose patch {' or '.join(map(str, sorted(near)))}" if near else "choose another size"
+        what = f"image {image[0]}x{image[1]}"
+        if layers is not None:
+            what = f"the {cut[0]}x{cut[1]} map that resnet_layers={layers} make of an {what}"
+        raise ValueError(
+            f"{what} is not divisible by patch {patch[0]}x{patch[1]}: pad it, use partial_patches='pad' or 'drop', "
+            f"or {remedy}"
+        )

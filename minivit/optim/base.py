@@ -1,0 +1,154 @@
+"""What the optimizers share: the parameters, the learning rate, settings by name, and a state that can be saved.
+
+A parameter that is not given to an optimizer is frozen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from minivit.device import array_module
+from minivit.nn.parameter import Parameter
+from minivit.nn.printing import arguments_of, settings_of, settings_text, without_errors
+from minivit.protocol import Array
+
+Params = dict[str, Parameter]
+
+
+class Optimizer:
+    """What SGD and AdamW share: the parameters, `lr` (may be set each step), and a state that can be saved.
+
+    `no_decay` and `lr_scale` are settings, no state: build the optimizer with the same ones before a state is loaded.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float,
+        weight_decay: float,
+        no_decay: Collection[str],
+        lr_scale: Mapping[str, float] | None = None,
+    ) -> None:
+        check_params(type(self).__name__, params)
+        if not params:
+            raise ValueError("the optimizer got no parameters")
+        _check_rate("lr", lr)
+        _check_rate("weight_decay", weight_decay)
+        scales = dict(lr_scale or {})
+        for argument, names in (("no_decay", no_decay), ("lr_scale", scales)):
+            unknown = [name for name in names if name not in params]
+            if unknown:
+                raise ValueError(f"{argument} names {unknown[:1]}, which is not among the {len(params)} parameters")
+        for name, factor in scales.items():
+            if not 0 <= factor < float("inf"):
+                raise ValueError(f"lr_scale of {name!r} is {factor}: it must be 0 or more, and finite")
+        self.params, self.lr, self.weight_decay = params, lr, weight_decay
+        self.no_decay, self.lr_scale = frozenset(no_decay), scales
+        self.steps = 0
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for param in self.params.values():
+            param.grad = None
+
+    def step(self) -> None:
+        """One step for every parameter that has a gradient; the others stay as they are. Warns where none has one.
+
+        Raises:
+            ValueError: if `lr` has become negative or is not finite.
+        """
+        raise TypeError(f"{type(self).__name__} must define step(self)")
+
+    def _is_due(self) -> bool:
+        """Whether any parameter has a gradient; warns where none has."""
+        _check_rate("lr", self.lr)
+        if any(param.grad is not None for param in self.params.values()):
+            return True
+        warnings.warn(
+            f"{type(self).__name__}.step: no parameter has a gradient, so nothing was learned. After zero_grad and "
+            "before step call loss_and_grad(images, labels), or y, back = model(x) and then back(dy); model.predict "
+            "computes no gradients, those of another model are not these parameters', and clip_grad_norm clears "
+            "gradients that are not finite",
+            stacklevel=3,
+        )
+        return False
+
+    def _decay_of(self, name: str) -> float:
+        return 0.0 if name in self.no_decay else self.weight_decay
+
+    def _lr_of(self, name: str) -> float:
+        return self.lr * self.lr_scale.get(name, 1.0)
+
+    def __repr__(self) -> str:
+        return without_errors(self._text, f"{type(self).__name__}(...)")
+
+    def _text(self) -> str:
+        rates = {"lr": self.lr, "weight_decay": self.weight_decay}
+        others = {name: value for name, value in settings_of(self).items() if name not in (*rates, "threads")}
+        groups = len({(self._lr_of(name), self._decay_of(name)) for name in self.params})
+        count = f"{len(self.params)} parameters in {groups} group{'s' if groups > 1 else ''}"
+        words = settings_text([rates], dict.fromkeys(rates, ...)) + settings_text([others], arguments_of(type(self)))
+        return f"{type(self).__name__}({', '.join([*words, count])})"
+
+    def _moments(self) -> dict[str, Array]:
+        """The arrays that the optimizer remembers, by name."""
+        raise TypeError(f"{type(self).__name__} must define _moments(self)")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on: `steps`, `lr` and copies of the moments."""
+        return {"steps": self.steps, "lr": self.lr, **{name: array.copy() for name, array in self._moments().items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; the parameters must be the same.
+
+        Raises:
+            ValueError: naming the first moment that is missing or of another shape.
+        """
+        restore("optimizer", self._moments(), state)
+        self.steps, self.lr = int(state["steps"]), float(state.get("lr", self.lr))
+
+
+def check_params(name: str, params: Any) -> None:
+    """Refuse what are no parameters by name, such as the model or a list, in the words of the function `name`."""
+    if isinstance(params, Mapping):
+        wrong = next(((key, value) for key, value in params.items() if not isinstance(value, Parameter)), None)
+        if wrong is None:
+            return
+        what = f"a dict whose {wrong[0]!r} is a {type(wrong[1]).__name__}, not a Parameter"
+        if hasattr(wrong[1], "shape"):
+            what += " (state_dict() returns copies, from which the model would not learn)"
+    else:
+        what = "a function, without ()" if callable(params) else f"a {type(params).__name__}"
+        what = f"the {type(params).__name__} itself" if hasattr(params, "parameters") else what
+    raise ValueError(
+        f"{name} takes parameters by name, model.parameters(), got {what}. To train only some, give a smaller dict; "
+        "no_decay and lr_scale are for groups"
+    )
+
+
+def _check_rate(name: str, value: Any) -> None:
+    """Refuse a learning rate or decay that is no number, negative, or not finite; 0 is where a schedule may end."""
+    if not isinstance(value, int | float | np.integer | np.floating):
+        raise ValueError(f"{name}={value!r} must be a number, got a {type(value).__name__}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value} must be finite and not be negative: usual are 1e-4 to 1e-1")
+
+
+def restore(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None:
+    """Copy saved arrays into live ones, after all have been found to fit.
+
+    Raises:
+        ValueError: naming the owner and the first array that is missing or of another shape; nothing is then changed.
+    """
+    for name, array in arrays.items():
+        found = tuple(state[name].shape) if name in state else None
+        if found != array.shape:
+            raise ValueError(f"{owner} state {name}: expected shape {array.shape}, found {found}")
+    if "steps" not in state:
+        raise ValueError(f"{owner} state: expected an entry 'steps', found {sorted(state)[:3]}")
+    for name, array in arrays.items():
+        array[...] = array_module(array).asarray(state[name])
