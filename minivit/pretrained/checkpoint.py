@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit.device import owner
 from minivit.io.safetensors import CheckpointError, save_arrays
-from minivit.io.torch_file.bounds import quoted
+from minivit.io.text import quoted
 from minivit.io.weights import read_weights
 from minivit.models import MODELS, configs
 from minivit.nn.layer import Layer

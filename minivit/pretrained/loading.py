@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import quoted
+from minivit.io.text import quoted
 from minivit.io.weights import read_weights
 from minivit.models import Model
 from minivit.pretrained import hub

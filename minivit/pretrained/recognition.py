@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import quoted
+from minivit.io.text import quoted
 from minivit.io.weights import Weights
 from minivit.models import MODELS
 from minivit.pretrained.layouts import BUFFERS, LAYOUTS, MASK_TOKEN, Layout
