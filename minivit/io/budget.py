@@ -35,7 +35,7 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
         OSError: if it cannot be opened, or is a pipe, a socket or a device.
     """
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (it is handed on)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    if not stat.S_ISREG(os.stat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is a pipe or a device and no regular file: copy its content to one", str(path))
     return file

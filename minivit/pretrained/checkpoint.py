@@ -137,7 +137,7 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
 
 def _cause(model: Any, found: Recognized) -> str:
     """What the file is, where that is known, and by which arguments of the class it differs from the model."""
-    if found.layout is None and found.weights.content.get("model") not in MODELS:
+    if found.layout is None and found.model not in MODELS:
         return "" if found.weights.content else f"; its names are {unknown_names()}"
     try:
         plan = plan_of(found)

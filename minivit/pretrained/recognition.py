@@ -53,7 +53,7 @@ def recognize(weights: Weights) -> Recognized:
     """
     found = identify(weights)
     content = weights.content
-    if found.layout or content.get("model") in MODELS:
+    if found.layout or (content and found.model in MODELS):
         return found
     if content:
         raise CheckpointError(f"{found.path} does not say which model it holds: build the model and use minivit.load")
@@ -80,7 +80,8 @@ def identify(weights: Weights) -> Recognized:
                 raise CheckpointError(f"{weights.path}: {error}") from None
             if bare:
                 return _translated(weights, layout, bare)
-    model = str(weights.content.get("model", ""))
+    name = weights.content.get("model")
+    model = name if isinstance(name, str) else ""
     return Recognized(weights, weights.path, "minivit", model, None, weights.arrays, {}, [], [])
 
 
@@ -92,7 +93,7 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     arrays = _with_usual_head(layout.prepare(arrays), layout.head)
     try:
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{weights.path} has the names of {layout.source}'s {layout.model}, but arrays of other shapes: {error}"
         ) from None

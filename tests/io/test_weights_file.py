@@ -216,7 +216,7 @@ def test_no_damage_to_an_npz_goes_unnoticed(tmp_path: Path, compressed: bool) ->
 def test_an_entry_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     path = npz(tmp_path / "bomb.npz", {"a.npy": npy(np.zeros(1 << 24, np.uint8))}, zipfile.ZIP_DEFLATED)
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"bomb\.npz is \d+ bytes long and unpacks to 16777\d\d\d: it was refused"):
+    with pytest.raises(CheckpointError, match=r"bomb\.npz is \d+ bytes long and unpacks to 16777\d\d\d: it was"):
         read_weights(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
