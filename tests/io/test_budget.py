@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from minivit.io.safetensors import save_arrays
 from minivit.io.weights import read_weights
 from minivit.pretrained.preprocessing import preprocessing
 
+resource = pytest.importorskip("resource")  # of POSIX
 GIBIBYTE = 1 << 30
 SMALL = {"img_size": 16, "patch_size": 8, "num_classes": 3, "embed_dim": 8, "depth": 1, "num_heads": 1}
 
@@ -80,7 +80,7 @@ def overlapping(copies: int, inner: int) -> bytes:
 def test_npz_entries_that_overlap_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(overlapping(50, 40_000))
-    with pytest.raises(CheckpointError, match=r"a\.npz (has|says)"):
+    with pytest.raises(CheckpointError, match=r"a\.npz .*it is damaged"):
         read_weights(path)
 
 
@@ -175,7 +175,7 @@ def test_a_pipe_is_refused_and_blocks_no_reader(tmp_path: Path) -> None:
 
 
 HOSTILE: list[Any] = [
-    [], 3, "text", {}, {"model": []}, {"model": {}}, {"model": "ViT"}, {"model": "ViT", "config": []},
+    [], 3, "text", {"model": []}, {"model": {}}, {"model": "ViT"}, {"model": "ViT", "config": []},
     {"model": "ViT", "config": {"depth": "x"}}, {"model": "ViT", "config": {"dtype": {}}},
     {"model": ["ViT"], "config": {}}, {"model": "ViT", "config": {"\x1b[31m": 1}}, {"model": "\x1b[31m"},
     {"model": "ViT", "config": {"norm_eps": float("inf")}}, {"model": "ViT", "config": {"class_token": 7}},
