@@ -69,14 +69,14 @@ def changed(value: Any, rng: Random) -> Any:
                 break
             place = place[key]
         if not isinstance(place, dict | list) or not place:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
         if rng.random() < 0.2:
             del place[key]
         elif isinstance(place, dict) and rng.random() < 0.1:
-            place[rng.choice(["", "x", "\x1b[31m", "dtype", "depths"])] = rng.choice(VALUES)
+            place[rng.choice(["", "x", "\x1b[31m", "dtype", "depths"])] = copy.deepcopy(rng.choice(VALUES))
         else:
-            place[key] = rng.choice(VALUES)
+            place[key] = copy.deepcopy(rng.choice(VALUES))
     return value
 
 
