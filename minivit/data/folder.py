@@ -255,7 +255,7 @@ def _folders(folder: Path) -> list[str]:
 
 def _listed(top: Path, name: str, suffixes: tuple[str, ...], rest: list[str]) -> Iterator[str]:
     """The images in a folder of `top` and in those within it; the names of other files are added to `rest`."""
-    pending = [(name, (os.path.realpath(top),))]
+    pending: list[tuple[str, tuple[str, ...]]] = [(name, (os.path.realpath(top),))]
     while pending:
         within, above = pending.pop()
         here = os.path.realpath(top / within)

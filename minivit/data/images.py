@@ -281,8 +281,8 @@ def flattened(image: Any) -> Any:
     key = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
         levels = np.asarray(image).astype(np.int64)
-        gray = np.clip(levels, 0, 65535) // 257  # 65535 = 257 * 255
-        return Image.fromarray(np.where(levels == key, 255, gray).astype(np.uint8))
+        scaled = np.clip(levels, 0, 65535) // 257  # 65535 = 257 * 255
+        return Image.fromarray(np.where(levels == key, 255, scaled).astype(np.uint8))
     if image.mode in ("1", "L") and isinstance(key, int):
         levels = np.asarray(image.convert("L"))
         return Image.fromarray(np.where(levels == key, 255, levels).astype(np.uint8))

@@ -24,6 +24,7 @@ from minivit.device import to_numpy
 from minivit.io.safetensors import CheckpointError, load_arrays, save_arrays
 from minivit.io.text import printable
 from minivit.protocol import Array
+from minivit.train.progress import check_settings, checked_progress
 
 CHECKPOINT = "checkpoint.safetensors"
 MOST_SKIPPED = 10  # batches in a row whose loss or gradient is not finite: one may be bad luck, ten are a cause
@@ -236,15 +237,7 @@ class Run:
         if not path.is_file():
             raise CheckpointError(f"there is nothing to resume in {self.out}: no {CHECKPOINT}. Start without --resume")
         arrays, content = load_arrays(path)
-        if not isinstance(content.get("settings"), dict):
-            raise CheckpointError(f"{path} is not the checkpoint of a run: start without --resume")
-        ours, theirs = json.loads(json.dumps(self.settings)), content["settings"]
-        for name in [*theirs, *ours]:
-            was, now = theirs.get(name), ours.get(name)
-            if was != now:
-                raise CheckpointError(
-                    f"cannot resume {path}: it was made with {printable(name)[:80]}={was!r:.80}, now it is {now!r:.80}"
-                )
+        check_settings(path, content.get("settings"), json.loads(json.dumps(self.settings)))
         try:
             self._take(arrays, content)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
@@ -256,23 +249,21 @@ class Run:
 
     def _take(self, arrays: dict[str, Array], content: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds, once all that it says of the run makes sense."""
-        epoch, position, iteration = (_whole(content[name], name) for name in ("epoch", "position", "step"))
-        within, history, numbers = content["within"], content["history"], content["numbers"]
-        loss, correct, images, seconds = (_finite(number, "within") for number in within)
-        for row in history:
-            if row.keys() != set(METRICS):
-                raise ValueError(f"a row of its history has {len(row)} columns, expected {len(METRICS)}")
-            for number in row.values():
-                _finite(number, "history")
+        said = checked_progress(content, METRICS)
         states: dict[str, dict[str, Any]] = {part: {} for part in self.parts}
-        for key, value in {**arrays, **{name: _finite(number, name) for name, number in numbers.items()}}.items():
+        for key, value in {**arrays, **said.numbers}.items():
             part, _, name = key.partition("/")
             part = part if part in states else _RENAMED.get(part, part)
             states.setdefault(part, {})[name] = value
         for part, owner in self.parts.items():
             owner.load_state_dict(states[part])
-        self.epoch, self.position, self.iteration, self.history = epoch, position, iteration, list(history)
-        self._loss, self._correct, self._images, self._seconds = loss, correct, images, seconds
+        self.epoch, self.position, self.iteration, self.history = (
+            said.epoch,
+            said.position,
+            said.iteration,
+            said.history,
+        )
+        self._loss, self._correct, self._images, self._seconds = said.within
 
     def write_metrics(self) -> None:
         """metrics.csv: one row an epoch."""
@@ -295,18 +286,6 @@ class Run:
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(text, flush=True)
-
-
-def _whole(value: Any, name: str) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{name}={value!r:.60} is no whole number of at least 0")
-    return value
-
-
-def _finite(value: Any, name: str) -> Any:
-    if type(value) not in (int, float, bool) or not np.isfinite(value):
-        raise ValueError(f"{printable(name)[:60]} is {value!r:.60} and no finite number")
-    return value
 
 
 def keep_earlier(out: Path) -> Path | None:
