@@ -9,6 +9,7 @@ How a file becomes an array is said by images.py. This is the last file of this 
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -244,6 +245,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
+        if error.errno != errno.ELOOP:
+            return False  # a link through what is no folder leads to nothing
         raise DataError(f"{entry.path} cannot be followed ({error.strerror}): remove this link") from None
 
 
@@ -265,7 +268,7 @@ def _listed(top: Path, name: str, suffixes: tuple[str, ...], rest: list[str]) ->
             inside = f"{within}/{entry.name}"
             if _is_folder(entry):
                 pending.append((inside, (*above, here)))
-            elif entry.is_file() and entry.name.lower().endswith(suffixes):
+            elif os.path.isfile(entry.path) and entry.name.lower().endswith(suffixes):
                 yield inside
             else:
                 rest.append(inside)

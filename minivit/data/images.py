@@ -244,7 +244,7 @@ def _upright(image: Any, name: str) -> Any:
         turned.info = {name: value for name, value in turned.info.items() if name not in _OF_EXIF}
     if key is not None:
         turned.info["transparency"] = key
-    turned.filename = name  # of which a copy knows nothing, for errors later
+    turned.filename = name  # type: ignore[attr-defined]  # of which a copy knows nothing, for errors later
     return turned
 
 
