@@ -15,6 +15,7 @@ import numpy as np
 
 from minivit import explain, functional as F
 from minivit.data import read_image
+from minivit.data.images import flattened
 from minivit.data.labels import labels_beside, read_labels
 from minivit.device import check_device, to_device, to_numpy
 from minivit.draw.attention import write_explanation
@@ -47,7 +48,7 @@ def opened(path, invert):
         return image
     from PIL import ImageOps
 
-    return ImageOps.invert(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    return ImageOps.invert(flattened(image))  # transparent paper is white, and 16 bits are 8
 
 
 def draw(model, images, pixels, labels, probabilities, file, args):

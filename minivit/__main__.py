@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import hashlib
-import json
 import os
 import sys
 import traceback
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.weights import read_weights
+from minivit.io.text import printable
+from minivit.io.weights import read_weights, shards_of
 from minivit.models import configs, create_model, list_models
 from minivit.pretrained import export, from_pretrained
 from minivit.pretrained.layouts import LAYOUTS
@@ -94,8 +94,7 @@ def _files(path: Path) -> list[str]:
     """Path, size and SHA-256 of the file, or of an index and the shards that it names."""
     files = [path]
     if path.name.endswith(".index.json"):
-        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-        files += [path.parent / name for name in sorted(set(shards))]
+        files += [path.parent / name for name in sorted(set(shards_of(path).values()))]
     return [f"{file} ({file.stat().st_size:,} bytes)\n{'':<12}SHA-256 {_sha256(file)}" for file in files]
 
 
@@ -193,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         wrong_call = isinstance(error, ValueError) and not isinstance(error, CheckpointError)
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        _note(f"error: {kind}{' '.join(str(error).split())}")
+        _note(f"error: {kind}{printable(' '.join(str(error).split()))}")
         return 2 if wrong_call else 1
 
 

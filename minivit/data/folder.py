@@ -2,14 +2,16 @@
 
     pets/cat/1.jpg                      pets/train/cat/1.jpg
     pets/cat/2.jpg          or          pets/train/dog/7.jpg
-    pets/dog/7.jpg                      pets/val/cat/2.jpg
+    pets/dog/7.jpg                      pets/val/cat/2.jpg  (or valid, validation, test)
 
 How a file becomes an array is said by images.py. This is the last file of this folder.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +23,24 @@ from numpy.typing import NDArray
 from minivit.data.batches import Array, Augment, epoch_order, holdout, num_batches
 from minivit.data.idx import DataError, StrPath
 from minivit.fast.threads import in_threads, usable_cores
+from minivit.io.text import printable
 
 Read = Callable[[Path], Array]  # path -> (C, H, W), such as a Preprocess
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # Pillow reads them all
+# Pillow reads them all, and more: see `_suffixes`
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_NO_PICTURES = (
+    "EPS",
+    "WMF",
+    "BUFR",
+    "GRIB",
+    "HDF5",
+    "FITS",
+    "MPEG",
+    "PDF",
+)  # formats that are no pictures, or run others
+_TRAIN = ("train", "training")
+_HELD_OUT = (("val", "valid", "validation"), ("test", "testing"))  # the second where there is none of the first
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,15 +115,22 @@ class ImageFolder:
         return generate()
 
 
-def image_folder(folder: StrPath, classes: tuple[str, ...] | None = None) -> ImageFolder:
-    """List a folder of classes; no image is opened. Other files, and names that begin with a dot, are passed over.
+def image_folder(
+    folder: StrPath, classes: tuple[str, ...] | None = None, report: Callable[[str], None] = print
+) -> ImageFolder:
+    """List a folder of classes, with all that is in folders within them; no image is opened.
+
+    Names that begin with a dot are passed over. Class names are compared in Unicode's composed form (NFC), since some
+    systems decompose accents.
 
     Args:
         folder: holds a folder for each class, and in it the images.
         classes: which classes there may be, as another part of the same data has them; None takes all that are there.
+        report: gets one line that counts and names what is no image that Pillow can read, such as a link to nothing.
 
     Raises:
-        DataError: the folder is missing, has no classes, an unknown one, or one without images.
+        DataError: the folder is missing, has no classes, an unknown one, or one without images; a link leads back to a
+            folder that holds it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -115,38 +138,72 @@ def image_folder(folder: StrPath, classes: tuple[str, ...] | None = None) -> Ima
     found = _folders(folder)
     if not found:
         raise DataError(f"{folder} holds no folders: put the images of each class into a folder named after the class")
-    unknown = [name for name in found if classes is not None and name not in classes]
-    if classes is not None and unknown:
-        raise DataError(f"{folder / unknown[0]}: a class that is not among those to learn ({', '.join(classes[:10])})")
+    every = tuple(sorted({_class(name) for name in found})) if classes is None else tuple(classes)
+    numbers = {_class(name): number for number, name in enumerate(every)}
+    unknown = [name for name in found if _class(name) not in numbers]
+    if unknown:
+        known = ", ".join(every[:10])
+        raise DataError(f"{folder / printable(unknown[0])}: a class that is not among those to learn ({known})")
     names: list[str] = []
     labels: list[int] = []
-    every = tuple(found) if classes is None else classes
+    rest: list[str] = []
+    suffixes = _suffixes()
     for name in found:
-        images = sorted(entry.name for entry in os.scandir(folder / name) if _is_image(entry))
+        images = sorted(_listed(folder, name, suffixes, rest))
         if not images:
-            raise DataError(f"{folder / name} holds no images ({', '.join(SUFFIXES)}): fill or remove it")
-        names += [f"{name}/{image}" for image in images]
-        labels += [every.index(name)] * len(images)
+            raise DataError(f"{folder / printable(name)} holds no images ({', '.join(SUFFIXES)}): fill or remove it")
+        names += images
+        labels += [numbers[_class(name)]] * len(images)
+    if rest:
+        shown = ", ".join(map(printable, sorted(rest)[:5])) + ", ..." * (len(rest) > 5)
+        report(
+            f"minivit: {len(rest):,} of {len(rest) + len(names):,} files in {folder} are left out, because they are no "
+            f"images that Pillow can read here: {shown}"
+        )
     return ImageFolder(folder, every, np.array(names), np.array(labels, np.int64))
 
 
-def split_folder(folder: StrPath, held_out: float = 0.1, seed: int = 0) -> tuple[ImageFolder, ImageFolder]:
-    """The images to learn from, and those to hold out: `folder/train` and `folder/val`, or a share of each class.
+def split_folder(
+    folder: StrPath, held_out: float = 0.1, seed: int = 0, report: Callable[[str], None] = print
+) -> tuple[ImageFolder, ImageFolder]:
+    """The images to learn from, and those to hold out: two folders, or a share of each class.
 
     Args:
-        folder: holds the classes, or `train` with the classes, and perhaps `val` with the same ones.
-        held_out: without `val`, the share (float) or number (int) of images that is held out, as `data.holdout`.
+        folder: holds the classes; or `train` (or `training`) with the classes, and perhaps `val`, `valid`, `validation`
+            or else `test` with the same ones, in upper or lower case.
+        held_out: without those, the share (float) or number (int) of images that is held out, as `data.holdout`.
         seed: of that choice.
+        report: as `image_folder`.
 
     Raises:
-        DataError: as `image_folder`; ValueError: as `data.holdout`.
+        DataError: as `image_folder`; or there is only one class; ValueError: as `data.holdout`.
     """
-    train, val = Path(folder) / "train", Path(folder) / "val"
-    learn = image_folder(train if _folders(train) else folder)  # a class may be called "train": it holds no folders
-    if learn.folder == train and val.is_dir():
-        return learn, image_folder(val, learn.classes)
-    kept, held = holdout(learn.labels, held_out, seed)
-    return learn.take(kept), learn.take(held)
+    folder = Path(folder)
+    train = _part(folder, _TRAIN)
+    train = (
+        train if train is not None and _folders(train) else None
+    )  # a class may be called "train": it holds no folders
+    learn = image_folder(train or folder, report=report)
+    if len(learn.classes) < 2:
+        raise DataError(
+            f"{learn.folder} holds one class, {learn.classes[0]}, and there is nothing to tell it from: add a folder "
+            "of images of another class"
+        )
+    if train is not None:
+        for names in _HELD_OUT:
+            held = _part(folder, names)
+            if held is not None and (_folders(held) or "test" not in names):  # a test folder may have no classes
+                return learn, image_folder(held, learn.classes, report)
+    kept, held_indices = holdout(learn.labels, held_out, seed)
+    return learn.take(kept), learn.take(held_indices)
+
+
+def _part(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The one folder of these names, in upper or lower case; None if there is none."""
+    found = [name for name in _folders(folder) if name.lower() in names]
+    if len(found) > 1:
+        raise DataError(f"{folder} holds {' and '.join(found)}, which mean the same: put their images into one")
+    return folder / found[0] if found else None
 
 
 def read_images(paths: Sequence[str] | NDArray[np.str_], preprocess: Read, threads: int | None = None) -> Array:
@@ -164,14 +221,60 @@ def read_images(paths: Sequence[str] | NDArray[np.str_], preprocess: Read, threa
     return np.stack(in_threads(lambda path: _read(Path(path), preprocess), list(paths), threads))
 
 
+def _class(name: str) -> str:
+    """The class that a folder's name means: fit to be printed, and in one form of Unicode."""
+    return printable(unicodedata.normalize("NFC", name))
+
+
+def _suffixes() -> tuple[str, ...]:
+    """The ends of names of pictures: those that Pillow can read here, plugins such as pillow_heif included."""
+    try:
+        from PIL import Image
+    except ImportError:
+        return SUFFIXES
+    Image.init()
+    readable = set(Image.OPEN) - set(_NO_PICTURES)
+    return (*SUFFIXES, *(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}): check its permissions") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            return False  # a link through what is no folder leads to nothing
+        raise DataError(f"{entry.path} cannot be followed ({error.strerror}): remove this link") from None
+
+
 def _folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in _entries(folder) if _is_folder(entry))
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file() and entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
+def _listed(top: Path, name: str, suffixes: tuple[str, ...], rest: list[str]) -> Iterator[str]:
+    """The images in a folder of `top` and in those within it; the names of other files are added to `rest`."""
+    pending: list[tuple[str, tuple[str, ...]]] = [(name, (os.path.realpath(top),))]
+    while pending:
+        within, above = pending.pop()
+        here = os.path.realpath(top / within)
+        if here in above:
+            raise DataError(f"{top / within} is a link that leads back to a folder which holds it: remove it")
+        for entry in _entries(top / within):
+            inside = f"{within}/{entry.name}"
+            if _is_folder(entry):
+                pending.append((inside, (*above, here)))
+            elif os.path.isfile(entry.path) and entry.name.lower().endswith(suffixes):
+                yield inside
+            else:
+                rest.append(inside)
 
 
 def _read(path: Path, preprocess: Read) -> Any:

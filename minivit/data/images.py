@@ -6,15 +6,16 @@ Needs Pillow (`pip install 'minivit[examples]'`), whose resampling is what the p
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
-from math import floor
+from math import floor, prod
 from typing import Any
 
 import numpy as np
 
 from minivit.data.batches import Array, normalize
 from minivit.data.idx import DataError
+from minivit.io.budget import MAX_RESIZED, MAX_TEXT, open_file
+from minivit.io.text import printable
 from minivit.sizes import Size, pair
 
 # Pillow's filters by their numbers there, which Hugging Face's files use too
@@ -55,6 +56,8 @@ class Preprocess:
             raise ValueError(f"size={self.size}: both sides must be at least 1")
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop={self.crop} is the share that is kept: above 0, at most 1")
+        if prod(pair(self.size)) / self.crop**2 > MAX_RESIZED:
+            raise ValueError(f"size={self.size} and crop={self.crop} make more than {MAX_RESIZED:,} pixels: lower size")
         if self.interpolation not in FILTERS:
             raise ValueError(f"interpolation={self.interpolation!r}: choose one of {', '.join(map(repr, FILTERS))}")
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
@@ -75,7 +78,7 @@ class Preprocess:
         """(C, H, W) float32 of a file or of a PIL image, which is turned upright first.
 
         Raises:
-            DataError: if there is no such file, or it is no picture that can be read.
+            DataError: if there is no such file, or it is no picture that can be read; names the file.
             ImportError: if Pillow is missing.
         """
         picture = self.pixels(image)  # (H, W, C)
@@ -83,18 +86,33 @@ class Preprocess:
 
     def pixels(self, image: Any) -> Array:
         """(H, W, C) uint8: what the model sees, before it is normalized; arguments and errors as in a call."""
-        opened = read_image(image)
         try:
-            picture = _in_channels(opened, self.channels)
-        except (ValueError, OSError) as error:  # DataError, and what Pillow says of colors that it cannot convert
-            name = image if isinstance(image, str | os.PathLike) else getattr(opened, "filename", "") or "the picture"
-            raise DataError(f"{os.fspath(name)}: {error}") from None
+            picture = _in_channels(read_image(image), self.channels)
+            resized = self._resized(picture)
+        except (DataError, ImportError):
+            raise
+        except MemoryError:
+            raise DataError(f"{_named(image)} needs more memory than there is: make it smaller") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            if not isinstance(image, str | os.PathLike) and not _is_image(image):
+                raise  # neither a path nor a picture
+            raise DataError(f"{_named(image)} is damaged ({printable(str(error))}): copy or fetch it again") from None
         high, wide = pair(self.size)
+        top, left = round((resized.height - high) / 2), round((resized.width - wide) / 2)
+        pixels = np.asarray(resized).reshape(resized.height, resized.width, self.channels)
+        return pixels[top : top + high, left : left + wide]
+
+    def _resized(self, picture: Any) -> Any:
+        """The picture in the size that is cropped; of a very thin one, which would become long, only the middle."""
         height, width = self._target if self.squash else _around((picture.height, picture.width), self._target)
-        if (height, width) != (picture.height, picture.width):
-            picture = picture.resize((width, height), FILTERS[self.interpolation])
-        top, left = round((height - high) / 2), round((width - wide) / 2)
-        return np.asarray(picture).reshape(height, width, self.channels)[top : top + high, left : left + wide]
+        box = None
+        if height * width > MAX_RESIZED:
+            box, height, width = _middle((picture.height, picture.width), (height, width), pair(self.size))
+        elif (height, width) == (picture.height, picture.width):
+            return picture
+        if width * picture.height > _MAX_BETWEEN and box is None:  # Pillow resizes the rows first
+            picture = picture.resize((picture.width, height), FILTERS[self.interpolation])
+        return picture.resize((width, height), FILTERS[self.interpolation], box=box)
 
     @property
     def _target(self) -> Size:
@@ -130,11 +148,11 @@ def read_image(image: Any) -> Any:
         ValueError: if `image` is neither.
     """
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise ImportError("reading pictures needs Pillow: pip install 'minivit[examples]'") from None
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
+        return _upright(image, _named(image))
     if not isinstance(image, str | os.PathLike):
         raise ValueError(
             f"{type(image).__name__} is no picture: give a path or a PIL image (PIL.Image.fromarray makes one of an "
@@ -142,39 +160,165 @@ def read_image(image: Any) -> Any:
         )
     name = os.fspath(image)
     if not os.path.isfile(name):
-        raise DataError(f"{name}: {'is a folder, not a picture' if os.path.isdir(name) else 'no such file'}")
+        what = "is a folder, not a picture" if os.path.isdir(name) else "no such file"
+        raise DataError(f"{name}: {'is no regular file' if os.path.exists(name) and what[0] == 'n' else what}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(name) as opened:
-                opened.load()
-                return ImageOps.exif_transpose(opened)
+        with open_file(name) as file, Image.open(file, formats=_formats()) as opened:
+            _check_pixels(opened, name)
+            return _upright(opened, name)
+    except DataError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(
-            f"{name} claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, which could fill the memory: make it "
-            "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        ) from None
+        raise _too_large(name) from None
     except UnidentifiedImageError:
         raise DataError(f"{name} is no picture that Pillow can read: convert it to PNG or JPEG") from None
+    except MemoryError:
+        raise DataError(f"{name} needs more memory than there is: make it smaller") from None
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
-        raise DataError(f"{name} is damaged ({error}): copy or fetch it again") from None
+        raise DataError(f"{name} is damaged ({printable(str(error))}): copy or fetch it again") from None
 
 
-def _in_channels(image: Any, channels: int) -> Any:
-    """A PIL image of 8-bit gray or of red, green and blue; what is transparent lies on white, as viewers show it."""
+def _formats() -> list[str]:
+    """What Pillow reads by itself: for EPS it runs another program, Ghostscript, and for the others a plugin's."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.ID if name not in _BY_OTHERS]
+
+
+_BY_OTHERS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5")
+_MAX_BETWEEN = 4 * MAX_RESIZED  # pixels between the two passes of a resize, the rows and the columns
+
+
+def _check_pixels(picture: Any, name: str) -> None:
+    """Pillow only warns of pictures up to twice its limit, and warnings made errors would be so for all threads."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        raise _too_large(name)
+
+
+def _too_large(name: str) -> DataError:
+    from PIL import Image
+
+    return DataError(
+        f"{name} claims more than {Image.MAX_IMAGE_PIXELS:,} pixels, which could fill the memory: make it "
+        "smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def _is_image(image: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(image, Image.Image)
+
+
+def _named(image: Any) -> str:
+    """What to call a picture in an error."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the picture"
+
+
+def _upright(image: Any, name: str) -> Any:
+    """The picture in memory, turned as its EXIF says; an EXIF block that is broken says nothing, as in viewers."""
+    from PIL import Image, ImageOps
+
+    key = _transparent(image)
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} is damaged ({printable(str(error))}): copy or fetch it again") from None
+    _check_pixels(image, name)  # an ICO tells it only now
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # whatever its reader meets: a wrong offset, type or text
+        try:
+            turn = image.getexif().get(0x0112)
+        except Exception:
+            turn = None
+        method = _TURNS.get(turn) if isinstance(turn, int) else None
+        turned = image.copy() if method is None else image.transpose(Image.Transpose[method])
+        turned.info = {name: value for name, value in turned.info.items() if name not in _OF_EXIF}
+    if key is not None:
+        turned.info["transparency"] = key
+    turned.filename = name  # type: ignore[attr-defined]  # of which a copy knows nothing, for errors later
+    return turned
+
+
+_OF_EXIF = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270"}
+_TURNS |= {7: "TRANSVERSE", 8: "ROTATE_90"}
+
+
+def _transparent(image: Any) -> Any:
+    """The transparent color of a PNG in the levels of its pixels, if it is one of other than 8 bits; else None.
+
+    The file has it in its own bits: of a gray of 2 bits 0 to 3, where Pillow makes the pixels 0 to 255.
+    """
+    key, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    raw = str(tiles[0][3]) if tiles and image.format == "PNG" else ""
+    if isinstance(key, tuple):
+        return tuple(level >> 8 for level in key) if "16" in raw else None
+    scale = {"L;2": 85, "L;4": 17, "1": 255}.get(raw)
+    return None if scale is None or not isinstance(key, int) or image.mode not in ("1", "L") else key * scale
+
+
+def flattened(image: Any) -> Any:
+    """A PIL image as opaque 8-bit gray ("L") or color ("RGB"): what is transparent lies on white, as viewers show it.
+
+    Raises:
+        DataError: for floating-point pixels, whose range nothing tells.
+    """
     from PIL import Image
 
     if image.mode == "F":
-        raise DataError("a picture of floating-point pixels has no fixed range: convert it to 8 bits first")
+        raise DataError(
+            f"{_named(image)}: a picture of floating-point pixels has no fixed range: convert it to 8 bits first"
+        )
+    key = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
-        levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 257  # 65535 = 257 * 255
-        image = Image.fromarray(levels.astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    wanted = "L" if channels == 1 else "RGB"
+        levels = np.asarray(image).astype(np.int64)
+        scaled = np.clip(levels, 0, 65535) // 257  # 65535 = 257 * 255
+        return Image.fromarray(np.where(levels == key, 255, scaled).astype(np.uint8))
+    if image.mode in ("1", "L") and isinstance(key, int):
+        levels = np.asarray(image.convert("L"))
+        return Image.fromarray(np.where(levels == key, 255, levels).astype(np.uint8))
+    gray = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or key is not None:
+        image = _on_white(image)
+    return image.convert("L" if gray else "RGB")
+
+
+def _on_white(image: Any) -> Any:
+    """In bands, so that a large picture is in memory twice and not four times."""
+    from PIL import Image
+
+    if image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    opaque = Image.new("RGB", image.size)
+    rows = max(1, MAX_TEXT // max(1, image.width))
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        opaque.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return opaque
+
+
+def _in_channels(image: Any, channels: int) -> Any:
+    """A PIL image of 8-bit gray or of red, green and blue."""
+    image, wanted = flattened(image), "L" if channels == 1 else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
+
+
+def _middle(size: Size, resized: Size, kept: Size) -> tuple[tuple[float, float, float, float], int, int]:
+    """The box (left, top, right, bottom) of a picture that becomes the kept pixels, and their height and width."""
+    (height, width), (tall, long), (high, wide) = size, resized, kept
+    top, left = round((tall - high) / 2), round((long - wide) / 2)
+    down, across = height / tall, width / long
+    box = (left * across, top * down, min((left + wide) * across, width), min((top + high) * down, height))
+    return box, high, wide
 
 
 def _around(size: Size, target: Size) -> Size:

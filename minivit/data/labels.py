@@ -5,16 +5,17 @@ Logits are numbers in an order that only the training data knows.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from minivit.data.idx import DataError
+from minivit.io.budget import parse_json, read_small
+from minivit.io.text import printable
 
 
 def read_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
-    """The label of each class.
+    """The label of each class; control characters in it are replaced by their escaped form.
 
     Args:
         path: a text file with one label a line, or a JSON file with a list of labels, or a dict from numbers to labels
@@ -27,8 +28,8 @@ def read_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if file.suffix.lower() == ".json" else text.strip().splitlines()
+        text = read_small(file).decode("utf-8-sig")
+        content = parse_json(text) if file.suffix.lower() == ".json" else text.strip().splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: no labels could be read ({error})") from None
     labels = _listed(content)
@@ -60,4 +61,4 @@ def _listed(content: Any) -> list[str] | None:
         content = [numbered[str(number)] for number in range(len(numbered))]
     if not isinstance(content, list):
         return None
-    return [str(label[-1] if isinstance(label, list) and label else label).strip() for label in content]
+    return [printable(str(label[-1] if isinstance(label, list) and label else label).strip()) for label in content]

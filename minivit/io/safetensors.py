@@ -18,6 +18,8 @@ import numpy as np
 
 from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
+from minivit.io.budget import MAX_TEXT, open_file, parse_json
+from minivit.io.text import printable, quoted
 from minivit.protocol import Array
 from minivit.renamed import old_names
 
@@ -117,23 +119,31 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder, not a' if path.is_dir() else 'no such'} file")
+        what = "is a folder, not a file" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
+        raise CheckpointError(f"{path}: {what}, check the path")
     try:
         file, metadata = _opened(path)
         known = [key for key in _KEYS if key in metadata]
         with file:
             arrays, digest = _read(file, metadata[_KEYS[1]] if len(known) == len(_KEYS) else None)
+        content = parse_json(metadata[_KEYS[1]]) if len(known) == len(_KEYS) else {}
+    except MemoryError:
+        raise CheckpointError(f"{path} needs more memory than there is: close other programs") from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from None
+        reason = printable(str(error)[:200])
+        raise CheckpointError(f"{path} is not a complete safetensors file ({reason}): copy or train it again") from None
     if not known and not any("minivit" in key for key in metadata):
         return arrays, {}  # written by another program, without a hash
     if len(known) < len(_KEYS) or metadata[_KEYS[2]] != digest:
         raise CheckpointError(f"{path} is damaged: its content does not match its SHA-256. Restore it from a copy")
     if metadata[_KEYS[0]] != _FORMAT:
         raise CheckpointError(
-            f"{path} has format {metadata[_KEYS[0]]}, this version reads {_FORMAT}: install the version that wrote it"
+            f"{path} has format {quoted(metadata[_KEYS[0]])[1:-1]}, this version reads {_FORMAT}: install the version "
+            "that wrote it"
         )
-    return arrays, json.loads(metadata[_KEYS[1]])
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} has {quoted(content)} as its description, expected an object: save it again")
+    return arrays, content
 
 
 def _opened(path: Path) -> tuple[BufferedReader, dict[str, str]]:
@@ -141,8 +151,12 @@ def _opened(path: Path) -> tuple[BufferedReader, dict[str, str]]:
     from safetensors import safe_open
 
     while True:
-        file = open(path, "rb")  # noqa: SIM115 (it is handed on)
+        file = open_file(path)
         try:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_TEXT:
+                raise ValueError(f"it claims a header of {length:,} bytes, more than {MAX_TEXT:,}")
+            file.seek(0)
             with safe_open(path, framework="numpy") as checked:
                 metadata = checked.metadata() or {}
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

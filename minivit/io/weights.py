@@ -6,18 +6,21 @@ Nothing in a file is run, and every fault is a CheckpointError that names the fi
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BufferedReader
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
+from minivit.io.budget import most_unpacked, open_file, parse_json, read_small
 from minivit.io.safetensors import CheckpointError, fresh_memory, load_arrays, widened
-from minivit.io.torch_file.bounds import DAMAGED, REFUSED, quoted
+from minivit.io.text import quoted
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Unreadable
 from minivit.io.torch_file.reader import read_torch_file
+from minivit.io.torch_file.zip_entries import find_entries
 from minivit.protocol import Array
 
 # where programs put the weights of a model among other things, the best copy first
@@ -27,7 +30,6 @@ _WITHIN = (
 )
 _SUFFIXES = (".safetensors", ".pth", ".bin", ".npz")
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_MOST_SQUEEZED = 50  # a zip entry this many times larger than what is stored is no table of weights
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ def _one(file: Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 def _start(file: Path) -> bytes:
     try:
-        with open(file, "rb") as stream:
+        with open_file(file) as stream:
             return stream.read(16)
-    except OSError as error:
-        missing = "no such file" if not os.path.exists(file) else f"cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        missing = "no such file" if not os.path.exists(file) else f"cannot be read ({reason})"
         raise CheckpointError(f"{file}: {missing}, check the path") from None
 
 
@@ -102,25 +105,38 @@ def _is_npz(file: Path) -> bool:
 
 
 def _npz(file: Path) -> dict[str, Array]:
-    """np.load without pickles; sizes are compared with the entries before anything is allocated."""
+    """np.load without pickles; sizes are compared with the file before anything is allocated."""
     arrays: dict[str, Array] = {}
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_file(file) as data, zipfile.ZipFile(data) as archive:
             if archive.comment or any(entry.comment or b"PK" in entry.extra for entry in archive.infolist()):
                 raise ValueError("it has comments, and NumPy writes none")  # a wrong length hides entries in one
+            _check_entries(archive, data)
             for entry in archive.infolist():
-                if entry.file_size > _MOST_SQUEEZED * max(entry.compress_size, 1):
-                    raise CheckpointError(
-                        f"{file}: the entry {quoted(entry.filename)} unpacks to {entry.file_size} bytes: {REFUSED}"
-                    )
                 with archive.open(entry) as stream:
                     arrays[entry.filename.removesuffix(".npy")] = _npy(file, entry, stream)
+    except Unreadable as fault:
+        raise CheckpointError(f"{file} {fault}") from None
     except CheckpointError:
         raise
+    except MemoryError:
+        raise CheckpointError(f"{file} needs more memory than there is: close other programs") from None
     except Exception as error:  # zipfile and NumPy raise at least seven types for damaged files
         reason = quoted(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines and all of a header
         raise CheckpointError(f"{file} is not a complete .npz file ({reason}): fetch it again") from None
     return arrays
+
+
+def _check_entries(archive: zipfile.ZipFile, data: BufferedReader) -> None:
+    """Refuse entries that overlap, or that unpack to more than the whole file may."""
+    size = os.fstat(data.fileno()).st_size
+    entries = find_entries(data, size, deflated=True)
+    unpacked = sum(entry.size for entry in entries.values())
+    if unpacked > most_unpacked(size):
+        raise Unreadable(f"is {size} bytes long and unpacks to {unpacked}: {REFUSED}")
+    listed = {each.filename: (each.header_offset, each.compress_size, each.file_size) for each in archive.infolist()}
+    if listed != {name: (each.offset, each.packed, each.size) for name, each in entries.items()}:
+        raise Unreadable(f"has two zip directories that differ: {DAMAGED}")
 
 
 def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
@@ -141,16 +157,9 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
 
 def _shards(index: Path) -> dict[str, Array]:
     """The files that an index names, together."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(places.values()))
-        plain = all(isinstance(name, str) and _is_plain(name) for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error}): fetch it again") from None
-    if not plain:
-        raise CheckpointError(f"{index} names files outside its folder: {REFUSED}")
+    places = shards_of(index)
     arrays: dict[str, Array] = {}
-    for name in names:
+    for name in sorted(set(places.values())):
         arrays |= _one(index.parent / name)[0]
     missing = [name for name in places if name not in arrays]
     if missing:
@@ -160,9 +169,28 @@ def _shards(index: Path) -> dict[str, Array]:
     return arrays
 
 
+def shards_of(index: Path) -> dict[str, str]:
+    """The name of the file in which an index says that each array is.
+
+    Raises:
+        CheckpointError: if it is no index, or names files that are not in its folder.
+    """
+    try:
+        places = parse_json(read_small(index))["weight_map"]
+        if not all(isinstance(name, str) for name in places.values()):
+            raise ValueError("it names files by what is no text")
+        plain = all(map(_is_plain, places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of shards ({error}): remove it, and fetch it again") from None
+    if not plain:
+        raise CheckpointError(f"{index} names files outside its folder: {REFUSED}")
+    return dict(places)
+
+
 def _is_plain(name: str) -> bool:
     """Whether it is the name of a file in the same folder, and no longer than any system allows."""
-    return name not in ("", ".", "..") and Path(name).name == name and name.isprintable() and len(name) < 256
+    plain = Path(name).name == name and PureWindowsPath(name).name == name  # on any system
+    return plain and name not in ("", ".", "..") and name.isprintable() and len(name) < 256
 
 
 def _named(file: Path, content: Any) -> dict[str, Array]:
@@ -187,15 +215,15 @@ def _config_beside(file: Path) -> tuple[dict[str, Any], str | None]:
     """config.json in the same folder, as Hugging Face and timm's hub write it, and what is wrong with it, or None."""
     path = file.parent / "config.json"
     try:
-        data = path.read_bytes()
+        data = read_small(path)
     except FileNotFoundError:
         return {}, None
-    except OSError as error:
-        return {}, f"{path} cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:
+        return {}, f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
     coding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        config = json.loads(data.decode(coding))
-    except (ValueError, RecursionError) as error:
+        config = parse_json(data.decode(coding))
+    except ValueError as error:
         return {}, f"{path} is no JSON in UTF-8: {error}"
     return (config, None) if isinstance(config, dict) else ({}, f"{path} holds no object")
 

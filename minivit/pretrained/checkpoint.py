@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit.device import owner
 from minivit.io.safetensors import CheckpointError, save_arrays
-from minivit.io.torch_file.bounds import quoted
+from minivit.io.text import quoted
 from minivit.io.weights import read_weights
 from minivit.models import MODELS, configs
 from minivit.nn.layer import Layer, check_layer
@@ -142,7 +142,7 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
 
 def _cause(model: Any, found: Recognized) -> str:
     """What the file is, where that is known, and by which arguments of the class it differs from the model."""
-    if found.layout is None and found.weights.content.get("model") not in MODELS:
+    if found.layout is None and found.model not in MODELS:
         return "" if found.weights.content else f"; its names are {unknown_names()}"
     try:
         plan = plan_of(found)

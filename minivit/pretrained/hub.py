@@ -10,7 +10,6 @@ import difflib
 import errno
 import hashlib
 import importlib
-import json
 import os
 import re
 import threading
@@ -20,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from minivit.io.budget import open_file
 from minivit.io.safetensors import CheckpointError
+from minivit.io.weights import shards_of
 from minivit.models import list_models
 
 T = TypeVar("T")
@@ -252,17 +253,24 @@ class _Copy:
                 self.report(f"minivit: the hub states no SHA-256 for {path.name}, so it was not compared")
             return True
         digest = hashlib.sha256()
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         if digest.hexdigest() == stated:
             return True
         self.report(f"minivit: {path} does not have the SHA-256 that the hub states: removed")
-        while path.is_symlink():  # snapshot -> blob -> perhaps a store that repositories share
-            link, path = path, path.parent / os.readlink(path)
-            link.unlink()
-        path.unlink(missing_ok=True)
+        while self._is_inside(path):  # snapshot -> blob -> perhaps a store that repositories share
+            after = path.parent / os.readlink(path) if path.is_symlink() else None
+            path.unlink(missing_ok=True)
+            if after is None:
+                break
+            path = after
         return False
+
+    def _is_inside(self, path: Path) -> bool:
+        """Whether a file, or a link itself, lies in the cache: what a link leads to elsewhere is not ours to remove."""
+        cache = Path(self.cache_dir or self.hub.constants.HF_HUB_CACHE).expanduser()
+        return path.parent.resolve().is_relative_to(cache.resolve())
 
     def _explained(self, error: BaseException, file: str, size: int) -> CheckpointError:
         """What went wrong, and the remedy."""
@@ -300,16 +308,7 @@ class _Copy:
 
 def _shards(file: Path) -> list[str]:
     """The files that an index names; none for any other file."""
-    if not file.name.endswith(".index.json"):
-        return []
-    try:
-        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
-        plain = all(PurePosixPath(name).name == name for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no index of shards ({error}): remove it, and fetch it again") from None
-    if not plain:
-        raise CheckpointError(f"{file} names files outside its folder: it was refused")
-    return names
+    return sorted(set(shards_of(file).values())) if file.name.endswith(".index.json") else []
 
 
 def _linked(path: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import quoted
+from minivit.io.text import printable, quoted
 from minivit.io.weights import read_weights
 from minivit.models import Model, create_model as create_fresh_model
 from minivit.pretrained import hub
@@ -72,7 +72,7 @@ def from_pretrained(
         arrays, changes = fit(arrays, model, plan.stored, PROFILES[plan.profile])
     except NO_MODEL as error:
         memory = "it needs more memory than there is: check where it came from"
-        why = memory if isinstance(error, MemoryError) else error
+        why = memory if isinstance(error, MemoryError) else printable(str(error)[:600])
         raise CheckpointError(f"{found.path}, a {found.model} of {found.source}: {why}") from None
     if requested.get("num_classes") == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from minivit.io.safetensors import CheckpointError
+from minivit.io.text import printable, quoted
 from minivit.models import MODELS
 from minivit.models.options import stage_windows
 from minivit.models.timm_arguments import in_our_words
 from minivit.pretrained import architecture
 from minivit.pretrained.config_json import check_same_model, options_of
+from minivit.pretrained.extent import check_extent, check_types
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
 from minivit.pretrained.window_sizes import check_windows_told
 from minivit.sizes import pair
 
 # what a file can bring about whose names are right and whose shapes or settings make no sense
-NO_MODEL = (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, OverflowError, AttributeError, MemoryError)
+NO_MODEL = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         raise CheckpointError(f"{found.weights.config_fault}. It decides how the model computes: mend it, or remove it")
     try:
         if found.layout is None:
-            chosen, stored, assumed = profile or "timm", _own(found.weights.content["config"]), list[str]()
+            chosen, stored, assumed = profile or "timm", _own(kind, found.weights.content), list[str]()
         else:
             chosen = profile or found.source
             config = _told(options_of(found.weights.config, found.model), found)
@@ -72,11 +74,14 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             assumed = [] if found.model != "ViT" or _heads_known(read, {**config, **requested}) else ["num_heads"]
             if profile is None and found.source == "wzmiaomiao":
                 _check_one_reading(read)
+        check_extent({**_defaults(kind), **stored}, found.weights.arrays)
         arguments = {**stored, **requested, **_trained_windows(kind, stored, requested)}
         return Plan(kind, stored, arguments, chosen, assumed)
     except NO_MODEL as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
         raise CheckpointError(
-            f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: {error}"
+            f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: "
+            f"{printable(why[:600])}"
         ) from None
 
 
@@ -108,11 +113,19 @@ def _check_one_reading(read: dict[str, Any]) -> None:
         )
 
 
-def _own(config: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in a file of the library's own."""
+def _own(kind: Any, content: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in a file of the library's own. Its hash shows that it is whole, not who wrote it."""
+    config = content.get("config")
+    if not isinstance(config, dict):
+        raise ValueError("its description has no 'config': save it again")
     if config.get("heads") == "linear":  # an option of version 0.1
         raise ValueError("heads='linear' has gone: load it with minivit 0.1")
-    return {name: config[name] for name in config if name not in ("dtype", "heads")}
+    own = {name: config[name] for name in config if name not in ("dtype", "heads")}
+    unknown = [name for name in own if name not in _defaults(kind)]
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no argument {quoted(unknown[0])}: install the version that wrote it")
+    check_types(own, _defaults(kind))
+    return own
 
 
 def _check_arguments(kind: Any, requested: dict[str, Any]) -> None:

@@ -5,12 +5,13 @@ What a file beside the weights says is used, else what the source's own code doe
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from minivit.data.batches import MNIST_MEAN, MNIST_STD
 from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from minivit.io.budget import parse_json, read_small
 from minivit.io.safetensors import CheckpointError
+from minivit.io.text import printable
 from minivit.io.weights import read_weights
 from minivit.models import Model, ViT
 from minivit.pretrained.recognition import Recognized, StrPath, recognize
@@ -82,8 +83,8 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
     config = found.weights.config
     cfg = config.get("pretrained_cfg", config)  # older files of timm's have its keys at the top
     try:
-        if file.is_file():
-            settings = _huggingface(json.loads(file.read_text(encoding="utf-8")))
+        if file.exists():
+            settings = _huggingface(parse_json(read_small(file).decode("utf-8-sig")))
         elif isinstance(cfg, dict) and "mean" in cfg:
             file = file.with_name("config.json")
             settings = _timm(cfg)
@@ -96,10 +97,10 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
         for name in ("mean", "std"):
             settings[name] = _in_channels(tuple(settings[name]), channels)
         return Preprocess(stated, **settings)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        reason = printable(f"{type(error).__name__}: {error}"[:300])
         raise CheckpointError(
-            f"{file} says no preprocessing that can be used ({type(error).__name__}: {error}): mend it, or build a "
-            "minivit.data.Preprocess"
+            f"{file} says no preprocessing that can be used ({reason}): mend it, or build a minivit.data.Preprocess"
         ) from None
 
 

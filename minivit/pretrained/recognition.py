@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import quoted
+from minivit.io.text import quoted
 from minivit.io.weights import Weights
 from minivit.models import MODELS
 from minivit.pretrained.layouts import BUFFERS, LAYOUTS, MASK_TOKEN, Layout
@@ -56,7 +56,7 @@ def recognize(weights: Weights) -> Recognized:
     """
     found = identify(weights)
     content = weights.content
-    if found.layout or content.get("model") in MODELS:
+    if found.layout or (content and found.model in MODELS):
         return found
     if content:
         raise CheckpointError(f"{found.path} does not say which model it holds: build the model and use minivit.load")
@@ -83,7 +83,8 @@ def identify(weights: Weights) -> Recognized:
                 raise CheckpointError(f"{weights.path}: {error}") from None
             if bare:
                 return _translated(weights, layout, bare)
-    model = str(weights.content.get("model", ""))
+    name = weights.content.get("model")
+    model = name if isinstance(name, str) else ""
     return Recognized(weights, weights.path, "minivit", model, None, weights.arrays, {}, [], [])
 
 
@@ -96,7 +97,7 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     told = layout.told(arrays)
     try:
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{weights.path} has the names of {layout.source}'s {layout.model}, but arrays of other shapes: {error}"
         ) from None

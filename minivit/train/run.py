@@ -26,9 +26,11 @@ from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
 from minivit.io.lock import FolderLock
 from minivit.io.safetensors import CheckpointError
+from minivit.io.text import printable
 from minivit.protocol import Array
 from minivit.train.console import Console
 from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_checkpoint, resumable, save_checkpoint
+from minivit.train.progress import check_settings, checked_progress
 from minivit.train.stopping import StopLater
 
 MOST_SKIPPED = 10  # batches in a row whose loss or gradient is not finite: one may be bad luck, ten are a cause
@@ -259,27 +261,32 @@ class Run:
 
     def _resume(self) -> None:
         arrays, content, path = load_checkpoint(self.out, self._say)
-        if "settings" not in content:
-            raise CheckpointError(f"{path} is not the checkpoint of a run: start without --resume")
-        ours, theirs = json.loads(json.dumps(self.settings)), content["settings"]
-        for name in [*theirs, *ours]:
-            was, now = theirs.get(name), ours.get(name)
-            if was != now:
-                raise CheckpointError(f"cannot resume {path}: it was made with {name}={was!r}, now it is {now!r}")
+        check_settings(path, content.get("settings"), json.loads(json.dumps(self.settings)))
+        try:
+            self._take(arrays, content)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            reason = printable(f"{type(error).__name__}: {error}"[:300])
+            raise CheckpointError(
+                f"{path} is not the checkpoint of this run ({reason}): start without --resume"
+            ) from None
+        if path.name != CHECKPOINT:
+            fall_back(self.out)
+        self._say(f"resumed {path} in {self._place()}")
+
+    def _take(self, arrays: dict[str, Array], content: dict[str, Any]) -> None:
+        """Go on from what a checkpoint holds, once all that it says of the run makes sense."""
+        said = checked_progress(content, METRICS)
         states: dict[str, dict[str, Any]] = {part: {} for part in self.parts}
-        for key, value in {**arrays, **content["numbers"]}.items():
+        for key, value in {**arrays, **said.numbers}.items():
             part, _, name = key.partition("/")
             part = part if part in states else _RENAMED.get(part, part)
             states.setdefault(part, {})[name] = value
         for part, owner in self.parts.items():
             owner.load_state_dict(states[part])
-        self.epoch, self.position, self.iteration = content["epoch"], content["position"], content["step"]
-        self._loss, self._correct, self._images, self._seconds = content["within"]
-        self.history = content["history"]
-        self._earlier = content.get("earlier")
-        if path.name != CHECKPOINT:
-            fall_back(self.out)
-        self._say(f"resumed {path} in {self._place()}")
+        self.epoch, self.position, self.iteration = said.epoch, said.position, said.iteration
+        self.history = said.history
+        self._loss, self._correct, self._images, self._seconds = said.within
+        self._earlier = said.earlier
 
     def write_metrics(self) -> None:
         """metrics.csv: one row an epoch."""

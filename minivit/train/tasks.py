@@ -100,6 +100,8 @@ def folder_task(
         limit: use only so many training images, the same number of each class.
         seed: decides which.
     """
+    if len(pictures.classes) < 2:
+        raise ValueError(f"there is one class, {pictures.classes[0]}: add images of another, to tell it from")
     total = len(pictures) + len(held_out)
     if limit is not None:
         pictures = pictures.take(balanced(pictures.labels, limit, seed))

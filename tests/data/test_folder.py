@@ -209,3 +209,67 @@ def test_places_that_do_not_exist_are_refused_at_once(pets, options, fragment):
     options = {"batch_size": 6, "seed": 0, "epoch": 0, **options}
     with pytest.raises(ValueError, match=fragment):
         image_folder(pets).batches(number, **options)
+
+
+# --- what is easily passed over -------------------------------------------------------------------------------------
+
+
+def test_subfolders_and_every_suffix_that_pillow_reads_are_read(tmp_path):
+    pytest.importorskip("PIL.Image")
+    fill(tmp_path, {"cat": 1, "dog": 1, "cat/more": 2, "cat/more/deep": 1})
+    for name in ("a.jfif", "b.JPE", "c.tga", "d.ico"):
+        (tmp_path / "dog" / name).write_text("1")
+    found = image_folder(tmp_path)
+    assert found.labels.tolist() == [0] * 4 + [1] * 5
+    assert "cat/more/deep/0.png" in found.names and "dog/b.JPE" in found.names
+
+
+def test_what_is_left_out_is_counted_and_named_once(pets):
+    for name in ("a.xyz", "notes.txt"):
+        (pets / "cat" / name).write_text("1")
+    (pets / "dog" / "gone.png").symlink_to("/nowhere/at/all")
+    said = []
+    assert len(image_folder(pets, report=said.append)) == 20
+    assert len(said) == 1 and "3 of 23 files" in said[0]
+    assert all(name in said[0] for name in ("cat/a.xyz", "cat/notes.txt", "dog/gone.png"))
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("val", ["val", "Val", "valid", "validation", "test", "TEST"])
+def test_the_held_out_folder_is_known_by_its_usual_names(tmp_path, train, val):
+    fill(tmp_path / train, {"a": 3, "b": 3})
+    fill(tmp_path / val, {"a": 1, "b": 2})
+    learn, held = split_folder(tmp_path)
+    assert (len(learn), len(held)) == (6, 3) and held.folder == tmp_path / val
+
+
+def test_val_comes_before_test_and_two_of_one_meaning_are_refused(tmp_path):
+    for part in ("train", "val", "test"):
+        fill(tmp_path / part, {"a": 2, "b": 2})
+    assert split_folder(tmp_path)[1].folder == tmp_path / "val"
+    fill(tmp_path / "valid", {"a": 2, "b": 2})
+    with pytest.raises(DataError, match="val and valid, which mean the same"):
+        split_folder(tmp_path)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    fill(tmp_path, {"cat": 10})
+    with pytest.raises(DataError, match="holds one class, cat.*add a folder"):
+        split_folder(tmp_path)
+
+
+def test_unicode_forms_of_a_name_are_one_class(tmp_path):
+    fill(tmp_path / "train", {"caf\u00e9": 2, "dog": 2})
+    fill(tmp_path / "val", {"cafe\u0301": 1, "dog": 1})
+    learn, held = split_folder(tmp_path)
+    assert learn.classes == held.classes == ("caf\u00e9", "dog") and held.labels.tolist() == [0, 1]
+
+
+def test_a_loop_of_links_is_named(pets):
+    (pets / "cat" / "again").symlink_to(pets)
+    with pytest.raises(DataError, match="again.* leads back to a folder which holds it: remove it"):
+        image_folder(pets)
+    (pets / "cat" / "again").unlink()
+    (pets / "cat" / "self.png").symlink_to(pets / "cat" / "self.png")
+    with pytest.raises(DataError, match=r"self\.png cannot be followed .*: remove this link"):
+        image_folder(pets)

@@ -6,6 +6,9 @@ What each source does is written out here with Pillow's own calls.
 from __future__ import annotations
 
 import json
+import struct
+import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,15 @@ import pytest
 
 import minivit
 from minivit import CheckpointError, Swin, SwinV2, ViT
-from minivit.data import IMAGENET_MEAN, IMAGENET_STD, DataError, Preprocess, normalize, read_image
+from minivit.data import IMAGENET_MEAN, IMAGENET_STD, DataError, Preprocess, images, normalize, read_image, read_images
+from minivit.data.images import flattened
 from minivit.data.labels import labels_beside, read_labels
 from minivit.pretrained import export
 from minivit.pretrained.layouts import LAYOUTS
 from minivit.pretrained.preprocessing import preprocessing
 
 Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -369,3 +374,92 @@ def test_labels_beside_the_weights():
     assert labels_beside({"pretrained_cfg": {"label_names": ["a", "b"]}}, 2) == ["a", "b"]
     assert labels_beside({"id2label": {"0": "a"}, "pretrained_cfg": None}, 2) is None  # of another head
     assert labels_beside({}, 2) is None
+
+
+# --- metadata that is broken, inks that can be lost, threads --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0rubbish rubbish", b"Exif\0\0II*\0\xff\xff\0\0", b"Exif\0\0"])
+def test_broken_exif_hides_no_pixels(tmp_path, kind, exif):
+    path = tmp_path / "a.picture"
+    photo().save(path, kind, exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of a corrupt EXIF
+        assert read_image(path).size == photo().size
+        with Image.open(path) as opened:
+            assert Preprocess(8)(opened).shape == (3, 8, 8)
+
+
+def test_an_open_picture_that_is_cut_off_is_a_data_error(tmp_path):
+    photo().save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with Image.open(tmp_path / "a.png") as opened, pytest.raises(DataError, match=r"a\.png is damaged"):
+        Preprocess(8)(opened)
+
+
+def test_a_picture_without_a_range_is_named(tmp_path):
+    Image.new("F", (4, 4)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif.*floating-point"):
+        Preprocess(4)(tmp_path / "a.tif")
+
+
+def test_threads_leave_the_warning_filters_alone(tmp_path):
+    for number in range(20):
+        photo(61 + number).save(tmp_path / f"{number}.png")
+    before = list(warnings.filters)
+    for _ in range(5):
+        read_images([str(path) for path in tmp_path.iterdir()], Preprocess(8), threads=4)
+    assert list(warnings.filters) == before
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def scan(bits: int, color: int, row: bytes, width: int, transparent: bytes) -> bytes:
+    """A PNG of one row, of these bits a level and this type of color, with a transparent color."""
+    head = struct.pack(">IIBBBBB", width, 1, bits, color, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + row)
+    parts = chunk(b"IHDR", head) + chunk(b"tRNS", transparent) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize(
+    "png, expected",
+    [
+        (scan(16, 0, struct.pack(">3H", 0, 257 * 9, 65535), 3, struct.pack(">H", 0)), [255, 9, 255]),
+        (scan(8, 0, bytes([0, 9, 255]), 3, struct.pack(">H", 0)), [255, 9, 255]),
+        (scan(2, 0, bytes([0b01_10_00_00]), 3, struct.pack(">H", 1)), [255, 170, 0]),
+        (scan(4, 0, bytes([0x12, 0x30]), 3, struct.pack(">H", 2)), [17, 255, 51]),
+        (scan(1, 0, bytes([0b010_00000]), 3, struct.pack(">H", 0)), [255, 255, 255]),
+        (scan(16, 2, struct.pack(">9H", *([9 * 257] * 3), *([65535] * 3), *([7 * 257] * 3)), 3,
+              struct.pack(">3H", *([7 * 257] * 3))), [9, 255, 255]),
+    ],
+    ids=["16 bits", "8 bits", "2 bits", "4 bits", "1 bit", "colors of 16 bits"],
+)  # fmt: skip
+def test_what_is_transparent_lies_on_white_at_every_depth(tmp_path, png, expected):
+    (tmp_path / "a.png").write_bytes(png)
+    assert np.asarray(flattened(read_image(tmp_path / "a.png")).convert("L")).tolist() == [expected]
+
+
+def test_ink_on_transparent_or_16_bit_paper_survives_inversion():
+    ink = Image.new("LA", (3, 1), (0, 0))
+    ink.putpixel((1, 0), (0, 255))
+    assert np.asarray(ImageOps.invert(flattened(ink))).tolist() == [[0, 255, 0]]
+    scanned = Image.fromarray(np.array([[60_000, 300, 60_000]], np.uint16))
+    assert np.asarray(ImageOps.invert(flattened(scanned))).tolist() == [[22, 254, 22]]
+
+
+def test_a_thin_picture_gives_the_middle_that_a_whole_resize_gives(monkeypatch):
+    """In two ways: of the middle alone, and of all of it; the first is for pictures that would become huge."""
+    for picture in (photo(3, 400), photo(400, 3)):
+        for name in ("bicubic", "bilinear"):
+            prepare = Preprocess(20, 0.8, name)
+            whole = prepare.pixels(picture).astype(int)
+            monkeypatch.setattr(images, "MAX_RESIZED", 1000)
+            middle = prepare.pixels(picture).astype(int)
+            monkeypatch.undo()
+            off = np.abs(middle - whole)  # of noise, which a shift by one pixel changes by 80 on average
+            assert middle.shape == whole.shape and off.mean() < 2

@@ -20,10 +20,10 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, m
     module.save_arrays(path, {"x": np.arange(3.0)}, {"edition": 1})
     module.save_arrays(other, {"x": np.arange(5.0), "y": np.ones(2)}, {"edition": 2})
     opened: list[Any] = []
-    check = safetensors.safe_open
+    check, open_file = safetensors.safe_open, module.open_file
 
     def recorded(*arguments: Any) -> Any:
-        opened.append(open(*arguments))  # noqa: SIM115 (who asked for it closes it)
+        opened.append(open_file(*arguments))
         return opened[-1]
 
     def replaced(*arguments: Any, **options: Any) -> Any:
@@ -31,7 +31,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, m
             os.replace(other, path)
         return check(*arguments, **options)
 
-    monkeypatch.setattr(module, "open", recorded, raising=False)
+    monkeypatch.setattr(module, "open_file", recorded)
     monkeypatch.setattr(safetensors, "safe_open", replaced)
     arrays, description = module.load_arrays(path)
     assert description == {"edition": 2} and {name: array.tolist() for name, array in arrays.items()} == {

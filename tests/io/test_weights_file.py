@@ -99,7 +99,7 @@ def test_config_json_beside_the_file(tmp_path: Path) -> None:
 def test_a_deeply_nested_config_json_is_left_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("[" * 100_000)
-    assert read_weights(path).config == {} and "recursion" in str(read_weights(path).config_fault)
+    assert read_weights(path).config == {} and "nested more than 100 deep" in str(read_weights(path).config_fault)
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.npz", "nothing.safetensors.index.json"])
@@ -216,7 +216,7 @@ def test_no_damage_to_an_npz_goes_unnoticed(tmp_path: Path, compressed: bool) ->
 def test_an_entry_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     path = npz(tmp_path / "bomb.npz", {"a.npy": npy(np.zeros(1 << 24, np.uint8))}, zipfile.ZIP_DEFLATED)
     tracemalloc.start()
-    with pytest.raises(CheckpointError, match=r"bomb\.npz: the entry 'a\.npy' unpacks to 16777\d\d\d bytes"):
+    with pytest.raises(CheckpointError, match=r"bomb\.npz is \d+ bytes long and unpacks to 16777\d\d\d: it was"):
         read_weights(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -209,6 +209,7 @@ def test_shards_come_with_their_index(fake):
     ("index", "says"),
     [
         (b'{"weight_map": {"a": "../../x"}}', "outside its folder"),
+        (b'{"weight_map": {"a": ".."}}', "outside its folder"),
         (b"{}", "no index"),
         (b'{"weight_map": {"a": 3}}', "no"),
     ],
@@ -254,6 +255,16 @@ def test_a_file_that_rots_in_the_cache_is_fetched_again(fake, tmp_path):
     assert (fetch(fake, report=said.append) / "model.safetensors").read_bytes() == PAYLOAD
     assert len(said) == 1 and "does not have the SHA-256" in said[0]
     assert not store.exists(), "or it would be linked again"
+
+
+def test_nothing_outside_the_cache_is_removed(fake, tmp_path):
+    weights = fetch(fake) / "model.safetensors"
+    blob, outside = weights.resolve(), tmp_path / "outside"
+    outside.write_bytes(PAYLOAD[::-1])
+    blob.unlink()
+    blob.symlink_to(outside)
+    fetch(fake, report=lambda line: None)
+    assert outside.read_bytes() == PAYLOAD[::-1]
 
 
 def test_weights_without_a_stated_hash_come_with_a_line_that_says_so(fake):

@@ -728,3 +728,21 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     save_arrays(tmp_path / CHECKPOINT, {}, {"model": "ViT"})
     with pytest.raises(CheckpointError, match="checkpoint"):
         train(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": -1}, {"epoch": "1"}, {"position": None}, {"step": 1.5}, {"within": [1]}, {"within": 3},
+        {"history": [[]]}, {"history": [{"epoch": 1}]}, {"numbers": {"model/x": "y"}}, {"numbers": []},
+        {"settings": []}, {"settings": None}, {"numbers": {}},
+    ],
+)  # fmt: skip
+def test_a_resumed_run_whose_hash_is_right_and_whose_content_is_not_is_refused(tmp_path, changes):
+    model = minivit.ViT(img_size=16, patch_size=8, num_classes=3, embed_dim=8, depth=1, num_heads=1)
+    parts = {"model": model, "optimizer": optim.AdamW(model.parameters(), lr=0.1)}
+    Run(tmp_path, {"seed": 0}, parts, quiet=True)
+    arrays, content = load_arrays(tmp_path / CHECKPOINT)
+    save_arrays(tmp_path / CHECKPOINT, arrays, {**content, **changes})
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors.*start without --resume"):
+        Run(tmp_path, {"seed": 0}, parts, quiet=True, resume=True)

@@ -22,15 +22,6 @@ def check(condition: Any, fault: str) -> None:
         raise Unreadable(fault)
 
 
-def quoted(value: Any) -> str:
-    """A value from the file, fit for a message: short, printable, and never a container written out in full."""
-    if isinstance(value, (str, bytes)):
-        return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."
-    if isinstance(value, (int, float)):
-        return repr(value)  # `unpickler.py` refuses integers that are too long to be written out
-    return f"a {type(value).__name__}"
-
-
 class Source:
     """`size` bytes of a file from `start` on; taking more than are left is a fault and allocates nothing."""
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check, quoted
+from minivit.io.text import quoted
+from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check
 
 MAX_NDIM = 32  # NumPy 1 stops there
 _CODES = {f"{kind}{size}" for kind, sizes in {"b": "1", "i": "1248", "u": "1248", "f": "248"}.items() for size in sizes}

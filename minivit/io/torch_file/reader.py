@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from minivit.io.budget import open_file
 from minivit.io.safetensors import CheckpointError
-from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, quoted
+from minivit.io.text import quoted
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check
 from minivit.io.torch_file.globals import Named, NumpyArray, NumpyType
 from minivit.io.torch_file.tensors import Storage, Tensor, storage_class, to_numbers
 from minivit.io.torch_file.unpickler import Unpickler
@@ -63,7 +65,7 @@ def read_torch_file(path: StrPath) -> Any:
             f"{name} is {'a folder' if os.path.isdir(name) else 'missing or no file'}: check the path"
         )
     try:
-        with open(name, "rb") as file:
+        with open_file(name) as file:
             return _read(file, os.fstat(file.fileno()).st_size)
     except Unreadable as fault:
         raise CheckpointError(f"{name} {fault}") from None

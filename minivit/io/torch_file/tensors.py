@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check, quoted
+from minivit.io.text import quoted
+from minivit.io.torch_file.bounds import DAMAGED, Unreadable, check
 from minivit.io.torch_file.globals import Named, check_shape
 
 # names in PyTorch, and in NumPy; bfloat16, which NumPy lacks, is stored as the upper half of a float32

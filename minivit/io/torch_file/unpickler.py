@@ -11,7 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from minivit.io.torch_file.bounds import DAMAGED, Source, Unreadable, check, quoted
+from minivit.io.text import quoted
+from minivit.io.torch_file.bounds import DAMAGED, Source, Unreadable, check
 from minivit.io.torch_file.globals import PLAIN, Attributes, Named, NumpyArray, NumpyType, check_keys
 from minivit.io.torch_file.tensors import TORCH
 

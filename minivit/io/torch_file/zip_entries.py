@@ -1,6 +1,7 @@
 """Where the entries of a zip archive lie: read from the directory at its end, and compared with their own headers.
 
-PyTorch stores its entries as they are, so a compressed one is refused, and no entry can be larger than the file.
+PyTorch stores its entries as they are, so a compressed one is refused, and no entry can be larger than the file. NumPy
+may deflate those of an .npz.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO, NamedTuple
 
-from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check, quoted
+from minivit.io.text import quoted
+from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Source, Unreadable, check
 
 MAX_ENTRIES = 100_000  # PyTorch writes one for each storage; the largest published ViT has 1,500
 MAX_PATH = 512  # bytes of an entry's name; PyTorch's are the file's name and `/data/123`
@@ -19,28 +21,55 @@ _CENTRAL = struct.Struct("<4sHHHHHHIIIHHHHHII")
 _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR64 = struct.Struct("<4sIQI")
 _END = struct.Struct("<4sHHHHIIH")
+_DEFLATE = 8  # the method
 _FULL = 0xFFFFFFFF  # a field that stands in a longer one elsewhere
 
 
 class Entry(NamedTuple):
-    """A stretch of the file, and the checksum that it must have."""
+    """A stretch of the file, and the checksum that it must have.
+
+    Attributes:
+        start: of its content.
+        size: in bytes, unpacked.
+        crc: its checksum.
+        packed: its size in the file, where that is another.
+        offset: of its own header.
+    """
 
     start: int
     size: int
     crc: int
+    packed: int = 0
+    offset: int = 0
 
 
-def find_entries(file: BinaryIO, size: int) -> dict[str, Entry]:
-    """The entries of the archive in a file of `size` bytes, by their names."""
+class _Header(NamedTuple):
+    """A line of the directory."""
+
+    offset: int
+    name: str
+    flags: int
+    method: int
+    packed: int
+    size: int
+    crc: int
+
+
+def find_entries(file: BinaryIO, size: int, *, deflated: bool = False) -> dict[str, Entry]:
+    """The entries of the archive in a file of `size` bytes, by their names; no two overlap.
+
+    Args:
+        deflated: entries may be compressed; their sizes are then what the archive claims.
+    """
     count, directory = _directory(file, size)
     end = directory.position
-    headers = sorted((_header(directory, end) for _ in range(count)), key=lambda header: header[0])
+    headers = sorted((_header(directory, end, deflated) for _ in range(count)), key=lambda header: header.offset)
     check(directory.left == 0, f"has {directory.left} bytes more in its zip directory than its entries: {DAMAGED}")
     entries: dict[str, Entry] = {}
-    for (offset, name, flags, nbytes, crc), following in zip(headers, [*(header[0] for header in headers[1:]), end]):
-        check(name not in entries, f"has two entries named {quoted(name)}: {DAMAGED}")
-        start = _content(file, offset, following, name, flags, nbytes)
-        entries[name] = Entry(start, nbytes, crc)
+    for header, following in zip(headers, [*(header.offset for header in headers[1:]), end]):
+        check(header.name not in entries, f"has two entries named {quoted(header.name)}: {DAMAGED}")
+        start = _content(file, header, following)
+        entries[header.name] = Entry(start, header.size, header.crc, header.packed, header.offset)
     return entries
 
 
@@ -80,8 +109,8 @@ def _directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int, int, int
     return disk, first_disk, here, count, nbytes, offset, place
 
 
-def _header(directory: Source, end: int) -> tuple[int, str, int, int, int]:
-    """The next line of the directory: where the entry's own header is, its name, flags, size and checksum."""
+def _header(directory: Source, end: int, deflated: bool) -> _Header:
+    """The next line of the directory."""
     mark, _, _, flags, method, _, _, crc, packed, nbytes, length, more, comment, *_, offset = _CENTRAL.unpack(
         directory.take(_CENTRAL.size)
     )
@@ -93,14 +122,16 @@ def _header(directory: Source, end: int) -> tuple[int, str, int, int, int]:
     if _FULL in (packed, nbytes, offset):
         nbytes, packed, offset = _sizes64(extra, nbytes, packed, offset)
     check(not flags & 0x2041, f"has an encrypted entry, {quoted(name)}: save it without a password")
-    if method:
+    if method and not (deflated and method == _DEFLATE):
+        usual = "NumPy deflates them at most" if deflated else "PyTorch stores them as they are"
         raise Unreadable(
-            f"has a compressed entry, {quoted(name)}, and PyTorch stores them as they are: it was unpacked and packed "
-            "again, or is no PyTorch file. Fetch it again"
+            f"has a compressed entry, {quoted(name)}, and {usual}: it was unpacked and packed again, or is no file of "
+            "theirs. Fetch it again"
         )
-    fits = packed == nbytes and offset + _LOCAL.size + length + nbytes <= end
-    check(fits, f"claims {nbytes} bytes for its entry {quoted(name)}, more than there are: {DAMAGED}")
-    return offset, name, flags, nbytes, crc
+    claimed = packed if method else max(packed, nbytes)
+    fits = (method or packed == nbytes) and offset + _LOCAL.size + length + claimed <= end
+    check(fits, f"claims {claimed} bytes for its entry {quoted(name)}, more than there are: {DAMAGED}")
+    return _Header(offset, name, flags, method, packed, nbytes, crc)
 
 
 def _sizes64(extra: bytes, *fields: int) -> list[int]:
@@ -128,14 +159,16 @@ def _checked(raw: bytes) -> str:
     return name
 
 
-def _content(file: BinaryIO, offset: int, following: int, name: str, flags: int, nbytes: int) -> int:
+def _content(file: BinaryIO, entry: _Header, following: int) -> int:
     """Where an entry's content starts; its own header must say the same as the directory."""
-    header = Source(file, offset, following - offset)
-    mark, _, own_flags, method, _, _, _, packed, own_bytes, length, more = _LOCAL.unpack(header.take(_LOCAL.size))
-    same = mark == b"PK\3\4" and own_flags == flags and method == 0 and header.take(length) == name.encode()
+    header = Source(file, entry.offset, following - entry.offset)
+    mark, _, flags, method, _, _, _, packed, nbytes, length, more = _LOCAL.unpack(header.take(_LOCAL.size))
+    same = mark == b"PK\3\4" and (flags, method) == (entry.flags, entry.method)
+    same = same and header.take(length) == entry.name.encode()
     if not flags & 8:  # otherwise the sizes stand behind the content
-        same = same and (packed, own_bytes) in ((nbytes, nbytes), (_FULL, _FULL))
-    check(same, f"says of its entry {quoted(name)} one thing in the zip directory and another before it: {DAMAGED}")
+        same = same and (packed, nbytes) in ((entry.packed, entry.size), (_FULL, _FULL))
+    name = quoted(entry.name)
+    check(same, f"says of its entry {name} one thing in the zip directory and another before it: {DAMAGED}")
     header.take(more)
-    check(header.left >= nbytes, f"has entries that overlap, {quoted(name)} among them: {DAMAGED}")
+    check(header.left >= entry.packed, f"has entries that overlap, {name} among them: {DAMAGED}")
     return header.position
