@@ -66,8 +66,6 @@ def draw(model, images, pixels, labels, probabilities, file, args):
 
 def main(args):
     check_device(args.device)
-    if args.top < 1:
-        raise ValueError(f"--top {args.top}: print at least one class")
     model, prepare, labels = load(args)
     for number, path in enumerate(args.images, 1):
         image = opened(path, args.invert)

@@ -6,6 +6,7 @@ Nothing is computed here that the library does not offer; read it to see which c
 from __future__ import annotations
 
 import argparse
+import ast
 import fnmatch
 import hashlib
 import os
@@ -113,7 +114,7 @@ def convert(args: argparse.Namespace) -> None:
         raise ValueError(f"{out} is a folder: name the file to write")
     if out.exists() and not args.force:
         raise ValueError(f"{out} exists: say --force to replace it")
-    model = from_pretrained(args.input, dtype=args.dtype, report=_note)
+    model = from_pretrained(args.input, dtype=args.dtype, report=_note, **dict(args.set))
     export(model, out, args.layout)
     count = sum(param.size for param in model.parameters().values())
     print(f"{out}: {type(model).__name__}, {count:,} parameters, layout {args.layout}, {out.stat().st_size:,} bytes")
@@ -125,6 +126,17 @@ def convert(args: argparse.Namespace) -> None:
         lost = [f"{name}={value!r}" for name, value in model.config.items() if twin.config[name] != value]
         if lost:
             _note(f"minivit: the file does not say {', '.join(lost)}: give it to from_pretrained")
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, an argument of the model: a Python value, or a word such as tanh."""
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as window_size=8")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def _note(line: str) -> None:
@@ -173,6 +185,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("output", help="the file to write")
     one.add_argument("--layout", required=True, choices=sorted({layout.source for layout in LAYOUTS}))
     one.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="of the arrays (float32)")
+    one.add_argument(
+        "--set",
+        action="append",
+        type=_argument,
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the model that the file does not show, such as window_size=8; may be given several times",
+    )
     one.add_argument("--force", action="store_true", help="replace the file if it exists")
     return parser
 

@@ -20,7 +20,7 @@ import os, sys, threading, time
 import numpy as np
 import minivit
 from minivit import functional as F
-from minivit.fast import blas, dispatch
+from minivit.fast import blas_threads, dispatch
 from minivit.fork import Lock
 from minivit.parallel import DataParallel
 from minivit.train import CountingLoss
@@ -129,17 +129,18 @@ for lock in (parallel._adding, step._turn, map_norm._turn, loss._lock, dispatch.
 # a fork waits for the holders of BLAS's number, but not forever
 # what other threads had changed for as long as they work is as it was before: BLAS's threads, and the mode
 from threadpoolctl import threadpool_info
-def blas_threads():
+def numbers():
     return [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
-with blas.limit_threads(1):
+with blas_threads.limit_threads(1):
     pass
-before, blas._PATIENCE = blas_threads(), 0.1
-for context, other in ((blas.limit_threads(1), blas.limit_threads(2)), (dispatch.use("plain"), dispatch.use("auto"))):
+before, blas_threads._PATIENCE = numbers(), 0.1
+limit, use = blas_threads.limit_threads, dispatch.use
+for context, other in ((limit(1), limit(2)), (use("plain"), use("auto"))):
     leave = held(context)
     def check():
-        same = blas_threads() == before and dispatch.current_mode() == "auto"
+        same = numbers() == before and dispatch.current_mode() == "auto"
         with other:
-            return same and blas_threads() == before and dispatch.current_mode() == "auto"
+            return same and numbers() == before and dispatch.current_mode() == "auto"
     if (code := in_child(check)) != 0:
         print(context, code)
     leave.set()
@@ -150,11 +151,12 @@ print("done")
 def test_a_thread_that_forks_goes_on_in_what_it_holds_itself() -> None:
     forks("""
 lock = Lock()
-with lock, blas.limit_threads(1), dispatch.use("plain"):
+with lock, blas_threads.limit_threads(1), dispatch.use("plain"):
     child = os.fork()
-    inside = lock.is_mine and blas._held[0] == 1 and dispatch.current_mode() == "plain"
-outside = not lock.is_mine and blas._held is None and blas._holders == 0 and dispatch.current_mode() == "auto"
-with lock, blas.limit_threads(2):
+    inside = lock.is_mine and blas_threads._held[0] == 1 and dispatch.current_mode() == "plain"
+outside = not lock.is_mine and blas_threads._held is None and blas_threads._holders == 0
+outside = outside and dispatch.current_mode() == "auto"
+with lock, blas_threads.limit_threads(2):
     pass
 if child == 0:
     os._exit(0 if inside and outside else 3)
@@ -163,7 +165,7 @@ print("done" if inside and outside and exit_code(child) == 0 else "wrong")
 
 
 def test_no_file_has_a_lock_that_a_forked_child_would_inherit_held() -> None:
-    """`minivit.fork.Lock` is renewed in a child, and so is the condition of blas.py; others would need the same."""
+    """`minivit.fork.Lock` is renewed in a child, and so is blas_threads.py's condition; others would need the same."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -172,4 +174,4 @@ def test_no_file_has_a_lock_that_a_forked_child_would_inherit_held() -> None:
                 found.append((file.relative_to(PACKAGE).as_posix(), name))
             if isinstance(node, ast.Attribute) and name == "Lock" and ast.unparse(node) == "threading.Lock":
                 found.append((file.relative_to(PACKAGE).as_posix(), name))
-    assert set(found) == {("fork.py", "Lock"), ("fast/blas.py", "Condition")}
+    assert set(found) == {("fork.py", "Lock"), ("fast/blas_threads.py", "Condition")}

@@ -167,6 +167,7 @@ def test_images_of_another_shape_are_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of overflow, in the threads
+@pytest.mark.filterwarnings("ignore:.*no parameter has a gradient")
 def test_a_loss_that_stays_infinite_stops_the_training() -> None:
     X, y = stripes(500)
     with pytest.raises(FloatingPointError, match="lower learning_rate_init"):

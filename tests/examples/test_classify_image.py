@@ -138,7 +138,6 @@ def test_it_draws(kind, picture, tmp_path, classify):
         (["--labels", "none.txt"], "none.txt: no labels could be read"),
         (["--block", "2", "--explain", "out.png"], "block=2: the model has 2 blocks"),
         (["--profile", "nobody"], "profile='nobody': choose one of"),
-        (["--top", "0"], "--top 0: print at least one class"),
     ],
 )
 def test_a_mistake_is_one_line_with_a_remedy(options, word, picture, tmp_path, classify):

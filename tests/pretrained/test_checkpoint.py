@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -257,35 +255,6 @@ def test_the_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda old, new: (calls.append("replace"), replace(old, new)))
     minivit.save(vit(), tmp_path / "file")
     assert calls == [False, "replace", True]  # file, name, folder
-
-
-@pytest.fixture
-def ended():
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-@pytest.mark.skipif(os.name != "posix", reason="only POSIX tells safely whether a process runs")
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, ended):
-    stale = [tmp_path / f".file.{ended}-{thread}.tmp" for thread in (1, 22)]
-    names = (f".other.{ended}-1.tmp", f".file.more.{ended}-1.tmp", "file.tmp", ".file.abc.tmp")
-    others = [tmp_path / name for name in (*names, f".file.{os.getppid()}-1.tmp")]  # the last: a live writer's
-    for path in [*stale, *others]:
-        path.write_text("half a file")
-    minivit.save(vit(), tmp_path / "file")
-    assert not any(path.exists() for path in stale)
-    assert all(path.exists() for path in others)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="only POSIX tells safely whether a process runs")
-def test_names_with_odd_characters(tmp_path, ended):
-    path = tmp_path / "model [1] *?.safetensors"
-    (tmp_path / f".{path.name}.{ended}-1.tmp").write_text("half a file")
-    (tmp_path / f".model 1 anything.safetensors.{ended}-1.tmp").write_text("somebody else's")
-    minivit.save(vit(), path)
-    assert sorted(os.listdir(tmp_path)) == [f".model 1 anything.safetensors.{ended}-1.tmp", path.name]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
