@@ -60,7 +60,6 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
-    first = next(iter(signature(formula).parameters))
     chosen: dict[tuple[Any, np.dtype[Any]], Callable[P, R]] = {}  # by library and dtype: the search is not free
 
     @wraps(formula)
@@ -78,7 +77,7 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
             result = run(*args, **options)
         except (AttributeError, TypeError):
             if args:  # every function's first argument is an array
-                check_array(name, first, args[0])
+                check_array(name, next(iter(signature(formula).parameters)), args[0])
             raise
         if isinstance(result, tuple) and isinstance(result[-1], once):
             result[-1].belong_to(name, gradient_check(name, result[0]))

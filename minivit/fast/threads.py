@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minivit.fork import at_fork
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _mine = threading.local()  # what holds in this thread: whether it is a worker, and how many may work for it
 
@@ -68,6 +70,8 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Idle threads cost nothing, so they are kept; a forked process has none of its parent's and starts its own."""
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms of `import minivit`
+
     return ThreadPoolExecutor(threads, thread_name_prefix="minivit")
 
 
