@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+
+# imported here, so that its handler of forks is older than that of blas_threads.py: the latest runs first, and this one
+# takes a lock that the step needs for which blas_threads.py waits
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minivit.fork import at_fork
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
 
 _mine = threading.local()  # what holds in this thread: whether it is a worker, and how many may work for it
 
@@ -70,8 +71,6 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
 @lru_cache(maxsize=4)
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Idle threads cost nothing, so they are kept; a forked process has none of its parent's and starts its own."""
-    from concurrent.futures import ThreadPoolExecutor  # 10 ms of `import minivit`
-
     return ThreadPoolExecutor(threads, thread_name_prefix="minivit")
 
 
