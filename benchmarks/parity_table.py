@@ -60,7 +60,7 @@ VIT: dict[str, Any] = {"img_size": 12, "patch_size": 4, "num_classes": 5, "embed
 VIT |= {"num_heads": 2, "mlp_ratio": 1.5}
 SWIN: dict[str, Any] = {"img_size": 24, "patch_size": 2, "num_classes": 5, "embed_dim": 12, "depths": (2, 2, 2)}
 SWIN |= {"num_heads": (2, 3, 4), "window_size": 3, "mlp_ratio": 2.0}  # maps of 12, 6 and, all in one window, 3
-WINDOW8 = SWIN | {"img_size": 32, "depths": (2, 2), "num_heads": (2, 3), "window_size": 8}  # v2's, where no file says
+WINDOW8 = SWIN | {"img_size": 32, "depths": (2, 2), "num_heads": (2, 3), "window_size": 8}  # v2's usual one
 LARGER = SWIN | {"pretrained_window_sizes": (2, 2, 2)}  # v2 trained with smaller windows than it now has
 PRE_LOGITS = VIT | {"representation_size": 7}
 HYBRID = VIT | {"img_size": 24, "patch_size": 1, "resnet_layers": (1, 2), "resnet_width": 8, "resnet_groups": 8}
@@ -146,7 +146,7 @@ CASES = [
     Case("timm", "DeiT distilled", ViT, VIT | {"distilled": True}, "model.safetensors", names.timm, EXACT),
     Case("timm", "hybrid", ViT, HYBRID, "model.safetensors", names.timm, EXACT),
     *_swin("timm", "model.safetensors", names.timm, TIMM, 2),
-    Case("timm", "Swin v2", SwinV2, WINDOW8, "model.safetensors", names.timm, TIMM),
+    Case("timm", "Swin v2", SwinV2, WINDOW8, "model.safetensors", names.timm, TIMM, options={"window_size": 8}),
     Case("torchvision", "ViT", ViT, VIT, "vit.pth", names.torchvision_vit, EXACT),
     *_swin("torchvision", "swin.pth", names.torchvision_swin, TORCHVISION, 3),
     Case("torchvision", "Swin v2", SwinV2, WINDOW8, "swin_v2.pth", names.torchvision_swin, TORCHVISION),

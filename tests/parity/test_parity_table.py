@@ -111,8 +111,8 @@ def test_the_script_prints_writes_and_says_by_its_exit_code_whether_all_passed(
     assert parity.main(["--source", "google", "--json", str(tmp_path / "rows.json")]) == 0
     printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [row["passed"] for row in rows] == [True] * 4 and printed.count(" pass\n") == 4
-    assert "4 of 4 rows within their bar" in printed
+    assert [row["passed"] for row in rows] == [True] * 6 and printed.count(" pass\n") == 6
+    assert "6 of 6 rows within their bar" in printed
     lacking = replace(BY_NAME["google ViT, npz"], write=lambda arrays, model: {"unknown": np.ones(2)})
     monkeypatch.setattr(parity, "CASES", [BY_NAME["google ViT, npz"], lacking])
     assert parity.main([]) == 1
