@@ -6,7 +6,7 @@ Start with `minivit/protocol.py` (one page), then `minivit/functional/`; docs/ g
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from minivit import functional, nn, optim, parallel, renamed
+from minivit import functional, nn, renamed
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
 from minivit.models import Swin, SwinV2, ViT, list_models
@@ -16,7 +16,7 @@ from minivit.version import __version__
 renamed.install()
 
 if TYPE_CHECKING:
-    from minivit import data, explain, train
+    from minivit import data, explain, optim, parallel, train
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
     from minivit.io.safetensors import CheckpointError
     from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
@@ -29,7 +29,7 @@ _LATER = {
     "minivit.publish": ("push_to_hub",),
     "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
 }
-_MODULES = ("data", "explain", "pretrained", "sklearn", "train")
+_MODULES = ("data", "explain", "optim", "parallel", "pretrained", "sklearn", "train")
 
 
 def __getattr__(name: str) -> Any:

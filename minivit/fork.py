@@ -1,6 +1,6 @@
 """Locks that are free in a forked child: of all threads only the one that forked goes on there.
 
-What another thread held at that moment nobody would ever release in the child, which then waits forever.
+A lock that another thread held at that moment would never be released in the child, which would wait forever.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from minivit.nn.layer import Layer
 from minivit.protocol import Array
 
 # Steps of the 5-point differences. At 1e-3 truncation h^4 and rounding 1e-16/h are both near 1e-12; where the function
-# bends sharply (LayerNorm of a row with next to no variance) truncation is larger, and the next smaller step is tried;
+# curves sharply (LayerNorm of a row with next to no variance) truncation is larger, and the next smaller step is tried;
 # at 1e-6 rounding is still only 1e-10. The last two are for kinks inside a layer (a ReLU, a maximum): a step must not
 # reach across one, and of a few hundred ReLUs one lies within 1e-6 of its kink in every thousandth case. A wrong
 # gradient fails at all of them.

@@ -207,7 +207,7 @@ figures.show(
     figure,
     "08_macs",
     alt="Multiply-adds of one attention layer against the number of tokens, both axes logarithmic: in windows the line "
-    "has slope 1, over the whole map it bends up to slope 2.",
+    "has slope 1, over the whole map it rises to slope 2.",
 )
 
 # %% [markdown]

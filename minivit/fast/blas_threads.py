@@ -56,7 +56,7 @@ _changed = threading.Condition()
 _holders = 0
 _held: tuple[int, Callable[[], None]] | None = None  # the number, and what restores the one from before
 _mine = threading.local()  # whether this thread is among the holders
-_forks = 0  # threads that are about to fork, or fork: nobody becomes a holder meanwhile
+_forks = 0  # threads that are about to fork, or fork: no thread becomes a holder meanwhile
 _PATIENCE = 60.0  # seconds that a fork waits for the holders
 
 

@@ -37,7 +37,7 @@ class FolderLock:
         folder: made if missing.
 
     Raises:
-        LockedError: somebody else has it, and may live.
+        LockedError: another process or thread has it, and may still run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -58,7 +58,7 @@ class FolderLock:
             _held[str(self.folder)] = self
 
     def check(self) -> None:
-        """Call it before a write: takes a lock again that somebody has deleted, and renews its time.
+        """Call it before a write: takes a lock again that was deleted, and renews its time.
 
         Raises:
             LockedError: another writer has taken over.
@@ -104,7 +104,7 @@ class FolderLock:
             _lock(file)
             os.write(file, json.dumps(this_process()._asdict()).encode())
             os.fsync(file)
-            for _ in range(100):  # until nobody comes between
+            for _ in range(100):  # until no other process interferes
                 if self._put(temporary, file):
                     self._file = file
                     return

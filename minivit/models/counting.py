@@ -9,7 +9,7 @@ from minivit.models.heads import DistilledHead, Pool
 from minivit.nn.counting import Cost, Shape, cost
 
 
-@cost.register
+@cost.register(Tokens)
 def _(layer: Tokens, shape: Shape, every_token: bool = False) -> Cost:
     if layer.partial:
         shape = _whole(layer, shape)
@@ -18,7 +18,7 @@ def _(layer: Tokens, shape: Shape, every_token: bool = False) -> Cost:
     return patches._replace(shape=(batch, len(layer.prefix) + tokens, dim))
 
 
-@cost.register
+@cost.register(MapTokens)
 def _(layer: MapTokens, shape: Shape, every_token: bool = False) -> Cost:
     patches = cost(layer.patch_embed, _whole(layer, shape))
     return patches._replace(shape=(shape[0], *layer.grid((shape[2], shape[3])), patches.shape[2]))
@@ -30,13 +30,13 @@ def _whole(layer: Tokens | MapTokens, shape: Shape) -> Shape:
     return (*shape[:2], grid[0] * patch[0], grid[1] * patch[1])
 
 
-@cost.register
+@cost.register(Pool)
 def _(layer: Pool, shape: Shape, every_token: bool = False) -> Cost:
     two = layer.mode == "token" and layer.prefix > 1
     return Cost((shape[0], 2, shape[-1]) if two else (shape[0], shape[-1]))
 
 
-@cost.register
+@cost.register(DistilledHead)
 def _(layer: DistilledHead, shape: Shape, every_token: bool = False) -> Cost:
     classes = layer.head.weight.shape[0]
     return Cost((shape[0], classes), shape[0] * (layer.head.weight.size + layer.head_dist.weight.size), prod(shape))

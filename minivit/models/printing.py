@@ -9,7 +9,7 @@ from minivit.nn.printing import Shape, arguments_of, settings_text, shape
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "depths", "num_heads", "window_size")
 
 
-@shape.register
+@shape.register(Model)
 def _(layer: Model) -> Shape:
     sizes = {name: layer.config[name] for name in _SIZES if name in layer.config}
     others = {name: value for name, value in layer.config.items() if name not in _SIZES}

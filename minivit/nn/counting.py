@@ -87,28 +87,28 @@ def in_order(layers: Iterable[Layer], shape: Shape, every_token: bool = False) -
     return Cost(shape, macs, kept)
 
 
-@cost.register
+@cost.register(Chain)
 def _(layer: Chain, shape: Shape, every_token: bool = False) -> Cost:
     return in_order(layer.steps(), shape, every_token)
 
 
-@cost.register
+@cost.register(Recompute)
 def _(layer: Recompute, shape: Shape, every_token: bool = False) -> Cost:
     return cost(layer.layer, shape, every_token)._replace(kept=prod(shape))
 
 
-@cost.register
+@cost.register(Linear)
 def _(layer: Linear, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((*shape[:-1], layer.weight.shape[0]), prod(shape[:-1]) * layer.weight.size, prod(shape))
 
 
-@cost.register
+@cost.register(LinearGELU)
 def _(layer: LinearGELU, shape: Shape, every_token: bool = False) -> Cost:
     linear = cost.dispatch(Linear)(layer, shape)
     return linear._replace(kept=linear.kept + prod(linear.shape))  # GELU's slope
 
 
-@cost.register
+@cost.register(Embedding)
 def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((*shape, layer.weight.shape[1]))
 
@@ -121,12 +121,12 @@ def _(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
     return Cost(shape, kept=prod(shape))  # the normalized input, or GELU's slope
 
 
-@cost.register
+@cost.register(Mlp)
 def _(layer: Mlp, shape: Shape, every_token: bool = False) -> Cost:
     return in_order((layer.fc1, layer.fc2), shape)
 
 
-@cost.register
+@cost.register(Attention)
 def _(layer: Attention, shape: Shape, every_token: bool = False) -> Cost:
     batch, tokens, dim = shape
     queries = tokens if every_token or layer.queries is None else min(layer.queries, tokens)
@@ -136,7 +136,7 @@ def _(layer: Attention, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((batch, queries, dim), macs, batch * (3 * tokens * dim + 2 * queries * dim + weights))
 
 
-@cost.register
+@cost.register(WindowAttention)
 def _(layer: WindowAttention, shape: Shape, every_token: bool = False) -> Cost:
     windows, height, width, dim = shape
     inner = cost.dispatch(Attention)(layer, (windows, height * width, dim), every_token)
@@ -144,7 +144,7 @@ def _(layer: WindowAttention, shape: Shape, every_token: bool = False) -> Cost:
     return Cost(shape, inner.macs, inner.kept + (3 * prod(shape) if cosine else 0))
 
 
-@cost.register
+@cost.register(ShiftedWindows)
 def _(layer: ShiftedWindows, shape: Shape, every_token: bool = False) -> Cost:
     batch, height, width, dim = shape
     window, _, size = layer.plan(height, width)
@@ -152,14 +152,14 @@ def _(layer: ShiftedWindows, shape: Shape, every_token: bool = False) -> Cost:
     return cost(layer.attention, (windows, *window, dim), every_token)._replace(shape=shape)
 
 
-@cost.register
+@cost.register(Block)
 def _(layer: Block, shape: Shape, every_token: bool = False) -> Cost:
     attention = in_order((layer.norm1, layer.attn), shape, every_token)
     mlp = in_order((layer.norm2, layer.mlp), attention.shape, every_token)
     return Cost(mlp.shape, attention.macs + mlp.macs, attention.kept + mlp.kept)
 
 
-@cost.register
+@cost.register(PatchProjection)
 def _(layer: PatchProjection, shape: Shape, every_token: bool = False) -> Cost:
     batch, _, height, width = shape
     outputs, _, *patch = layer.weight.shape
@@ -167,7 +167,7 @@ def _(layer: PatchProjection, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((batch, patches, outputs), batch * patches * layer.weight.size, prod(shape))
 
 
-@cost.register
+@cost.register(PatchMerging)
 def _(layer: PatchMerging, shape: Shape, every_token: bool = False) -> Cost:
     batch, height, width, dim = shape
     return in_order((layer.norm, layer.reduction), (batch, -(-height // 2), -(-width // 2), 4 * dim))._replace(
@@ -175,7 +175,7 @@ def _(layer: PatchMerging, shape: Shape, every_token: bool = False) -> Cost:
     )
 
 
-@cost.register
+@cost.register(Conv2d)
 def _(layer: Conv2d, shape: Shape, every_token: bool = False) -> Cost:
     name, size, outputs = type(layer).__name__, (shape[2], shape[3]), layer.weight.shape[0]
     how = slide(name, size, layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
@@ -193,12 +193,12 @@ def _(layer: MaxPool2d | AvgPool2d, shape: Shape, every_token: bool = False) -> 
     return Cost((*shape[:2], *output))
 
 
-@cost.register
+@cost.register(AdaptiveAvgPool2d)
 def _(layer: AdaptiveAvgPool2d, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((*shape[:2], *pair(layer.output_size)))
 
 
-@cost.register
+@cost.register(Bottleneck)
 def _(layer: Bottleneck, shape: Shape, every_token: bool = False) -> Cost:
     convolutions = (layer.conv1, layer.norm1, layer.conv2, layer.norm2, layer.conv3, layer.norm3)
     branch, shortcut = in_order(convolutions, shape), cost(layer.downsample, shape)

@@ -2,7 +2,7 @@
 
 A layer does nothing for it. Its line has the shapes of its own parameters, the settings that differ from its
 constructor's defaults, and the number of its parameters. A type with something shorter to say of its shapes registers
-it: `@shape.register def _(layer: MyLayer) -> Shape`.
+it: `@shape.register(MyLayer)`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Shape(NamedTuple):
 
     Attributes:
         words: such as "64 -> 192" and "bias". Layers with other words are not folded into one line.
-        told: the attributes that these words tell.
+        attributes: those that these words describe.
     """
 
     words: tuple[str, ...]
-    told: tuple[str, ...]
+    attributes: tuple[str, ...]
 
 
 @singledispatch
@@ -54,19 +54,19 @@ def _weights(words: str, layer: Any, *more: str) -> Shape:
     return Shape((words, *more, "bias" if layer.bias is not None else "no bias"), ("weight", "bias"))
 
 
-@shape.register
+@shape.register(Linear)
 def _(layer: Linear) -> Shape:
     outputs, inputs = layer.weight.shape
     return _weights(f"{inputs} -> {outputs}", layer)
 
 
-@shape.register
+@shape.register(Conv2d)
 def _(layer: Conv2d) -> Shape:
     outputs, inputs, *kernel = layer.weight.shape
     return _weights(f"{inputs * layer.groups} -> {outputs}", layer, f"kernel {_times(kernel)}")
 
 
-@shape.register
+@shape.register(PatchProjection)
 def _(layer: PatchProjection) -> Shape:
     outputs, inputs, *patch = layer.weight.shape
     return _weights(f"{inputs} -> {outputs}", layer, f"patch {_times(patch)}")
@@ -79,12 +79,12 @@ def _(layer: LayerNorm | GroupNorm | BatchNorm2d) -> Shape:
     return Shape((str(layer.weight.size),), ("weight", "bias", "running_mean", "running_var"))
 
 
-@shape.register
+@shape.register(Embedding)
 def _(layer: Embedding) -> Shape:
     return Shape(("{} rows of {}".format(*layer.weight.shape),), ("weight",))
 
 
-@shape.register
+@shape.register(Attention)
 def _(layer: Attention) -> Shape:
     return Shape((str(layer.proj.weight.shape[0]), f"{layer.num_heads} heads"), ("num_heads",))
 
@@ -143,9 +143,11 @@ class _Node:
             return cls(type(layer), (f"the same as {met[id(layer)]}",))
         met[id(layer)] = f"({name})" if name else "the whole"
         own = {key: value for key, value in vars(layer).items() if isinstance(value, Buffer)}
-        words, told = without_errors(lambda: shape(layer), Shape((), ()))
-        words += tuple(f"{key} {value.shape}" for key, value in own.items() if key not in told)
-        settings = {key: value for key, value in settings_of(layer).items() if key not in told and key not in _LAYERS}
+        words, described = without_errors(lambda: shape(layer), Shape((), ()))
+        words += tuple(f"{key} {value.shape}" for key, value in own.items() if key not in described)
+        settings = {
+            key: value for key, value in settings_of(layer).items() if key not in described and key not in _LAYERS
+        }
         parts = [(key, cls.of(part, f"{name}.{key}".lstrip("."), met)) for key, part in layer.parts()]
         learned = {id(value): value for value in own.values() if isinstance(value, Parameter)}
         for _, part in parts:

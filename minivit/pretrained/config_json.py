@@ -83,8 +83,8 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
                 f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
                 "it may compute something else. If it is a plain ViT or Swin, remove config.json and say num_heads"
             )
-        told = (*_TIMM_SIZES, "post_norm")
-        found |= {_USUAL.get(key, key): published[key] for key in told if key in published}
+        decided = (*_TIMM_SIZES, "post_norm")
+        found |= {_USUAL.get(key, key): published[key] for key in decided if key in published}
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:

@@ -87,13 +87,13 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
 
 def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
     """What config.json and the source's own arrays tell, which must be the same where both do."""
-    for name, value in found.told.items():
+    for name, value in found.arguments.items():
         if config.get(name, value) != value:
             raise ValueError(
                 f"config.json says {name}={config[name]!r:.60}, and the arrays are of {name}={value}: it belongs to "
                 "another file. Remove it, or fetch both again"
             )
-    return {**config, **found.told}
+    return {**config, **found.arguments}
 
 
 def _heads_known(read: dict[str, Any], said: dict[str, Any]) -> bool:

@@ -33,7 +33,7 @@ class Recognized:
         buffers: those that are not learned and yet tell something, under our names.
         unknown: names that the source's table does not hold.
         left_out: names of what stands beside the model, such as a loss's weights or a counter.
-        told: arguments of the class that its own arrays show, and ours do not.
+        arguments: those of the class that its own arrays show, and ours do not.
     """
 
     weights: Weights = field(repr=False)
@@ -45,7 +45,7 @@ class Recognized:
     buffers: dict[str, Array] = field(repr=False)
     unknown: list[str]
     left_out: list[str]
-    told: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def recognize(weights: Weights) -> Recognized:
@@ -94,7 +94,7 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in bare or _in_head(name)}
     left_out = [name for name in weights.arrays if name not in bare and not _in_head(name)]
     arrays = _with_usual_head(layout.prepare(arrays), layout.head)
-    told = layout.told(arrays)
+    arguments = layout.arguments(arrays)
     try:
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -106,7 +106,7 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     ours = {name: array for name, array in ours.items() if not ignored.fullmatch(name)}
     unknown = [name for name in unknown if not ignored.fullmatch(name)]
     return Recognized(
-        weights, weights.path, layout.source, layout.model, layout, ours, buffers, unknown, left_out, told
+        weights, weights.path, layout.source, layout.model, layout, ours, buffers, unknown, left_out, arguments
     )
 
 

@@ -43,7 +43,7 @@ def window_sizes(
     windows = [_window(buffers, stage, rows, *sizes) for stage, (rows, *sizes) in enumerate(zip(tables, *named))]
     known = [window for window in windows if window]
     if len(known) < len(windows):
-        return _untold(found, config, requested)
+        return _assumed(found, config, requested)
     size = config.get("window_size", short((max(rows for rows, _ in known), max(columns for _, columns in known))))
     said = [found.get("img_size"), config.get("img_size"), _masked_image(buffers, known, found)]
     images = [each for each in said if each is not None][:1]
@@ -59,7 +59,7 @@ def window_sizes(
     )
 
 
-def _untold(found: Arguments, config: Arguments, requested: Arguments) -> Arguments:
+def _assumed(found: Arguments, config: Arguments, requested: Arguments) -> Arguments:
     """Of a v2 whose arrays show no window: what config.json says, a published size, or what was asked for."""
     windows = (config.get("window_size"), config.get("usual_window"), requested.get("window_size"), _USUAL)
     window = next(each for each in windows if each is not None)

@@ -107,8 +107,8 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         kept = getattr(args, "resume", None) is not None and resumable(Path(args.out))
-        told = "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
-        raise SystemExit(told) from None
+        message = "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
+        raise SystemExit(message) from None
     finally:
         try:
             stdout.flush()

@@ -14,7 +14,7 @@ class Console(io.TextIOBase):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads, closed, or no stream at all
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # no reader, or no stream
             encoding = self.stream.encoding or "utf-8"
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)

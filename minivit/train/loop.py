@@ -15,7 +15,7 @@ from minivit.train.run import noise_generator
 Batches: TypeAlias = Iterable[tuple[Array, Array]]
 
 
-class Progress(Protocol):
+class TrainingRun(Protocol):
     """What `fit` needs of a run: `minivit.train.Run`, whose files survive a kill, or one that is only in memory."""
 
     position: int
@@ -31,7 +31,7 @@ class Progress(Protocol):
 
 
 def fit(
-    run: Progress,
+    run: TrainingRun,
     step: DataParallel,
     opt: optim.AdamW | optim.SGD,
     batches: Callable[[int, int], Batches],

@@ -10,7 +10,7 @@ from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
 
 
-class Progress(NamedTuple):
+class Position(NamedTuple):
     """The fields of `Run` of the same names.
 
     Attributes:
@@ -27,7 +27,7 @@ class Progress(NamedTuple):
     earlier: str | None
 
 
-def checked_progress(content: dict[str, Any], columns: tuple[str, ...]) -> Progress:
+def checked_position(content: dict[str, Any], columns: tuple[str, ...]) -> Position:
     """What a checkpoint says.
 
     Args:
@@ -47,7 +47,7 @@ def checked_progress(content: dict[str, Any], columns: tuple[str, ...]) -> Progr
     earlier = content.get("earlier")
     if earlier is not None and (type(earlier) is not str or Path(earlier).name != earlier):
         raise ValueError(f"earlier={earlier!r:.60} is no name of a folder")
-    return Progress(
+    return Position(
         _whole(content["epoch"], "epoch"),
         _whole(content["position"], "position"),
         _whole(content["step"], "step"),

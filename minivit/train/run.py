@@ -30,7 +30,7 @@ from minivit.io.text import printable
 from minivit.protocol import Array
 from minivit.train.console import Console
 from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_checkpoint, resumable, save_checkpoint
-from minivit.train.progress import check_settings, checked_progress
+from minivit.train.progress import check_settings, checked_position
 from minivit.train.stopping import StopLater
 
 MOST_SKIPPED = 10  # batches in a row whose loss or gradient is not finite: one may be bad luck, ten are a cause
@@ -275,7 +275,7 @@ class Run:
 
     def _take(self, arrays: dict[str, Array], content: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds, once all that it says of the run makes sense."""
-        said = checked_progress(content, METRICS)
+        said = checked_position(content, METRICS)
         states: dict[str, dict[str, Any]] = {part: {} for part in self.parts}
         for key, value in {**arrays, **said.numbers}.items():
             part, _, name = key.partition("/")

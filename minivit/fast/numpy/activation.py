@@ -47,7 +47,7 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
 
 
 def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
-    """GELU of an array that is given away: y gets its memory."""
+    """GELU in place: y takes the memory of x, which the caller must not use any more."""
     cdf_and_density = _tanh_cdf if approximate == "tanh" else _fitted_cdf
     inference = in_inference()
     chunk = max(1, min(x.size, _CHUNK_IN_INFERENCE if inference else _CHUNK))

@@ -111,7 +111,7 @@ def _layout(stem: tuple[Rule, ...], signs: tuple[str, ...] = (), absent: str = "
         prefixes=("", "params/", "opt/target/", "params/img/", "img/"),
         absent=absent,
         prepare=lambda arrays: _with_place_of_class(_unstacked(arrays)),
-        told=_heads,
+        arguments=_heads,
     )
 
 

@@ -38,7 +38,7 @@ class Layout:
         absent: pattern of names that the source never has.
         possible: whether the source could have written these arrays, under its names.
         prepare: what is done to its arrays before their names are read.
-        told: (prepared arrays) -> arguments of the class that their shapes show, and no longer under our names.
+        arguments: (prepared arrays) -> arguments of the class that their shapes show, and no longer under our names.
         head: the name of its classifier.
     """
 
@@ -52,7 +52,7 @@ class Layout:
     absent: str = ""
     possible: Callable[[dict[str, Array]], bool] = lambda arrays: True
     prepare: Callable[[dict[str, Array]], dict[str, Array]] = dict
-    told: Callable[[dict[str, Array]], dict[str, Any]] = lambda arrays: {}
+    arguments: Callable[[dict[str, Array]], dict[str, Any]] = lambda arrays: {}
     head: str = "head"
 
     def bare(self, arrays: dict[str, Array]) -> dict[str, str] | None:
