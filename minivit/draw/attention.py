@@ -55,7 +55,7 @@ def write_explanation(
         raise ValueError(f"{file}: the picture must be a .png or .svg file")
     tall = min(1.5, pixels.shape[0] / pixels.shape[1])
     title = textwrap.shorten(title, 80)
-    strips: list[Strip] = [(title, 2.8 * tall + 1.75, lambda f: draw_overlays(f, pixels, rollout, cam, class_name))]
+    strips: list[Strip] = [(title, 2.8 * tall + 1.95, lambda f: draw_overlays(f, pixels, rollout, cam, class_name))]
     if heads:
         high = len(heads) * _cell(heads) * (1 + _GAP) + 1.0
         strips.append(("What each head looks at", high, lambda f: draw_heads(f, heads)))
@@ -77,9 +77,12 @@ def draw_overlays(figure: Any, pixels: Array, rollout: Array | None, cam: Array 
         _overlay(maps[0], pixels, rollout, "Attention rollout", text)
     if cam is not None:
         name = textwrap.shorten(class_name or "the class", 40)
-        text = f"Yellow: the places that raise the logit of {name} most."
+        text = (
+            f"Yellow: the patches that raise the logit of {name} most. Dark: patches that lower it or have no effect. "
+            "The map shows where, not what the model sees there."
+        )
         if not cam.max() > 0:
-            text = f"No place raises the logit of {name}."
+            text = f"No patch raises the logit of {name}."
         _overlay(maps[rollout is not None], pixels, cam, "Grad-CAM", text)
     for axes in maps[(rollout is not None) + (cam is not None) :]:
         axes.remove()

@@ -54,7 +54,9 @@ def confusion_matrix(labels: Array, predictions: Array, classes: int) -> Array:
 
 
 def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
-    """Loss, and error rates on a logarithmic axis, over the epochs."""
+    """Loss, and error rates in percent on a logarithmic axis, over the epochs."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["loss"] for row in history], color=_BLUE, marker=".")
@@ -65,7 +67,10 @@ def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
     right.plot(epochs, held, color=_GREEN, marker=".", label="held-out images")
     if min(train + held, default=0) > 0:
         right.set_yscale("log")
-    right.set(xlabel="epoch", ylabel="error (%)", title="Error rate")
+        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # 0.5 %, 1 %, 2 %, 5 %, not powers of ten
+        right.yaxis.set_minor_formatter(NullFormatter())
+    right.yaxis.set_major_formatter("{x:g} %")
+    right.set(xlabel="epoch", ylabel="misclassified images", title="Error rate")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")

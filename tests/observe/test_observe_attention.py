@@ -370,13 +370,14 @@ def test_the_picture_says_what_it_shows(tmp_path):
     text = " ".join(words)
     assert "seven: 99 %" in words and "Attention rollout" in words and "Grad-CAM" in words
     assert "Framed: 25 %" in text and "would be 17 %" in text and "raise the logit of seven most" in text
+    assert "not what the model sees there" in text
     assert [word for word in words if word.startswith("block")] == ["block 1", "block 2"]
     assert [word for word in words if word.startswith("head")] == ["head 1", "head 2", "head 3", "head 4"]
 
 
 def test_the_picture_leaves_out_what_there_is_not(tmp_path):
     words = drawn(tmp_path, cam=np.zeros((2, 3)), class_name="seven")
-    assert "Attention rollout" not in words and "No place raises" in " ".join(words)
+    assert "Attention rollout" not in words and "No patch raises" in " ".join(words)
     assert not any(word.startswith(("block", "head")) for word in words)
     assert "What the model sees" in drawn(tmp_path) and "Grad-CAM" not in drawn(tmp_path)
 
