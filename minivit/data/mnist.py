@@ -205,12 +205,11 @@ def _from_folder(folder: Path) -> Mnist:
         for name, files in spellings.items()
     }
     missing = [" or ".join(spellings[name]) for name, path in paths.items() if path is None]
+    remedy = "leave --data (data_dir=) out to use the cache or a download"
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder} is not a folder: name the one with the four MNIST files, or {remedy}")
     if missing:
-        state = "lacks" if os.path.isdir(folder) else "is not a folder; looked there for"
-        raise DataError(
-            f"data_dir={str(folder)!r} {state} {'; '.join(missing)}: put the four MNIST files "
-            "there, or leave data_dir out to use the cache or a download"
-        )
+        raise DataError(f"{folder} lacks {'; '.join(missing)}: put the four MNIST files there, or {remedy}")
     names = {name: str(path) for name, path in paths.items()}
     return _assemble({name: read_idx(path) for name, path in names.items()}, str(folder), names)
 
