@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -39,9 +40,9 @@ def write_digits(folder: Path) -> None:
 
 
 def command() -> list[str]:
-    """The console script of this installation: beside Python, or in the folder bin of `pip install --target`."""
+    """The console script of this installation: where scripts go, or in the folder bin of `pip install --target`."""
     beside = Path(minivit.__file__).parents[1] / "bin"
-    found = shutil.which("minivit", path=os.pathsep.join([str(beside), str(Path(sys.executable).parent)]))
+    found = shutil.which("minivit", path=os.pathsep.join([str(beside), sysconfig.get_path("scripts")]))
     if found is None:
         raise SystemExit("no command `minivit` is installed with this Python")
     return [found]

@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
 
 def arguments() -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Help)
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining_pays"), help="folder for runs and table")
     parser.add_argument(
