@@ -37,7 +37,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     images = "mnist, or a folder with a folder of images for each class (no default)"
     limit = "use only N training images, the same number of each class"
     defaults = {**asdict(recipe), "lr": f"{LR_TIMES_WIDTH} / the model's width"}
-    command_line.add_options(parser, data=images, out="runs/finetune", limit=limit, defaults=defaults)
     parser.add_argument("--weights", metavar="FILE", help="file of pretrained weights (default: train from scratch)")
     parser.add_argument("--model", metavar="NAME", help="from scratch: one of `minivit models` (default: none)")
     parser.add_argument(
@@ -64,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", choices=("best", "last"), default=recipe.keep, help="which epoch's weights, by held-out accuracy"
     )
+    command_line.add_options(parser, data=images, out="runs/finetune", limit=limit, defaults=defaults)
 
 
 def make_model(args: argparse.Namespace, num_classes: int, mnist: bool) -> Model:

@@ -110,9 +110,9 @@ def add_mnist_options(parser: argparse.ArgumentParser, presets: Mapping[str, Map
     """
     first, names = next(iter(presets)), {name: None for each in presets.values() for name in each}
     found = "folder with the four MNIST files (default: cache, download, or the subset)"
-    add_options(parser, data=found, out="runs/mnist_MODEL")
     parser.add_argument("--model", choices=presets, default=first, help="what to train")
     parser.add_argument("--preset", choices=names, help="hyperparameters (default: by the data that is found)")
+    add_options(parser, data=found, out="runs/mnist_MODEL")
 
 
 def check_mnist_options(args: argparse.Namespace, presets: Mapping[str, Mapping[str, object]]) -> None:
