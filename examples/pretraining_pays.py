@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from train_mnist_vit import QUICK
 
 import minivit
 from minivit import data, train
 from minivit.models import Model
 from minivit.train import command_line
 from minivit.train.finetuning import Outcome, Recipe, fine_tune
+from minivit.train.presets import QUICK
 from minivit.train.tasks import Part, Task, mnist_task
 
 TURNS = ("upright", "a quarter", "half", "three quarters")
