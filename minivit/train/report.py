@@ -54,9 +54,7 @@ def confusion_matrix(labels: Array, predictions: Array, classes: int) -> Array:
 
 
 def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
-    """Loss, and error rates in percent on a logarithmic axis, over the epochs."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
+    """Loss, and error rates on a logarithmic axis, over the epochs."""
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     left.plot(epochs, [row["loss"] for row in history], color=_BLUE, marker=".")
@@ -65,18 +63,25 @@ def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
     held = [100 * (1 - row["held_out_accuracy"]) for row in history]
     right.plot(epochs, train, color=_ORANGE, linestyle="--", marker=".", label="training (with augmentation)")
     right.plot(epochs, held, color=_GREEN, marker=".", label="held-out images")
+    right.set(xlabel="epoch", ylabel="error (%)", title="Error rate")
     if min(train + held, default=0) > 0:
-        right.set_yscale("log")
-        right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # 0.5 %, 1 %, 2 %, 5 %, not powers of ten
-        right.yaxis.set_minor_formatter(NullFormatter())
-    right.yaxis.set_major_formatter("{x:g} %")
-    right.set(xlabel="epoch", ylabel="misclassified images", title="Error rate")
+        _percent_on_a_log_axis(right)
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _percent_on_a_log_axis(axes: Any) -> None:
+    """Label the axis 0.5, 1, 2, 5, 10 ..., which readers know, and not 10^0, 10^1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_confusion(figure: Any, table: Array) -> Any:
