@@ -11,12 +11,15 @@ TOOLS = re.compile(r"noqa|fmt:|type:|@title")  # what a tool reads, and no reade
 CELL = re.compile(r"^# %%(?! \[markdown\]).*\n((?:(?!# %%).*\n?)*)", re.MULTILINE)  # the code under its first line
 
 
+WORDS = re.compile(r"[a-z]{4}|[A-Za-z]{2,}.*[ -][A-Za-z]{2,}")  # what shapes and names such as (B, N) have not
+
+
 def located(code: str) -> Iterator[tuple[int, int, str]]:
-    """(line, column, words) of each comment that has words to translate; shapes and names alone have none."""
+    """(line, column, words) of each comment that has words to translate."""
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         words = token.string.lstrip("# ")
         bare = re.sub(r"\([^)]*\)", "", words)
-        if token.type == tokenize.COMMENT and len(re.findall(r"[A-Za-z]{2,}", bare)) >= 2 and not TOOLS.search(words):
+        if token.type == tokenize.COMMENT and WORDS.search(bare) and not TOOLS.search(words):
             yield token.start[0] - 1, token.start[1], words
 
 

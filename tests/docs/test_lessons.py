@@ -482,7 +482,8 @@ def test_a_missing_translation_is_found() -> None:
     code = (
         source + '\n# %%\nx = f(3)  # (B, N)\n\n# %% tags=["hide-cell"]\n# Solution 1\ny = 4  # the side of a window\n'
     )
-    assert untranslated(code, po) == ["the side of a window"]
+    assert untranslated(code, po) == ["Solution 1", "the side of a window"]
+    po += '\nmsgid "Solution 1"\nmsgstr "解答 1"\n'
     assert untranslated(code, po + '\nmsgid "the side of a window"\nmsgstr "窗口的边长"\n') == []
 
 
