@@ -134,7 +134,7 @@ def test_it_draws(kind, picture, tmp_path, classify):
     [
         (["--weights", "none.safetensors"], "none.safetensors: no such file or folder"),
         (["--class", "6", "--explain", "out.png"], "class [6] does not exist: the model has 6, 0 to 5"),
-        (["--explain", "out.pdf"], "the picture must be a .png or .svg file"),
+        (["--explain", "out.pdf"], "the figure must be a .png or .svg file"),
         (["--labels", "none.txt"], "none.txt: no labels could be read"),
         (["--block", "2", "--explain", "out.png"], "block=2: the model has 2 blocks"),
         (["--profile", "nobody"], "profile='nobody': choose one of"),
@@ -156,7 +156,7 @@ def test_what_is_no_picture_or_no_classifier_is_said(picture, tmp_path, classify
     with pytest.raises(SystemExit, match="error: .*features.safetensors has no classifier"):
         classify(picture, "--weights", tmp_path / "features.safetensors")
     minivit.save(ViT(**VIT), tmp_path / "model.safetensors")
-    with pytest.raises(SystemExit, match="error: .*model.safetensors is no picture that Pillow can read"):
+    with pytest.raises(SystemExit, match="error: .*model.safetensors is not an image that Pillow can read"):
         classify(tmp_path / "model.safetensors", "--weights", tmp_path / "model.safetensors")
 
 
