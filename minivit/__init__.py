@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
     from minivit.publish import push_to_hub
 
-# imported when they are first asked for: a third of what `import minivit` would take
+# imported at first use: otherwise a third of the time of `import minivit`
 _LATER = {
     "minivit.io.safetensors": ("CheckpointError",),
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),

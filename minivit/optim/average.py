@@ -1,4 +1,4 @@
-"""Averaged weights, which are steadier than those of any one step."""
+"""Averaged weights, which vary less than those of a single step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minivit.optim.base import restore
 class ModelEma:
     """Averaged weights: average <- decay * average + (1 - decay) * weights, after each step (Polyak and Juditsky 1992).
 
-    The average of the first steps is plain (decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow), so that the
-    random start is soon forgotten.
+    In the first steps decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow, so that the random initial weights
+    soon lose their influence.
     """
 
     def __init__(self, model: Layer, decay: float = 0.999) -> None:
@@ -26,7 +26,7 @@ class ModelEma:
         return f"ModelEma({type(self.model).__name__}, decay={self.decay}, steps={self.steps})"
 
     def update(self) -> None:
-        """Take the model's present weights into the average."""
+        """Update the average with the model's current weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         for name, param in self.model.parameters().items():

@@ -1,4 +1,4 @@
-"""What happens around a step: gradients clipped before it, and the learning rate's course from step to step."""
+"""Gradient clipping and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from minivit.optim.base import Params, check_params
 def clip_grad_norm(params: Params, max_norm: float) -> float:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
 
-    Where it is not finite, the gradients are cleared, so that the step which follows changes nothing: one NaN would
-    damage every parameter for good.
+    If it is not finite, the gradients are cleared and the next step changes nothing: one NaN would permanently damage
+    every parameter.
     """
     check_params("clip_grad_norm", params)
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
     lines = [grad.reshape(-1) for grad in grads]
-    norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
+    norm = float(sum(line @ line for line in lines)) ** 0.5  # one transfer from the device, not one a tensor
     if norm == inf:  # squares beyond 1e19 overflow float32: relative to the largest number they fit
         largest = max(float(abs(line).max()) for line in lines if line.size)
         norm = (
@@ -36,7 +36,7 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
 def warmup_cosine(step: int, total: int, *, peak: float, warmup: int = 0, final: float = 0.0) -> float:
     """The learning rate at a step in [0, total): rising linearly to `peak`, then half a cosine down to `final`.
 
-    Step 0 has peak/warmup, not 0, so that no step is wasted. Source: Loshchilov and Hutter 2017 (SGDR).
+    Step 0 has peak/warmup, not 0, so that the first step changes weights. Source: Loshchilov and Hutter 2017 (SGDR).
     """
     if not 0 < peak < inf:
         raise ValueError(f"peak={peak} must be positive and finite: at a learning rate of {peak} nothing is learned")
