@@ -30,8 +30,8 @@ _WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for Hopper, and more than
 _handles = threading.local()
 
 
-def product(a: Array, b: Array) -> Array:
-    """a @ b, (..., N, K) (..., K, M) -> (..., N, M), for float32 and float64; transposed views cost no copy."""
+def product(a: Array, b: Array, scale: float = 1.0) -> Array:
+    """scale * a @ b, (..., N, K) (..., K, M) -> (..., N, M), for float32 and float64; transposed views cost no copy."""
     batch, n, k, m = _broadcast(a, b), a.shape[-2], a.shape[-1], b.shape[-1]
     y = cupy.empty((*batch, n, m), a.dtype)
     if y.size == 0 or k == 0:
@@ -42,7 +42,7 @@ def product(a: Array, b: Array) -> Array:
     # cuBLAS counts columns first, and so sees every matrix here transposed: y^T = b^T a^T
     status = cublas().cublasGemmStridedBatchedEx(
         _handle(), _TRANSPOSED if b_transposed else _PLAIN, _TRANSPOSED if a_transposed else _PLAIN, m, n, k,
-        ctypes.byref(scalar(1)), _address(b), data, b_rows, ctypes.c_longlong(b_step),
+        ctypes.byref(scalar(scale)), _address(b), data, b_rows, ctypes.c_longlong(b_step),
         _address(a), data, a_rows, ctypes.c_longlong(a_step),
         ctypes.byref(scalar(0)), _address(y), data, m, ctypes.c_longlong(n * m),
         y.size // (n * m), _COMPUTE[a.dtype.name], _DEFAULT_ALGORITHM,
