@@ -17,6 +17,7 @@ from minivit.argument_checks import check_array
 from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
+from minivit.fast.precision import current_precision
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.fork import Lock, at_fork
 from minivit.nn.counting import cost
@@ -264,7 +265,14 @@ class CapturedStep:
         _checked_batch(self.model, images, labels)
         self._renew()
         targets = self._targets(labels)
-        key = (images.shape, targets.shape, rng is None, dloss, tuple(sorted(loss_options.items())))
+        key = (
+            current_precision(),
+            images.shape,
+            targets.shape,
+            rng is None,
+            dloss,
+            tuple(sorted(loss_options.items())),
+        )
         (generator,) = split_generator(rng, 1)
         if key not in self._graphs:
             while len(self._graphs) >= _MOST_GRAPHS:

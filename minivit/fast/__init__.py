@@ -7,6 +7,7 @@ computes, so a reader who wants to know that never needs this folder.
 - `dispatch.py`      the choice: `accelerated(formula)`, and `with minivit.plain():` for the formulas alone
 - `numpy/`           replacements for the CPU
 - `cupy/`            replacements for the GPU
+- `precision.py`     how exactly a GPU multiplies: `minivit.matmul_precision`
 - `blocks.py`        attention for a few queries at a time
 - `threads.py`       work shared among threads
 - `blas_threads.py`  how many threads the matrix products use

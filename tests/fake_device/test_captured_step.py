@@ -147,6 +147,16 @@ def test_a_model_that_left_the_gpu_is_refused(device: Any) -> None:
         step.loss_and_grad(images, labels)
 
 
+def test_another_precision_of_products_is_recorded_anew(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    exact = float(step.loss_and_grad(images, labels))
+    with minivit.matmul_precision("medium"):
+        assert float(step.loss_and_grad(images, labels)) != exact
+    assert float(step.loss_and_grad(images, labels)) == exact
+
+
 def test_what_cannot_be_recorded_is_named(device: Any) -> None:
     model = build("ViT")
     (images, labels), *_ = batches(1)

@@ -19,6 +19,7 @@ import pytest
 
 import minivit
 from minivit import functional as F
+from minivit.fast.precision import current_precision
 from minivit.optim import together
 from minivit.optim.optimizers import Share, adamw_step, update
 
@@ -273,6 +274,30 @@ def test_rows_whose_squares_overflow_are_normalized() -> None:
     expected, _ = F.layer_norm.plain(rows.astype("float64"), None, None)
     np.testing.assert_allclose(y.get(), expected, rtol=1e-6, atol=1e-6)
     assert np.isfinite(dx.get()).all()
+
+
+def test_matmul_precision_sets_the_digits_of_float32_products() -> None:
+    x, weight = normal(4, 64), normal(3, 64)
+    expected = x @ weight.T
+
+    def error(dtype: str) -> float:
+        y, _ = F.linear(fake_cupy.asarray(x.astype(dtype)), fake_cupy.asarray(weight.astype(dtype)))
+        return float(np.abs(y.get() - expected).max() / np.abs(expected).max())
+
+    with fake_cupy.installed():
+        assert error("float32") < 1e-6
+        with minivit.matmul_precision("high"):
+            assert 1e-5 < error("float32") < 1e-3 and error("float64") < 1e-14
+            with minivit.matmul_precision("medium"):
+                assert 1e-3 < error("float32") < 1e-2
+            assert error("float32") < 1e-3
+        assert error("float32") < 1e-6
+        with minivit.matmul_precision("highest"):  # for the rest of the program, if it is not undone
+            minivit.matmul_precision("high")
+            assert error("float32") > 1e-5
+    assert current_precision() == "highest"
+    with pytest.raises(ValueError, match="'tf32': choose one of 'highest', 'high', 'medium'"):
+        minivit.matmul_precision("tf32")
 
 
 def test_products_are_put_into_a_formula_and_its_backward_pass() -> None:
