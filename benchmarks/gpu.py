@@ -378,7 +378,8 @@ def run_stage(name: str, out: Path, mnist: Path | None) -> Result:
     print(f"{name}: {time.perf_counter() - begin:.0f} s, {'done' if code == 0 else code}", flush=True)
     if result.exists():
         return json.loads(result.read_text())
-    return {"error": f"{code}; see {name}.log"}
+    lines = (out / f"{name}.log").read_text(errors="replace").strip().splitlines()
+    return {"error": f"{code}; {name}.log ends with: {lines[-1][:200] if lines else 'nothing'}"}
 
 
 def main() -> None:
