@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from minivit import functional, nn, renamed
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
+from minivit.fast.precision import matmul_precision
 from minivit.models import Swin, SwinV2, ViT, list_models
 from minivit.summary import summary
 from minivit.version import __version__
@@ -95,6 +96,7 @@ __all__ = [
     "functional",
     "list_models",
     "load",
+    "matmul_precision",
     "nn",
     "optim",
     "parallel",

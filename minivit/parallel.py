@@ -7,7 +7,7 @@ threads of one BLAS call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from minivit.argument_checks import check_array
 from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
+from minivit.fast.precision import current_precision
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.fork import Lock, at_fork
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer, check_layer
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Rng, inference
 from minivit.random import split_generator
 
@@ -212,7 +214,8 @@ at_fork(_forget_in_child)
 class CapturedStep:
     """loss_and_grad(images, labels, rng) on a GPU as one CUDA graph: the kernels follow each other without the host.
 
-    The first batch of each shape runs twice and is recorded; later ones are launched in one call. The result is that of
+    The first batch of each shape runs twice and is recorded; later ones are launched in one call. A model with a
+    replaced head, other parameters or other weight arrays is recorded anew. The result is that of
     `DataParallel` with one shard to the last bit: dropout and drop path draw the same numbers from the same generator.
     The gradients are in the same memory after each call.
 
@@ -230,15 +233,13 @@ class CapturedStep:
 
     def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy) -> None:
         check_layer("CapturedStep", model)
-        if len(model.state()) > len(model.parameters()):
-            raise ValueError("a model with running statistics cannot be captured: use DataParallel")
         self.model: Any = model
         self.loss = loss
-        self._params = list(model.parameters().values())
-        if array_module(self._params[0].data) is np:
-            raise ValueError('a step is captured on a GPU: move the model there by minivit.to_device(model, "gpu")')
         self._graphs: dict[Any, Any] = {}
+        self._parts: list[Layer] = []
+        self._params: list[Parameter] = []
         self._data: list[Array] = []
+        self._renew()
 
     def __repr__(self) -> str:
         return f"CapturedStep({type(self.model).__name__}, graphs={len(self._graphs)})"
@@ -263,10 +264,16 @@ class CapturedStep:
             RuntimeError: naming the part of the step that cannot be captured.
         """
         _checked_batch(self.model, images, labels)
-        if any(param.data is not data for param, data in zip(self._params, self._data)) or not self._data:
-            self._graphs, self._data = {}, [param.data for param in self._params]  # the graphs contain their addresses
+        self._renew()
         targets = self._targets(labels)
-        key = (images.shape, targets.shape, rng is None, dloss, tuple(sorted(loss_options.items())))
+        key = (
+            current_precision(),
+            images.shape,
+            targets.shape,
+            rng is None,
+            dloss,
+            tuple(sorted(loss_options.items())),
+        )
         (generator,) = split_generator(rng, 1)
         if key not in self._graphs:
             while len(self._graphs) >= _MOST_GRAPHS:
@@ -282,6 +289,27 @@ class CapturedStep:
             if grad is not None:
                 param.accumulate(grad, fresh=True)
         return loss
+
+    def _renew(self) -> None:
+        """Forget the graphs of a model that has got other layers, parameters or weights: they have the old addresses.
+
+        `__init__` refuses by this what no graph can be made of, and so does a step after the model was changed.
+        """
+        parts, params = list(_every_part(self.model)), list(self.model.parameters().values())
+        data = [param.data for param in params]
+        if _same(parts, self._parts) and _same(params, self._params) and _same(data, self._data):
+            return
+        if not params:
+            raise ValueError("a model without parameters has no step to capture")
+        if len(self.model.state()) > len(params):
+            raise ValueError("a model with running statistics cannot be captured: use DataParallel")
+        on_host = next((name for name, each in self.model.parameters().items() if array_module(each.data) is np), None)
+        if on_host is not None:
+            raise ValueError(
+                f"a step is captured on a GPU, and {on_host} is not there: move the model by "
+                'minivit.to_device(model, "gpu")'
+            )
+        self._graphs, self._parts, self._params, self._data = {}, parts, params, data
 
     def memory(self) -> int:
         """Bytes of GPU memory that the recorded steps hold: activations, gradients and inputs."""
@@ -314,6 +342,18 @@ class CapturedStep:
         if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must be (B,) numbers from 0 to {classes - 1}, got {labels.shape}: {labels[:8]}")
         return (labels[:, None] == np.arange(classes)).astype(self._params[0].data.dtype)
+
+
+def _every_part(layer: Layer) -> Iterator[Layer]:
+    """All layers of a tree, parents first."""
+    yield layer
+    for _, part in layer.parts():
+        yield from _every_part(part)
+
+
+def _same(found: Sequence[object], known: Sequence[object]) -> bool:
+    """Whether both hold the same objects."""
+    return len(found) == len(known) and all(a is b for a, b in zip(found, known))
 
 
 _MOST_GRAPHS = 4  # each has separate memory; an epoch needs two, for full batches and the last one

@@ -7,6 +7,7 @@ computes.
 - `dispatch.py`      the choice: `accelerated(formula)`, and `with minivit.plain():` for the formulas alone
 - `numpy/`           implementations for the CPU
 - `cupy/`            implementations for the GPU
+- `precision.py`     how exactly a GPU multiplies: `minivit.matmul_precision`
 - `blocks.py`        attention for a few queries at a time
 - `threads.py`       work shared among threads
 - `blas_threads.py`  how many threads the matrix products use

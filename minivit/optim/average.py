@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.nn.layer import Layer, check_layer
+from minivit.optim import together
 from minivit.optim.base import restore
 
 
@@ -29,10 +30,9 @@ class ModelEma:
         """Update the average with the model's current weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for name, param in self.model.parameters().items():
-            average = self.average[name]
-            average *= decay
-            average += (1 - decay) * param.data
+        params = self.model.parameters()
+        averages = [self.average[name] for name in params]
+        together.average(*averages, *(param.data for param in params.values()), decay=decay)
 
     def swap(self) -> None:
         """Exchange the model's weights and the average; call it again to swap back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import cos, inf, isfinite, pi
 
+from minivit.optim import together
 from minivit.optim.base import Params, check_params
 
 
@@ -17,9 +18,11 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
-    lines = [grad.reshape(-1) for grad in grads]
-    norm = float(sum(line @ line for line in lines)) ** 0.5  # one transfer from the device, not one a tensor
-    if norm == inf:  # squares beyond 1e19 overflow float32: relative to the largest number they fit
+    # one transfer from the device, not one per tensor
+    norm = float(together.squared_norm(*grads)) ** 0.5 if grads else 0.0
+    if norm == inf:
+        lines = [grad.reshape(-1) for grad in grads]
+        # squares beyond 1e19 overflow float32: relative to the largest number they fit
         largest = max(float(abs(line).max()) for line in lines if line.size)
         norm = (
             largest * sum(float((line / largest) @ (line / largest)) for line in lines) ** 0.5 if largest < inf else inf
@@ -28,8 +31,7 @@ def clip_grad_norm(params: Params, max_norm: float) -> float:
         for param in params.values():
             param.grad = None
     elif norm > max_norm:
-        for grad in grads:
-            grad *= max_norm / (norm + 1e-6)  # 1e-6 as torch.nn.utils.clip_grad_norm_
+        together.scale(*grads, factor=max_norm / (norm + 1e-6))  # 1e-6 as torch.nn.utils.clip_grad_norm_
     return norm
 
 
