@@ -16,21 +16,19 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 PAGE = "bibliography"
 ENTRY = re.compile(r"^- \*\*(?P<name>.+?)\*\*", flags=re.MULTILINE)
-UNLINKED = (
-    nodes.reference,
-    nodes.literal,
-    nodes.literal_block,
-    nodes.title,
-    nodes.raw,
-)  # words in them stay as they are
+CHINESE = re.compile(r" 等，(?=\d{4})")  # how a Chinese page writes "et al."
+# words in these stay as they are
+UNLINKED = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes.raw)
 
 
 @cache
 def citations() -> re.Pattern[str]:
-    """Matches every name of the bibliography, over a line break too."""
+    """Matches every name of the bibliography, over a line break too, and as Chinese pages write it."""
     text = (Path(__file__).resolve().parents[1] / f"{PAGE}.md").read_text(encoding="utf-8")
     names = sorted(ENTRY.findall(text), key=len, reverse=True)
-    return re.compile("|".join(re.escape(name).replace(r"\ ", r"\s+") for name in names))
+    patterns = [re.escape(name).replace(r"\ ", r"\s+") for name in names]
+    patterns += [re.escape(name.replace(" et al. ", " 等，")) for name in names if " et al. " in name]
+    return re.compile("|".join(patterns))
 
 
 def anchor(name: str) -> str:
@@ -71,7 +69,8 @@ def _linked(text: str, uri: str) -> Any:
     end = 0
     for match in citations().finditer(text):
         yield nodes.Text(text[end : match.start()])
-        target = f"{uri}#{anchor(' '.join(match[0].split()))}"
+        name = CHINESE.sub(" et al. ", match[0])
+        target = f"{uri}#{anchor(name)}"
         yield nodes.reference("", match[0], internal=True, refuri=target, classes=["citation-link"])
         end = match.end()
     yield nodes.Text(text[end:])
