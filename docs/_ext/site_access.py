@@ -14,15 +14,17 @@ from sphinx.application import Sphinx
 # what a lesson printed or drew: its box scrolls where it is wider than the page
 PRINTED = re.compile(r'(<div class="output [^"]*highlight[^"]*"[^>]*>\s*<div class="highlight">\s*<pre)>')
 DRAWN = re.compile(r'(<div class="output text_html")>')
+PICTURE = re.compile(r"<p>(?=<img [^>]*>\s*</p>)")
 TABLE = re.compile(r'<div class="table-wrapper')
 PARAMETERS = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', flags=re.DOTALL)
 
 
-def accessible(html: str, output: str, table: str) -> str:
-    """The body of a page. `output` names the boxes of what code has printed or drawn; `table` those of tables."""
+def accessible(html: str, output: str, table: str, picture: str) -> str:
+    """The body of a page; the words name boxes: of what code printed or drew, of tables, and of pictures."""
     html = PRINTED.sub(rf'\1 tabindex="0" role="group" aria-label="{output}">', html)
     html = DRAWN.sub(rf'\1 tabindex="0" role="group" aria-label="{output}">', html)
     html = TABLE.sub(rf'<div tabindex="0" role="group" aria-label="{table}" class="table-wrapper', html)
+    html = PICTURE.sub(f'<p tabindex="0" role="group" aria-label="{picture}">', html)
     return PARAMETERS.sub(_as_blocks, html)
 
 
@@ -32,7 +34,7 @@ def _as_blocks(match: re.Match[str]) -> str:
 
 def change_body(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" in context:
-        names = ("输出", "表格") if app.config.language == "zh_CN" else ("output", "table")
+        names = ("输出", "表格", "图") if app.config.language == "zh_CN" else ("output", "table", "picture")
         context["body"] = accessible(context["body"], *names)
 
 

@@ -433,11 +433,12 @@ def test_boxes_that_scroll_are_reached_by_the_keyboard(monkeypatch: pytest.Monke
         '<div class="output stream highlight-ansi"><div class="highlight"><pre>1</pre>',
         '<div class="output text_html">',
         '<div class="table-wrapper colwidths-auto">',
+        '<p><img alt="a" src="b.svg" />\n</p>',
     ):
-        assert 'tabindex="0" role="group" aria-label="' in accessible(box, "output", "table")
+        assert 'tabindex="0" role="group" aria-label="' in accessible(box, "output", "table", "picture")
     signature = '<dl>\n<dd><em class="sig-param">x</em>,</dd>\n<dd><em class="sig-param">y</em>,</dd>\n</dl>'
-    assert "<d" not in accessible(signature, "output", "table").replace("<div", "")
-    assert accessible("<dl><dt>a</dt><dd>b</dd></dl>", "output", "table") == "<dl><dt>a</dt><dd>b</dd></dl>"
+    assert "<d" not in accessible(signature, "output", "table", "picture").replace("<div", "")
+    assert accessible("<dl><dt>a</dt><dd>b</dd></dl>", "output", "table", "picture") == "<dl><dt>a</dt><dd>b</dd></dl>"
 
 
 def test_drawings_in_a_page_are_named_in_its_language(monkeypatch: pytest.MonkeyPatch) -> None:
