@@ -82,7 +82,9 @@ def open_page(browser: Any, address: str) -> Iterator[Any]:
     """open_page(name, width, theme) -> the page and what went wrong while it was loaded."""
     contexts = []
 
-    def open_one(name: str, width: int = 1280, theme: str = "light", **options: Any) -> tuple[Any, list[str]]:
+    def open_one(
+        name: str, width: int = 1280, theme: str = "light", query: str = "", **options: Any
+    ) -> tuple[Any, list[str]]:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **options)
         contexts.append(context)
         page, faults = context.new_page(), []
@@ -90,7 +92,7 @@ def open_page(browser: Any, address: str) -> Iterator[Any]:
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("requestfailed", lambda request: faults.append(f"{request.url}: {request.failure}"))
         page.on("response", lambda answer: faults.append(f"{answer.url}: {answer.status}") if not answer.ok else None)
-        page.goto(f"{address}/{name}.html", wait_until="load")
+        page.goto(f"{address}/{name}.html{query}", wait_until="load")
         return page, faults
 
     yield open_one
@@ -189,8 +191,7 @@ def test_the_colors_of_the_picture_follow_the_switch_of_the_page(open_page: Any,
 
 @pytest.mark.parametrize("language", ["", "zh/"], ids=["en", "zh"])
 def test_what_search_shows_begins_with_the_words_of_the_page(open_page: Any, language: str) -> None:
-    page, faults = open_page(f"{language}search")
-    page.goto(page.url + "?q=attention")
+    page, faults = open_page(f"{language}search", query="?q=attention")
     page.wait_for_selector("ul.search p.context", timeout=20_000)
     snippets = page.eval_on_selector_all("ul.search p.context", "all => all.map(one => one.textContent.trim())")
     wrong = [text[:60] for text in snippets if text.startswith(("English", "Download", "下载", "本页目前", "…English"))]
