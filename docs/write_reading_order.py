@@ -39,6 +39,7 @@ CHAPTERS = {
     "Observing a model": ("observe", "explain.py"),
     "Figures": ("draw",),
     "Runs": ("train", "publish.py", "sklearn.py"),
+    "Programs": ("programs",),
     "The package": ("__init__.py", "__main__.py"),
 }
 INTRODUCTION = """\

@@ -101,6 +101,7 @@ class Run:
         self.epoch = self.position = self.iteration = 0
         self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
+        self._hinted = False  # at tqdm, once
         self._earlier: str | None = None  # the folder, beside this one, with what an earlier run had left here
         self._interrupt = StopLater()
         self._saved = time.monotonic()
@@ -325,6 +326,9 @@ class _Progress:
             try:
                 from tqdm import tqdm
             except ImportError:
+                if not self.run._hinted:
+                    print("for a progress bar: pip install 'minivit[examples]'", file=console)
+                self.run._hinted = True
                 return self
             title = f"epoch {self.run.epoch + 1}"
             place = {"total": self.count, "initial": self.run.position}
