@@ -25,8 +25,12 @@ language = "en"
 
 extensions = [
     "site_lessons",
+    "site_code",
     "site_math",
     "site_sources",
+    "site_pictures",
+    "site_citations",
+    "site_access",
     "site_search",
     "site_pages",
     "site_docstrings",
@@ -35,7 +39,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_ext", "_templates", "locale"]
-exclude_patterns += ["conf.py", "build.py", "translate.py", "write_reading_order.py"]  # programs, not lessons
+exclude_patterns += ["conf.py", "build.py", "translate.py", "write_*.py"]  # programs, not lessons
 
 # --- pages ----------------------------------------------------------------------------------------------------------
 
@@ -88,12 +92,11 @@ html_sidebars = {
     "**": [
         "sidebar/brand.html",
         "sidebar/search.html",
-        "sidebar/language.html",
         "sidebar/scroll-start.html",
         "sidebar/navigation.html",
         "sidebar/scroll-end.html",
     ]
 }
 copybutton_prompt_text = ">>> "
-pygments_style = "friendly"
-pygments_dark_style = "monokai"
+pygments_style = "a11y-high-contrast-light"  # every color has a contrast of 4.5 and more
+pygments_dark_style = "a11y-high-contrast-dark"

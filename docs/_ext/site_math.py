@@ -1,6 +1,6 @@
 """Formulas as MathML, made when the site is built: the reader's browser draws them, without a script and a network.
 
-A formula that cannot be converted is a warning, and so an error of the build. Next: `site_lessons.py`.
+A formula that cannot be converted is a warning, and so an error of the build. Next: `site_sources.py`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,16 @@ NAVIGATION = {
     ],
     "Guides": ["published_weights", "classify_an_image", "finetuning", "trace", "coming_from"],
     "Measured": ["pretraining", "positions", "performance", "gpu"],
-    "Reference": ["concepts", "glossary", "API <api/index>", "reading_order", "migration"],
+    "Reference": [
+        "API <api/index>",
+        "notation",
+        "glossary",
+        "concepts",
+        "reading_order",
+        "bibliography",
+        "migration",
+        "contents",
+    ],
 }
 API = [
     "minivit",
@@ -55,7 +64,7 @@ API = [
 def chinese_pages() -> set[str]:
     """The pages that must have a Chinese text for every paragraph."""
     lessons = {f"lessons/{file.stem}" for file in (DOCS / "lessons").glob("[0-9]*.py")}
-    return {"index", "glossary", "lessons/index"} | lessons
+    return {"index", "contents", "notation", "glossary", "lessons/index"} | lessons
 
 
 def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Source files as pages: where a page links to ../minivit/protocol.py, the site shows that file, with its colors.
 
-On GitHub the same link opens the file itself. Next: `site_search.py`.
+On GitHub the same link opens the file itself. Next: `site_pictures.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from docutils import nodes
 from pygments import highlight
-from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from pygments.lexers.special import TextLexer
 from pygments.util import ClassNotFound
+from site_code import Lines
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -85,7 +85,7 @@ def file_html(path: Path) -> str:
         lexer = get_lexer_for_filename(path.name, stripnl=False)
     except ClassNotFound:
         lexer = TextLexer(stripnl=False)
-    code = highlight(text, lexer, HtmlFormatter(lineanchors="L", anchorlinenos=True, linenos="inline", wrapcode=True))
+    code = highlight(text, lexer, Lines(lineanchors="L", anchorlinenos=True, linenos="inline", wrapcode=True))
     return f'<div class="highlight-source notranslate" translate="no">{code}</div>'
 
 

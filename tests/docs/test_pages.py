@@ -113,6 +113,19 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             pytest.fail(f"{name}:{line}: {raised}\n  {code}\n(in the block that starts at line {block.line})")
 
 
+def test_the_first_page_shows_what_its_code_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = fenced_blocks(ROOT / "docs" / "index.md")
+    (place,) = [number for number, block in enumerate(blocks) if block.is_python]
+    capsys.readouterr()
+    exec(compile(blocks[place].text, "index.md", "exec"), {"__name__": "docs_page"})
+    assert capsys.readouterr().out.splitlines() == blocks[place + 1].text.splitlines()
+    widest = max(blocks[place].text.splitlines(), key=len)
+    assert len(widest) <= 88, f"docs/index.md: the first code that a visitor sees would wrap: {widest}"
+
+
 @pages
 def test_blocks_that_do_not_run_are_rare(page: Path) -> None:
     blocks = [block for block in fenced_blocks(page) if block.is_python]
@@ -159,6 +172,46 @@ def test_lines_are_short(page: Path) -> None:
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
     long = [n for n, line in lines if len(line) > LONGEST_LINE and not line.startswith("|")]  # rows cannot be broken
     assert not long, f"{page.relative_to(ROOT)}: lines of more than {LONGEST_LINE} characters: {long}"
+
+
+# --- the bibliography -----------------------------------------------------------------------------------------------
+
+NAME = r"[A-Z][\w-]+"
+CITATION = re.compile(
+    rf"({NAME}(?:, {NAME})*(?: and {NAME})?(?: et al\.)?),? ((?:19|20)\d\d)\b|\b(Abramowitz and Stegun)\b"
+)
+NOT_PAPERS = {"November", "OpenVINO", "AVX-512"}  # words that stand in front of a year or a number
+
+
+def citations(path: Path) -> set[str]:
+    """What a file cites, such as "Liu et al. 2021", over line breaks and the signs of comments too."""
+    text = re.sub(r"\s*\n\s*(?:# ?)?", " ", path.read_text(encoding="utf-8"))
+    found = CITATION.findall(text)
+    return {other or f"{names} {year}" for names, year, other in found if names not in NOT_PAPERS}
+
+
+def entries() -> list[str]:
+    text = (ROOT / "docs" / "bibliography.md").read_text(encoding="utf-8")
+    return re.findall(r"^- \*\*(.+?)\*\*: .*", text, flags=re.MULTILINE)
+
+
+def test_every_citation_stands_in_the_bibliography_and_nothing_else_does() -> None:
+    folders = ("minivit", "examples", "benchmarks")
+    files = [*DOCS, *LESSONS, *(file for folder in folders for file in sorted((ROOT / folder).rglob("*.py")))]
+    cited = {name: file for file in files if file.name != "bibliography.md" for name in citations(file)}
+    missing = {name: file.relative_to(ROOT).as_posix() for name, file in cited.items() if name not in entries()}
+    assert not missing, f"docs/bibliography.md: add {missing}"
+    assert len(entries()) == len(set(entries()))
+    assert set(entries()) <= set(cited), f"docs/bibliography.md: nobody cites {sorted(set(entries()) - set(cited))}"
+
+
+def test_every_paper_has_a_link() -> None:
+    text = (ROOT / "docs" / "bibliography.md").read_text(encoding="utf-8")
+    papers = re.split(r"^- ", text, flags=re.MULTILINE)[1:]
+    unlinked = [paper for paper in papers if not re.search(r"\]\(https://\S+\)", paper)]
+    assert not unlinked, unlinked
+    for label, target in re.findall(r"\[arXiv:(\S+?)\]\((\S+?)\)", text):
+        assert re.fullmatch(r"\d{4}\.\d{5}", label) and target == f"https://arxiv.org/abs/{label}", (label, target)
 
 
 # --- the reading order ----------------------------------------------------------------------------------------------

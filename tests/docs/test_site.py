@@ -247,8 +247,24 @@ def test_the_navigation_shows_every_page_of_the_documentation() -> None:
 
 
 @built
+def test_the_article_begins_with_its_own_words() -> None:
+    """Search shows the first words of an article: its heading, not the switch of languages."""
+    faults = []
+    for name in pages():
+        html = (SITE / name).read_text(encoding="utf-8")
+        article = html.partition('<article role="main"')[2].partition("</article>")[0]
+        text = re.sub(r"<[^>]*>", "", article.partition(">")[2]).strip()
+        if "hreflang" in article or text.startswith(("English", "Download", "下载", "本页目前")):
+            faults.append(f"{name}: the article begins with {text[:40]!r}")
+        if html.count('<nav class="page-bar"') != 1:
+            faults.append(f"{name}: not one switch of languages")
+    assert not faults, named(faults)
+
+
+@built
 def test_pages_are_in_chinese_or_say_that_they_are_not() -> None:
-    sources = [DOCS / "index.md", DOCS / "glossary.md", *(DOCS / "lessons").glob("[i0-9]*.*")]
+    names = ("index", "contents", "notation", "glossary")
+    sources = [*(DOCS / f"{name}.md" for name in names), *(DOCS / "lessons").glob("[i0-9]*.*")]
     chinese = {"zh/" + file.relative_to(DOCS).with_suffix(".html").as_posix() for file in sources}
     for name in chinese:
         assert re.search(r"[\u4e00-\u9fff]{4}", heading(name) + body(name)), f"{name} has no Chinese"
@@ -369,6 +385,70 @@ def test_docstrings_become_lists_and_code() -> None:
         "    y: a name, and vjp(dy) -> dx.",
     ]
     assert docstring("See docs/derivations/gelu.md.") == ["See :doc:`docs/derivations/gelu.md </derivations/gelu>`."]
+
+
+def extension(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    for needed in ("sphinx", "jupytext", "myst_nb"):
+        pytest.importorskip(needed, reason="belongs to the site's own requirements: pip install -e '.[docs]'")
+    monkeypatch.setattr(sys, "path", [str(DOCS / "_ext"), *sys.path])
+    return load(DOCS / "_ext" / f"{name}.py")
+
+
+def test_a_line_of_code_knows_its_indentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    site_code = extension("site_code", monkeypatch)
+    from pygments import highlight
+    from pygments.lexers.python import PythonLexer
+
+    code = "for x in y:\n    if x:\n\n        print('a < b')\n"
+    html = highlight(code, PythonLexer(), site_code.Lines(linenos="inline", lineanchors="L", anchorlinenos=True))
+    assert re.findall(r"--in: (\d+)", html) == ["0", "4", "0", "8"]
+    text = re.sub(r"<[^>]*>", "", re.sub(r'<span class="linenos">.*?</span>', "", html))
+    assert text.strip("\n").replace("&lt;", "<").replace("&#39;", "'") == code.strip("\n")
+
+
+def test_the_code_of_a_figure_is_folded_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = extension("site_lessons", monkeypatch).read
+    figure = '# drawn\nfigure, axes = figures.new()\naxes.plot(x)\nfigures.show(\n    figure, "a", alt="b"\n)'
+    cells = read(f"# %%\nx = 1\n{figure}\nprint(x)\n\n# %%\nprint('figures.new(')\n").cells
+    assert [cell.source for cell in cells] == ["x = 1", figure, "print(x)", "print('figures.new(')"]
+    assert ["hide-input" in cell.metadata.get("tags", []) for cell in cells] == [False, True, False, False]
+    (whole,) = read(f'# %% tags=["hide-input"]\nx = 1\n{figure}\n').cells
+    assert whole.source.startswith("x = 1") and whole.metadata["tags"] == ["hide-input"]
+
+
+def test_citations_lead_to_their_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = extension("site_citations", monkeypatch)
+    text = "as in Liu et al.\n2021, not Nobody et al. 2021; Ba, Kiros and Hinton 2016; Liu 等，2022"
+    links = [node for node in site._linked(text, "b.html") if not isinstance(node, site.nodes.Text)]
+    assert [link["refuri"] for link in links] == [
+        "b.html#liu-et-al-2021",
+        "b.html#ba-kiros-and-hinton-2016",
+        "b.html#liu-et-al-2022",
+    ]
+
+
+def test_boxes_that_scroll_are_reached_by_the_keyboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    accessible = extension("site_access", monkeypatch).accessible
+    for box in (
+        '<div class="output stream highlight-ansi"><div class="highlight"><pre>1</pre>',
+        '<div class="output text_html">',
+        '<div class="table-wrapper colwidths-auto">',
+        '<p><img alt="a" src="b.svg" />\n</p>',
+    ):
+        assert 'tabindex="0" role="group" aria-label="' in accessible(box, "output", "table", "picture")
+    signature = '<dl>\n<dd><em class="sig-param">x</em>,</dd>\n<dd><em class="sig-param">y</em>,</dd>\n</dl>'
+    assert "<d" not in accessible(signature, "output", "table", "picture").replace("<div", "")
+    assert accessible("<dl><dt>a</dt><dd>b</dd></dl>", "output", "table", "picture") == "<dl><dt>a</dt><dd>b</dd></dl>"
+
+
+def test_drawings_in_a_page_are_named_in_its_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing_html = extension("site_pictures", monkeypatch).drawing_html
+    svg = (DOCS / "images" / "y_back.svg").read_text(encoding="utf-8")
+    english, chinese = (drawing_html(svg, "y_back", language) for language in ("en", "zh_CN"))
+    assert 'aria-label="A call of a layer' in english and "Pause" in english
+    assert 'aria-label="调用一个层' in chinese and "暂停" in chinese and "A call of" not in chinese
+    with pytest.raises(ValueError, match="title"):
+        drawing_html("<svg></svg>", "nothing", "en")
 
 
 def test_formulas_that_cannot_be_drawn_are_not_passed_on() -> None:
