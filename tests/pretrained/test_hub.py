@@ -202,7 +202,7 @@ def test_shards_come_with_their_index(fake):
     assert fetch(fake) == folder and fake.asked()
     del held["model-2.safetensors"]
     (folder / "model-2.safetensors").unlink()
-    assert "no model-2.safetensors, which its model.safetensors.index.json names" in refused(fake)
+    assert "no model-2.safetensors, which model.safetensors.index.json names" in refused(fake)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_shards_come_with_their_index(fake):
     [
         (b'{"weight_map": {"a": "../../x"}}', "outside its folder"),
         (b'{"weight_map": {"a": ".."}}', "outside its folder"),
-        (b"{}", "no index"),
+        (b"{}", "not an index"),
         (b'{"weight_map": {"a": 3}}', "no"),
     ],
 )
