@@ -143,7 +143,7 @@ FLOORS = [
     {"nn"},
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "summary", "strategies", "observe"},
-    {"draw", "explain", "pretrained"},
+    {"draw", "explain", "pretrained", "distributed"},
     {"train"},
     {"sklearn", "publish"},
     {"__main__"},

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import cos, inf, isfinite, pi
+from typing import Any
 
 from minivit.optim.base import Params, check_params
 
 
-def clip_grad_norm(params: Params, max_norm: float) -> float:
+def clip_grad_norm(
+    params: Params, max_norm: float, *, gather: Callable[[list[Any]], list[Any]] = lambda numbers: numbers
+) -> float:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
 
     Where it is not finite, the gradients are cleared, so that the step which follows changes nothing: one NaN would
     damage every parameter for good.
+
+    Args:
+        gather: one number of each gradient here -> those of all gradients, where processes share them.
     """
     check_params("clip_grad_norm", params)
     if not max_norm > 0:
         raise ValueError(f"max_norm={max_norm} must be positive")
     grads = [param.grad for param in params.values() if param.grad is not None]
     lines = [grad.reshape(-1) for grad in grads]
-    norm = float(sum(line @ line for line in lines)) ** 0.5  # one number travels from the device, not one a tensor
+    norm = (
+        float(sum(gather([line @ line for line in lines]))) ** 0.5
+    )  # one number travels from the device, not one a tensor
     if norm == inf:  # squares beyond 1e19 overflow float32: relative to the largest number they fit
-        largest = max(float(abs(line).max()) for line in lines if line.size)
-        norm = (
-            largest * sum(float((line / largest) @ (line / largest)) for line in lines) ** 0.5 if largest < inf else inf
-        )
+        largest = max(gather([float(abs(line).max()) for line in lines if line.size]))
+        if largest < inf:
+            norm = largest * sum(gather([float((line / largest) @ (line / largest)) for line in lines])) ** 0.5
     if not isfinite(norm):
         for param in params.values():
             param.grad = None

@@ -1,0 +1,219 @@
+"""The processes of a run. `Ranks` is a single one; `MpiRanks` are those that mpiexec has started.
+
+A program is written once, for any number of ranks:
+
+    ranks = distributed.join(shards)
+    opt = ranks.optimizer(optim.AdamW(...))
+    step = ranks.data_parallel(model, opt, loss=criterion)
+    run = Run(out, settings, parts, ranks=ranks)
+    ...
+        norm = ranks.clip_grad_norm(opt.params, 1.0)
+    if ranks.first: ...  # prints, draws, writes
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minivit import functional as F
+from minivit.fast.blas_threads import limit_threads
+from minivit.fast.threads import usable_cores
+from minivit.nn.layer import Layer
+from minivit.optim import Optimizer, Params, clip_grad_norm
+from minivit.parallel import DataParallel, Loss
+from minivit.protocol import Array
+
+
+class Ranks:
+    """One process by itself.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        size: how many there are.
+        shards: into how many parts a batch is cut, whoever computes them; None leaves it to `DataParallel`.
+        sent: bytes of arrays that this rank has sent.
+
+    Args:
+        shards: at least 1. With it the result has the same bits on any number of ranks and threads.
+    """
+
+    rank, size, sent = 0, 1, 0
+
+    def __init__(self, shards: int | None = None) -> None:
+        if shards is not None and shards < 1:
+            raise ValueError(f"shards={shards} must be at least 1")
+        self.shards = shards
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(rank {self.rank} of {self.size}, shards={self.shards})"
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that prints, draws and writes."""
+        return self.rank == 0
+
+    def threads(self, wanted: int | None = None) -> int:
+        """How many threads this rank has: those wanted, else its share of the cores that it may use."""
+        return usable_cores() if wanted is None else wanted
+
+    # --- what training consists of ---
+
+    def optimizer(self, opt: Optimizer) -> Any:
+        """The optimizer, whose memory and work the ranks divide."""
+        return opt
+
+    def data_parallel(
+        self, model: Layer, opt: Any, threads: int | None = None, loss: Loss = F.softmax_cross_entropy
+    ) -> DataParallel:
+        """The forward and backward pass of a batch, whose shards the ranks divide.
+
+        Args:
+            model: the model.
+            opt: what `optimizer` returned; gradients of parameters that it does not have are dropped.
+            threads: of this rank.
+            loss: see `DataParallel`.
+        """
+        from minivit.distributed.step import ShardedStep
+
+        if self.shards is None:
+            return DataParallel(model, threads, loss=loss)
+        return ShardedStep(self, model, opt, self.threads(threads), loss)
+
+    def clip_grad_norm(self, params: Params, max_norm: float) -> float:
+        """`optim.clip_grad_norm` by the norm over the gradients of all ranks; params are this rank's, `opt.params`."""
+        if self.shards is None:
+            return clip_grad_norm(params, max_norm)
+        with limit_threads(1):  # a long product on several threads has other last bits
+            return clip_grad_norm(params, max_norm, gather=self._gather_lists)
+
+    def _gather_lists(self, values: list[Any]) -> list[Any]:
+        return [value for part in self.gather(values) for value in part]
+
+    # --- what ranks say to each other: every rank must make the same calls in the same order ---
+
+    def gather(self, value: Any) -> list[Any]:
+        """The small values of all ranks, in their order, on each of them."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value on each rank."""
+        return value
+
+    def most(self, *values: int) -> tuple[int, ...]:
+        """The largest of each value over the ranks."""
+        return values
+
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+
+    def exchange(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
+        """Send flat contiguous arrays and fill others.
+
+        Args:
+            outgoing: for each rank, what it is sent; nothing for this one.
+            incoming: for each rank, what is filled by it, in the order in which it sends.
+        """
+
+    def share(self, flat: Array, bounds: Sequence[int]) -> None:
+        """Give every rank the segments flat[bounds[r] : bounds[r + 1]] of all ranks r, in place."""
+
+
+class MpiRanks(Ranks):
+    """The processes that mpiexec has started; made by `join`.
+
+    Args:
+        comm: a communicator of mpi4py.
+        shards: see `Ranks`.
+        sign: called with True before this rank waits for others, and with False when it goes on.
+    """
+
+    def __init__(self, comm: Any, shards: int, sign: Callable[[bool], None] = lambda waits: None) -> None:
+        from mpi4py import MPI
+
+        super().__init__(shards)
+        self._mpi, self._comm, self._sign = MPI, comm.Dup(), sign
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        if self.size > shards:
+            raise ValueError(
+                f"{self.size} ranks but {shards} shards: start at most {shards} ranks, or choose --shards {self.size}"
+            )
+        # mpiexec may bind each rank to cores of its own: only those of one machine with the same cores share them
+        here = (platform.node(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ())
+        self._sharing = self.gather(here).count(here)
+
+    def threads(self, wanted: int | None = None) -> int:
+        return wanted or max(1, usable_cores() // self._sharing)
+
+    def optimizer(self, opt: Optimizer) -> Any:
+        from minivit.distributed.optimizer import SegmentedOptimizer
+
+        return SegmentedOptimizer(self, opt)
+
+    def gather(self, value: Any) -> list[Any]:
+        mine = np.frombuffer(pickle.dumps(value), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        self._finish(self._comm.Iallgather(np.array([mine.size], np.int64), lengths))
+        everything = np.empty(int(lengths.sum()), np.uint8)
+        self._finish(self._comm.Iallgatherv(mine, [everything, lengths.tolist()]))
+        ends = np.cumsum(lengths)
+        return [pickle.loads(everything[end - length : end].tobytes()) for end, length in zip(ends, lengths)]
+
+    def broadcast(self, value: Any) -> Any:
+        content = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8) if self.first else None
+        length = np.array([content.size if content is not None else 0], np.int64)
+        self._finish(self._comm.Ibcast(length))
+        if content is None:
+            content = np.empty(int(length[0]), np.uint8)
+        for start in range(0, content.size, _LARGEST):
+            self._finish(self._comm.Ibcast(content[start : start + _LARGEST]))
+        return value if self.first else pickle.loads(content.data)
+
+    def most(self, *values: int) -> tuple[int, ...]:
+        largest = np.array(values, np.int64)
+        self._finish(self._comm.Iallreduce(self._mpi.IN_PLACE, largest, op=self._mpi.MAX))
+        return tuple(largest.tolist())
+
+    def wait(self) -> None:
+        self._finish(self._comm.Ibarrier())
+
+    def exchange(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
+        requests = []
+        for other, arrays in enumerate(incoming):
+            requests += [self._comm.Irecv(part, other) for array in arrays for part in _messages(array)]
+        for other, arrays in enumerate(outgoing):
+            requests += [self._comm.Isend(part, other) for array in arrays for part in _messages(array)]
+            self.sent += sum(array.nbytes for array in arrays)
+        self._finish(*requests)
+
+    def share(self, flat: Array, bounds: Sequence[int]) -> None:
+        parts = [flat[start:end] for start, end in zip(bounds, bounds[1:])]
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        self.exchange(
+            [[parts[self.rank]] if rank in others else [] for rank in range(self.size)],
+            [[parts[rank]] if rank in others else [] for rank in range(self.size)],
+        )
+
+    def _finish(self, *requests: Any) -> None:
+        """Wait for requests. Most end within microseconds; then the core is left to ranks that compute."""
+        self._sign(True)
+        begin = time.perf_counter()
+        while not self._mpi.Request.Testall(list(requests)):
+            if time.perf_counter() - begin > _SPIN:
+                time.sleep(_NAP)
+        self._sign(False)
+
+
+_LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
+_SPIN, _NAP = 200e-6, 50e-6  # seconds: an exchange in shared memory takes some microseconds
+
+
+def _messages(array: Array) -> list[Array]:
+    step = max(1, _LARGEST // max(1, array.itemsize))
+    return [array[start : start + step] for start in range(0, array.size, step)]
