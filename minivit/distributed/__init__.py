@@ -5,7 +5,7 @@ calls `join`, and takes its optimizer and its step from the ranks that it return
 Without mpiexec nothing of MPI is imported.
 """
 
-from minivit.distributed.launch import join, launched_rank
+from minivit.distributed.launch import fail, join, launched_rank
 from minivit.distributed.ranks import MpiRanks, Ranks
 
-__all__ = ["MpiRanks", "Ranks", "join", "launched_rank"]
+__all__ = ["MpiRanks", "Ranks", "fail", "join", "launched_rank"]

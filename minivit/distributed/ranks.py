@@ -17,12 +17,14 @@ import os
 import pickle
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minivit import functional as F
+from minivit.distributed.supervisor import Watched, patience
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import usable_cores
 from minivit.nn.layer import Layer
@@ -96,6 +98,11 @@ class Ranks:
     def _gather_lists(self, values: list[Any]) -> list[Any]:
         return [value for part in self.gather(values) for value in part]
 
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """A context in which this rank may use no processor time for a while, because it writes to a disk, say."""
+        yield
+
     # --- what ranks say to each other: every rank must make the same calls in the same order ---
 
     def gather(self, value: Any) -> list[Any]:
@@ -131,15 +138,18 @@ class MpiRanks(Ranks):
     Args:
         comm: a communicator of mpi4py.
         shards: see `Ranks`.
-        sign: called with True before this rank waits for others, and with False when it goes on.
+        watched: the process that watches this rank.
     """
 
-    def __init__(self, comm: Any, shards: int, sign: Callable[[bool], None] = lambda waits: None) -> None:
+    def __init__(self, comm: Any, shards: int | None, watched: Watched) -> None:
         from mpi4py import MPI
 
-        super().__init__(shards)
-        self._mpi, self._comm, self._sign = MPI, comm.Dup(), sign
+        self._mpi, self._comm, self._ends, self._watched = MPI, comm.Dup(), comm.Dup(), watched
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self._processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
+        self._ended: set[int] = set()
+        super().__init__(self.broadcast(shards))
+        shards = self.shards or 0
         if self.size > shards:
             raise ValueError(
                 f"{self.size} ranks but {shards} shards: start at most {shards} ranks, or choose --shards {self.size}"
@@ -200,18 +210,55 @@ class MpiRanks(Ranks):
             [[parts[rank]] if rank in others else [] for rank in range(self.size)],
         )
 
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        self._watched.mark(slow=True)
+        yield
+        self._watched.mark(slow=False)
+
+    def leave(self) -> None:
+        """Called at the end of the program: return when all ranks have come to theirs."""
+        note = np.zeros(1, np.uint8)
+        requests = [self._ends.Isend(note, other) for other in range(self.size) if other != self.rank]
+        while len(self._ended) < self.size - 1:
+            self._hear_of_ends()
+            time.sleep(_NAP)
+        self._mpi.Request.Waitall(requests)
+
+    def _hear_of_ends(self) -> None:
+        status = self._mpi.Status()
+        while self._ends.Iprobe(status=status):
+            self._ends.Recv(np.empty(1, np.uint8), status.Get_source())
+            self._ended.add(status.Get_source())
+
     def _finish(self, *requests: Any) -> None:
-        """Wait for requests. Most end within microseconds; then the core is left to ranks that compute."""
-        self._sign(True)
-        begin = time.perf_counter()
+        """Wait for requests. Most end within microseconds; then the core is left to ranks that compute.
+
+        Raises:
+            RuntimeError: another rank has come to the end of its program, or none answers.
+        """
+        begin = time.monotonic()
+        look = begin + 1.0
         while not self._mpi.Request.Testall(list(requests)):
-            if time.perf_counter() - begin > _SPIN:
+            now = time.monotonic()
+            if now - begin > _SPIN:
                 time.sleep(_NAP)
-        self._sign(False)
+            if now < look:
+                continue
+            look = now + 1.0
+            self._hear_of_ends()
+            if self._ended:
+                raise RuntimeError(f"{self._processes[min(self._ended)]} has ended, while this rank waits for it")
+            if now - begin > _LONGEST * patience():
+                raise RuntimeError(
+                    f"waited {now - begin:.0f} s for other ranks, of which none has ended: a network link may be cut, "
+                    "or a rank computes forever. MINIVIT_PATIENCE sets a thirtieth of this time"
+                )
 
 
 _LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
 _SPIN, _NAP = 200e-6, 50e-6  # seconds: an exchange in shared memory takes some microseconds
+_LONGEST = 30  # times the patience with a silent rank: 10 minutes, in which rank 0 may load or write a checkpoint
 
 
 def _messages(array: Array) -> list[Array]:

@@ -9,9 +9,7 @@ from typing import Any
 from minivit.optim.base import Params, check_params
 
 
-def clip_grad_norm(
-    params: Params, max_norm: float, *, gather: Callable[[list[Any]], list[Any]] = lambda numbers: numbers
-) -> float:
+def clip_grad_norm(params: Params, max_norm: float, *, gather: Callable[[list[Any]], list[Any]] = list) -> float:
     """Scale all gradients so that their common Euclidean norm is at most `max_norm`; returns the norm before.
 
     Where it is not finite, the gradients are cleared, so that the step which follows changes nothing: one NaN would

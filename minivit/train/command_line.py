@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minivit import distributed
 from minivit.device import check_device
 from minivit.train.console import Console
-from minivit.train.folder import resumable
+from minivit.train.folder import load_checkpoint, resumable
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -58,6 +59,12 @@ def parser(
         "--seed", type=at_least(0), default=0, help="of initial weights, order of the images, and noise"
     )
     parser.add_argument("--threads", type=at_least(1), help="default: the cores that this process may use")
+    parser.add_argument(
+        "--shards",
+        type=at_least(1),
+        metavar="N",
+        help="parts of a batch; with it the result has the same bits on any number of ranks (default under mpiexec: 8)",
+    )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help=limit)
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
@@ -90,6 +97,23 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
+def join(args: argparse.Namespace) -> distributed.Ranks:
+    """The ranks of a run with these options. A resumed run has the number of shards that was saved with it.
+
+    Raises:
+        ValueError: ranks or shards on a GPU, and as of `distributed.join`.
+    """
+    shards = getattr(args, "shards", None)
+    rank = distributed.launched_rank()
+    if args.device == "gpu" and (shards or rank is not None):
+        raise ValueError("ranks compute on CPUs: leave out --device gpu, or mpiexec and --shards")
+    if shards is None and args.resume and rank in (None, 0) and resumable(Path(args.out)):
+        settings = load_checkpoint(Path(args.out), lambda text: None)[1].get("settings")
+        saved = settings.get("shards") if isinstance(settings, dict) else None
+        shards = saved if isinstance(saved, int) and saved > 0 else None
+    return distributed.join(shards)
+
+
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call main(args); an error becomes one line on stderr and exit code 1, unless `--debug` asks for its traceback.
 
@@ -98,12 +122,15 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     """
     stdout = sys.stdout
     try:
-        with contextlib.redirect_stdout(Console(stdout)):
+        first = distributed.launched_rank() in (None, 0)  # of several ranks only one prints
+        with contextlib.redirect_stdout(Console(stdout if first else None)):
             check_device(getattr(args, "device", "cpu"))
             main(args)
     except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise
+        if distributed.launched_rank() is not None:
+            distributed.fail(f"error: {error}")
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         kept = getattr(args, "resume", None) is not None and resumable(Path(args.out))

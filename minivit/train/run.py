@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from minivit.device import to_numpy
+from minivit.distributed import Ranks
+from minivit.distributed.agreement import check_agreement
 from minivit.io.atomic import write_atomically
 from minivit.io.lock import FolderLock
 from minivit.io.safetensors import CheckpointError
@@ -80,10 +82,13 @@ class Run:
         resume: continue from the checkpoint in `out`.
         every: seconds between checkpoints within an epoch.
         quiet: print nothing.
+        ranks: the processes of the run, all of which make the same calls; only rank 0 prints, and uses the folder.
+            Their number of shards is saved with the settings.
 
     Raises:
         CheckpointError: nothing to resume, no checkpoint that is whole, or one with other settings.
         LockedError: another process writes in the folder.
+        ValueError: the ranks have different settings.
     """
 
     def __init__(
@@ -95,9 +100,12 @@ class Run:
         resume: bool = False,
         every: float = 30.0,
         quiet: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.out, self.settings, self.parts = Path(out), settings, parts
-        self.every, self.quiet = every, quiet
+        self.ranks = Ranks() if ranks is None else ranks
+        shards = {} if self.ranks.shards is None else {"shards": self.ranks.shards}
+        self.out, self.settings, self.parts = Path(out), {**settings, **shards}, parts
+        self.every, self.quiet = every, quiet or not self.ranks.first
         self.epoch = self.position = self.iteration = 0
         self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
@@ -105,18 +113,25 @@ class Run:
         self._interrupt = StopLater()
         self._saved = time.monotonic()
         self._clear()
+        check_agreement(self.ranks, self.settings, "the ranks have different settings")
+        self._lock: FolderLock | None = None
+        if self.ranks.first:
+            self._take_folder(resume)
+        if resume:
+            self._resume()
+        else:
+            self.save()  # so that a run that is killed at once can be resumed too
+
+    def _take_folder(self, resume: bool) -> None:
         if resume and not resumable(self.out):
             load_checkpoint(self.out, self._say)  # says so, and makes no folder
         self._lock = FolderLock(self.out)
         weakref.finalize(self, self._lock.release)
-        if resume:
-            self._resume()
-        else:
+        if not resume:
             kept = keep_earlier(self.out)
             if kept is not None:
                 self._earlier = kept.name
                 self._say(f"kept the earlier run as {kept}")
-            self.save()  # so that a run that is killed at once can be resumed too
 
     def __repr__(self) -> str:
         return f"Run({str(self.out)!r}, epoch={self.epoch}, position={self.position}, iteration={self.iteration})"
@@ -155,9 +170,14 @@ class Run:
                 self.position += 1
                 self.iteration += 1
                 progress.update()
-                if self._interrupt.asked or time.monotonic() - self._saved > self.every:
+                if self._agreed(time.monotonic() - self._saved > self.every) or self._interrupt.asked:
                     self.save()
                 self._stop_if_asked()
+
+    def _agreed(self, is_due: bool) -> bool:
+        """Whether a checkpoint is due on any rank; where one of them was asked to stop, all are."""
+        self._interrupt.asked, due = self.ranks.most(self._interrupt.asked, is_due)
+        return bool(due)
 
     def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None:
         """Record one batch: its mean loss, how many of its images were classified correctly, and its gradient's norm.
@@ -205,6 +225,7 @@ class Run:
         self._clear()
         self.write_metrics()
         self.save()
+        self._agreed(False)
         self._stop_if_asked()
 
     @property
@@ -230,14 +251,15 @@ class Run:
     # --- files ---
 
     def save(self) -> None:
-        """Write the checkpoint; the one before is kept, whole, as a second file.
+        """Write the checkpoint; the one before is kept, whole, as a second file. Every rank must call it.
 
         Raises:
             LockedError: another process has taken the folder over.
             OSError: names the file, if the disk is full for example; the checkpoint from before stays.
             FloatingPointError: an array is not finite; the checkpoint from before stays.
         """
-        self._lock.check()
+        if self._lock is not None:
+            self._lock.check()
         arrays: dict[str, Array] = {}
         numbers: dict[str, Any] = {}
         for part, owner in self.parts.items():
@@ -256,11 +278,14 @@ class Run:
         content = {"settings": self.settings, "history": self.history, "numbers": numbers, **place}
         if self._earlier is not None:
             content["earlier"] = self._earlier
-        save_checkpoint(self.out, arrays, content)
+        if self.ranks.first:
+            with self.ranks.slow():
+                save_checkpoint(self.out, arrays, content)
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        arrays, content, path = load_checkpoint(self.out, self._say)
+        loaded = load_checkpoint(self.out, self._say) if self.ranks.first else None
+        arrays, content, path = self.ranks.broadcast(loaded)
         check_settings(path, content.get("settings"), json.loads(json.dumps(self.settings)))
         try:
             self._take(arrays, content)
@@ -269,7 +294,7 @@ class Run:
             raise CheckpointError(
                 f"{path} is not the checkpoint of this run ({reason}): start without --resume"
             ) from None
-        if path.name != CHECKPOINT:
+        if path.name != CHECKPOINT and self.ranks.first:
             fall_back(self.out)
         self._say(f"resumed {path} in {self._place()}")
 
@@ -290,6 +315,8 @@ class Run:
 
     def write_metrics(self) -> None:
         """metrics.csv: one row an epoch."""
+        if not self.ranks.first:
+            return
         file = io.StringIO(newline="")
         writer = csv.DictWriter(file, METRICS)
         writer.writeheader()
@@ -300,8 +327,10 @@ class Run:
         if not self._interrupt.asked:
             return
         again = sys.orig_argv if "--resume" in sys.orig_argv else [*sys.orig_argv, "--resume"]
+        again = [*(["mpiexec", "-n", str(self.ranks.size)] if self.ranks.size > 1 else []), *again]
         command = shlex.join(again) if os.name == "posix" else subprocess.list2cmdline(again)
         self._say(f"\nstopped in {self._place()}; continue with\n  {command}")
+        self.ranks.wait()  # the first that exits could end the others
         raise SystemExit(128 + self._interrupt.asked)  # what a shell reports for a program that a signal ended
 
     def _place(self) -> str:

@@ -1,0 +1,178 @@
+"""A rank that ends ends them all, soon, with one message; a killed run resumes on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpi import HERE, command, environment, needs_mpi
+
+DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
+KILLS = {"quick": 3, "default": 10, "long": 100}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
+pytestmark = [needs_mpi, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")]
+
+
+def death(cause: str, rank: int) -> tuple[float, str, str]:
+    """Seconds from a death to the end of mpiexec, and its stdout and stderr."""
+    more = {"MINIVIT_PATIENCE": "2"}
+    done = subprocess.run(
+        command(3, DYING, cause, rank),
+        env=environment(**more), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    end = time.time()
+    assert done.returncode != 0 and "all ended" not in done.stdout
+    return end - float(done.stdout.split()[1]), done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "cause, rank, said, most",
+    [
+        ("SIGKILL", 1, "was ended by SIGKILL", 5),
+        ("SIGSEGV", 0, "was ended by SIGSEGV", 5),
+        ("raise", 2, "TypeError: a slip", 5),
+        ("memory", 0, "MemoryError: no room for 1 TB", 5),
+        ("error", 1, "error: the disk is full", 5),
+        ("exit3", 1, "has ended, while this rank waits for it", 5),
+        ("SIGSTOP", 1, "is stopped .*: no processor time for 2 s", 8),
+        ("sleep", 0, "hangs: no processor time for 2 s", 8),
+    ],
+)
+def test_a_death_ends_all_ranks_soon_with_one_message(cause: str, rank: int, said: str, most: float) -> None:
+    seconds, _, text = death(cause, rank)
+    assert seconds < most
+    messages = re.findall(r"^minivit: rank (\d) of 3 on host (\S+), process (\d+): ", text, re.MULTILINE)
+    assert messages, text
+    assert re.search(said, text)
+    if cause == "exit3":
+        assert re.search(rf"rank {rank} on host \S+, process \d+ has ended", text)  # whoever waits for it says so
+    else:
+        assert [int(number) for number, _, _ in messages] == [rank]
+        assert not Path(f"/proc/{messages[0][2]}").exists()
+
+
+def test_an_error_of_all_ranks_is_said_once() -> None:
+    _, _, text = death("error", -1)
+    assert text.count("the disk is full") == 1 and "rank 0 of 3" in text
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def train(ranks: int | None, out: Path, *options: str) -> list[str]:
+    return command(ranks, TRAINING, out, *options)
+
+
+def finished(ranks: int | None, out: Path, *options: str) -> str:
+    done = subprocess.run(
+        train(ranks, out, *options), env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout.splitlines()[-1])["digest"])
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+    expected = finished(None, tmp_path / "undisturbed")
+    draw, out, kills = random.Random(os.environ.get("MINIVIT_KILLS", "7")), tmp_path / "killed", 0
+    steps: list[int] = []
+    while True:
+        ranks = draw.randint(1, 4)
+        resume = ["--resume"] if steps else []
+        process = subprocess.Popen(
+            train(ranks, out, *resume),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        begin = time.monotonic()
+        assert process.stdout is not None and process.stderr is not None
+        pids = json.loads(process.stdout.readline())
+        if kills < KILLS:
+            for _ in range(draw.randint(1, 4)):  # steps from the restart to the kill
+                line = process.stdout.readline()
+                steps.append(json.loads(line)["step"])
+                assert time.monotonic() - begin < 10  # the restart too
+            time.sleep(draw.random() * 0.02)
+            os.kill(draw.choice(pids), signal.SIGKILL)
+            kills += 1
+            begin = time.monotonic()
+            _, errors = process.communicate(timeout=30)
+            assert time.monotonic() - begin < 10
+            assert process.returncode != 0 and "was ended by SIGKILL" in errors
+            continue
+        rest, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert json.loads(rest.splitlines()[-1])["digest"] == expected
+        return
+
+
+def test_a_stopped_run_resumes_in_one_process(tmp_path: Path) -> None:
+    expected = finished(None, tmp_path / "undisturbed")
+    process = subprocess.Popen(
+        train(3, tmp_path / "stopped"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    pids = json.loads(process.stdout.readline())
+    process.stdout.readline()
+    os.kill(pids[1], signal.SIGTERM)  # as a scheduler does before it kills
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, None) and "was ended by" not in errors
+    assert finished(None, tmp_path / "stopped", "--resume") == expected
+
+
+# --- bad starts -----------------------------------------------------------------------------------------------------
+
+
+def refused(ranks: int, *arguments: Any, program: Path = TRAINING, **more: str) -> str:
+    """The one line of an error that all ranks see."""
+    done = subprocess.run(
+        command(ranks, program, *arguments),
+        env=environment(**more), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("minivit:")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_more_ranks_than_shards_are_refused(tmp_path: Path) -> None:
+    line = refused(3, tmp_path, "--shards", "2")
+    assert "3 ranks but 2 shards: start at most 2 ranks, or choose --shards 3" in line
+
+
+def test_other_data_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
+    line = refused(2, tmp_path, "--other-data", "1")
+    assert re.search(r"data is '\w{16}' on rank 0 \(host \S+\) and '\w{16}' on rank 1 \(host \S+\)", line)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_other_code_is_refused_with_both_versions(tmp_path: Path) -> None:
+    line = refused(2, tmp_path, "--other-code", "1")
+    assert re.search(r"minivit is '\S+ \(\w{12}\)' on rank 0 \(host \S+\) and '99.0.0 \(\w{12}\)' on rank 1", line)
+
+
+@pytest.mark.parametrize("hidden, said", [("mpi4py", "pip install mpi4py mpich"), ("library", "no MPI library")])
+def test_what_is_missing_is_named(tmp_path: Path, hidden: str, said: str) -> None:
+    package = tmp_path / "mpi4py"
+    package.mkdir()
+    if hidden == "mpi4py":
+        (package / "__init__.py").write_text("raise ImportError('no module named mpi4py')\n")
+    else:
+        (package / "__init__.py").write_text("class rc: pass\n")
+        (package / "MPI.py").write_text("raise RuntimeError('cannot load MPI library')\n")
+    path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
+    assert said in refused(2, tmp_path / "run", PYTHONPATH=path)
+
+
+def test_without_mpiexec_mpi4py_is_not_imported(tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['x', {str(tmp_path / 'run')!r}, '--steps', '5']; import training, json; " \
+           "training.run(); assert 'mpi4py' not in sys.modules"  # fmt: skip
+    path = os.pathsep.join([str(HERE), environment()["PYTHONPATH"]])
+    subprocess.run([sys.executable, "-c", code], env=environment(PYTHONPATH=path), check=True, capture_output=True)
