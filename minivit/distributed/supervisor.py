@@ -113,8 +113,7 @@ def _die_with_parent(alive: int) -> None:
 
 def _watch(child: int, page: mmap.mmap, report: int, name: str, limit: float) -> int:
     """The exit code of the child, once it has ended, after a message if it failed."""
-    for number in (getattr(signal, word) for word in _FORWARDED if hasattr(signal, word)):
-        signal.signal(number, lambda number, _: _send(child, number))
+    _forward_signals(child)
     who = f"minivit: {name} on host {platform.node()}, process {child}"
     cause, silence = b"", _Silence(child, limit)
     while True:
@@ -139,6 +138,20 @@ def _watch(child: int, page: mmap.mmap, report: int, name: str, limit: float) ->
     if code:
         _end_all()
     return 128 - code if code < 0 else code
+
+
+def _forward_signals(child: int) -> None:
+    """Pass signals on; mpiexec sends some of them twice, to the process and to its group, which counts as once."""
+    last: dict[int, float] = {}
+
+    def forward(number: int, _: object) -> None:
+        now = time.monotonic()
+        if now - last.get(number, -1.0) > _TICK:
+            last[number] = now
+            _send(child, number)
+
+    for number in (getattr(signal, word) for word in _FORWARDED if hasattr(signal, word)):
+        signal.signal(number, forward)
 
 
 def _say(text: str) -> None:

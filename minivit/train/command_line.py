@@ -135,6 +135,8 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     except KeyboardInterrupt:
         kept = getattr(args, "resume", None) is not None and resumable(Path(args.out))
         message = "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
+        if distributed.launched_rank() is not None:
+            distributed.fail(message)
         raise SystemExit(message) from None
     finally:
         try:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import struct
+import subprocess
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from mpi import needs_mpi, run
+from mpi import HERE, command, environment, needs_mpi, run
+
+import minivit
 
 STEPS = {"quick": 6, "default": 12, "long": 200}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
 EXACT = ("weights", "optimizer", "average", "logits", "losses", "norms")
@@ -45,3 +52,41 @@ def test_a_step_sends_little_more_than_the_least(ranks: int, most: float) -> Non
     least = 3 * found["bytes"] * (ranks - 1) / ranks
     mean = sum(found["sent"]) / ranks
     assert 0.99 * least <= mean <= most * least
+
+
+@needs_mpi
+def test_fine_tuning_ends_with_the_same_bits(tmp_path: Path) -> None:
+    one, three = (run(ranks, tmp_path / str(ranks), 4, program=HERE / "tuning.py") for ranks in (None, 3))
+    assert one == three
+
+
+def write_digits(folder: Path) -> None:
+    """Four IDX files of noise: 1,100 training images, of which the example holds 1,000 out, and 50 test images."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, count in (("train", 1100), ("t10k", 50)):
+        pixels = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        for what, array in (("images-idx3", pixels), ("labels-idx1", (np.arange(count) % 10).astype(np.uint8))):
+            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (folder / f"{name}-{what}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), 1))
+
+
+@needs_mpi
+def test_the_example_trains_under_mpiexec_and_one_rank_prints_and_writes(tmp_path: Path) -> None:
+    example = Path(minivit.__file__).parents[1] / "examples" / "train_mnist_vit.py"
+    if not example.exists():
+        pytest.skip("an installed package has no examples")
+    write_digits(tmp_path / "digits")
+    options = ["--data", tmp_path / "digits", "--epochs", 1, "--batch-size", 32, "--shards", 2]
+    models = []
+    for ranks in (None, 2):
+        out = tmp_path / str(ranks)
+        done = subprocess.run(
+            command(ranks, example, *options, "--out", out),
+            env=environment(), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test accuracy") == 1
+        models.append((out / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+    assert not (tmp_path / "2.1").exists()  # where an earlier run would have been kept
