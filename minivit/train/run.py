@@ -30,6 +30,7 @@ from minivit.io.lock import FolderLock
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
 from minivit.protocol import Array
+from minivit.train.bar import ProgressBar
 from minivit.train.console import Console
 from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_checkpoint, resumable, save_checkpoint
 from minivit.train.progress import check_settings, checked_position
@@ -162,14 +163,15 @@ class Run:
             batches: (x, y), without the first `position` of the epoch.
             count: the number of batches in a whole epoch.
         """
-        with _Progress(self, count) as progress:
+        title = None if self.quiet else f"epoch {self.epoch + 1}"
+        with ProgressBar(title, count, self.position) as bar:
             for batch in batches:
                 start = time.perf_counter()
                 yield batch
                 self._seconds += time.perf_counter() - start
                 self.position += 1
                 self.iteration += 1
-                progress.update()
+                bar.update(self.loss, self.accuracy, self._images / max(self._seconds, 1e-9))
                 if self._agreed(time.monotonic() - self._saved > self.every) or self._interrupt.asked:
                     self.save()
                 self._stop_if_asked()
@@ -339,35 +341,3 @@ class Run:
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(text, file=Console(sys.stdout), flush=True)
-
-
-class _Progress:
-    """A tqdm bar on a terminal, nothing otherwise (the epoch's line is then enough)."""
-
-    def __init__(self, run: Run, count: int) -> None:
-        self.run, self.count = run, count
-        self.bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        console = Console(sys.stderr)
-        if not self.run.quiet and console.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                return self
-            title = f"epoch {self.run.epoch + 1}"
-            place = {"total": self.count, "initial": self.run.position}
-            self.bar = tqdm(**place, desc=title, leave=False, unit=" batches", file=console)
-        return self
-
-    def update(self) -> None:
-        if self.bar is not None:
-            run = self.run
-            speed = run._images / max(run._seconds, 1e-9)
-            text = f"loss {run.loss:.3f}, accuracy {run.accuracy:.1%}, {speed:,.0f} images/s"
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update()
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -80,36 +80,32 @@ def finished(ranks: int | None, out: Path, *options: str) -> str:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
-    expected = finished(None, tmp_path / "undisturbed")
-    draw, out, kills = random.Random(os.environ.get("MINIVIT_KILLS", "7")), tmp_path / "killed", 0
-    steps: list[int] = []
-    while True:
-        ranks = draw.randint(1, 4)
-        resume = ["--resume"] if steps else []
-        process = subprocess.Popen(
-            train(ranks, out, *resume),
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
+    """A random rank at a random moment; the restart has a random number of ranks."""
+    steps = ["--steps", str(max(60, 5 * KILLS))]
+    expected = finished(None, tmp_path / "undisturbed", *steps)
+    draw, out, furthest = random.Random(int(os.environ.get("MINIVIT_KILLS", "7"))), tmp_path / "killed", 0
+    for kill in range(KILLS):
         begin = time.monotonic()
-        assert process.stdout is not None and process.stderr is not None
-        pids = json.loads(process.stdout.readline())
-        if kills < KILLS:
-            for _ in range(draw.randint(1, 4)):  # steps from the restart to the kill
-                line = process.stdout.readline()
-                steps.append(json.loads(line)["step"])
-                assert time.monotonic() - begin < 10  # the restart too
-            time.sleep(draw.random() * 0.02)
-            os.kill(draw.choice(pids), signal.SIGKILL)
-            kills += 1
-            begin = time.monotonic()
-            _, errors = process.communicate(timeout=30)
-            assert time.monotonic() - begin < 10
-            assert process.returncode != 0 and "was ended by SIGKILL" in errors
-            continue
-        rest, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        assert json.loads(rest.splitlines()[-1])["digest"] == expected
-        return
+        process = subprocess.Popen(
+            train(draw.randint(1, 4), out, *steps, *(["--resume"] if kill else [])),
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(draw.randint(2, 8))]
+        try:
+            pids, done = json.loads(said[0]), [json.loads(line)["step"] for line in said[1:]]
+        except (ValueError, KeyError):
+            pytest.fail(f"start {kill}: {said} {process.communicate(timeout=30)}")
+        assert time.monotonic() - begin < 10  # the restart
+        assert done[0] >= furthest - 5  # a checkpoint is written every 20 ms, and at the end of each epoch of 5 steps
+        furthest = max(furthest, done[-1])
+        time.sleep(draw.random() * 0.03)
+        os.kill(draw.choice(pids), signal.SIGKILL)
+        begin = time.monotonic()
+        _, errors = process.communicate(timeout=30)
+        assert time.monotonic() - begin < 10
+        assert process.returncode != 0 and "was ended by SIGKILL" in errors
+    assert finished(draw.randint(1, 4), out, *steps, "--resume") == expected
 
 
 def test_a_stopped_run_resumes_in_one_process(tmp_path: Path) -> None:

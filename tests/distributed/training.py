@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     step = ranks.data_parallel(model, opt, loss=criterion)
     settings = {"data": fingerprint(images, labels)}
     parts = {"model": model, "optimizer": opt, "average": average}
-    run = Run(args.out, settings, parts, resume=args.resume, every=0.2, quiet=True, ranks=ranks)
+    run = Run(args.out, settings, parts, resume=args.resume, every=0.02, quiet=True, ranks=ranks)
     for epoch in run.epochs(args.steps // 5):
         batches = data.batches(images, labels, 20, seed=1, epoch=epoch, start=run.position)
         for x, y in run.batches(batches, 5):
