@@ -33,7 +33,7 @@ NAVIGATION = {
         "derivations/cosine_attention",
         "derivations/cross_entropy",
     ],
-    "Guides": ["published_weights", "classify_an_image", "finetuning", "trace", "coming_from"],
+    "Guides": ["published_weights", "classify_an_image", "finetuning", "scaling", "trace", "coming_from"],
     "Measured": ["pretraining", "positions", "performance", "gpu"],
     "Reference": ["concepts", "glossary", "API <api/index>", "reading_order", "migration"],
 }
@@ -44,6 +44,7 @@ API = [
     "models",
     "optim",
     "parallel",
+    "distributed",
     "gradcheck",
     "data",
     "weights",

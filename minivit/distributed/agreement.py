@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import minivit
-from minivit.distributed.ranks import Ranks
+from minivit.distributed.messages import Messages
 from minivit.fast import dispatch
 
 
@@ -28,7 +28,7 @@ def environment_facts() -> dict[str, Any]:
     }
 
 
-def check_agreement(ranks: Ranks, facts: Mapping[str, Any], title: str) -> None:
+def check_agreement(ranks: Messages, facts: Mapping[str, Any], title: str) -> None:
     """Compare facts with those of rank 0, on every rank; all refuse together.
 
     Raises:

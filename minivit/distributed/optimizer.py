@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.distributed.ranks import Ranks
+from minivit.distributed.messages import Messages
 from minivit.distributed.segments import Segments
 from minivit.optim import SGD, AdamW, Optimizer, Params
 
@@ -28,7 +28,7 @@ class SegmentedOptimizer:
         ValueError: another optimizer.
     """
 
-    def __init__(self, ranks: Ranks, opt: Optimizer) -> None:
+    def __init__(self, ranks: Messages, opt: Optimizer) -> None:
         if type(opt) not in (AdamW, SGD):
             raise ValueError(f"{type(opt).__name__} cannot be divided among ranks: use AdamW or SGD")
         self.ranks, self.segments = ranks, Segments(opt.params, ranks.size)

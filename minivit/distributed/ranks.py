@@ -24,6 +24,9 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
+from minivit.distributed.messages import Messages
+from minivit.distributed.optimizer import SegmentedOptimizer
+from minivit.distributed.step import ShardedStep
 from minivit.distributed.supervisor import Watched, patience
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import usable_cores
@@ -33,33 +36,12 @@ from minivit.parallel import DataParallel, Loss
 from minivit.protocol import Array
 
 
-class Ranks:
-    """One process by itself.
-
-    Attributes:
-        rank: the number of this process, from 0.
-        size: how many there are.
-        shards: into how many parts a batch is cut, whoever computes them; None leaves it to `DataParallel`.
-        sent: bytes of arrays that this rank has sent.
+class Ranks(Messages):
+    """One process by itself; `MpiRanks` are several.
 
     Args:
         shards: at least 1. With it the result has the same bits on any number of ranks and threads.
     """
-
-    rank, size, sent = 0, 1, 0
-
-    def __init__(self, shards: int | None = None) -> None:
-        if shards is not None and shards < 1:
-            raise ValueError(f"shards={shards} must be at least 1")
-        self.shards = shards
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(rank {self.rank} of {self.size}, shards={self.shards})"
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the rank that prints, draws and writes."""
-        return self.rank == 0
 
     def threads(self, wanted: int | None = None) -> int:
         """How many threads this rank has: those wanted, else its share of the cores that it may use."""
@@ -82,8 +64,6 @@ class Ranks:
             threads: of this rank.
             loss: see `DataParallel`.
         """
-        from minivit.distributed.step import ShardedStep
-
         if self.shards is None:
             return DataParallel(model, threads, loss=loss)
         return ShardedStep(self, model, opt, self.threads(threads), loss)
@@ -97,39 +77,6 @@ class Ranks:
 
     def _gather_lists(self, values: list[Any]) -> list[Any]:
         return [value for part in self.gather(values) for value in part]
-
-    @contextmanager
-    def slow(self) -> Iterator[None]:
-        """A context in which this rank may use no processor time for a while, because it writes to a disk, say."""
-        yield
-
-    # --- what ranks say to each other: every rank must make the same calls in the same order ---
-
-    def gather(self, value: Any) -> list[Any]:
-        """The small values of all ranks, in their order, on each of them."""
-        return [value]
-
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value on each rank."""
-        return value
-
-    def most(self, *values: int) -> tuple[int, ...]:
-        """The largest of each value over the ranks."""
-        return values
-
-    def wait(self) -> None:
-        """Return when all ranks have come here."""
-
-    def exchange(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
-        """Send flat contiguous arrays and fill others.
-
-        Args:
-            outgoing: for each rank, what it is sent; nothing for this one.
-            incoming: for each rank, what is filled by it, in the order in which it sends.
-        """
-
-    def share(self, flat: Array, bounds: Sequence[int]) -> None:
-        """Give every rank the segments flat[bounds[r] : bounds[r + 1]] of all ranks r, in place."""
 
 
 class MpiRanks(Ranks):
@@ -162,8 +109,6 @@ class MpiRanks(Ranks):
         return wanted or max(1, usable_cores() // self._sharing)
 
     def optimizer(self, opt: Optimizer) -> Any:
-        from minivit.distributed.optimizer import SegmentedOptimizer
-
         return SegmentedOptimizer(self, opt)
 
     def gather(self, value: Any) -> list[Any]:

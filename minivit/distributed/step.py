@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minivit.device import array_module
-from minivit.distributed.ranks import Ranks
+from minivit.distributed.messages import Messages
 from minivit.distributed.segments import Segments
 from minivit.distributed.tree import Span, add_up, shards_of, subtrees
 from minivit.fast.blas_threads import limit_threads
@@ -37,7 +37,7 @@ class ShardedStep(DataParallel):
         ValueError: a model with running statistics, which would differ between ranks, or on a GPU.
     """
 
-    def __init__(self, ranks: Ranks, model: Layer, opt: Any, threads: int, loss: Loss) -> None:
+    def __init__(self, ranks: Messages, model: Layer, opt: Any, threads: int, loss: Loss) -> None:
         if len(model.state()) > len(model.parameters()):
             raise ValueError(
                 "a model with running statistics (BatchNorm) cannot be trained by shards: each would have statistics "
