@@ -82,6 +82,9 @@ class Ranks(Messages):
 class MpiRanks(Ranks):
     """The processes that mpiexec has started; made by `join`.
 
+    Attributes:
+        processes: each rank in words, with its host and process.
+
     Args:
         comm: a communicator of mpi4py.
         shards: see `Ranks`.
@@ -93,7 +96,7 @@ class MpiRanks(Ranks):
 
         self._mpi, self._comm, self._ends, self._watched = MPI, comm.Dup(), comm.Dup(), watched
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self._processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
+        self.processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
         self._ended: set[int] = set()
         super().__init__(self.broadcast(shards))
         shards = self.shards or 0
@@ -193,7 +196,7 @@ class MpiRanks(Ranks):
             look = now + 1.0
             self._hear_of_ends()
             if self._ended:
-                raise RuntimeError(f"{self._processes[min(self._ended)]} has ended, while this rank waits for it")
+                raise RuntimeError(f"{self.processes[min(self._ended)]} has ended, while this rank waits for it")
             if now - begin > _LONGEST * patience():
                 raise RuntimeError(
                     f"waited {now - begin:.0f} s for other ranks, of which none has ended: a network link may be cut, "

@@ -21,10 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from minivit.distributed.link import Link
+
 # seconds without any processor time after which a rank counts as stopped: one that computes, or waits in an exchange,
 # uses some all the time
 PATIENCE = 20.0
-_LITTLE = 0.05  # seconds of processor time that the system may book for a process that does nothing
 _TICK = 0.25  # seconds between two looks
 _GRACE = 5.0  # seconds that mpiexec has to end by itself
 _STARTING, _BUSY, _SLOW = range(3)  # what a rank does; it may be silent while it starts, or writes to a slow disk
@@ -43,13 +44,16 @@ def patience() -> float:
 class Watched:
     """What a rank says to the process that watches it.
 
+    Attributes:
+        link: to the ranks beside this one; None where nobody watches.
+
     Args:
         page: one byte, shared with it.
         pipe: where the reason of a failure is written; None where nobody watches.
     """
 
-    def __init__(self, page: mmap.mmap | None = None, pipe: int | None = None) -> None:
-        self._page, self._pipe = page, pipe
+    def __init__(self, page: mmap.mmap | None = None, pipe: int | None = None, link: Link | None = None) -> None:
+        self._page, self._pipe, self.link = page, pipe, link
 
     def mark(self, slow: bool) -> None:
         """Say whether this rank may use no processor time for a while."""
@@ -78,6 +82,7 @@ def supervise(rank: int, size: int | None) -> Watched:
     if not hasattr(os, "fork"):  # Windows: mpiexec alone watches the ranks
         return Watched()
     page, limit = mmap.mmap(-1, 1), patience()
+    link = Link(limit)
     report, said = os.pipe()
     alive, held = os.pipe()  # the child reads the end of the parent
     with warnings.catch_warnings():  # the threads of BLAS, which end for the fork
@@ -88,11 +93,11 @@ def supervise(rank: int, size: int | None) -> Watched:
         os.close(held)
         os.setsid()  # signals come through the parent, once
         _die_with_parent(alive)
-        return Watched(page, said)
+        return Watched(page, said, link)
     os.close(said)
     os.close(alive)
     _killed_with_parent()
-    os._exit(_watch(child, page, report, f"rank {rank}" + (f" of {size}" if size else ""), limit))
+    os._exit(_watch(child, page, report, link, f"rank {rank}" + (f" of {size}" if size else ""), limit))
 
 
 def _killed_with_parent() -> None:
@@ -111,7 +116,7 @@ def _die_with_parent(alive: int) -> None:
     threading.Thread(target=wait, daemon=True, name="end of the supervisor").start()
 
 
-def _watch(child: int, page: mmap.mmap, report: int, name: str, limit: float) -> int:
+def _watch(child: int, page: mmap.mmap, report: int, link: Link, name: str, limit: float) -> int:
     """The exit code of the child, once it has ended, after a message if it failed."""
     _forward_signals(child)
     who = f"minivit: {name} on host {platform.node()}, process {child}"
@@ -123,8 +128,13 @@ def _watch(child: int, page: mmap.mmap, report: int, name: str, limit: float) ->
             cause += part
             if not part:  # the child is ending
                 break
-        elif silence.is_over(page[0] != _BUSY):
-            _say(f"{who}: {silence.cause()}; all ranks are ended")
+            continue
+        lost = link.lost()
+        if lost == "":
+            _say(f"{who}: {link.warning()}")
+        hangs = silence.is_over(page[0] != _BUSY)
+        if hangs or lost:
+            _say(f"{who}: {silence.cause() if hangs else lost}; all ranks are ended")
             _send(child, signal.SIGKILL)
             os.waitpid(child, 0)
             _end_all()
@@ -135,6 +145,7 @@ def _watch(child: int, page: mmap.mmap, report: int, name: str, limit: float) ->
         _say(f"{who}: was ended by {_signal_name(-code)}; all ranks are ended")
     elif cause:
         _say(f"{who}: {cause.decode('utf-8', 'replace')}")
+    link.close()
     if code:
         _end_all()
     return 128 - code if code < 0 else code
@@ -181,7 +192,7 @@ class _Silence:
     def is_over(self, allowed: bool) -> bool:
         """Whether the process has been silent for the limit, and may not be."""
         used = self._processor_time()
-        if allowed or used is None or used - self.used > _LITTLE:
+        if allowed or used is None or used > self.used:
             self.used, self.since = used or 0.0, time.monotonic()
         return time.monotonic() - self.since > self.limit
 

@@ -22,6 +22,9 @@ def end(cause: str) -> None:
         distributed.fail("error: the disk is full")
     elif cause.startswith("exit"):
         sys.exit(int(cause.removeprefix("exit")))
+    elif cause == "freeze":  # as if the machine had lost its power, as far as others see
+        os.kill(os.getppid(), signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif cause == "sleep":
         time.sleep(1000)
 
@@ -29,11 +32,11 @@ def end(cause: str) -> None:
 def main(cause: str, dying: int) -> None:
     ranks = distributed.join(4)
     for number in range(1000):
-        if number == 3 and dying in (ranks.rank, -1):
+        if number == (100 if cause == "freeze" else 3) and dying in (ranks.rank, -1):
             print(f"dying {time.time()}", flush=True)
             end(cause)
         ranks.gather(number)
-        time.sleep(0.02)
+        time.sleep(0.01)
     if ranks.first:
         print("all ended", flush=True)
 

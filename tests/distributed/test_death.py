@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mpi import HERE, command, environment, needs_mpi
+from mpi import HERE, MPIEXEC, command, environment, needs_mpi
 
 DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
 KILLS = {"quick": 3, "default": 10, "long": 100}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
@@ -59,9 +59,35 @@ def test_a_death_ends_all_ranks_soon_with_one_message(cause: str, rank: int, sai
         assert not Path(f"/proc/{messages[0][2]}").exists()
 
 
+def test_a_machine_that_falls_silent_is_noticed_by_the_next() -> None:
+    one, two = (["-n", "1", "-env", "MINIVIT_ADDRESS", f"127.0.0.{number}"] for number in (1, 2))
+    _, _, _, *program = command(1, DYING, "freeze", 1)
+    begin = time.monotonic()
+    done = subprocess.run(
+        [str(MPIEXEC), *one, *program, ":", *two, *program],
+        env=environment(MINIVIT_PATIENCE="2"), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0 and time.monotonic() - begin < 15
+    assert re.search(
+        r"rank 0 of 2 on host \S+, process \d+: hears nothing from rank 1 on host \S+, process \d+ for 2 s", done.stderr
+    )
+
+
 def test_an_error_of_all_ranks_is_said_once() -> None:
     _, _, text = death("error", -1)
     assert text.count("the disk is full") == 1 and "rank 0 of 3" in text
+
+
+def test_an_mpiexec_that_does_not_end_is_killed() -> None:
+    rank = "from minivit.distributed import supervisor; supervisor._GRACE = 0.5; supervisor._end_all()"
+    launcher = (
+        "import subprocess, sys, time; open('/proc/self/comm', 'w').write('mpiexec');"
+        f"subprocess.run([sys.executable, '-c', {rank!r}], check=True); time.sleep(60)"
+    )
+    begin = time.monotonic()
+    more = {name: value for name, value in environment().items() if name != "PMI_FD"}
+    done = subprocess.run([sys.executable, "-c", launcher], env=more, timeout=50, check=False)
+    assert done.returncode == -signal.SIGKILL and time.monotonic() - begin < 20
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
