@@ -26,6 +26,8 @@ SHARDS = 8  # of a batch where mpiexec starts a program that names none: the sam
 _RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK")
 _LOCAL_RANKS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 _SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# the name of this machine for others: what the user says, MPICH's mpiexec, Slurm
+_ADDRESSES = ("MINIVIT_ADDRESS", "PMI_HOSTNAME", "SLURMD_NODENAME")
 _PRECEDENCE = 1.0  # seconds
 
 _watched: Watched | None = None  # once this process is a rank
@@ -81,7 +83,7 @@ def join(shards: int | None = None) -> Ranks:
 
 def _link(ranks: MpiRanks, watched: Watched) -> None:
     """Let the ranks of several machines watch each other, in a ring."""
-    address = os.environ.get("MINIVIT_ADDRESS") or platform.node()
+    address = next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), platform.node())
     said = ranks.gather((address, watched.link.port if watched.link else 0))
     token = ranks.broadcast(secrets.token_hex(16))
     host, port = said[(ranks.rank + 1) % ranks.size]
