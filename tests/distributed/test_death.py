@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from mpi import HERE, MPIEXEC, command, environment, needs_mpi
 
+from minivit.distributed import supervisor
+
 DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
 KILLS = {"quick": 3, "default": 10, "long": 100}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
 pytestmark = [needs_mpi, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")]
@@ -88,6 +90,14 @@ def test_an_mpiexec_that_does_not_end_is_killed() -> None:
     more = {name: value for name, value in environment().items() if name != "PMI_FD"}
     done = subprocess.run([sys.executable, "-c", launcher], env=more, timeout=50, check=False)
     assert done.returncode == -signal.SIGKILL and time.monotonic() - begin < 20
+
+
+def test_mpiexec_hears_of_an_end_before_the_process_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setenv("PMI_FD", str(writer))
+    supervisor._end_all()
+    assert os.read(reader, 1) == b""  # closed, while this process lives
+    os.close(reader)
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 import minivit
 from minivit import nn, optim
@@ -15,6 +16,7 @@ from minivit.distributed.segments import Segments
 from minivit.distributed.tree import add_up, shards_of, subtrees
 from minivit.nn import Parameter
 from minivit.parallel import DataParallel
+from minivit.train import CountingLoss
 
 
 def written(count: int, ranks: int) -> str:
@@ -136,3 +138,35 @@ def test_what_cannot_be_sharded_is_refused() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     with pytest.raises(ValueError, match="BatchNorm"):
         Ranks(2).data_parallel(model, optim.AdamW(model.parameters()))
+
+
+def test_the_norm_is_computed_on_one_thread_of_blas() -> None:
+    """The product of a long gradient with itself has other last bits on two threads."""
+    threads = []
+
+    class Recording(Ranks):
+        def gather(self, value: Any) -> list[Any]:
+            threads.extend(
+                info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"
+            )
+            return [value]
+
+    param = Parameter(np.ones(3, np.float32))
+    param.grad = np.full(3, 2, np.float32)
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        assert Recording(2).clip_grad_norm({"p": param}, 1.0) == pytest.approx(12**0.5)
+    assert set(threads) == {1}
+    np.testing.assert_allclose(param.grad, 3**-0.5, rtol=1e-5)
+
+
+def test_correct_predictions_of_accumulated_batches_add_up() -> None:
+    first, second = tiny(), tiny()
+    counts = []
+    for step in (
+        Ranks(3).data_parallel(first, optim.AdamW(first.parameters()), loss=CountingLoss()),
+        DataParallel(second, threads=1, shards=3, loss=CountingLoss()),
+    ):
+        for _ in range(2):
+            gradients(step, noise=False)
+        counts.append(step.loss.take_correct())
+    assert counts[0] == counts[1] > 0
