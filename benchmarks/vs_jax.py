@@ -38,7 +38,8 @@ class WithJax(Comparison):
         if self.options.memory:
             self.add_memory(rows, tried)
         self.notes += [self.compile_times(jitted), self.cores(sides)]
-        self.notes += [self.compared(mine, rows[1]) for mine in rows[2:] if self.options.pytorch]
+        for mine in rows[2:] if self.options.pytorch else []:
+            self.compare_with(mine, rows[1])
         return [*trials, *rows]
 
     def compile_times(self, sides: list[Side]) -> str:
@@ -49,14 +50,6 @@ class WithJax(Comparison):
         """What the sides really used of the threads they have; the worker refuses more than that."""
         used = ", ".join(f"{side.variant} {side.cores():.2f}" for side in sides)
         return f"{self.case.name}, cores used during the turns: {used}"
-
-    def compared(self, mine: results.Row, best: results.Row) -> str:
-        """The ratio to PyTorch's best as well, in words and in the row."""
-        ratio = dict(mine)
-        results.add_ratio(ratio, best)
-        mine["over_pytorch"] = {"ratio": ratio["ratio"], "quartiles": ratio["ratio_quartiles"]}
-        spread = "{:.3f} - {:.3f}".format(*ratio["ratio_quartiles"])
-        return f"{self.case.name}, {mine['side']} over {best['side']}: {ratio['ratio']:.3f} ({spread})"
 
 
 def main() -> None:

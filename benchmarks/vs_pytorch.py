@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +53,32 @@ class Comparison:
     def run(self) -> list[results.Row]:
         minivit = [self.open(variant) for variant in self.minivit]
         best, trials = self.pytorch_best()
+        halves: list[Side] = []
         if self.options.bfloat16:
-            return [*trials, *self.with_bfloat16(best, minivit)]
-        rows = self.timed([best, *minivit])
+            half, more = self.bfloat16_best(best)
+            halves, trials = [half], trials + more
+        rows = self.timed([best, *halves, *minivit])
+        half_rows, own = rows[1 : 1 + len(halves)], rows[1 + len(halves) :]
+        for mine, rival in product(own, half_rows):
+            self.compare_with(mine, rival)
         if self.options.memory:
-            self.add_memory(rows)
+            self.add_memory([rows[0], *own])
         return [*trials, *rows]
 
-    def with_bfloat16(self, best: Side, minivit: list[Side]) -> list[results.Row]:
-        """PyTorch's best in float32, its best in bfloat16, and minivit's variants, which take turns."""
+    def bfloat16_best(self, best: Side) -> tuple[Side, list[results.Row]]:
+        """The fastest of PyTorch's variants in bfloat16, and a row for each."""
         names = dict.fromkeys([*(variant.name for variant in EAGER), best.variant.name])
         halves = [self.open(Variant("PyTorch", f"bfloat16 {name}"), HALF_AGREEMENT) for name in names]
-        half, trials = self.trial(halves, "trial")
-        rows = self.timed([best, half, *minivit])
-        for row in rows[2:]:
-            ratio = dict(row)
-            results.add_ratio(ratio, rows[1])
-            spread = "{:.2f} to {:.2f}".format(*ratio["ratio_quartiles"])
-            self.notes.append(
-                f"{self.case.name}, {row['side']} over {rows[1]['side']}: {ratio['ratio']:.2f} ({spread})"
-            )
-        return [*trials, *rows]
+        return self.trial(halves, "trial")
+
+    def compare_with(self, mine: results.Row, rival: results.Row) -> None:
+        """Another ratio of a row of minivit's: in the row, under the rival's name, and in a line below the table."""
+        ratio = dict(mine)
+        results.add_ratio(ratio, rival)
+        low, high = ratio["ratio_quartiles"]
+        mine.setdefault("over", {})[rival["side"]] = {"ratio": ratio["ratio"], "quartiles": [low, high]}
+        line = f"{self.case.name}, {mine['side']} over {rival['side']}: {ratio['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        self.notes.append(line)
 
     def open(self, variant: Variant, agreement: float | None = None) -> Side:
         """A side that has been checked and warmed up; `agreement`, of all arrays together, stands for the case's."""

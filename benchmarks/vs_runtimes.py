@@ -37,7 +37,7 @@ class WithRuntimes(Comparison):
             trials += more
         rows = self.timed([*rivals, mine])
         for row in rows[:-1]:
-            self.notes.append(self.compared(rows[-1], row))
+            self.compare_with(rows[-1], row)
         return [*trials, *rows]
 
     def timed(self, sides: list[Side]) -> list[results.Row]:
@@ -45,14 +45,6 @@ class WithRuntimes(Comparison):
         for row in rows[1:-1]:  # only minivit's is a ratio of ours
             del row["ratio"], row["ratio_quartiles"]
         return rows
-
-    def compared(self, mine: results.Row, rival: results.Row) -> str:
-        """The ratio to one rival, in words and in the row."""
-        ratio = dict(mine)
-        results.add_ratio(ratio, rival)
-        low, high = ratio["ratio_quartiles"]
-        mine.setdefault("over", {})[rival["side"]] = {"ratio": ratio["ratio"], "quartiles": [low, high]}
-        return f"{self.case.name}, minivit over {rival['side']}: {ratio['ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:

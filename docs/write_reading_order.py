@@ -40,6 +40,7 @@ CHAPTERS = {
     "Figures": ("draw",),
     "Many processes": ("distributed",),
     "Runs": ("train", "publish.py", "sklearn.py"),
+    "Programs": ("programs",),
     "The package": ("__init__.py", "__main__.py"),
 }
 INTRODUCTION = """\

@@ -342,10 +342,10 @@ def main(args: argparse.Namespace) -> None:
 
 def arguments() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Help)
     parser.add_argument("--switch", choices=SWITCHES, nargs="+", default=list(SWITCHES), help="default: all")
-    parser.add_argument("--images", type=command_line.at_least(1), default=4000, help="digits to train on (4000)")
-    parser.add_argument("--epochs", type=command_line.at_least(1), default=4, help="passes over them (4)")
+    parser.add_argument("--images", type=command_line.at_least(1), default=4000, help="digits to train on")
+    parser.add_argument("--epochs", type=command_line.at_least(1), default=4, help="passes over them")
     parser.add_argument("--seed", type=command_line.at_least(0), default=0, help="of initial weights and order")
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")

@@ -220,7 +220,7 @@ def main(args: argparse.Namespace) -> None:
 
 def arguments() -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Help)
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument(
         "--seeds",

@@ -6,125 +6,18 @@
     python examples/finetune.py --data mnist --limit 1000                   # from scratch, to compare
     python examples/classify_image.py rex.jpg --weights runs/finetune/model.safetensors
 
-`--weights` takes a file of any known source (docs/published_weights.md); without it the model is trained from scratch.
-The defaults and their reasons are in `Recipe` in minivit/train/finetuning.py, the options in docs/finetuning.md.
+The program is `minivit finetune`: minivit/programs/finetune.py shows the calls, and docs/finetuning.md has the options.
+In short, for a folder of images:
+
+    learn, held_out = split_folder("pets")
+    model = minivit.from_pretrained("model.safetensors", num_classes=len(learn.classes))
+    task = folder_task(learn, held_out, preprocessing("model.safetensors", model))
+    outcome = fine_tune(model, task, Recipe(epochs=40), "runs/finetune")
 """
 
-from __future__ import annotations
+import sys
 
-import argparse
-import json
-import os
-from dataclasses import replace
-from pathlib import Path
-
-from train_mnist_vit import QUICK
-
-import minivit
-from minivit import data, optim
-from minivit.data.folder import split_folder
-from minivit.io.atomic import write_atomically
-from minivit.models import Model
-from minivit.pretrained.preprocessing import preprocessing
-from minivit.train import command_line, report
-from minivit.train.finetuning import Recipe, fine_tune, head_names, overview, usual_lr
-from minivit.train.folder import original, refuse_among_classes
-from minivit.train.tasks import Task, folder_task, mnist_task
-
-
-def arguments() -> argparse.Namespace:
-    """The options of the command line."""
-    images = "mnist, or a folder with a folder of images for each class"
-    limit = "use only N training images, the same number of each class"
-    parser = command_line.parser(__doc__, data=images, out="runs/finetune", limit=limit)
-    parser.add_argument("--weights", help="file of pretrained weights (default: train from scratch)")
-    parser.add_argument("--model", help="from scratch: one of minivit.list_models()")
-    parser.add_argument(
-        "--img-size", type=command_line.at_least(1), help="side of the images in pixels (default: the model's)"
-    )
-    parser.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="such as 'blocks.[0-5].*'")
-    parser.add_argument("--head-only", action="store_true", help="freeze all but the classifier")
-    parser.add_argument(
-        "--layer-decay", type=command_line.above_zero, help="factor of the learning rate from a layer to the one below"
-    )
-    parser.add_argument(
-        "--keep", choices=("best", "last"), help="which epoch's weights (default: best held-out accuracy)"
-    )
-    return parser.parse_args()
-
-
-def make_model(args: argparse.Namespace, num_classes: int, mnist: bool) -> Model:
-    """A model with a head for so many classes, from a file or with random weights."""
-    if args.weights and args.model:
-        raise ValueError("the file of --weights determines the model: leave --model out")
-    size, chans = (28, 1) if mnist else (args.img_size, None)
-    if args.weights:
-        return minivit.from_pretrained(args.weights, num_classes=num_classes, img_size=size, in_chans=chans)
-    if args.model:
-        options = {"num_classes": num_classes, "img_size": size, "in_chans": chans or 3, "seed": args.seed}
-        return minivit.create_model(args.model, **options)
-    if mnist:
-        return minivit.ViT(**QUICK, seed=args.seed)
-    raise ValueError("choose a model: --weights FILE, or --model NAME to train from scratch")
-
-
-def model_and_task(args: argparse.Namespace) -> tuple[Model, Task]:
-    """The model, and the images to train and test it with."""
-    if args.data is None:
-        raise ValueError("choose the images: --data mnist, or --data FOLDER with a folder of images for each class")
-    if args.data == "mnist" or any(Path(args.data).glob("train-images*")):
-        mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST") if args.data == "mnist" else args.data)
-        task = mnist_task(mnist, args.limit, args.seed)
-        return make_model(args, len(task.classes), mnist=True), task
-    pictures, held_out = split_folder(args.data)
-    refuse_among_classes(args.out, pictures.folder, held_out.folder)
-    model = make_model(args, len(pictures.classes), mnist=False)
-    preprocess = preprocessing(args.weights, model) if args.weights else data.Preprocess(model.config["img_size"])
-    return model, folder_task(pictures, held_out, preprocess, args.limit, args.seed)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Fine-tune, and write model, config.json, metrics and model card to args.out."""
-    if args.weights and args.resume:
-        args.weights = original(args.weights, args.out)
-    ranks = command_line.join(args)
-    model, task = model_and_task(args)
-    layer_decay = Recipe.layer_decay if args.weights else 1.0  # random weights have no features to preserve
-    recipe = Recipe(lr=usual_lr(model), layer_decay=layer_decay)
-    recipe = replace(recipe, **command_line.given(args, "epochs", "batch_size", "lr", "layer_decay", "keep"))
-    frozen = optim.matching(model.parameters(), args.freeze)
-    if args.head_only:
-        frozen |= model.parameters().keys() - head_names(model)
-
-    print(f"data: {task.source}; {len(task.learn.labels):,} training images, {len(task.held_out.labels):,} held out")
-    print(f"classes: {', '.join(task.classes[:20])}{' ...' if len(task.classes) > 20 else ''}")
-    print(overview(model, recipe, frozen))
-    options = {"frozen": frozen, "seed": args.seed, "threads": args.threads, "device": args.device}
-    outcome = fine_tune(model, task, recipe, args.out, resume=args.resume, ranks=ranks, **options)
-    if not ranks.first:  # one rank writes
-        return
-
-    out = Path(args.out)
-    minivit.save(model, out / "model.safetensors")
-    write_atomically(out / "config.json", json.dumps(task.config(), indent=1).encode())
-    result = {"kept": f"epoch {outcome.epoch}", "held-out accuracy": f"{outcome.held_out:.2%}"}
-    if outcome.test is not None:
-        result["test accuracy"] = f"{outcome.test:.2%}"
-    facts = {
-        **result,
-        "data": task.source,
-        "classes": ", ".join(task.classes),
-        "training images": f"{len(task.learn.labels):,}",
-        "started from": args.weights or "random weights",
-        "frozen": ", ".join([*args.freeze, *(["all but the head"] if args.head_only else [])]) or "nothing",
-        "seed": args.seed,
-        "time": f"{outcome.seconds:.0f} s",
-        "recipe": recipe,
-    }
-    report.write_model_card(out, f"A fine-tuned {type(model).__name__}", facts)
-    print(f"model, config.json with the classes, metrics and model card are in {out}")
-    print("; ".join(f"{name}: {value}" for name, value in result.items()))
-
+from minivit.__main__ import main
 
 if __name__ == "__main__":
-    command_line.run(main, arguments())
+    sys.exit(main(["finetune", *sys.argv[1:]]))

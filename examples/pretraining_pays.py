@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from train_mnist_vit import QUICK
 
 import minivit
 from minivit import data, train
 from minivit.models import Model
 from minivit.train import command_line
 from minivit.train.finetuning import Outcome, Recipe, fine_tune
+from minivit.train.presets import QUICK
 from minivit.train.tasks import Part, Task, mnist_task
 
 TURNS = ("upright", "a quarter", "half", "three quarters")
@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> None:
 
 def arguments() -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=command_line.Help)
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--out", type=Path, default=Path("runs/pretraining_pays"), help="folder for runs and table")
     parser.add_argument(

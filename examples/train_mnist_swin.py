@@ -10,32 +10,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
-from functools import partial
-
-from train_mnist_vit import Preset
 
 import minivit
 from minivit import data, optim
 from minivit.train import CountingLoss, Run, accuracy, command_line, fingerprint, noise_generator, report
-
-# 28x28 pixels -> a map of 7x7 patches, padded to 8x8: four windows of 4x4, in place in the first block, shifted by
-# 2 in the second -> the odd map merged to 4x4, which one window covers
-MODEL = {
-    "img_size": 28,
-    "patch_size": 4,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 48,
-    "depths": (2, 2),
-    "num_heads": (3, 6),
-    "window_size": 4,
-    "mlp_ratio": 2.0,
-    "drop_path_rate": 0.0,  # a network this small needs every path
-}
-PRESETS = {
-    "default": Preset(MODEL, epochs=14),
-    "subset": Preset(MODEL, epochs=40, batch_size=64, held_out=200),  # the 5,000 images found without a network
-}
+from minivit.train.presets import PRESETS
 
 
 def main(args: argparse.Namespace) -> None:
@@ -44,12 +23,11 @@ def main(args: argparse.Namespace) -> None:
 
     # Data: images (n, 28, 28) uint8, labels (n,).
     mnist = data.load_mnist(args.data)
-    preset = PRESETS[args.preset or ("subset" if mnist.is_subset else "default")]
+    preset = PRESETS["swin"][args.preset or ("subset" if mnist.is_subset else "default")]
     preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
     kept, held_out = data.holdout(mnist.train_labels, preset.held_out, seed=0)
     images, labels = mnist.train_images[kept[: args.limit]], mnist.train_labels[kept[: args.limit]]
     held_out_images, held_out_labels = mnist.train_images[held_out], mnist.train_labels[held_out]
-    augment = data.chain(partial(data.shift, max_shift=preset.max_shift))
     print(f"data: {mnist.source}; {len(images):,} training images")
 
     # Model: images (B, 1, 28, 28) -> logits (B, 10).
@@ -72,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
     for epoch in run.epochs(preset.epochs):
         batches = data.batches(
-            images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=augment
+            images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=preset.augment
         )
         for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and when stopped
             opt.lr = optim.warmup_cosine(run.iteration, total, peak=preset.lr, warmup=warmup)
@@ -115,4 +93,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, command_line.mnist_options(__doc__, {"swin": PRESETS}))
+    command_line.run(main, command_line.mnist_options(__doc__, {"swin": PRESETS["swin"]}))

@@ -11,50 +11,15 @@ from the last checkpoint. In both cases the final result is bit-identical.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import minivit
 from minivit import data, optim
 from minivit.train import CountingLoss, Run, accuracy, command_line, fingerprint, noise_generator, report
+from minivit.train.presets import PRESETS, TITLES
 
-DIGITS = {"img_size": 28, "in_chans": 1, "num_classes": 10, "num_heads": 4, "embed_dim": 64, "mlp_ratio": 2.0}
-QUICK = DIGITS | {"patch_size": 7, "depth": 4}  # 16 patches of 7x7 pixels: every step is cheap
-FINE = DIGITS | {"patch_size": 4, "depth": 6, "drop_path_rate": 0.05}  # 49 patches of 4x4 pixels: more detail
-# three strides of 2 reduce 28x28 pixels to a feature map of 4x4, whose positions are the tokens
-HYBRID = DIGITS | {"resnet_layers": (1, 1), "resnet_width": 16, "resnet_groups": 4, "patch_size": 1, "depth": 3}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model and its hyperparameters."""
-
-    model: dict[str, Any]  # arguments of minivit.ViT
-    epochs: int = 16
-    batch_size: int = 128
-    lr: float = 2e-3  # peak of the schedule
-    weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.1
-    max_shift: int = 2  # augmentation: pixels by which a digit moves
-    degrees: float = 0.0  # and rotates,
-    scale: float = 0.0  # and the share by which it shrinks or grows
-    ema: float = 0.99  # decay of the averaged weights
-    held_out: int = 1000  # training images held out to watch the run
-
-
-PRESETS = {
-    "vit": {
-        "default": Preset(QUICK),
-        "subset": Preset(QUICK, epochs=60, batch_size=64, held_out=200),  # the 5,000 images found without a network
-        "accurate": Preset(FINE, epochs=36, lr=1.5e-3, degrees=10, scale=0.1, ema=0.999),
-    },
-    "hybrid": {
-        "default": Preset(HYBRID, epochs=14),
-        "subset": Preset(HYBRID, epochs=40, batch_size=64, held_out=200),
-    },
-}
-TITLES = {"vit": "A Vision Transformer", "hybrid": "A hybrid of ResNet and Vision Transformer"}
+# {model: {preset: its arguments and hyperparameters}}; train_mnist_swin.py has "swin"
+CHOICES = {name: PRESETS[name] for name in ("vit", "hybrid")}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -63,18 +28,12 @@ def main(args: argparse.Namespace) -> None:
 
     # Data: images (n, 28, 28) uint8, labels (n,).
     mnist = data.load_mnist(args.data)
-    preset = PRESETS[args.model][args.preset or ("subset" if mnist.is_subset else "default")]
+    preset = CHOICES[args.model][args.preset or ("subset" if mnist.is_subset else "default")]
     preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
     kept, held_out = data.holdout(mnist.train_labels, preset.held_out, seed=0)
     images, labels = mnist.train_images[kept[: args.limit]], mnist.train_labels[kept[: args.limit]]
     held_out_images, held_out_labels = mnist.train_images[held_out], mnist.train_labels[held_out]
     print(f"data: {mnist.source}; {len(images):,} training images")
-
-    def augment(x: Any, y: Any, rng: Any) -> tuple[Any, Any]:  # x: (B, 1, 28, 28), y: (B,)
-        if preset.degrees or preset.scale:
-            scale = (1 - preset.scale, 1 + preset.scale)
-            return data.affine(x, rng, degrees=preset.degrees, scale=scale, max_shift=preset.max_shift), y
-        return data.shift(x, rng, preset.max_shift), y
 
     # Model: images (B, 1, 28, 28) -> logits (B, 10).
     model = minivit.ViT(**preset.model, seed=args.seed)
@@ -96,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
     total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
     for epoch in run.epochs(preset.epochs):
         batches = data.batches(
-            images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=augment
+            images, labels, preset.batch_size, seed=args.seed, epoch=epoch, start=run.position, augment=preset.augment
         )
         for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and when stopped
             opt.lr = optim.warmup_cosine(run.iteration, total, peak=preset.lr, warmup=warmup)
@@ -140,4 +99,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, command_line.mnist_options(__doc__, PRESETS))
+    command_line.run(main, command_line.mnist_options(__doc__, CHOICES))

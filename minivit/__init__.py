@@ -16,7 +16,33 @@ from minivit.version import __version__
 renamed.install()
 
 if TYPE_CHECKING:
-    from minivit import data, explain, optim, parallel, train
+    from minivit import (  # also by these names, for type checkers
+        argument_checks as argument_checks,
+        data,
+        device as device,
+        distributed as distributed,
+        draw as draw,
+        explain,
+        fast as fast,
+        fork as fork,
+        gradcheck as gradcheck,
+        io as io,
+        models as models,
+        observe as observe,
+        optim,
+        parallel,
+        pretrained as pretrained,
+        programs as programs,
+        protocol as protocol,
+        publish as publish,
+        random as random,
+        sizes as sizes,
+        sklearn as sklearn,
+        strategies as strategies,
+        tables as tables,
+        train,
+        version as version,
+    )
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
     from minivit.io.safetensors import CheckpointError
     from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
@@ -29,11 +55,29 @@ _LATER = {
     "minivit.publish": ("push_to_hub",),
     "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
 }
-_MODULES = ("data", "explain", "optim", "parallel", "pretrained", "sklearn", "train")
+# every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
+_MODULES = (
+    *(
+        "argument_checks",
+        "data",
+        "device",
+        "distributed",
+        "draw",
+        "explain",
+        "fast",
+        "fork",
+        "functional",
+        "gradcheck",
+        "io",
+    ),
+    *("models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish", "random"),
+    *("renamed", "sizes", "tables", "train", "version"),
+)
+_NEED_MORE = ("sklearn", "strategies")  # not in dir(): without their extras they cannot be imported
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES or f"minivit.{name}" in renamed.MODULES:
+    if name in (*_MODULES, *_NEED_MORE) or f"minivit.{name}" in renamed.MODULES:
         return import_module(f"minivit.{name}")
     for module, names in _LATER.items():
         if name in names:
@@ -44,7 +88,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 __all__ = [

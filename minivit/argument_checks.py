@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 Shape = tuple[int, ...]
+Like = tuple[type[Any], Shape, Any]  # the type, shape and dtype of an array
 
 _CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images: as the last axis they tell images that are stored channels-last
 
@@ -42,13 +41,7 @@ def check_generator(rng: Any) -> None:
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
-def gradient_check(name: str, y: Any) -> Callable[..., None]:
-    """check(*gradients), which refuses gradients that do not fit y, an array or a tuple of them; it keeps no array."""
-    outputs = y if isinstance(y, tuple) else (y,)
-    return partial(_check_gradients, name, [(type(each), each.shape, each.dtype) for each in outputs])
-
-
-def _check_gradients(name: str, outputs: list[Any], *gradients: Any) -> None:
+def check_gradients(name: str, outputs: list[Like], gradients: tuple[Any, ...]) -> None:
     """Refuse gradients that have not the types, shapes and dtypes of the outputs.
 
     Args:

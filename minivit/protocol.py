@@ -61,26 +61,44 @@ class once:  # lower case: it is read as the decorator `@once`
         name: the class of the layer, or the function, that returned it; "" where nothing tells.
     """
 
-    __slots__ = ("_check", "_function", "name", "__weakref__")
+    __slots__ = ("_check", "_function", "_others", "_output", "name", "__weakref__")
 
     def __init__(self, function: Back) -> None:
         self._function: Back | None = _nothing_kept if getattr(_thread, "inference", False) else function
         self._check: Callable[..., None] | None = None
+        self._output: Any = None  # its type, shape and dtype
+        self._others: list[Any] = []  # of a function with several outputs, those of the others
         self.name = ""
 
-    def belong_to(self, name: str, check: Callable[..., None]) -> None:
-        """Tell whose backward pass it is; `check(*gradients)` refuses a dy that does not fit, before anything runs."""
-        self.name, self._check = name, (None if self._function is _nothing_kept else check)
+    def belong_to(self, name: str, y: Any, check: Callable[..., None]) -> None:
+        """Say whose backward pass it is.
+
+        Args:
+            name: of the layer or function.
+            y: its output, or a tuple of them: a gradient must have the type, shape and dtype of its output.
+            check: refuses gradients that have not; see argument_checks.py.
+        """
+        self.name = name
+        if self._function is _nothing_kept:
+            return
+        if isinstance(y, tuple):
+            y, *others = y
+            self._others = [(type(each), each.shape, each.dtype) for each in others]
+        self._output, self._check = (type(y), y.shape, y.dtype), check
 
     def __call__(self, *gradients: Any, **named: Any) -> Any:
-        if self._check is not None and self._function is not None:
-            self._check(*gradients, *named.values())
-        function, self._function = self._function, None
+        function = self._function
         if function is None:
             raise RuntimeError(
                 "this back has already run: a backward pass is single-use, because it frees what it kept. "
                 "Run the forward pass again to get a fresh one"
             )
+        if self._check is not None:
+            dy: Any = gradients[0] if len(gradients) == 1 else None
+            kind, shape, dtype = self._output  # compared here, because nearly all pass and a call takes time
+            if type(dy) is not kind or dy.shape != shape or dy.dtype != dtype or self._others:
+                self._check(self.name, [self._output, *self._others], (*gradients, *named.values()))
+        self._function = None
         return function(*gradients, **named)
 
     @property

@@ -21,6 +21,7 @@ from minivit import data
 from minivit.fast import dispatch
 from minivit.train import CHECKPOINT
 from minivit.train.finetuning import Recipe, fine_tune
+from minivit.train.presets import PRESETS, Preset
 from minivit.train.tasks import mnist_task
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -110,11 +111,8 @@ def test_a_run_of_the_first_edition_resumes(
     name: str, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = resumed(name, tmp_path)
-    monkeypatch.syspath_prepend(str(EXAMPLES))
     program = runpy.run_path(str(EXAMPLES / f"train_mnist_{name}.py"))
-    preset = program["Preset"](options, **content.RECIPES[name])
-    presets = program["PRESETS"]
-    (presets["vit"] if name == "vit" else presets)["default"] = preset
+    monkeypatch.setitem(PRESETS[name], "default", Preset(options, **content.RECIPES[name]))
     given = {"epochs": None, "batch_size": None, "lr": None, "preset": "default", "limit": None, "model": name}
     args = argparse.Namespace(
         data=str(tmp_path / "mnist"), out=str(out), device="cpu", threads=1, seed=1, resume=True, **given

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from minivit import pretrained
 from minivit.__main__ import BROKEN_PIPE, main
 from minivit.io.weights import read_weights
 from minivit.pretrained.layouts import LAYOUTS
+from minivit.programs import COMMANDS
+from minivit.train import command_line
 
 VIT = {"img_size": 32, "patch_size": 8, "num_classes": 5, "embed_dim": 64, "depth": 2, "num_heads": 1}
 SWIN = {"img_size": 64, "num_classes": 5, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 8}
@@ -83,6 +87,7 @@ def field(lines, label):
 def process(*argv, **options):
     root = str(Path(minivit.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
+    environment |= {name: options.pop(name) for name in list(options) if name.isupper()}
     command = [sys.executable, "-W", "error", "-m", "minivit", *map(str, argv)]
     return subprocess.run(command, env=environment, text=True, timeout=120, check=False, **options)
 
@@ -315,7 +320,11 @@ def test_convert_refuses_what_a_project_lacks(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "argv",
-    [[], ["train"], ["inspect"], ["convert", "a", "b"], ["summary", "test_vit", "--img-size", "big"], ["--color"]],
+    [
+        *(["trian"], ["--debug"], ["--color"], ["inspect"], ["convert", "a", "b"], ["classify", "a.png"], ["explain"]),
+        *(["summary", "test_vit", "--img-size", "big"], ["train", "--epochs", "0"], ["train", "--model", "resnet"]),
+        *(["classify", "--weights", "a"], ["explain", "--weights", "a", "--digit", "10"], ["finetune", "--lr", "0"]),
+    ],
 )
 def test_argparse_refuses_in_one_line(capsys, argv):
     refused(capsys, 2, *argv)
@@ -323,19 +332,57 @@ def test_argparse_refuses_in_one_line(capsys, argv):
 
 def test_help_lists_everything(capsys):
     out, _ = fine(capsys, "--help")
-    text = "\n".join(out)
-    assert all(f"    {name} " in text for name in ("models", "summary", "inspect", "convert"))
+    assert out == fine(capsys)[0], "without arguments it prints its help"
+    assert [line.split()[0] for line in out if line.startswith("    ")] == list(COMMANDS)
     options = {
+        "train": {"--data", "--out", "--model", "--preset", "--epochs", "--batch-size", "--lr", "--seed", "--threads"},
+        "classify": {"IMAGE", "--weights", "--labels", "--explain", "--class", "--block", "--top", "--invert"},
+        "explain": {"IMAGE", "--digit", "--nth", "--data", "--weights", "--labels", "--class", "--block", "--out"},
+        "finetune": {"--data", "--weights", "--model", "--freeze", "--head-only", "--layer-decay", "--keep"},
         "models": {"pattern"},
         "summary": {"NAME|FILE", "--img-size", "--num-classes"},
         "inspect": {"file", "--tensors"},
         "convert": {"input", "output", "--layout", "--dtype", "--force"},
     }
+    assert options.keys() == COMMANDS.keys()
     for name, words in options.items():
         text = "\n".join(fine(capsys, name, "--help")[0])
         assert all(word in text for word in words | {"--debug"}), name
+    text = "\n".join(fine(capsys, "convert", "--help")[0])
     assert all(layout.source in text for layout in LAYOUTS)
     assert fine(capsys, "--version")[0] == [f"minivit {minivit.__version__}"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_every_default(name, capsys):
+    """Of each option that has a value and may be left out."""
+    program = import_module(f"minivit.programs.{name}")
+    parser = argparse.ArgumentParser(formatter_class=command_line.Help)
+    program.add_options(parser)
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        optional = action.option_strings and not action.required and action.nargs != 0
+        if optional or action.nargs == "?":
+            own = action.help if "default" in action.help else f"{action.help} (default: {action.default})"
+            assert re.search("default: (?!None)|no default", own) and " ".join(own.split()) in text, action.dest
+
+
+def test_only_the_program_that_is_asked_for_is_imported():
+    code = "import sys; from minivit.__main__ import main; main({}); print(*sys.modules)"
+    for argv, wanted in ((["--version"], set()), (["models"], {"models"}), (["train", "--help"], {"train"})):
+        done = subprocess.run([sys.executable, "-c", code.format(argv)], capture_output=True, text=True, check=True)
+        loaded = set(done.stdout.splitlines()[-1].split())
+        assert {name for name in COMMANDS if f"minivit.programs.{name}" in loaded} == wanted
+        assert not loaded & {"matplotlib", "PIL", "tqdm", "huggingface_hub"}
+
+
+def test_a_console_that_lacks_a_letter_gets_its_escape(tmp_path):
+    """A file whose name an ASCII console cannot print; and one whose name is no text at all."""
+    for name in ("caf\xe9.safetensors", *(["caf\udce9.safetensors"] if os.name == "posix" else [])):
+        saved(tmp_path / name)
+        done = process("inspect", tmp_path / name, capture_output=True, encoding="ascii", PYTHONIOENCODING="ascii")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert ascii(name)[1:-1] in done.stdout.splitlines()[0]
 
 
 @pytest.mark.parametrize("place", [0, 2])
@@ -350,7 +397,7 @@ def test_a_fault_of_ours_is_one_line_too(capsys, monkeypatch):
     def broken(path):
         raise KeyError("lost")
 
-    monkeypatch.setattr("minivit.__main__.read_weights", broken)
+    monkeypatch.setattr("minivit.programs.inspect.read_weights", broken)
     assert refused(capsys, 1, "inspect", "a.pth") == "error: KeyError: 'lost'"
 
 

@@ -46,6 +46,23 @@ def test_training_and_report_import_alone():
     assert not loaded & {"matplotlib", "tqdm", "cupy", "torch"}
 
 
+def test_every_module_is_reachable_once_the_package_is_imported():
+    """By its dotted name, and only then imported: `minivit.explain.grad_cam` needs no import of its own."""
+    beside = {info.name for info in pkgutil.iter_modules([str(PACKAGE)])} - {"__main__", "summary"}
+    assert beside <= {*minivit._MODULES, *minivit._NEED_MORE}
+    assert {f"minivit.{name}" for name in minivit._NEED_MORE} <= OPTIONAL
+    late = sorted(beside - set(minivit._NEED_MORE))
+    code = f"""
+import sys, minivit
+assert not {{"minivit.explain", "minivit.draw", "minivit.train", "minivit.programs"}} & set(sys.modules)
+for name in {late}:
+    assert name in dir(minivit), name
+    assert getattr(minivit, name) is sys.modules["minivit." + name], name
+print(minivit.explain.grad_cam.__name__, minivit.train.fit.__name__, minivit.summary.__name__)
+"""
+    assert run(code).split() == ["grad_cam", "fit", "summary"]
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - OPTIONAL))
 def test_every_module_imports_and_keeps_its_promises(name):
     module = importlib.import_module(name)
@@ -146,6 +163,7 @@ FLOORS = [
     {"draw", "explain", "pretrained", "distributed"},
     {"train"},
     {"sklearn", "publish"},
+    {"programs"},
     {"__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -31,6 +31,7 @@ count: int = F.layer_norm(x, None, None)  # y and vjp
 nn.Linear(8)  # of how many outputs?
 F.gelu(x, approximate=True)  # "none" or "tanh"
 parallel.DataParallel(model, threads="2")  # a number
+minivit.explain.grad_cam(model)  # of which images?
 text: str = parallel.DataParallel(model).loss_and_grad(x, np.zeros(2, int))  # a loss is a number
 """
 
@@ -45,4 +46,4 @@ def test_mypy_finds_the_package_and_the_mistakes_of_a_program(tmp_path: Path) ->
     assert 'Revealed type is "numpy.ndarray' in done.stdout, done.stdout
     found = {int(number) for number in re.findall(r"program\.py:(\d+): error", done.stdout)}
     planted = {number for number, line in enumerate(PROGRAM.splitlines(), 1) if "  # " in line}
-    assert len(planted) == 11 and found == planted, done.stdout
+    assert len(planted) == 12 and found == planted, done.stdout

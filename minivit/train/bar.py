@@ -17,6 +17,8 @@ class ProgressBar:
         position: those that are done.
     """
 
+    hinted = False  # at tqdm, once in a program
+
     def __init__(self, title: str | None, count: int, position: int) -> None:
         self.title, self.count, self.position = title, count, position
         self.bar: Any = None
@@ -27,6 +29,9 @@ class ProgressBar:
             try:
                 from tqdm import tqdm
             except ImportError:
+                if not ProgressBar.hinted:
+                    print("for a progress bar: pip install 'minivit[examples]'", file=console)
+                ProgressBar.hinted = True
                 return self
             place = {"total": self.count, "initial": self.position}
             self.bar = tqdm(**place, desc=self.title, leave=False, unit=" batches", file=console)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 from minivit import distributed
 from minivit.device import check_device
-from minivit.train.console import Console
+from minivit.io.text import printable
+from minivit.train.console import Console, flush_or_discard
 from minivit.train.folder import load_checkpoint, resumable
 
 
@@ -38,23 +38,52 @@ def above_zero(text: str) -> float:
     return value
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help in which every option says its default, unless it has none or its own words for it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default is None or action.default is False or "default" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
+
+
 def parser(
     description: str | None, *, data: str, out: str, limit: str = "use only the first N training images"
 ) -> argparse.ArgumentParser:
-    """A parser with the options of every run; a program adds its own.
+    """A parser with the options of every run and `--debug`; a program adds its own.
 
     Args:
         description: the program's docstring.
+        data, out, limit: as in `add_options`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=Help)
+    add_options(parser, data=data, out=out, limit=limit)
+    add_debug(parser)
+    return parser
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    *,
+    data: str,
+    out: str,
+    limit: str = "use only the first N training images",
+    defaults: Mapping[str, object] | None = None,
+) -> None:
+    """Add the options of every run to a parser.
+
+    Args:
         data: help text of `--data`.
         out: default of `--out`.
         limit: help text of `--limit N`.
+        defaults: what the help says that epochs, batch_size and lr are where they are not given; else the preset's.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    said = defaults or dict.fromkeys(("epochs", "batch_size", "lr"), "the preset's")
     parser.add_argument("--data", help=data)
-    parser.add_argument("--out", default=out, help=f"folder for checkpoint, metrics and model (default: {out})")
-    parser.add_argument("--epochs", type=at_least(1), help="passes over the training images")
-    parser.add_argument("--batch-size", type=at_least(1), help="images per step")
-    parser.add_argument("--lr", type=above_zero, help="peak learning rate")
+    parser.add_argument("--out", default=out, help="folder for checkpoint, metrics and model")
+    epochs, batch_size, lr = (f"(default: {said[name]})" for name in ("epochs", "batch_size", "lr"))
+    parser.add_argument("--epochs", type=at_least(1), help=f"passes over the training images {epochs}")
+    parser.add_argument("--batch-size", type=at_least(1), help=f"images per step {batch_size}")
+    parser.add_argument("--lr", type=above_zero, help=f"peak learning rate {lr}")
     parser.add_argument(
         "--seed", type=at_least(0), default=0, help="of initial weights, order of the images, and noise"
     )
@@ -63,38 +92,86 @@ def parser(
         "--shards",
         type=at_least(1),
         metavar="N",
-        help="parts of a batch; with it the result has the same bits on any number of ranks (default under mpiexec: 8)",
+        help="parts of a batch; with it the result has the same bits on any number of ranks "
+        "(default: as the threads need; under mpiexec 8)",
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help=limit)
+    add_device(parser)
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help=f"{limit} (default: all)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`; `run` refuses one that is not there before anything is loaded."""
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="what computes")
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`, which `run` reads."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
 
 
-def mnist_options(description: str | None, presets: Mapping[str, Mapping[str, object]]) -> argparse.Namespace:
-    """The options of a program that trains on MNIST: those of `parser`, `--model` and `--preset`.
+def add_mnist_options(parser: argparse.ArgumentParser, presets: Mapping[str, Mapping[str, object]]) -> None:
+    """Add the options of a program that trains on MNIST: those of `add_options`, `--model` and `--preset`.
 
     Args:
-        description: the program's docstring.
         presets: {model: {preset: ...}}; the first model is the default, and each has its own choice of presets.
     """
     first, names = next(iter(presets)), {name: None for each in presets.values() for name in each}
     found = "folder with the four MNIST files (default: cache, download, or the subset)"
-    options = parser(description, data=found, out="runs/mnist_MODEL")
-    options.add_argument("--model", choices=presets, default=first, help=f"what to train (default: {first})")
-    options.add_argument("--preset", choices=names, help="hyperparameters (default: by the data that is found)")
-    args = options.parse_args()
+    parser.add_argument("--model", choices=presets, default=first, help="what to train")
+    parser.add_argument("--preset", choices=names, help="hyperparameters (default: by the data that is found)")
+    add_options(parser, data=found, out="runs/mnist_MODEL")
+
+
+def check_mnist_options(args: argparse.Namespace, presets: Mapping[str, Mapping[str, object]]) -> None:
+    """Put the model into the name of the folder.
+
+    Raises:
+        ValueError: a preset that the model does not have.
+    """
     if args.preset is not None and args.preset not in presets[args.model]:
         choices = " or ".join(presets[args.model])
-        options.error(f"--model {args.model} has no preset {args.preset}: choose {choices}")
+        raise ValueError(f"--model {args.model} has no preset {args.preset}: choose {choices}")
     args.out = args.out.replace("MODEL", args.model)
+
+
+def mnist_options(description: str | None, presets: Mapping[str, Mapping[str, object]]) -> argparse.Namespace:
+    """What the command line says to a program that trains on MNIST.
+
+    Args:
+        description: the program's docstring.
+        presets: see `add_mnist_options`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=Help)
+    add_mnist_options(parser, presets)
+    add_debug(parser)
+    args = parser.parse_args()
+    try:
+        check_mnist_options(args, presets)
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the named options that were given a value."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+# what a program's user can do something about; anything else is a fault of the program
+EXPECTED = (ValueError, RuntimeError, FloatingPointError, OSError, ImportError, MemoryError)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line and fit for a terminal; the type of an unexpected one stands before it."""
+    text = printable(" ".join(str(error).split()))
+    return text if text and isinstance(error, EXPECTED) else f"{type(error).__name__}: {text}"
+
+
+def interruption(args: argparse.Namespace) -> str:
+    """What Ctrl-C leaves of a program, in words."""
+    kept = getattr(args, "resume", None) is not None and resumable(Path(args.out))
+    return "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
 
 
 def join(args: argparse.Namespace) -> distributed.Ranks:
@@ -126,21 +203,15 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         with contextlib.redirect_stdout(Console(stdout if first else None)):
             check_device(getattr(args, "device", "cpu"))
             main(args)
-    except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError, MemoryError) as error:
-        if args.debug:
+    except EXPECTED as error:
+        if getattr(args, "debug", False):
             raise
         if distributed.launched_rank() is not None:
-            distributed.fail(f"error: {error}")
-        raise SystemExit(f"error: {error}") from None
+            distributed.fail(f"error: {one_line(error)}")
+        raise SystemExit(f"error: {one_line(error)}") from None
     except KeyboardInterrupt:
-        kept = getattr(args, "resume", None) is not None and resumable(Path(args.out))
-        message = "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
         if distributed.launched_rank() is not None:
-            distributed.fail(message)
-        raise SystemExit(message) from None
+            distributed.fail(interruption(args))
+        raise SystemExit(interruption(args)) from None
     finally:
-        try:
-            stdout.flush()
-        except (OSError, ValueError, AttributeError):  # so that Python does not fail with it at its end
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        flush_or_discard(stdout)

@@ -63,15 +63,25 @@ def draw_curves(figure: Any, history: list[dict[str, float]]) -> Any:
     held = [100 * (1 - row["held_out_accuracy"]) for row in history]
     right.plot(epochs, train, color=_ORANGE, linestyle="--", marker=".", label="training (with augmentation)")
     right.plot(epochs, held, color=_GREEN, marker=".", label="held-out images")
-    if min(train + held, default=0) > 0:
-        right.set_yscale("log")
     right.set(xlabel="epoch", ylabel="error (%)", title="Error rate")
+    if min(train + held, default=0) > 0:
+        _percent_on_a_log_axis(right)
     right.legend(frameon=False)
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _percent_on_a_log_axis(axes: Any) -> None:
+    """Label the axis 0.5, 1, 2, 5, 10 ..., which readers know, and not 10^0, 10^1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda percent, _: f"{percent:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_confusion(figure: Any, table: Array) -> Any:

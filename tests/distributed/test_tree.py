@@ -160,13 +160,9 @@ def test_the_norm_is_computed_on_one_thread_of_blas() -> None:
 
 
 def test_correct_predictions_of_accumulated_batches_add_up() -> None:
-    first, second = tiny(), tiny()
-    counts = []
-    for step in (
-        Ranks(3).data_parallel(first, optim.AdamW(first.parameters()), loss=CountingLoss()),
-        DataParallel(second, threads=1, shards=3, loss=CountingLoss()),
-    ):
-        for _ in range(2):
-            gradients(step, noise=False)
-        counts.append(step.loss.take_correct())
-    assert counts[0] == counts[1] > 0
+    model = tiny()
+    step = Ranks(3).data_parallel(model, optim.AdamW(model.parameters()), loss=CountingLoss())
+    x = np.random.default_rng(2).standard_normal((11, 1, 8, 8)).astype(np.float32)
+    for _ in range(2):
+        step.loss_and_grad(x, step.predict(x).argmax(axis=1))
+    assert step.loss.take_correct() == 22  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ import pytest
 
 import minivit
 from minivit import data, optim, train
+from minivit.__main__ import main
 from minivit.io.safetensors import load_arrays
 from minivit.parallel import DataParallel
 
@@ -223,6 +224,41 @@ def test_an_example_and_fit_end_with_the_same_bits(folder, tmp_path, case):
     for row, same in zip(place["history"], same_place["history"], strict=True):
         assert all(row[key] == same[key] for key in ("learning_rate", "loss", "accuracy", "held_out_accuracy"))
     assert equal(weights(tmp_path / "example"), weights(tmp_path / "fit"))
+
+
+@pytest.mark.parametrize(
+    "example, options",
+    [
+        ("train_mnist_vit.py", ["--preset", "accurate"]),
+        ("train_mnist_vit.py", ["--model", "hybrid"]),
+        ("train_mnist_swin.py", ["--model", "swin", "--seed", 3]),
+    ],
+)
+def test_the_command_and_the_example_do_the_same(example, options, folder, tmp_path, monkeypatch, capsys):
+    """`minivit train` ends with the same checkpoint, model, metrics and model card, and prints the same."""
+    options = [*options, "--data", folder, "--epochs", 2, "--limit", 50, "--batch-size", 16, "--threads", 2]
+    left = {}
+    (tmp_path / "example").mkdir()
+    done = run(tmp_path / "example", *options, example=EXAMPLE.with_name(example))
+    (tmp_path / "command").mkdir()
+    for name in ("matplotlib", "matplotlib.figure"):  # also where another test has imported it
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.chdir(tmp_path / "command")
+    capsys.readouterr()
+    assert main(["train", *map(str, options)]) == 0
+    printed = {"example": done.stdout, "command": capsys.readouterr().out}
+    for name, text in printed.items():
+        (out,) = (tmp_path / name / "runs").iterdir()
+        arrays, content = load_arrays(out / train.CHECKPOINT)
+        left[name] = {
+            "files": sorted(path.name for path in out.iterdir()),
+            "checkpoint": train.fingerprint(*(arrays[key] for key in sorted(arrays))),
+            "content": {key: content[key] for key in ("settings", "numbers", "step", "epoch")},
+            "model": (out / "model.safetensors").read_bytes(),
+            "card": re.sub(r"\| \d+ s with", "| s with", (out / "MODEL_CARD.md").read_text(encoding="utf-8")),
+            "printed": re.sub(r"[\d,]+ images/s", "", text),
+        }
+    assert left["command"] == left["example"]
 
 
 def test_the_hybrid(folder, tmp_path):

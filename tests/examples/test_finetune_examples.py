@@ -12,6 +12,7 @@ from test_examples import ROOT, digits, run
 
 import minivit
 from minivit import data
+from minivit.__main__ import main
 from minivit.data.folder import split_folder
 from minivit.data.labels import labels_beside
 from minivit.io.safetensors import load_arrays
@@ -204,22 +205,27 @@ def test_the_example_from_scratch(digits_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, fragment",
+    "code, options, fragment",
     [
-        ([], "--data mnist"),
-        (["--data", "nowhere", "--weights", "x"], "nowhere is no folder"),
-        (["--data", "{digits}", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--data", "{digits}", "--limit", 101], "limit=101"),
-        (["--data", "{digits}", "--limit", 100, "--freeze", "block.*"], "'blocks.*'"),
-        (["--data", "{digits}", "--model", "vit_base_patch16_224"], "28x28 is not divisible by patch 16x16"),
-        (["--data", "{digits}", "--model", "test_vit", "--weights", "x"], "leave --model out"),
-        (["--data", "{pictures}"], "--weights FILE, or --model NAME"),
+        (2, [], "--data mnist"),
+        (1, ["--data", "nowhere", "--weights", "x"], "nowhere is no folder"),
+        (1, ["--data", "{digits}", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (2, ["--data", "{digits}", "--limit", 101], "limit=101"),
+        (2, ["--data", "{digits}", "--limit", 100, "--freeze", "block.*"], "'blocks.*'"),
+        (2, ["--data", "{digits}", "--model", "vit_base_patch16_224"], "28x28 is not divisible by patch 16x16"),
+        (2, ["--data", "{digits}", "--model", "test_vit", "--weights", "x"], "leave --model out"),
+        (2, ["--data", "{pictures}"], "--weights FILE, or --model NAME"),
     ],
 )
-def test_the_example_refuses_in_one_line(options, fragment, digits_folder, pictures, tmp_path):
-    done = run(tmp_path, *[str(o).format(digits=digits_folder, pictures=pictures) for o in options], example=EXAMPLE)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: ") and fragment in done.stderr
+def test_the_program_refuses_in_one_line(
+    code, options, fragment, digits_folder, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIVIT_CACHE", str(tmp_path / "cache"))
+    options = [str(option).format(digits=digits_folder, pictures=pictures) for option in options]
+    found, error = main(["finetune", *options]), capsys.readouterr().err
+    assert found == code and len(error.splitlines()) == 1, error
+    assert error.startswith("error: ") and fragment in error
 
 
 # --- does pretraining pay? ---

@@ -125,6 +125,32 @@ def test_a_gigantic_swin_is_refused(tmp_path: Path) -> None:
             minivit.from_pretrained(path)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        minivit.ViT(**SMALL),
+        minivit.Swin(img_size=16, patch_size=4, embed_dim=4, depths=(2,), num_heads=(1,), window_size=2, num_classes=2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_description_without_a_size_is_refused_and_without_a_newer_option_has_its_default(
+    tmp_path: Path, model: Any
+) -> None:
+    path = tmp_path / "a.safetensors"
+    sizes = {"img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads"}
+    sizes = sizes - {"depth"} | {"depths", "window_size"} if "depths" in model.config else sizes
+    assert sizes <= set(model.config)
+    for lacking in model.config:
+        config = {name: value for name, value in model.config.items() if name != lacking}
+        save_arrays(path, model.state_dict(), {"model": type(model).__name__, "config": config})
+        if lacking in sizes:
+            with pytest.raises(CheckpointError, match=f"does not say '{lacking}': save it again"):
+                minivit.from_pretrained(path)
+        else:
+            assert minivit.from_pretrained(path).config[lacking] == model.config[lacking]
+        minivit.load(model, path)  # the arrays fit, and nothing else is asked of the file
+
+
 def test_zeros_behind_a_gzip_member_take_no_time(tmp_path: Path) -> None:
     packer = zlib.compressobj(wbits=31)
     path = tmp_path / "a.gz"

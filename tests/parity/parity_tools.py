@@ -15,7 +15,7 @@ import pytest
 from minivit.nn import Layer
 
 torch = pytest.importorskip(
-    "torch", reason="the parity tests need PyTorch: install a CPU build and the `parity` extra, see README"
+    "torch", reason="the parity tests need PyTorch: install a CPU build and the `parity` extra, see CONTRIBUTING.md"
 )
 
 DTYPES = ["float64", "float32"]

@@ -16,7 +16,7 @@ from parity_tools import torch
 from minivit.models import Swin, SwinV2
 
 transformers = pytest.importorskip(
-    "transformers", reason="compared with transformers' models: install the `parity` extra, see README"
+    "transformers", reason="compared with transformers' models: install the `parity` extra, see CONTRIBUTING.md"
 )
 
 # what the names of transformers become, in this order

@@ -19,7 +19,7 @@ from minivit import CheckpointError
 from minivit.pretrained import from_pretrained
 
 transformers = pytest.importorskip(
-    "transformers", reason="compared with transformers' models: install the `parity` extra, see README"
+    "transformers", reason="compared with transformers' models: install the `parity` extra, see CONTRIBUTING.md"
 )
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 if not (BENCHMARKS / "parity_table.py").is_file():

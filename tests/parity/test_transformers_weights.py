@@ -19,7 +19,7 @@ from minivit.models import Swin, SwinV2, ViT
 from minivit.pretrained import PROFILES, export, from_pretrained, load
 
 transformers = pytest.importorskip(
-    "transformers", reason="compared with transformers' models: install the `parity` extra, see README"
+    "transformers", reason="compared with transformers' models: install the `parity` extra, see CONTRIBUTING.md"
 )
 
 VIT: dict[str, Any] = {"img_size": 8, "patch_size": 4, "num_classes": 5, "embed_dim": 12, "depth": 3, "num_heads": 3}

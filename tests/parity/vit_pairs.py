@@ -14,7 +14,7 @@ from parity_tools import timm_arrays, torch
 from minivit.models import ViT
 
 transformers = pytest.importorskip(
-    "transformers", reason="compared with transformers' models: install the `parity` extra, see README"
+    "transformers", reason="compared with transformers' models: install the `parity` extra, see CONTRIBUTING.md"
 )
 
 

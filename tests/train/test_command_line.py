@@ -65,12 +65,13 @@ def test_help_says_what_each_option_is(capsys: pytest.CaptureFixture[str]) -> No
     for option, meaning in {
         "--data DATA": "a folder",
         "--out OUT": "folder for checkpoint, metrics and model",
-        "--epochs EPOCHS": "passes over the training images",
-        "--batch-size BATCH_SIZE": "images per step",
-        "--lr LR": "peak learning rate",
-        "--seed SEED": "of initial weights, order of the images, and noise",
+        "--epochs EPOCHS": "passes over the training images (default: the preset's)",
+        "--batch-size BATCH_SIZE": "images per step (default: the preset's)",
+        "--lr LR": "peak learning rate (default: the preset's)",
+        "--device {cpu,gpu}": "what computes (default: cpu)",
+        "--seed SEED": "of initial weights, order of the images, and noise (default: 0)",
         "--threads THREADS": "default: the cores that this process may use",
-        "--limit N": "at most N",
+        "--limit N": "at most N (default: all)",
         "--resume": "continue from the checkpoint in --out",
         "--debug": "show the traceback of an error",
     }.items():

@@ -195,6 +195,18 @@ class Bar:
         self.closed = True
 
 
+def test_without_tqdm_a_terminal_is_told_once(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    run = Run(tmp_path, {}, {}, quiet=False)
+    for _ in run.epochs(2):
+        for _ in run.batches([(None, None)], 1):
+            run.log(0.25, 1, 4)
+        run.end_epoch(0.1, 0.5)
+    assert terminal.getvalue() == "for a progress bar: pip install 'minivit[examples]'\n"
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_bar_on_a_terminal_shows_an_epochs_progress(tmp_path, monkeypatch, quiet):
     made = []

@@ -1,4 +1,4 @@
-"""The example that names what is in a picture, run as its reader runs it, for small models of every source."""
+"""`minivit classify` and the example that calls it, for small models of every source."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 import minivit
 from minivit import Swin, SwinV2, ViT, functional as F
+from minivit.__main__ import main
 from minivit.data import Preprocess
 from minivit.pretrained import export, from_pretrained
 
@@ -41,8 +42,23 @@ def classify(monkeypatch, capsys):
 
     def start(*options):
         monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, options)])
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-        return capsys.readouterr().out
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert (stopped.value.code, err) == (0, "")
+        return out
+
+    return start
+
+
+@pytest.fixture
+def refusal(capsys):
+    """(exit code, the line on stderr) of a wrong call of `minivit classify`."""
+
+    def start(*options):
+        code, err = main(["classify", *map(str, options)]), capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        return code, err
 
     return start
 
@@ -130,34 +146,38 @@ def test_it_draws(kind, picture, tmp_path, classify):
 
 
 @pytest.mark.parametrize(
-    "options, word",
+    "code, options, word",
     [
-        (["--weights", "none.safetensors"], "none.safetensors: no such file or folder"),
-        (["--class", "6", "--explain", "out.png"], "class [6] does not exist: the model has 6, 0 to 5"),
-        (["--explain", "out.pdf"], "the picture must be a .png or .svg file"),
-        (["--labels", "none.txt"], "none.txt: no labels could be read"),
-        (["--block", "2", "--explain", "out.png"], "block=2: the model has 2 blocks"),
-        (["--profile", "nobody"], "profile='nobody': choose one of"),
+        (1, ["--weights", "none.safetensors"], "none.safetensors: no such file or folder"),
+        (2, ["--class", "6", "--explain", "out.png"], "--class 6 does not exist: the model has 6 classes, 0 to 5"),
+        (2, ["--class", "-1", "--explain", "out.png"], "--class -1 does not exist: the model has 6 classes, 0 to 5"),
+        (2, ["--class", "3"], "--class 3 is for the picture of the explanation: add --explain"),
+        (2, ["--block", "0"], "--block 0 is for the picture of the explanation: add --explain"),
+        (2, ["--explain", "out.pdf"], "the picture must be a .png or .svg file"),
+        (1, ["--labels", "none.txt"], "none.txt: no labels could be read"),
+        (2, ["--block", "2", "--explain", "out.png"], "block=2: the model has 2 blocks"),
+        (2, ["--profile", "nobody"], "profile='nobody': choose one of"),
+        (2, ["--top", "0"], "argument --top: 0 is too small"),
     ],
 )
-def test_a_mistake_is_one_line_with_a_remedy(options, word, picture, tmp_path, classify):
+def test_a_mistake_is_one_line_with_a_remedy(code, options, word, picture, tmp_path, refusal, capsys):
     export(ViT(**VIT), tmp_path / "model.safetensors")
     options = [tmp_path / each if "." in each and not each.startswith("-") else each for each in options]
-    with pytest.raises(SystemExit) as stopped:
-        classify(picture, *(["--weights", tmp_path / "model.safetensors"] + options))
-    assert str(stopped.value).startswith("error: ") and word in str(stopped.value)
-    assert "\n" not in str(stopped.value)
-    with pytest.raises((ValueError, OSError)):
-        classify(picture, *(["--weights", tmp_path / "model.safetensors", "--debug"] + options))
+    found, line = refusal(picture, *(["--weights", tmp_path / "model.safetensors"] + options))
+    assert found == code and word in line
+    if "--top" not in options:
+        main(["classify", *map(str, [picture, "--weights", tmp_path / "model.safetensors", "--debug", *options])])
+        assert "Traceback" in capsys.readouterr().err
 
 
-def test_what_is_no_picture_or_no_classifier_is_said(picture, tmp_path, classify):
+def test_what_is_no_picture_or_no_classifier_is_said(picture, tmp_path, refusal):
     minivit.save(ViT(**VIT | {"num_classes": 0}), tmp_path / "features.safetensors")
-    with pytest.raises(SystemExit, match="error: .*features.safetensors has no classifier"):
-        classify(picture, "--weights", tmp_path / "features.safetensors")
+    assert (
+        "features.safetensors has no classifier" in refusal(picture, "--weights", tmp_path / "features.safetensors")[1]
+    )
     minivit.save(ViT(**VIT), tmp_path / "model.safetensors")
-    with pytest.raises(SystemExit, match="error: .*model.safetensors is no picture that Pillow can read"):
-        classify(tmp_path / "model.safetensors", "--weights", tmp_path / "model.safetensors")
+    code, line = refusal(tmp_path / "model.safetensors", "--weights", tmp_path / "model.safetensors")
+    assert code == 1 and "model.safetensors is no picture that Pillow can read" in line
 
 
 @pytest.mark.parametrize("missing", ["PIL", "matplotlib"])

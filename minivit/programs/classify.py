@@ -1,0 +1,48 @@
+"""Name what images show, with any published or self-trained weights.
+
+    minivit classify cat.jpg --weights vit_tiny_patch16_224                  # downloaded once
+    minivit classify cat.jpg --weights vit_b_16-c867db91.pth --labels imagenet.txt
+    minivit classify seven.png --weights runs/mnist_vit --explain seven.svg
+
+Prints the most probable classes of each image. --explain also draws what `minivit explain` draws.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from minivit.programs import classifier
+from minivit.train import command_line
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `minivit classify`."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a PNG, JPEG or other file that Pillow reads")
+    classifier.add_options(parser)
+    parser.add_argument("--top", type=command_line.at_least(1), default=5, help="how many classes to print")
+    parser.add_argument(
+        "--explain", metavar="OUT.png", help="draw the explanation of the prediction, .png or .svg (default: do not)"
+    )
+    classifier.add_explanation_options(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the most probable classes of each image, and draw the explanations that are asked for."""
+    for option, value in (("--class", args.class_number), ("--block", args.block)):
+        if value is not None and not args.explain:
+            raise ValueError(f"{option} {value} is for the picture of the explanation: add --explain OUT.png")
+    found = classifier.load(args)
+    found.check_class(args.class_number)
+    for number, path in enumerate(args.images, 1):
+        image = classifier.opened(path, args.invert)
+        probabilities = found.probabilities(image)
+        print(f"\n{path}")
+        for k in np.argsort(-probabilities, kind="stable")[: args.top]:
+            print(f"{100 * probabilities[k]:7.2f} %  {found.labels[k]}")
+        if args.explain:
+            file = Path(args.explain)
+            file = file if len(args.images) == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
+            found.draw(image, file, args.class_number, args.block)
