@@ -17,12 +17,14 @@ class Messages:
         size: how many there are.
         shards: into how many parts a batch is cut, whoever computes them; None leaves it to `parallel.DataParallel`.
         sent: bytes of arrays that this rank has sent.
+        waited: seconds that it has spent in messages, and in waiting for other ranks.
 
     Args:
         shards: at least 1.
     """
 
     rank, size, sent = 0, 1, 0
+    waited = 0.0
 
     def __init__(self, shards: int | None = None) -> None:
         if shards is not None and shards < 1:

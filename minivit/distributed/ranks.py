@@ -202,6 +202,7 @@ class MpiRanks(Ranks):
                     f"waited {now - begin:.0f} s for other ranks, of which none has ended: a network link may be cut, "
                     "or a rank computes forever. MINIVIT_PATIENCE sets a thirtieth of this time"
                 )
+        self.waited += time.monotonic() - begin
 
 
 _LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
