@@ -3,6 +3,7 @@
     python examples/train_mnist_vit.py                     # finds MNIST, trains for a few minutes
     python examples/train_mnist_vit.py --model hybrid      # tokens from the feature map of a small ResNet
     python examples/train_mnist_vit.py --preset accurate   # 99.3 % and more, in a quarter of an hour and more
+    mpiexec -n 4 python examples/train_mnist_vit.py        # four processes, on one machine or many: docs/scaling.md
 
 Ctrl-C or SIGTERM completes the step, saves, and prints the command that continues; after a kill, `--resume` continues
 from the last checkpoint. In both cases the final result is bit-identical.

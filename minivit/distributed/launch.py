@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import platform
 import secrets
@@ -59,7 +60,8 @@ def join(shards: int | None = None) -> Ranks:
     """
     global _watched, _joined
     rank, size = launched_rank(), _number(os.environ, _SIZES)
-    if rank is None:
+    alone = size == 1 and importlib.util.find_spec("mpi4py") is None  # as Slurm starts any program
+    if rank is None or alone:
         return Ranks(shards)
     if _watched is not None:
         raise RuntimeError("this process has joined already: use the ranks that the first call returned")

@@ -208,3 +208,25 @@ def test_without_mpiexec_mpi4py_is_not_imported(tmp_path: Path) -> None:
            "training.run(); assert 'mpi4py' not in sys.modules"  # fmt: skip
     path = os.pathsep.join([str(HERE), environment()["PYTHONPATH"]])
     subprocess.run([sys.executable, "-c", code], env=environment(PYTHONPATH=path), check=True, capture_output=True)
+
+
+def test_an_mpiexec_of_another_library_is_refused(tmp_path: Path) -> None:
+    """Each process is then a world of its own, and all would write the same files."""
+    more = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "3"}
+    done = subprocess.run(
+        train(None, tmp_path / "run"), env=environment(**more), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert (
+        "mpiexec has started 3 processes, of which mpi4py sees 1: they belong to different MPI libraries" in done.stderr
+    )
+
+
+@pytest.mark.parametrize("saved, asked, said", [(3, None, ""), (3, "4", "shards=3, now it is 4")])
+def test_the_number_of_shards_is_saved_with_the_run(tmp_path: Path, saved: int, asked: str | None, said: str) -> None:
+    finished(2, tmp_path / "run", "--steps", "5", "--shards", str(saved))
+    options = ["--steps", "10", "--resume", "--shards", asked or "0"]
+    done = subprocess.run(
+        train(2, tmp_path / "run", *options), env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode == 0) == (not said) and said in done.stderr

@@ -26,8 +26,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--other-data", type=int)  # the rank that has them
     parser.add_argument("--other-code", type=int)
+    # 0 leaves it to what was saved
     parser.set_defaults(device="cpu", debug=False)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.shards = args.shards or None
+    return args
 
 
 def say(ranks: distributed.Ranks, content: Any) -> None:
