@@ -1,6 +1,6 @@
 """A short training, run by tests as one process and under mpiexec; rank 0 prints a JSON line with its digests.
 
-python program.py FAMILY STEPS SHARDS        the family: vit or swin
+python program.py FAMILY STEPS SHARDS        the family: vit, swin, or sgd, a ViT that is trained by SGD
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ FAMILIES: dict[str, Any] = {
         window_size=7, drop_rate=0.1, drop_path_rate=0.1, seed=3,
     ),
 }  # fmt: skip
+FAMILIES["sgd"] = FAMILIES["vit"]
 BATCH, IMAGES = 20, 90  # the last batch of an epoch has 10 images, which no number of shards below divides evenly
 
 
@@ -57,7 +58,10 @@ def batches(steps: int) -> Any:
 def main(family: str, steps: int, shards: int | None) -> None:
     ranks = distributed.join(shards)
     model = FAMILIES[family]()
-    opt = ranks.optimizer(optim.AdamW(model.parameters(), 2e-3, no_decay=optim.no_decay(model)))
+    whole: Any = optim.AdamW(model.parameters(), 2e-3, no_decay=optim.no_decay(model))
+    if family == "sgd":
+        whole = optim.SGD(model.parameters(), 2e-3, momentum=0.9, weight_decay=0.01, no_decay=optim.no_decay(model))
+    opt = ranks.optimizer(whole)
     average, criterion = optim.ModelEma(model, 0.9), CountingLoss()
     step = ranks.data_parallel(model, opt, loss=criterion)
     losses, norms, sent = [], [], 0

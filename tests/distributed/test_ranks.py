@@ -26,8 +26,9 @@ def trained(ranks: int | None, family: str, shards: int) -> Any:
 
 
 @needs_mpi
-@pytest.mark.parametrize("family", ["vit", "swin"])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "family, ranks", [*((family, ranks) for family in ("vit", "swin") for ranks in (1, 2, 3, 4)), ("sgd", 3)]
+)
 def test_any_number_of_ranks_ends_with_the_same_bits(family: str, ranks: int) -> None:
     alone, found = trained(None, family, 4), trained(ranks, family, 4)
     assert {name: found[name] for name in EXACT} == {name: alone[name] for name in EXACT}
