@@ -2,7 +2,7 @@
 
     python examples/explain_swin.py                                   # 8 x 8, windows of 4, shift 2
     python examples/explain_swin.py --map 7 7 --window 4 --shift 2    # does not divide: padding
-    python examples/explain_swin.py --map 16 --part swin_reach        # only one part of the picture
+    python examples/explain_swin.py --map 16 --part swin_reach        # only one part of the figure
 
 Prints everything as text and draws it as one figure, explain_swin.png and .svg in the folder --out. The numbers come
 from the functions that the models use, by minivit/observe/windows.py. docs/derivations/windows.md explains them.
@@ -50,9 +50,9 @@ def main():
     if (window, shift) != (at.window, at.shift):
         print("\nOn an axis that the window covers completely, it shrinks to the map and does not shift.")
     if files:
-        print("\nThe picture:", *files, sep="\n  ")
+        print("\nThe figure:", *files, sep="\n  ")
     else:
-        print("\nFor the picture, which needs matplotlib: pip install 'minivit[examples]'")
+        print("\nFor the figure, which needs matplotlib: pip install 'minivit[examples]'")
 
 
 if __name__ == "__main__":

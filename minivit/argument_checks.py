@@ -1,4 +1,4 @@
-"""What an argument should have been: each check refuses what does not fit, with what it looks like and the remedy."""
+"""Checks of arguments: each refuses an invalid argument, with a description of it and the remedy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 Shape = tuple[int, ...]
 Like = tuple[type[Any], Shape, Any]  # the type, shape and dtype of an array
 
-_CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images: as the last axis they tell images that are stored channels-last
+_CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images: as the last axis they show that images are channels-last
 
 
 def check_array(name: str, argument: str, x: Any) -> None:
-    """Refuse what is no array, of NumPy or of the GPU, with how to make it one.
+    """Refuse an argument that is not an array of NumPy or of the GPU, with its conversion.
 
     Raises:
         ValueError: naming the layer or function `name` and its argument.
@@ -28,7 +28,7 @@ def check_array(name: str, argument: str, x: Any) -> None:
 
 
 def check_generator(rng: Any) -> None:
-    """Refuse what is no generator of `numpy.random.default_rng`, such as a flag, a seed or a RandomState."""
+    """Refuse an argument that is not a generator of `numpy.random.default_rng`, such as a flag or a seed."""
     if isinstance(rng, np.random.Generator):
         return
     if not hasattr(rng, "random") or hasattr(rng, "seed"):  # NumPy's old generators can be seeded again
@@ -42,15 +42,15 @@ def check_generator(rng: Any) -> None:
 
 
 def check_gradients(name: str, outputs: list[Like], gradients: tuple[Any, ...]) -> None:
-    """Refuse gradients that have not the types, shapes and dtypes of the outputs.
+    """Refuse gradients whose types, shapes or dtypes differ from those of the outputs.
 
     Args:
-        name: of the layer or function whose backward pass this is.
+        name: of the layer or function of the backward pass.
         outputs: (type, shape, dtype) of each.
-        gradients: what the backward pass was called with; for an output of one number, a loss, there may be none.
+        gradients: the arguments of the backward pass; a scalar output, a loss, may have none.
 
     Raises:
-        ValueError: naming the gradient, and what it should be.
+        ValueError: naming the gradient and its expected form.
     """
     if len(gradients) != len(outputs) and (gradients or outputs[0][1] != ()):
         _, shape, dtype = outputs[0]
@@ -61,7 +61,7 @@ def check_gradients(name: str, outputs: list[Like], gradients: tuple[Any, ...]) 
         if type(dy) is kind and dy.shape == shape and dy.dtype == dtype:
             continue
         if shape == () and (isinstance(dy, int | float | complex) or getattr(dy, "shape", None) == ()):
-            continue  # any number does for a loss
+            continue  # a loss accepts any number
         dy_is = _misfit(dy, kind, shape, dtype)
         if dy_is:
             which = "dy" if len(outputs) == 1 else f"gradient {number}"
@@ -69,7 +69,7 @@ def check_gradients(name: str, outputs: list[Like], gradients: tuple[Any, ...]) 
 
 
 def _misfit(dy: Any, kind: type, shape: tuple[int, ...], dtype: Any) -> str:
-    """What is wrong with a gradient of an output of this type, shape and dtype, and what to do; "" if nothing is."""
+    """The fault of a gradient of an output of this type, shape and dtype, with the remedy; "" if there is none."""
     if not hasattr(dy, "dtype") or (dy.shape == () and shape != ()):
         remedy = "a loss gives it, loss, back_loss = F.softmax_cross_entropy(y, labels), then back(back_loss())"
         return f"is a {type(dy).__name__}, but must be dLoss/dy, an array of shape {shape} and dtype {dtype}: {remedy}"
@@ -89,10 +89,10 @@ def _misfit(dy: Any, kind: type, shape: tuple[int, ...], dtype: Any) -> str:
 
 
 def check_images(name: str, x: Any, channels: int) -> None:
-    """Refuse an array that is no batch of images with so many channels.
+    """Refuse an array that is not a batch of images with `channels` channels.
 
     Raises:
-        ValueError: in the words of the layer or function `name`, with what the array looks like and the remedy.
+        ValueError: naming the layer or function `name`, with a description of the array and the remedy.
     """
     if x.ndim != 4 or x.shape[1] != channels:
         remedy = layout_remedy(x.shape, channels)
@@ -102,10 +102,10 @@ def check_images(name: str, x: Any, channels: int) -> None:
 
 
 def layout_remedy(shape: Shape, channels: int) -> str:
-    """What an array looks like whose axes are not (B, channels, H, W), and the expression that makes it so.
+    """The likely axes of an array other than (B, channels, H, W), and the expression that converts it.
 
     Returns:
-        "" where the axes look right, and at most the number of channels is another.
+        "" if the axes look right, except perhaps for the number of channels.
     """
     if len(shape) == 4 and looks_channels_last(shape, channels):
         return "it looks channels-last, use x.transpose(0, 3, 1, 2)" + _then(shape[3], channels)
@@ -123,10 +123,10 @@ def layout_remedy(shape: Shape, channels: int) -> str:
 
 
 def looks_channels_last(shape: Shape, channels: int | None = None) -> bool:
-    """Whether the last axis of an array (..., C, H, W), not the one in front of the pixels, seems to hold the channels.
+    """Whether the last axis of an array seems to hold the channels, instead of the third from the end.
 
     Args:
-        channels: how many there should be, if that is known.
+        channels: their expected number, if known.
     """
     if len(shape) < 3 or shape[-3] == channels:
         return False
@@ -138,7 +138,7 @@ def _then(found: int, channels: int) -> str:
 
 
 def _converted(found: int, channels: int) -> str:
-    """How images (B, found, H, W) get another number of channels."""
+    """The expression that gives images (B, found, H, W) another number of channels."""
     if found == 1:
         return f"repeat the gray channel, numpy.repeat(x, {channels}, axis=1)"
     if found == 4 and channels == 3:

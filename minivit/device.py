@@ -1,6 +1,6 @@
-"""Which library an array belongs to, decided by the array itself, and how arrays move between host and GPU.
+"""The library of an array, determined by the array itself, and moves of arrays between host and GPU.
 
-There is no global device to set or to race on.
+There is no global device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minivit.protocol import Array
 def array_module(x: Any) -> Any:
     """The module (`numpy` or `cupy`) whose functions work on `x`.
 
-    An array cannot be CuPy's if CuPy was never imported, so CPU users never pay for the import.
+    An array cannot be CuPy's if CuPy was never imported, so CPU users never wait for the import.
     """
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
@@ -25,14 +25,14 @@ def array_module(x: Any) -> Any:
 
 
 _moved: dict[tuple[Any, ...], tuple[Array, Array]] = {}  # constants of the host, with their copies on a GPU
-_MOST_MOVED = 1 << 28  # bytes, 256 MiB: many times what a network has; images of ever new sizes would fill a GPU
+_MOST_MOVED = 1 << 28  # bytes, 256 MiB: many times a network's need; images of many sizes would otherwise fill a GPU
 
 
 def constant(array: Array, like: Array) -> Array:
     """A read-only array of NumPy's, such as a table of indices, in the library of `like`.
 
-    A GPU gets it once and then finds it again: a copy at every step would make the host wait. An array that may be
-    written to is copied each time.
+    It is copied to a GPU once and then reused: a copy in every step would make the host wait. A writeable array is
+    copied each time.
     """
     xp = array_module(like)
     if xp is np or array_module(array) is not np:
@@ -44,17 +44,17 @@ def constant(array: Array, like: Array) -> Array:
     if key not in _moved:
         while _moved and array.nbytes + sum(copy.nbytes for _, copy in _moved.values()) > _MOST_MOVED:
             del _moved[next(iter(_moved))]
-        _moved[key] = (array, xp.asarray(array))  # the host's array is kept too, so that its address stays its own
+        _moved[key] = (array, xp.asarray(array))  # the host's array is kept too, so that its address is not reused
     return _moved[key][1]
 
 
 def moved_constants() -> list[Array]:
-    """The copies that `constant` keeps, for whoever must keep them longer."""
+    """The copies that `constant` keeps, for callers that need them longer."""
     return [copy for _, copy in _moved.values()]
 
 
 def owner(array: Array) -> Array:
-    """The array whose memory this one is, or is a part of."""
+    """The array that owns this array's memory."""
     base: Any = getattr(array, "base", None)
     return owner(base) if isinstance(base, type(array)) else array
 
@@ -65,7 +65,7 @@ def gpu_available() -> bool:
         import cupy
 
         return bool(cupy.cuda.is_available()) and cupy.cuda.runtime.getDeviceCount() > 0
-    except Exception:  # the driver's own errors are not ImportError, and none of them means a usable GPU
+    except Exception:  # the driver's errors are not ImportErrors; each means that no GPU is usable
         return False
 
 
@@ -75,17 +75,17 @@ def to_numpy(x: Any) -> Array:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there; a program asks before it loads anything.
+    """Refuse an unavailable device; programs call it before they load anything.
 
     Raises:
         ValueError: for another name than "cpu" and "gpu".
-        RuntimeError: if `"gpu"` is asked for and CuPy is missing or no GPU answers.
+        RuntimeError: for `"gpu"` if CuPy is missing or no GPU answers.
     """
     if device not in ("cpu", "gpu"):
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'gpu'")
     if device == "gpu" and not gpu_available():
         raise RuntimeError(
-            "device 'gpu' was asked for, but no GPU answers: install CuPy for your CUDA version "
+            "device 'gpu' was requested, but no GPU answers: install CuPy for your CUDA version "
             "(pip install 'minivit[gpu-cuda12]' or 'minivit[gpu-cuda13]') and check the driver, or use 'cpu'"
         )
 
@@ -95,10 +95,10 @@ def to_device(x_or_model: Any, device: str) -> Any:
 
     Raises:
         ValueError: for another device name.
-        RuntimeError: if `"gpu"` is asked for and CuPy is missing or no GPU answers.
+        RuntimeError: for `"gpu"` if CuPy is missing or no GPU answers.
     """
     check_device(device)
-    if hasattr(x_or_model, "move_to"):  # a Layer: it knows its parameters and constant arrays
+    if hasattr(x_or_model, "move_to"):  # a Layer, which finds its parameters and constant arrays
         x_or_model.move_to(lambda array: to_device(array, device))
         return x_or_model
     if device == "cpu":

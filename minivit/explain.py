@@ -1,4 +1,4 @@
-"""What `minivit/observe/` offers, under one name: `from minivit import explain`. Pictures: `minivit/draw/`."""
+"""The functions of `minivit/observe/` in one module: `from minivit import explain`. Figures: `minivit/draw/`."""
 
 from minivit.observe.attention import (
     BlockAttention,

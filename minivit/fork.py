@@ -1,6 +1,6 @@
-"""Locks that are free in a forked child: of all threads only the one that forked goes on there.
+"""Locks that are free in a forked child, in which only the thread that forked continues.
 
-A lock that another thread held at that moment would never be released in the child, which would wait forever.
+A lock that another thread held at the fork would never be released in the child, which would wait forever.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Lock:
         return self._holder == threading.get_ident()
 
     def renew(self) -> None:
-        """What a forked child does with it."""
+        """The handler in a forked child."""
         if not self.is_mine:
             self._lock, self._holder = threading.Lock(), None
 

@@ -1,12 +1,12 @@
-"""Two independent proofs that a backward pass is the derivative of its forward pass.
+"""Two independent checks that a backward pass is the derivative of its forward pass.
 
 `check_vjp` compares with 5-point differences along random directions; `check_complex_step` compares every single
 element with the complex step, which has no cancellation and so holds to 1e-12. Both work on functions of
-`minivit.functional`, on layers, on models, and on a reader's own. See docs/gradcheck.md.
+`minivit.functional`, on layers, on models, and on your own. See docs/gradcheck.md.
 
-What fools such checks, and is therefore not done here: dy of ones (softmax and LayerNorm then have gradient 0),
-parameters at their initial values (a gain of 1 hides that it was forgotten), writable inputs. What is left to the
-caller: a batch of at least 2, and at least 2 tokens.
+The checks avoid three causes of false passes: dy of ones (softmax and LayerNorm then have gradient 0), parameters at
+their initial values (a gain of 1 hides its omission), and writable inputs. The caller should use a batch of at least 2,
+and at least 2 tokens.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from minivit.nn.layer import Layer
 from minivit.protocol import Array
 
 # Steps of the 5-point differences. At 1e-3 truncation h^4 and rounding 1e-16/h are both near 1e-12; where the function
-# curves sharply (LayerNorm of a row with next to no variance) truncation is larger, and the next smaller step is tried;
-# at 1e-6 rounding is still only 1e-10. The last two are for kinks inside a layer (a ReLU, a maximum): a step must not
-# reach across one, and of a few hundred ReLUs one lies within 1e-6 of its kink in every thousandth case. A wrong
-# gradient fails at all of them.
+# has large derivatives (LayerNorm of a row with almost no variance) truncation is larger, and the next smaller step is
+# tried; at 1e-6 rounding is still only 1e-10. The last two are for kinks inside a layer (a ReLU, a maximum): a step
+# must not reach across one, and of a few hundred ReLUs one lies within 1e-6 of its kink in every thousandth case. A
+# wrong gradient fails at all of them.
 _STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 _TINY = 1e-30  # complex step: nothing is subtracted, so it may be so small that its square vanishes
-_LOCATE = 4096  # elements that are searched for the worst one, once a random direction has shown an error
+_LOCATE = 4096  # elements that are searched for the worst one after a random direction shows an error
 
 
 class GradientError(AssertionError):
-    """A backward pass is not the derivative of its forward pass; says where."""
+    """A backward pass is not the derivative of its forward pass; the message says where."""
 
 
 def check_vjp(f: Any, *args: Any, seed: int = 0, rng_seed: int | None = None, tolerance: float = 1e-6) -> float:
-    """<back(dy), v> == d/dt <f(x + t v), dy> at t = 0, for random v and dy, over all inputs and parameters at once.
+    """<back(dy), v> == d/dt <f(x + t v), dy> at t = 0, for random v and dy, over all inputs and parameters together.
 
-    Five forward passes, however large f is; where they disagree, each tensor and element is searched for the worst.
+    It takes five forward passes for any f; on disagreement, it searches for the worst tensor and element.
 
     Args:
         f: a function `f(*args) -> y, vjp`, or a Layer (called as `f(x, rng)`, its parameters in float64).
         args: the arguments; floating arrays are differentiated (as float64), all others are constants.
         seed: of dy, of the directions, and of the values that a layer's parameters take during the check.
         rng_seed: a layer with noise gets a new generator of this seed at each call; None means inference.
-        tolerance: of the error, |got - expected| over the largest gradient element of the whole case.
+        tolerance: of the error, |got - expected| over the largest element of all gradients.
 
     Returns:
         the error.
@@ -93,11 +93,11 @@ class _Case:
     def __init__(self, f: Any, args: tuple[Any, ...], seed: int, rng_seed: int | None) -> None:
         self.f, self.rng_seed = f, rng_seed
         self.name = type(f).__name__ if isinstance(f, Layer) else getattr(f, "__name__", repr(f))
-        # a stream of its own: with default_rng(seed), a caller's x from the same seed would equal dy, and a LayerNorm's
+        # a separate stream: with default_rng(seed), a caller's x from the same seed would equal dy, and a LayerNorm's
         # gradient is 0 for dy = x
         self.random = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         self.args = [_frozen(arg) if _is_float(arg) else arg for arg in args]
-        self.inputs = [self._input(place) for place, arg in enumerate(self.args) if _is_float(arg)]
+        self.inputs = [self._input(number) for number, arg in enumerate(self.args) if _is_float(arg)]
         self.tensors: list[_Tensor] = []
 
     def __enter__(self) -> _Case:
@@ -147,7 +147,7 @@ class _Case:
         return back(*(float(part) if part.ndim == 0 else _frozen(part) for part in self.dy))
 
     def _assign_input_gradients(self, grads: Any) -> None:
-        """Each floating argument its gradient, in order; None stands for an argument that was None or left out."""
+        """The gradient of each floating argument, in order; None for an argument that was None or omitted."""
         differentiable = [arg for arg in self.args if arg is None or _is_float(arg)]
         if not isinstance(grads, tuple):
             if len(self.inputs) > 1:
@@ -158,12 +158,12 @@ class _Case:
             grads = (grads,) * len(self.inputs)
         found = list(grads) + [None] * (len(differentiable) - len(grads))
         inputs = iter(self.inputs)
-        for place, grad in enumerate(found):
-            arg = differentiable[place] if place < len(differentiable) else None
+        for number, grad in enumerate(found):
+            arg = differentiable[number] if number < len(differentiable) else None
             if (arg is None) != (grad is None):
                 raise GradientError(
-                    f"{self.name}: back returned {'no gradient' if grad is None else 'a gradient'} at place {place} of "
-                    f"{len(found)}, where the argument is {'None or left out' if arg is None else 'an array'}"
+                    f"{self.name}: back returned {'a' if grad is not None else 'no'} gradient at position {number} of "
+                    f"{len(found)}, where the argument is {'None or omitted' if arg is None else 'an array'}"
                 )
             if grad is not None:
                 tensor = next(inputs)
@@ -189,9 +189,9 @@ class _Case:
             )
         return np.asarray(grad)
 
-    def _input(self, place: int) -> _Tensor:
-        name = "x" if isinstance(self.f, Layer) else f"argument {place}"
-        return _Tensor(name, self.args[place], lambda value: self.args.__setitem__(place, value))
+    def _input(self, number: int) -> _Tensor:
+        name = "x" if isinstance(self.f, Layer) else f"argument {number}"
+        return _Tensor(name, self.args[number], lambda value: self.args.__setitem__(number, value))
 
     def draw(self, shape: tuple[int, ...]) -> Array:
         return np.asarray(self.random.standard_normal(shape))
@@ -247,11 +247,11 @@ class _Case:
                 other.write(other.value.astype(np.complex128))
             tensor.write(point)
             flat = point.reshape(-1)
-            for place in range(flat.size):
-                real = flat[place]
-                flat[place] = real + 1j * _TINY
-                expected[place] = self._projected().imag / _TINY
-                flat[place] = real
+            for index in range(flat.size):
+                real = flat[index]
+                flat[index] = real + 1j * _TINY
+                expected[index] = self._projected().imag / _TINY
+                flat[index] = real
         finally:
             for each in self.tensors:
                 each.write(each.value)
@@ -259,10 +259,10 @@ class _Case:
 
 
 def _locate(case: _Case, error: float, tolerance: float) -> str:
-    """The message about the tensor that is wrong most, and its worst element, searched one by one."""
+    """The message about the tensor with the largest error, and its worst element, searched one by one."""
     errors = [case.error_along_a_direction([tensor], tolerance) for tensor in case.tensors]
-    place = int(np.argmax([np.inf if np.isnan(each) else each for each in errors]))
-    tensor, worst = case.tensors[place], errors[place]
+    number = int(np.argmax([np.inf if np.isnan(each) else each for each in errors]))
+    tensor, worst = case.tensors[number], errors[number]
     if tensor.value.size > _LOCATE:
         return (
             f"{case.name}: the gradient of {tensor.name} {tensor.value.shape} is wrong along a random direction: "
@@ -280,11 +280,11 @@ def _message(case: _Case, tensor: _Tensor, expected: Array, error: float, tolera
     difference = np.abs(tensor.grad - expected)
     flat = int(np.argmax(np.where(np.isnan(difference), np.inf, difference)))
     index = tuple(int(i) for i in np.unravel_index(flat, expected.shape))
-    place = f"{tensor.name}[{', '.join(map(str, index))}]" if index else tensor.name
+    element = f"{tensor.name}[{', '.join(map(str, index))}]" if index else tensor.name
     wrong = int((~(difference <= tolerance * case.scale)).sum())
     return (
         f"{case.name}: the gradient of {tensor.name} {expected.shape} is wrong in {wrong} of {expected.size} elements. "
-        f"Worst at {place}: expected {expected[index]:.10g}, got {tensor.grad[index]:.10g} "
+        f"Worst at {element}: expected {expected[index]:.10g}, got {tensor.grad[index]:.10g} "
         f"(error {error:.1e} of the largest gradient {case.scale:.3g}, allowed {tolerance:.0e})"
     )
 
@@ -298,7 +298,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _frozen(value: Array) -> Array:
-    """A read-only float64 copy: a forward or backward pass that writes into what it was given fails loudly."""
-    copy = np.array(value, np.float64, order="C")  # complex_gradient walks it as one line
+    """A read-only float64 copy: a forward or backward pass that writes into its arguments raises an error."""
+    copy = np.array(value, np.float64, order="C")  # complex_gradient iterates over it as a flat view
     copy.setflags(write=False)
     return copy

@@ -1,13 +1,13 @@
-"""Data parallelism in threads: the batch is cut into shards, and each core runs forward and backward of its own shard.
+"""Data parallelism in threads: the batch is split into shards, and each core runs forward and backward of one shard.
 
-NumPy releases Python's lock inside its loops and products, so threads share the elementwise work too, which one BLAS
-call on two threads cannot.
+NumPy releases Python's lock inside its loops and products, so threads share the elementwise work too, unlike the
+threads of one BLAS call.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,37 +17,39 @@ from minivit.argument_checks import check_array
 from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
+from minivit.fast.precision import current_precision
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.fork import Lock, at_fork
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer, check_layer
+from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Rng, inference
 from minivit.random import split_generator
 
 Loss = Callable[..., Any]
 
 
-# multiply-adds of a shard's forward pass, below which its fixed cost shows: cutting the flagship's 2.1e9 into 4 shards
-# instead of 2 costs 5 % of the time, into 6 costs 13 %, and the small model's 2.3e8 into 4 costs 25 %
+# multiply-adds of a shard's forward pass, below which its fixed cost shows: 4 shards instead of 2
+# cost 5 % of the time at 2.1e9 (the flagship), 6 shards 13 %; 4 shards cost 25 % at 2.3e8 (the small model)
 _WORTH_A_SHARD = 500_000_000
 
 
-_adding = Lock()  # two objects may share a model, whose gradients one of them at a time adds to
+_adding = Lock()  # two objects may share a model; they add to its gradients one at a time
 
 
 class DataParallel:
     """loss_and_grad(images, labels, rng) over shards of the batch, one thread for each.
 
     Every shard has a replica of the model that shares the parameters' data and owns its gradients; these are added to
-    the model's `.grad` in the order of the shards, so a run repeats bit for bit with the same number of shards,
-    whatever the number of threads.
+    the model's `.grad` in the order of the shards, so a run repeats bitwise with the same number of shards
+    and any number of threads.
 
     Args:
         model: the model; its `.data` is shared, its `.grad` receives the sums.
-        threads: how many threads work; the usable cores by default.
-        shards: into how many parts a batch is cut; None is one for each thread, and more where that saves memory and
-            each keeps enough to do. Fewer activations live at a time then, but every shard has gradients of its own,
-            and some fixed cost.
+        threads: their number; the usable cores by default.
+        shards: the number of parts of a batch; None is one for each thread, and more if that saves memory and shards
+            stay large enough. More shards need less memory for activations, but each has its own gradients and some
+            fixed cost.
         loss: `loss(logits, labels, **options) -> loss, back`, a mean over its shard.
     """
 
@@ -67,7 +69,7 @@ class DataParallel:
             raise ValueError(f"shards={shards} must be at least 1")
         self.model: Any = model
         self.loss = loss
-        self._turn = Lock()  # the replicas serve one call at a time
+        self._turn = Lock()  # the replicas allow one call at a time
         self._planned: dict[tuple[int, ...], int] = {}  # shards by the shape of a batch
         keep_freed_memory()
         self._make_replicas(self.shards or self.threads)
@@ -80,7 +82,7 @@ class DataParallel:
     def loss_and_grad(
         self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
     ) -> float:
-        """The mean loss over the whole batch; adds dloss * its gradient to the model's `.grad`.
+        """The mean loss over the batch; adds dloss * its gradient to the model's `.grad`.
 
         Args:
             images: (B, C, H, W).
@@ -90,7 +92,7 @@ class DataParallel:
             loss_options: passed to the loss, such as label_smoothing=0.1.
 
         Raises:
-            whatever a shard raises; the model's gradients are then unchanged.
+            any error of a shard; the model's gradients are then unchanged.
         """
         batch, dloss = _checked_batch(self.model, images, labels), float(dloss)
         count = min(self._shards_for(images), batch)
@@ -105,7 +107,7 @@ class DataParallel:
             back(back_loss(dloss * weight))
             return float(loss) * weight
 
-        # one BLAS thread for each shard, also where one thread runs them all: more would give other bits
+        # one BLAS thread for each shard, even if one thread runs all shards: more would change the last bits
         with self._turn, limit_threads(1):
             self._prepare_replicas(len(here))
             try:
@@ -119,7 +121,7 @@ class DataParallel:
         return sum(losses)
 
     def _error_of_whole(self, images: Array, labels: Array, options: dict[str, Any]) -> ValueError | None:
-        """What the whole batch raises: its sizes are the caller's, those of a shard are not."""
+        """Raise the errors of the batch, whose sizes the caller knows, instead of those of a shard."""
         try:
             with inference():
                 logits, _ = self.replicas[0](images)
@@ -129,13 +131,13 @@ class DataParallel:
         return None
 
     def forget_shards(self) -> None:
-        """Drop the gradients of the shards: after each step, and of another thread's step in a forked child."""
+        """Clear the gradients of the shards, after each step, and after another thread's step in a forked child."""
         for params in self._replica_params:
             for param in params:
                 param.grad = None
 
     def _shards_for(self, images: Array) -> int:
-        """As many as were asked for; else one for each thread, or a multiple of that which needs least memory.
+        """The requested number of shards; else one for each thread, or the multiple of that with the least memory.
 
         With n shards, t threads hold t/n of the batch's activations, and n sets of gradients: the sum is least at
         n = sqrt(t * activations / gradients).
@@ -158,11 +160,11 @@ class DataParallel:
     def _make_replicas(self, count: int) -> None:
         self.replicas = [self.model.replica() for _ in range(count)]
         self._parts = [part for _, part in self.model.parts()]
-        self._params = list(self.model.parameters().values())  # listed once: the tree's walk is not free
+        self._params = list(self.model.parameters().values())  # listed once, because walking the tree takes time
         self._replica_params = [list(replica.parameters().values()) for replica in self.replicas]
 
     def _prepare_replicas(self, count: int) -> None:
-        """Make new replicas of a model that has moved to another device or has got a new head since they were made."""
+        """Make new replicas if the model has moved to another device or has a new head."""
         moved = any(ours.data is not theirs.data for ours, theirs in zip(self._params, self._replica_params[0]))
         if moved or count > len(self.replicas) or self._parts != [part for _, part in self.model.parts()]:
             self._make_replicas(max(count, len(self.replicas)))
@@ -174,7 +176,7 @@ class DataParallel:
     def _add_shards(self, losses: list[float], here: range, count: int) -> list[float]:
         """Add the gradients of the shards to the model's; returns the losses of all `count` shards.
 
-        Shard after shard, in the same order every time; the threads take the parameters in turn.
+        Shard after shard, always in the same order; the threads take the parameters in turn.
         """
 
         def add(first: int) -> None:
@@ -182,7 +184,7 @@ class DataParallel:
                 for params in self._replica_params[:count]:
                     grad = params[index].grad
                     if grad is not None:
-                        self._params[index].accumulate(grad, fresh=True)  # the replica forgets it
+                        self._params[index].accumulate(grad, fresh=True)  # the replica releases it
 
         in_threads(add, range(self.threads), self.threads)
         return losses
@@ -194,7 +196,7 @@ class DataParallel:
 
 
 def _checked_batch(model: Any, images: Array, labels: Array) -> int:
-    """The number of images, after those and their labels have been found to be what a model trains on."""
+    """The number of images, after checking images and labels."""
     check_array("loss_and_grad", "labels", labels)
     model.check_input(images)
     batch, count = len(images), len(labels) if labels.ndim else 1
@@ -220,9 +222,10 @@ at_fork(_forget_in_child)
 class CapturedStep:
     """loss_and_grad(images, labels, rng) on a GPU as one CUDA graph: the kernels follow each other without the host.
 
-    The first batch of each shape runs twice and is recorded; later ones are launched as a whole. The result is that of
+    The first batch of each shape runs twice and is recorded; later ones are launched in one call. A model with a
+    replaced head, other parameters or other weight arrays is recorded anew. The result is that of
     `DataParallel` with one shard to the last bit: dropout and drop path draw the same numbers from the same generator.
-    The gradients stand in the same memory after each call.
+    The gradients are in the same memory after each call.
 
         step = parallel.CapturedStep(model)   # after minivit.to_device(model, "gpu")
         loss = step.loss_and_grad(images, labels, rng)
@@ -238,15 +241,13 @@ class CapturedStep:
 
     def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy) -> None:
         check_layer("CapturedStep", model)
-        if len(model.state()) > len(model.parameters()):
-            raise ValueError("a model with running statistics cannot be captured: use DataParallel")
         self.model: Any = model
         self.loss = loss
-        self._params = list(model.parameters().values())
-        if array_module(self._params[0].data) is np:
-            raise ValueError('a step is captured on a GPU: move the model there by minivit.to_device(model, "gpu")')
         self._graphs: dict[Any, Any] = {}
+        self._parts: list[Layer] = []
+        self._params: list[Parameter] = []
         self._data: list[Array] = []
+        self._renew()
 
     def __repr__(self) -> str:
         return f"CapturedStep({type(self.model).__name__}, graphs={len(self._graphs)})"
@@ -261,19 +262,26 @@ class CapturedStep:
             labels: class numbers (B,) on the host, or distributions (B, K).
             rng: a generator (training) or None.
             dloss: factor of the gradient.
-            loss_options: passed to the loss, such as label_smoothing=0.1. They are recorded: other ones record anew.
+            loss_options: passed to the loss, such as label_smoothing=0.1. They are recorded: other options start a new
+                recording.
 
         Returns:
             the loss, of shape () on the GPU; `float(loss)` waits for it. The next call writes into the same memory.
 
         Raises:
-            RuntimeError: saying what in the step cannot be captured.
+            RuntimeError: naming the part of the step that cannot be captured.
         """
         _checked_batch(self.model, images, labels)
-        if any(param.data is not data for param, data in zip(self._params, self._data)) or not self._data:
-            self._graphs, self._data = {}, [param.data for param in self._params]  # the graphs have their addresses
+        self._renew()
         targets = self._targets(labels)
-        key = (images.shape, targets.shape, rng is None, dloss, tuple(sorted(loss_options.items())))
+        key = (
+            current_precision(),
+            images.shape,
+            targets.shape,
+            rng is None,
+            dloss,
+            tuple(sorted(loss_options.items())),
+        )
         (generator,) = split_generator(rng, 1)
         if key not in self._graphs:
             while len(self._graphs) >= _MOST_GRAPHS:
@@ -282,13 +290,34 @@ class CapturedStep:
         graph = self._graphs[key]
         _, grads = graph.outputs
         for param, grad in zip(self._params, grads):
-            if param.grad is grad and grad is not None:  # it is added to, and the launch writes there
+            if param.grad is grad and grad is not None:  # the launch writes into its memory
                 param.grad = grad.copy()
         loss, _ = graph.launch((images, targets), generator)
         for param, grad in zip(self._params, grads):
             if grad is not None:
                 param.accumulate(grad, fresh=True)
         return loss
+
+    def _renew(self) -> None:
+        """Forget the graphs of a model that has got other layers, parameters or weights: they have the old addresses.
+
+        `__init__` refuses by this what no graph can be made of, and so does a step after the model was changed.
+        """
+        parts, params = list(_every_part(self.model)), list(self.model.parameters().values())
+        data = [param.data for param in params]
+        if _same(parts, self._parts) and _same(params, self._params) and _same(data, self._data):
+            return
+        if not params:
+            raise ValueError("a model without parameters has no step to capture")
+        if len(self.model.state()) > len(params):
+            raise ValueError("a model with running statistics cannot be captured: use DataParallel")
+        on_host = next((name for name, each in self.model.parameters().items() if array_module(each.data) is np), None)
+        if on_host is not None:
+            raise ValueError(
+                f"a step is captured on a GPU, and {on_host} is not there: move the model by "
+                'minivit.to_device(model, "gpu")'
+            )
+        self._graphs, self._parts, self._params, self._data = {}, parts, params, data
 
     def memory(self) -> int:
         """Bytes of GPU memory that the recorded steps hold: activations, gradients and inputs."""
@@ -312,7 +341,7 @@ class CapturedStep:
         return Graph(run, (images, targets), draws)
 
     def _targets(self, labels: Array) -> Array:
-        """(B, K): class numbers as distributions, checked here, because the graph cannot look at them."""
+        """(B, K): class numbers as distributions, checked here, because the graph cannot check them."""
         if labels.dtype.kind not in "iu":
             return labels
         if array_module(labels) is not np:
@@ -323,4 +352,16 @@ class CapturedStep:
         return (labels[:, None] == np.arange(classes)).astype(self._params[0].data.dtype)
 
 
-_MOST_GRAPHS = 4  # each has memory of its own; an epoch needs two, for the usual batch and the last one
+def _every_part(layer: Layer) -> Iterator[Layer]:
+    """All layers of a tree, parents first."""
+    yield layer
+    for _, part in layer.parts():
+        yield from _every_part(part)
+
+
+def _same(found: Sequence[object], known: Sequence[object]) -> bool:
+    """Whether both hold the same objects."""
+    return len(found) == len(known) and all(a is b for a, b in zip(found, known))
+
+
+_MOST_GRAPHS = 4  # each has separate memory; an epoch needs two, for full batches and the last one

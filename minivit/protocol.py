@@ -5,7 +5,7 @@ Read this file first; `minivit/functional/` holds the functions in this form, `m
     y, back = layer(x, rng)     # forward
     dx = back(dy)               # backward: dy = dLoss/dy goes in, dx = dLoss/dx comes out
 
-`back` is a closure. What it names is what is kept for the backward pass, and dropping it frees that.
+`back` is a closure. Its variables are kept for the backward pass, and dropping it frees them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-# to a type checker an array is NumPy's; CuPy's has the same methods, and what differs is in device.py
+# to a type checker an array is NumPy's; CuPy's has the same methods, and device.py handles the differences
 Array: TypeAlias = np.ndarray[Any, Any]
 Rng: TypeAlias = np.random.Generator | None  # a generator (training) or None (inference)
 Back: TypeAlias = Callable[..., Any]  # dy -> dx, or a tuple of gradients in the order of the arguments
@@ -28,9 +28,9 @@ _thread = threading.local()
 
 @contextmanager
 def inference() -> Iterator[None]:
-    """A context in which this thread's forward passes keep nothing: each `back` forgets its function at once.
+    """A context in which this thread's forward passes keep nothing: each `back` drops its function immediately.
 
-    Outputs are the same. It is for `predict`, whose memory then does not grow with the depth of what it runs.
+    Outputs are the same. `predict` uses it, so that its memory does not grow with the depth of the model.
     """
     before = in_inference()
     _thread.inference = True
@@ -41,7 +41,7 @@ def inference() -> Iterator[None]:
 
 
 def in_inference() -> bool:
-    """Whether this thread's forward passes keep nothing, so that what only a backward pass needs can be left out."""
+    """Whether this thread's forward passes keep nothing, so that work for the backward pass can be skipped."""
     return getattr(_thread, "inference", False)
 
 
@@ -49,16 +49,16 @@ def _nothing_kept(*_: Any, **__: Any) -> Any:
     raise RuntimeError("this forward pass ran for inference and kept nothing: call model(x), not model.predict(x)")
 
 
-class once:  # lower case: it is read as the decorator `@once`
+class once:  # lower case, as it is used as the decorator `@once`
     """Decorator of a backward pass: it runs a single time and releases what it captured as it runs.
 
-    A second call would add the same gradients twice, or use arrays that the first one overwrote, so it is a
-    RuntimeError. This object forgets the function when it is called: what a part captured is freed when the part's
-    back returns, so a composite that calls its parts' backs one after the other frees them one after the other.
-    `repr(back)` says whose it is, how much memory it holds, and whether it has run (minivit/nn/printing.py).
+    A second call would add the same gradients twice, or use arrays that the first one overwrote, so it raises a
+    RuntimeError. The call drops the function: memory that a part captured is freed when the part's back returns, so a
+    composite that calls the backs of its parts in turn frees their memory in turn. `repr(back)` has its layer, the
+    memory that it holds, and whether it has run (minivit/nn/printing.py).
 
     Attributes:
-        name: the class of the layer, or the function, that returned it; "" where nothing tells.
+        name: the class of the layer, or the function, that returned it; "" if unknown.
     """
 
     __slots__ = ("_check", "_function", "_others", "_output", "name", "__weakref__")
@@ -71,12 +71,12 @@ class once:  # lower case: it is read as the decorator `@once`
         self.name = ""
 
     def belong_to(self, name: str, y: Any, check: Callable[..., None]) -> None:
-        """Say whose backward pass it is.
+        """Set the name, and check the gradients before the backward pass runs.
 
         Args:
             name: of the layer or function.
             y: its output, or a tuple of them: a gradient must have the type, shape and dtype of its output.
-            check: refuses gradients that have not; see argument_checks.py.
+            check: refuses a gradient that differs; see argument_checks.py.
         """
         self.name = name
         if self._function is _nothing_kept:
@@ -114,7 +114,7 @@ class once:  # lower case: it is read as the decorator `@once`
 
 
 def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Rng = None) -> tuple[Array, Back]:
-    """y = f_n(... f_1(x)), and the chain rule: their backs one after the other, the last one first.
+    """y = f_n(... f_1(x)), and the chain rule: their backs in reverse order.
 
     Args:
         steps: functions or layers; None is skipped.
@@ -129,7 +129,7 @@ def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Rng
 
     @once
     def back(dy: Array) -> Array:
-        while backs:  # a step's back is spent, and so frees its activations, before the next one runs
+        while backs:  # a step's back frees its activations before the next one runs
             dy = backs.pop()(dy)
         return dy
 
@@ -139,6 +139,6 @@ def compose(x: Array, *steps: Callable[..., tuple[Array, Back]] | None, rng: Rng
 def permutation(x: Array, move: Callable[[Array], Array], undo: Callable[[Array], Array]) -> tuple[Array, Back]:
     """y = move(x), which puts each element into exactly one position, and back = undo.
 
-    The Jacobian is a permutation matrix, whose transpose is its inverse: the backward pass is the move undone.
+    The Jacobian is a permutation matrix, whose transpose is its inverse, so the backward pass is the inverse move.
     """
     return move(x), once(undo)

@@ -52,18 +52,18 @@ def push_to_hub(
     """Upload a model; `minivit.from_pretrained(repo_id)` loads it again. Returns the URL of its page.
 
     The repository is made if it does not exist. It gets model.safetensors, config.json, README.md (the model card) and
-    the pictures.
+    the images of `pictures`.
 
     Args:
         model: on any device.
         repo_id: "owner/name".
-        preprocess: how pictures become the model's input; None writes none.
+        preprocess: the transform from images to the model's input; None writes none.
         classes: names of the classes, in the order of the logits.
         title: of the card; None is the model's kind.
         facts: rows of the card's table, such as {"data": "MNIST", "seed": 0}.
         labels, logits: (n,) and (n, K) of test images, for the accuracy of each class.
         pictures: image files that the card shows, such as curves.png.
-        license: such as "mit"; None leaves a note in the card that there is none.
+        license: such as "mit"; None adds a note to the card that there is none.
         private: None is the owner's default for a new repository.
         token: with permission to write; None is HF_TOKEN's or that of `hf auth login`.
         endpoint: URL of a mirror, instead of HF_ENDPOINT's.
@@ -73,15 +73,15 @@ def push_to_hub(
         ImportError: without huggingface_hub.
         PermissionError: without a token, or with one that may not write there.
         ConnectionError: the Hub cannot be reached, or refuses the files.
-        ValueError: arguments that do not belong together.
+        ValueError: arguments that contradict each other.
     """
     if classes is not None and len(classes) != model.num_classes:
         raise ValueError(f"{len(classes)} names of classes for a model of num_classes={model.num_classes}")
     if (labels is None) != (logits is None):
-        raise ValueError("labels and logits belong together: give both for the accuracy of each class, or neither")
-    missing = [str(picture) for picture in pictures if not Path(picture).is_file()]
+        raise ValueError("give both labels and logits, for the accuracy of each class, or neither")
+    missing = [str(path) for path in pictures if not Path(path).is_file()]
     if missing:
-        raise ValueError(f"{missing[0]}: no such picture")
+        raise ValueError(f"{missing[0]}: no such image file")
     hub = _library()
     token = token or hub.get_token()
     if not token:
@@ -102,19 +102,19 @@ def push_to_hub(
             per_class=None
             if labels is None or logits is None
             else report.class_accuracies(labels, logits, classes or [f"class {k}" for k in range(logits.shape[1])]),
-            pictures=[Path(picture).name for picture in pictures],
+            pictures=[Path(path).name for path in pictures],
         )
         (out / "README.md").write_text(card, encoding="utf-8")
-        for picture in pictures:
-            shutil.copy(picture, out)
+        for path in pictures:
+            shutil.copy(path, out)
         return _upload(hub, out, repo_id, token, endpoint, private, commit_message)
 
 
 def hub_config(model: Model, preprocess: Preprocess | None, classes: Sequence[str] | None) -> dict[str, Any]:
     """The content of config.json in timm's form: architecture, its arguments, classes and preprocessing.
 
-    A model that timm has not, such as a hybrid of a size of its own, has no "architecture"; minivit reads its
-    configuration from model.safetensors.
+    A model that timm lacks, such as a hybrid of another size, has no "architecture"; minivit reads its configuration
+    from model.safetensors.
     """
     config, kind = model.config, type(model).__name__
     found: dict[str, Any] = {"num_classes": model.num_classes}
@@ -153,13 +153,13 @@ def _upload(
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
     except hub.errors.HFValidationError as error:
-        raise ValueError(f"repo_id={repo_id!r} is no name of a repository, owner/name: {error}") from None
-    except Exception as error:  # its HTTP client has changed with each major version, and so have the types
+        raise ValueError(f"repo_id={repo_id!r} is not the name of a repository, owner/name: {error}") from None
+    except Exception as error:  # its HTTP client, and so the types of errors, has changed with each major version
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = " ".join(str(error).split())[:300] or type(error).__name__
         if status in (401, 403):
             raise PermissionError(
-                f"the Hub refuses to write {repo_id} ({why}): take a token that may write there, and check the owner"
+                f"the Hub refuses to write {repo_id} ({why}): use a token that may write there, and check the owner"
             ) from error
         raise ConnectionError(
             f"{repo_id} could not be uploaded ({why}): check the network and HF_ENDPOINT, and try again; what is there "

@@ -1,4 +1,4 @@
-"""Randomness is an argument: `rng=None` means inference, a generator means training, and nothing draws in secret.
+"""Randomness is an argument: `rng=None` means inference, a generator means training, and there is no hidden state.
 
 Numbers are drawn on the host by default, so that a seed gives the same masks on CPU and GPU.
 """
@@ -22,14 +22,14 @@ class _Unset:
         return "UNSET"
 
 
-# a seed for layers whose weights are about to be loaded: nothing is drawn, and their memory is not even touched
+# a seed for layers whose weights will be loaded: nothing is drawn, and their memory is not touched
 UNSET = _Unset()
 
 
 def as_generator(seed: Any) -> Any:
-    """A NumPy generator from a seed, a tuple of integers, None (fresh entropy) or a generator (returned as it is).
+    """A NumPy generator from a seed, a tuple of integers, None (fresh entropy) or a generator (returned unchanged).
 
-    `UNSET` is returned as it is, too.
+    `UNSET` is returned unchanged, too.
     """
     if seed is UNSET:
         return seed
@@ -48,7 +48,7 @@ def split_generator(rng: Rng, count: int) -> list[Any]:
 
 
 def copy_generator(rng: Rng) -> Rng:
-    """A generator in the same state: it will draw the same numbers again (a replay). None stays None."""
+    """A generator in the same state, which draws the same numbers again. None stays None."""
     return copy.deepcopy(rng)
 
 

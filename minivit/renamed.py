@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from typing import Any, cast
 
-# modules of version 0.1, and where what they held stands now
+# modules of version 0.1, and the modules that replace them
 MODULES = {
     "minivit.backend": "minivit.fast",
     "minivit.backend.blas": "minivit.fast.blas_threads",
@@ -45,12 +45,12 @@ def old_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
 
 
 def _warn(old: str, new: str) -> None:
-    message = f"{old} is now {new}: the old name goes in version 1.0"
+    message = f"{old} is now {new}: the old name is removed in version 1.0"
     warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
 class _OldModules:
-    """An old module is the new one itself. Asked first, or `minivit.backend.blas` would be found a second time."""
+    """An old module is the new one itself. Tried first, or `minivit.backend.blas` would be imported twice."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, cast(Any, self)) if fullname in MODULES else None

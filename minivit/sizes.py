@@ -14,11 +14,11 @@ def pair(size: Any) -> Size:
     """Height and width; a single number is both.
 
     Raises:
-        ValueError: if it is neither a whole number nor two of them.
+        ValueError: if it is neither an integer nor two.
     """
     sizes = size if isinstance(size, tuple | list) else (size, size)
     if len(sizes) != 2 or not (isinstance(sizes[0], int | np.integer) and isinstance(sizes[1], int | np.integer)):
-        raise ValueError(f"{size!r} is no size: give a whole number, or two of them for height and width")
+        raise ValueError(f"{size!r} is no size: give an integer, or two for height and width")
     return int(sizes[0]), int(sizes[1])
 
 

@@ -39,13 +39,13 @@ except ImportError as error:
 
 __all__ = ["ViTClassifier"]
 
-# A batch is cut into so many shards on every machine, because their number decides the last bits of the result.
+# The number of shards of a batch on every machine, because it affects the last bits of the result.
 _SHARDS = 2
-# Positions start at a deviation of 0.5 and not of 0.02, near that of embedded features: a token of one feature or few
-# pixels says little without its position. After 15 epochs on the 8x8 digits 96.4 % and not 92.7 % are right.
+# Positions start at a deviation of 0.5 instead of 0.02, near that of embedded features: a token of one feature or few
+# pixels means little without its position. After 15 epochs on the 8x8 digits the accuracy is 96.4 % instead of 92.7 %.
 _POSITIONS = 25.0
 _PREDICTED = 256  # samples at a time
-_PATCHES = 4  # along each side of an image, where patch_size is not given: 16 tokens make a step cheap
+_PATCHES = 4  # along each side of an image, the default of patch_size: with 16 tokens a step is fast
 
 
 class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -80,10 +80,10 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
     Attributes:
         classes_: (K,) the labels, sorted.
         n_features_in_: numbers of a sample: columns of a table, C H W of images.
-        image_shape_: (C, H, W) of the images that the model is given.
-        mean_, scale_: what X is standardized with, shapes (C, 1, 1) or (1, 1, features).
+        image_shape_: (C, H, W) of the model's images.
+        mean_, scale_: of the standardization of X, shapes (C, 1, 1) or (1, 1, features).
         model_: the `minivit.ViT`.
-        n_iter_: epochs that were run.
+        n_iter_: the number of completed epochs.
         history_: for each epoch a dict with loss, accuracy and validation_accuracy (nan without early stopping).
     """
 
@@ -123,8 +123,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         """Train on samples X (n, ...) and their labels y (n,), numbers or strings; returns itself.
 
         Raises:
-            ValueError: X or y that make no training set, or an argument that is out of range.
-            FloatingPointError: a loss that stays without a finite value.
+            ValueError: for invalid X or y, or an argument out of range.
+            FloatingPointError: if the loss stays without a finite value.
         """
         self._check_arguments()
         images = self._images(X, reset=True)  # (n, C, H, W)
@@ -156,14 +156,14 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         for name in ("max_iter", "batch_size", "n_iter_no_change"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction!r} must lie between 0 and 1")
 
-    # --- from X to what the model takes ---
+    # --- from X to the model's input ---
 
     def _images(self, X: Any, reset: bool) -> Array:
-        """X as images (n, C, H, W) of float64; with `reset` their shape is remembered, else it must be that."""
+        """X as images (n, C, H, W) of float64; with `reset` their shape is stored, else compared."""
         axes = np.ndim(X) if isinstance(X, list | tuple) else getattr(X, "ndim", 2)
         if axes in (3, 4):
             images = check_array(X, allow_nd=True, dtype=np.float64)
@@ -174,7 +174,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
             if len(shape) not in (2, 3) or np.prod(shape) != table.shape[1]:
                 raise ValueError(
                     f"image_shape={self.image_shape!r} does not fit rows of {table.shape[1]} numbers: give (H, W) or "
-                    "(C, H, W) whose product that is"
+                    "(C, H, W) with that product"
                 )
             images = table.reshape(len(table), *((1, *shape) if len(shape) == 2 else shape))
         if reset:
@@ -188,7 +188,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         axes = (0,) if self.image_shape_[:2] == (1, 1) else (0, 2, 3)
         self.mean_ = images.mean(axis=axes, keepdims=True)[0]
         deviation = images.std(axis=axes, keepdims=True)[0]
-        # a constant feature becomes 0; rounding of its mean must not be blown up
+        # a constant feature becomes 0; rounding of its mean must not be amplified
         constant = deviation <= 1e-12 * np.abs(self.mean_)
         self.scale_ = np.where(constant, 1.0, deviation)
 
@@ -262,7 +262,7 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
 
 
 class _Epochs:
-    """What `minivit.train.fit` needs of a run, in memory: it counts epochs, and ends when the score no longer rises."""
+    """The run for `minivit.train.fit`, in memory: it counts epochs, and ends when the score no longer rises."""
 
     def __init__(self, patience: int | None, verbose: bool) -> None:
         self.patience, self.verbose = patience, verbose

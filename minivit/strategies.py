@@ -7,7 +7,7 @@
     def test_linear(args):
         minivit.check_vjp(F.linear, *args)
 
-Values from a seed keep examples fast and let hypothesis shrink what matters, the shapes. Needs `minivit[test]`.
+Values from a seed keep examples fast and let hypothesis shrink only the shapes. Needs `minivit[test]`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seeds() -> Any:
 
 
 def sizes(low: int = 1, high: int = 3) -> Any:
-    """Axis lengths. They shrink towards 2, because a batch of 1 or a single token hides mistakes."""
+    """Axis lengths. They shrink towards 2, because a batch of 1 or a single token hides errors."""
     return st.integers(low, high).map(lambda n: {low: min(2, high), min(2, high): low}.get(n, n))
 
 

@@ -1,7 +1,7 @@
-"""What a model consists of and costs: shapes, parameters, multiply-adds, and the bytes kept for the backward pass.
+"""The summary of a model: shapes, parameters, multiply-adds, and the bytes kept for the backward pass.
 
-Everything is measured on the real thing: one image runs through the model, stage by stage, and the bytes are those that
-the stage's `back` really holds.
+All are measured: one image runs through the model, stage by stage, and the bytes are those that each stage's `back`
+holds.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Summary:
             return []
         return [
             f"With every token in the last block, as papers count: {self.published_macs:,} MACs forward "
-            f"({self.published_macs / 1e9:.2f} G). The head reads no other token, so minivit skips them."
+            f"({self.published_macs / 1e9:.2f} G). The head reads no other token, so minivit skips the others."
         ]
 
 
@@ -84,9 +84,9 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
 
     Args:
         model: a ViT, Swin or any other model.
-        img_size: int or (H, W); the size that the model was built for by default.
-        quiet: return the table without printing it. None does so in notebooks and other interactive sessions, which
-            show what a line returns.
+        img_size: int or (H, W); the model's img_size by default.
+        quiet: return the table without printing it. None does so in interactive sessions, which display a returned
+            value.
     """
     size = model.config["img_size"] if img_size is None else img_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -95,7 +95,7 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     shape = x.shape
     kept = Kept([*(param.data for param in model.parameters().values()), *model.constants()])
     rows: list[Row] = []
-    backs: list[Any] = []  # all alive, so that a shared buffer counts once
+    backs: list[Any] = []  # all kept alive, so that a shared buffer counts once
     for name, stage in model.leaves():
         macs = _multiply_adds(stage, x.shape, every_token=False)
         x, back = stage(x)

@@ -1,4 +1,4 @@
-"""Tables for people: as text with aligned columns, and as HTML, which notebooks show."""
+"""Tables as text with aligned columns, and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from html import escape
 
 Cells = Sequence[str]
 
-# No colors: text and lines have those of the notebook, light or dark. `pre` keeps the blanks that indent parts.
+# No colors: text and lines have the notebook's, light or dark. `pre` keeps the spaces that indent parts.
 _TABLE = "font-size:small;border-collapse:collapse;margin:0.5em 0"
 _CELL = "padding:0.15em 0.6em;white-space:pre;text-align:"
 _TALLEST = "max-height:40em;overflow:auto"
 
 
 def aligned(rows: Sequence[Cells], left: Collection[int]) -> list[str]:
-    """Rows of cells as lines of text, columns two blanks apart; columns are flush right but for those in `left`."""
+    """Rows of cells as lines of text, columns two spaces apart and flush right, except those in `left`."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [
         "  ".join(

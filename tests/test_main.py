@@ -163,7 +163,7 @@ def test_inspect_describes_a_file(capsys, tmp_path, kind, layout):
     assert field(out, "unknown") == "0 names"
     arguments = field(out, "arguments")
     if (kind, layout) in UNSEEN:
-        assert "say window_size=" in arguments
+        assert "give window_size=" in arguments
         return
     shown = ("num_classes", "embed_dim", "num_heads", "in_chans")
     assert all(f"{name}={model.config[name]!r}" in arguments for name in shown), arguments

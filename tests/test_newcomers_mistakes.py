@@ -498,7 +498,7 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_loaded(tmp_path, opt
         check=False,
     )
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: device 'gpu' was asked for, but no GPU answers: install CuPy"), done.stderr
+    assert done.stderr.startswith("error: device 'gpu' was requested, but no GPU answers: install CuPy"), done.stderr
 
 
 def test_every_program_asks_for_its_device_first(monkeypatch):

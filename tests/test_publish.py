@@ -166,9 +166,9 @@ def test_without_a_network_it_says_so() -> None:
     ("options", "says"),
     [
         ({"classes": ("cat", "dog")}, "2 names of classes for a model of num_classes=3"),
-        ({"labels": np.zeros(2, int)}, "labels and logits belong together"),
-        ({"pictures": ["none.png"]}, "none.png: no such picture"),
-        ({"repo_id": "not a name"}, "no name of a repository"),
+        ({"labels": np.zeros(2, int)}, "give both labels and logits"),
+        ({"pictures": ["none.png"]}, "none.png: no such image file"),
+        ({"repo_id": "not a name"}, "not the name of a repository"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(fake: Any, options: dict[str, Any], says: str) -> None:

@@ -30,7 +30,7 @@ OLD: dict[str, Any] = {
 @pytest.mark.parametrize("name", OLD)
 def test_an_old_name_gives_the_new_one_with_a_warning(name: str) -> None:
     module, _, attribute = name.rpartition(".")
-    with pytest.warns(DeprecationWarning, match=rf"{re.escape(name)} is now minivit\..*goes in version 1\.0"):
+    with pytest.warns(DeprecationWarning, match=rf"{re.escape(name)} is now minivit\..*is removed in version 1\.0"):
         assert getattr(importlib.import_module(module), attribute) is OLD[name]
 
 

@@ -146,8 +146,8 @@ def test_a_fitted_model_is_pickled_and_cloned() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"max_iter": 0}, "max_iter=0 must be a whole number"),
-        ({"batch_size": 2.5}, "batch_size=2.5 must be a whole number"),
+        ({"max_iter": 0}, "max_iter=0 must be an integer"),
+        ({"batch_size": 2.5}, "batch_size=2.5 must be an integer"),
         ({"validation_fraction": 1.0}, "validation_fraction=1.0 must lie between"),
         ({"num_heads": 3}, "divisible by num_heads=3"),
         ({"n_jobs": 0}, "threads=0"),

@@ -13,11 +13,14 @@ from typing import Any
 
 import jupytext
 import nbformat
+import site_comments
 from docutils import nodes
 from myst_nb.sphinx_ import Parser as NotebookParser
 from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
+from sphinx.locale import init as messages
 from sphinx.transforms import SphinxTransform
+from sphinx.util.i18n import docname_to_domain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,9 +68,31 @@ class KeepFormulas(SphinxTransform):
             node["translatable"] = False
 
 
+class TranslateLessons(SphinxTransform):
+    """What Sphinx leaves in English: comments in a lesson's code, and the word over a folded solution."""
+
+    default_priority = 21  # after Sphinx's own translations
+
+    def apply(self, **options: Any) -> None:
+        lesson = Path(self.env.doc2path(self.env.docname)).suffix == ".py"
+        if self.config.language == "en" or not lesson:
+            return
+        domain = docname_to_domain(self.env.docname, self.config.gettext_compact)
+        folders = [str(Path(self.env.srcdir) / folder) for folder in self.config.locale_dirs]
+        catalog, found = messages(folders, self.config.language, domain)
+        for node in self.document.findall(nodes.literal_block) if found else ():
+            if "python" in node.get("language", ""):
+                node.rawsource = site_comments.translated(node.astext(), catalog.gettext)
+                node[:] = [nodes.Text(node.rawsource)]
+        for raw in list(self.document.findall(nodes.raw)):
+            text = raw.astext().replace("<summary>Solution ", "<summary>解答 ")
+            raw.replace_self(nodes.raw("", text, format=raw["format"]))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("myst_nb")
     app.add_source_parser(Parser, override=True)
     app.add_transform(KeepFormulas)
+    app.add_transform(TranslateLessons)
     app.add_config_value("minivit_fingerprint", "", "env")  # a change reads every page again
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jupytext
+import site_notebooks
 from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parents[1]
@@ -83,17 +83,14 @@ def add_context(app: Sphinx, pagename: str, template: str, context: dict[str, An
     context["other_uri"] = f"{up}../{file}" if chinese else f"{up}zh/{file}"
     context["only_english"] = chinese and doctree is not None and pagename not in chinese_pages()
     context["is_lesson"] = (DOCS / f"{pagename}.py").exists()
+    if context["is_lesson"]:
+        context["services"] = site_notebooks.services(pagename.split("/")[-1], site_notebooks.repository())
 
 
 def write_lessons(app: Sphinx, error: Exception | None) -> None:
     """Beside each lesson's page: the script, and the notebook without output."""
-    if error is not None or app.builder.name != "html":
-        return
-    for script in (DOCS / "lessons").glob("[0-9]*.py"):
-        text = script.read_text(encoding="utf-8")
-        target = Path(app.outdir) / "lessons" / script.name
-        target.write_text(text, encoding="utf-8")
-        jupytext.write(jupytext.reads(text, fmt="py:percent"), target.with_suffix(".ipynb"))
+    if error is None and app.builder.name == "html":
+        site_notebooks.write(Path(app.outdir) / "lessons")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

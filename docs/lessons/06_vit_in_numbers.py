@@ -4,9 +4,11 @@
 # This page passes one image through ViT-B/16, from pixels to 1,000 classes, and prints every shape. You will be able to
 # compute each step by hand, and to account for each of its 86,567,656 parameters.
 #
-# **Words used here.** A *token* is a vector that stands for one piece of the input. A *linear map* multiplies with a
-# matrix of *weights* and adds a *bias*. *Attention* mixes information between tokens ([page 3](03_self_attention.py),
-# [page 4](04_many_heads.py)); *position embeddings* give each token its position ([page 5](05_order.py)). The
+# **Run time.** The code of this page takes about 6 s on one core of a server processor.
+#
+# **Words used here.** A *token* is a vector that stands for one piece of the input. A *linear map* multiplies by a
+# matrix of *weights* and adds a *bias*. *Attention* mixes information between tokens ([lesson 3](03_self_attention.py),
+# [lesson 4](04_many_heads.py)). *Position embeddings* tell each token its position ([lesson 5](05_order.py)). The
 # *parameters* of a model are all the numbers that it learns.
 
 # %%
@@ -19,8 +21,8 @@ from minivit import functional as F, nn
 from minivit.draw import figures
 
 # %% [markdown]
-# The weights are random here: shapes, counts and the arithmetic do not depend on what a model has learned. "B" is the
-# size and "16" the patch (Dosovitskiy et al. 2021, table 1).
+# The weights are random here: shapes, counts and the arithmetic do not depend on what a model has learned. In the name,
+# "B" stands for the size *base*, and 16 is the side of a patch in pixels (Dosovitskiy et al. 2021, table 1).
 
 # %%
 model = minivit.create_model("vit_base_patch16_224")
@@ -30,8 +32,8 @@ print(f"{sum(param.size for param in params.values()):,} numbers in {len(params)
 # %% [markdown]
 # ## The image
 #
-# An image has 3 channels (red, green, blue) of 224 x 224 pixels. We draw one, a sun over hills. The first axis is the
-# batch: the number of images that are computed together. Here it is one.
+# An image has 3 channels (red, green, blue) of 224 x 224 pixels. The next cell draws one, a sun over hills. The first
+# axis of its array is the batch: the number of images that are computed together. Here it is one.
 
 # %%
 y, x = np.mgrid[0:224, 0:224] / 224  # (224, 224) each: 0 at the top and at the left
@@ -49,8 +51,8 @@ print("image", image.shape, image.dtype)
 # The image is cut into patches of 16 x 16 pixels. There are 224 / 16 = 14 of them on each side, so 14 x 14 = 196.
 #
 # Two numbers are easily confused here. Short notes on ViT often write "14*14" at this step. That is the **grid**, the
-# number of patches. The **kernel**, which reads one patch, is 16 x 16, and so is the **stride**, the step from one
-# patch to the next. A kernel of 14 belongs to another model, ViT-H/14, whose grid is 16 x 16.
+# number of patches. The **kernel**, which reads one patch, is 16 x 16. So is the **stride**, the step from one patch to
+# the next. A kernel of 14 belongs to another model, ViT-H/14, whose grid is 16 x 16.
 
 # %%
 row, column = 4, 8  # one patch at the edge of the sun
@@ -89,14 +91,14 @@ figures.show(
 # y_{o,u,w} = b_o + \sum_{c=1}^{3} \sum_{i=0}^{15} \sum_{j=0}^{15} W_{o,c,i,j}\; x_{c,\,16u+i,\,16w+j}
 # $$
 #
-# This is a *convolution*: the same weights, the kernel, move over the image in steps. (That a patch has 768 pixel
-# values and a token 768 channels is a coincidence of this model.) Written as loops, for any kernel and stride, on a
-# small image:
+# This is a *convolution*: the same weights, the kernel, are applied at each step over the image. (That a patch has 768
+# pixel values and a token 768 channels is a coincidence of this model.) Here it is in loops, for any kernel and stride,
+# on a small image:
 
 
 # %%
 def convolution(x, weight, bias, stride):
-    """x (C, H, W), weight (D, C, P, P) -> (D, gh, gw), written out."""
+    """x (C, H, W), weight (D, C, P, P) -> (D, gh, gw), in loops."""
     outputs, channels, patch, _ = weight.shape
     gh, gw = (x.shape[1] - patch) // stride + 1, (x.shape[2] - patch) // stride + 1
     y = np.zeros((outputs, gh, gw))
@@ -122,11 +124,11 @@ assert error < 1e-13
 print(f"grid {by_loops.shape[1:]}, tokens {tokens.shape}; the largest difference is {error:.0e}")
 
 # %% [markdown]
-# ## ... and as a cut and a linear map
+# ## Patch embedding, as a linear map
 #
-# Kernel and stride are equal, so every pixel is read exactly once. The convolution then amounts to this: cut the image,
-# write each patch as a row of 768 numbers, and multiply all rows with one matrix. The backward pass is that of a linear
-# map ([derivation](../derivations/patch_embed.md)).
+# Kernel and stride are equal, so every pixel is read exactly once. The convolution then amounts to this: cut the image
+# into patches, write each patch as a row of 768 numbers, and multiply all rows by one matrix. The backward pass is that
+# of a linear map ([derivation](../derivations/patch_embed.md)).
 
 # %%
 weight, bias = params["patch_embed.proj.weight"].data, params["patch_embed.proj.bias"].data
@@ -147,9 +149,9 @@ assert patches.shape == (1, 196, 768) and np.abs(patches - by_matrix).max() < 1e
 # %% [markdown]
 # ### With and without a norm
 #
-# Some models normalize each token right after this map, with a LayerNorm ([derivation](../derivations/layer_norm.md)):
-# it subtracts the token's mean, divides by its standard deviation, and applies a learned gain and offset. Swin does so,
-# ViT does not. `nn.PatchEmbed` supports both.
+# Some models normalize each token right after this map, with a LayerNorm ([derivation](../derivations/layer_norm.md)).
+# A LayerNorm subtracts the token's mean, divides by its standard deviation, and applies a learned gain and offset. Swin
+# does so, ViT does not. `nn.PatchEmbed` supports both.
 
 # %%
 plain = nn.PatchEmbed((16, 16), 3, 768, seed=0)
@@ -167,11 +169,10 @@ assert np.allclose(F.layer_norm(without, np.ones(768, "f4"), np.zeros(768, "f4")
 # ## The class token and the positions
 #
 # One more token is put in front: the *class token*, 768 learned numbers that are the same for every image. It belongs
-# to no patch. It goes through all blocks with the others and attends to them, and in the end the classifier reads only
-# this token. So 196 tokens become 197.
+# to no patch. It passes through all blocks with the other tokens and attends to them. In the end the classifier reads
+# only this token. So 196 tokens become 197.
 #
-# Then each token gets its position: a learned table with 197 rows, one for each token, is added. Adding changes no
-# shape.
+# Then the positions are added: a learned table with 197 rows, one for each token. Adding changes no shape.
 
 # %%
 cls_token, pos_embed = params["cls_token"].data, params["pos_embed"].data  # (1, 1, 768), (1, 197, 768)
@@ -193,8 +194,8 @@ assert stream.shape == (1, 197, 768) and np.array_equal(stream, placed)
 # m = x + \mathrm{attention}(\mathrm{norm}_1(x)), \qquad y = m + \mathrm{mlp}(\mathrm{norm}_2(m))
 # $$
 #
-# The sums are *residual connections*: the input is kept, and the layers only add to it. First the attention, with H =
-# 12 heads of d = 768 / 12 = 64 channels:
+# The sums are *residual connections*: the input is kept, and the layers only add to it. First comes the attention, with
+# H = 12 heads of d = 768 / 12 = 64 channels:
 
 # %%
 block = model.blocks[0]
@@ -223,8 +224,8 @@ for name, array in (
 assert np.abs(weights.sum(axis=-1) - 1).max() < 1e-5
 
 # %% [markdown]
-# Then the *MLP* (multilayer perceptron): each token by itself is mapped to 4 x 768 = 3,072 numbers, passed through
-# [GELU](../derivations/gelu.md), and mapped back to 768. Tokens do not interact here.
+# Then comes the *MLP* (multilayer perceptron). It maps each token to 4 x 768 = 3,072 numbers, applies the nonlinearity
+# [GELU](../derivations/gelu.md) to each number, and maps the result back to 768. Tokens do not interact here.
 
 # %%
 normed2, _ = block.norm2(middle)  # (1, 197, 768)
@@ -254,9 +255,9 @@ for name, stage in model.leaves():
 logits = out  # (1, 1000)
 
 # %% [markdown]
-# The last block returns one token and not 197. The head reads only the class token, so in the last block the outputs of
-# the other tokens are not used; only their keys and values are needed. minivit does not compute the rest. This changes
-# no number that is used:
+# The last block returns one token and not 197. The head reads only the class token, so the outputs of the other tokens
+# in the last block are not used. Only their keys and values are needed, and minivit does not compute the rest. This
+# changes no number that is used:
 
 # %%
 before_last = stream
@@ -272,8 +273,9 @@ print(f"short {short.shape}, full {full.shape}; the class tokens differ by {diff
 assert difference < 1e-5
 
 # %% [markdown]
-# The rest is small: a last norm, the selection of the class token, and a linear map to K = 1,000 *logits*, one for each
-# class of ImageNet. A softmax turns logits into probabilities. With random weights all probabilities are small.
+# Three small steps follow: a last norm, the selection of the class token, and a linear map to K = 1,000 *logits*, one
+# for each class of ImageNet. A softmax turns logits into probabilities. With random weights all probabilities are
+# small.
 
 # %%
 class_token = model.norm(short)[0][:, 0]  # (1, 768)
@@ -290,44 +292,67 @@ assert np.abs(predicted - logits).max() < 1e-4 and abs(probabilities.sum() - 1) 
 # %% [markdown]
 # ## 86,567,656 parameters, term by term
 #
-# Nearly all are matrices of linear maps. With D = 768 and M = 3,072:
+# Nearly all parameters are in the matrices of linear maps. The next cell counts them, with D = 768 channels and M =
+# 3,072 numbers inside the MLP.
+#
+# **Predict first.** Which part has most of the parameters: the patch embedding, the attentions, the MLPs or the head?
+# And which share?
 
 # %%
-D, M, N, K, P, C, L = 768, 3072, 196, 1000, 16, 3, 12
-norm = D + D  # gain and offset
-attention = (3 * D * D + 3 * D) + (D * D + D)  # to q, k and v; out of the heads
-mlp = (D * M + M) + (M * D + D)  # fc1, fc2
-terms = {
-    "patch embedding": P * P * C * D + D,
-    "class token": D,
-    "positions": (N + 1) * D,
-    "blocks: norms": L * 2 * norm,
-    "blocks: attention": L * attention,
-    "blocks: MLP": L * mlp,
-    "last norm": norm,
-    "head": D * K + K,
-}
+D, M, N, K, P, C, L = 768, 3072, 196, 1000, 16, 3, 12  # C colors, L blocks
+
+
+def parameter_terms(D, M, N):
+    norm = D + D  # gain and offset
+    attention = (3 * D * D + 3 * D) + (D * D + D)  # to q, k and v; out of the heads
+    mlp = (D * M + M) + (M * D + D)  # fc1, fc2
+    return {
+        "patch embedding": P * P * C * D + D,
+        "class token": D,
+        "positions": (N + 1) * D,
+        "blocks: norms": L * 2 * norm,
+        "blocks: attention": L * attention,
+        "blocks: MLP": L * mlp,
+        "last norm": norm,
+        "head": D * K + K,
+    }
+
+
+terms = parameter_terms(D, M, N)
 for name, count in terms.items():
     print(f"{name:18s} {count:>11,}  {count / sum(terms.values()):6.2%}")
 print(f"{'together':18s} {sum(terms.values()):>11,}")
 assert sum(terms.values()) == sum(param.size for param in params.values()) == 86_567_656
-assert sum(param.size for param in block.parameters().values()) == 2 * norm + attention + mlp
+one_block = sum(terms[f"blocks: {part}"] for part in ("norms", "attention", "MLP")) // L
+assert sum(param.size for param in block.parameters().values()) == one_block
+assert 0.65 < terms["blocks: MLP"] / sum(terms.values()) < 0.66
 
 # %% [markdown]
-# ## 17.6 billion multiplications
+# The MLPs have nearly two thirds of all parameters, and the attentions nearly one third.
 #
-# A product of matrices (n, a) and (a, b) takes n a b multiplications, each with an addition: a *MAC*, multiply and
-# accumulate. Nearly all of a network's time is spent on them. With T = 197 tokens:
+# ## 17.6 billion multiply-adds
+#
+# A product of matrices (n, a) and (a, b) takes n a b multiplications, each with an addition. One such pair is a *MAC*
+# (multiply and accumulate) or *multiply-add*. Most of a network's time is spent on them. The next cell counts them with
+# T = 197 tokens.
+#
+# **Predict first.** Only the scores and the weighted sums grow with the square of the number of tokens. Which share of
+# all multiply-adds is theirs: 4 %, 20 % or 50 %?
+
 
 # %%
-T = N + 1
-macs = {
-    "patch embedding": N * P * P * C * D,
-    "blocks: q, k, v and out": L * T * 4 * D * D,
-    "blocks: scores, weights v": L * 2 * T * T * D,  # the only term that grows with the square of the tokens
-    "blocks: MLP": L * T * 2 * D * M,
-    "head": D * K,
-}
+def mac_terms(D, M, N):
+    T = N + 1
+    return {
+        "patch embedding": N * P * P * C * D,
+        "blocks: q, k, v and out": L * T * 4 * D * D,
+        "blocks: scores, weights v": L * 2 * T * T * D,  # the only term that grows with the square of the tokens
+        "blocks: MLP": L * T * 2 * D * M,
+        "head": D * K,
+    }
+
+
+macs = mac_terms(D, M, N)
 total = sum(macs.values())
 for name, count in macs.items():
     print(f"{name:26s} {count / 1e9:6.2f} G  {count / total:6.2%}")
@@ -339,8 +364,8 @@ print(f"minivit itself does {done / 1e9:.2f} G, because it skips the unused outp
 assert 16.1e9 < done < 16.5e9
 
 # %% [markdown]
-# Papers and tools count differently. Some leave out the scores and the weighted sums, which have no weights of their
-# own: then it is 16.85 G. And "GFLOPs" often means MACs.
+# The scores and the weighted sums take 4 %. Papers and tools count differently. Some leave out these two, because they
+# have no weights of their own. Then the total is 16.85 G. And "GFLOPs" often means MACs.
 
 # %%
 print(f"without scores and weighted sums: {(total - macs['blocks: scores, weights v']) / 1e9:.2f} G")
@@ -375,9 +400,9 @@ figures.show(
 # %% [markdown]
 # ## Two heads
 #
-# The head of this model is one linear map. In pretraining the paper used a larger one: a linear map, a tanh, and then
-# the classifier. `representation_size` adds it; the head for a new task (fine-tuning) is again a single linear map. A
-# model with a single block shows the difference:
+# The head of this model is one linear map. For pretraining the paper used a larger one: a linear map, a tanh, and then
+# the classifier. The argument `representation_size` adds it. The head for a new task (fine-tuning) is again a single
+# linear map. A model with a single block shows the difference:
 
 # %%
 short_model = minivit.ViT(depth=1, num_classes=1000)
@@ -398,9 +423,9 @@ assert extra == 768 * 768 + 768 and np.abs(hidden).max() < 1
 # %% [markdown]
 # ## Patches of a feature map
 #
-# The paper has one other way to make tokens, the *hybrid*: a small convolutional network processes the image first, and
-# the patches are cut from its map. The rest of the model is unchanged. In the smallest hybrid that was published, a
-# convolution and a maximum halve the image twice, and patches of 8 x 8 are cut from a map with 64 channels:
+# The paper has another way to make tokens, the *hybrid*. A small convolutional network processes the image first, and
+# the patches are cut from its output, the feature map. The rest of the model is unchanged. In the smallest published
+# hybrid a convolution and a max-pooling each halve the sides, and patches of 8 x 8 are cut from a map with 64 channels:
 
 # %%
 hybrid = minivit.create_model("vit_tiny_r_s16_p8_224")
@@ -412,25 +437,85 @@ assert x.shape == (1, 49, 192)  # a grid of 7 x 7: each token stands for 32 x 32
 assert hybrid.embed(image)[0].shape == (1, 50, 192)
 
 # %% [markdown]
-# Larger ones add the blocks of a ResNet; see [the hybrid](../hybrid.md).
-
-# %% [markdown]
+# Larger hybrids add the blocks of a ResNet (see [the hybrid](../hybrid.md)).
+#
 # ## What you have seen
 #
 # - The kernel is 16 x 16 with a stride of 16; the grid is 14 x 14; 196 patches become 196 tokens of 768 numbers.
-# - That convolution is a cut and one linear map. A norm after it is optional: Swin has it, ViT does not.
-# - A class token in front makes 197; positions are added and change no shape. Blocks change no shape either, except
-#   minivit's last, which computes only the token that the head reads.
-# - Nearly two thirds of all parameters and of all work are in the MLPs. Attention's scores and weighted sums are 4 % of
-#   the work, and the only part that grows with the square of the number of tokens.
-# - The head is one linear map, or in pretraining a linear map, a tanh and another.
+# - That convolution is the same as one linear map of the cut patches. A norm after it is optional: Swin has it, ViT
+#   does not.
+# - A class token in front makes 197 tokens. Positions are added and change no shape. Blocks change no shape either,
+#   except minivit's last, which computes only the token that the head reads.
+# - Nearly two thirds of all parameters and of all multiply-adds are in the MLPs. Attention's scores and weighted sums
+#   are 4 % of the multiply-adds, and the only part that grows with the square of the number of tokens.
+# - The head is one linear map. In pretraining it is a linear map, a tanh and another linear map.
 #
 # ## Try it
 #
-# 1. Call `convolution` with `stride=2` and a kernel of 4. How large is the grid now, and how often is an inner pixel
-#    read? Why can `F.patch_embed` not do this?
-# 2. Count the parameters and MACs of `vit_small_patch16_224` (D = 384, M = 1,536) with the terms above. Compare with
-#    `nn.multiply_adds(model, (1, 3, 224, 224))`.
-# 3. Take an image of 384 x 384 pixels. How many tokens are there, and what share of the work are the scores now?
+# **Exercise 1.** Call `convolution` with `stride=2` and a kernel of 4. How large is the grid now, and how often is an
+# inner pixel read? Why can `F.patch_embed` not do this?
 #
+# <details>
+# <summary>Solution 1</summary>
+#
+# An image of 8 x 12 gives a grid of 3 x 5, because (8 - 4) / 2 + 1 = 3 and (12 - 4) / 2 + 1 = 5. An inner pixel is read
+# four times: by two kernel positions in each direction. `F.patch_embed` cuts the image into patches that do not
+# overlap, and reads each pixel once. For overlapping patches there is `F.conv2d`.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+# Solution 1
+overlapping = convolution(small, kernel, shift, stride=2)
+general, _ = F.conv2d(small[None], kernel, shift, stride=2)  # (1, 5, 3, 5)
+assert overlapping.shape == (5, 3, 5) and np.allclose(overlapping, general[0])
+
+reads = np.zeros((8, 12), int)
+for u in range(3):
+    for w in range(5):
+        reads[2 * u : 2 * u + 4, 2 * w : 2 * w + 4] += 1
+print("how often each pixel is read:")
+print(reads)
+assert reads[0, 0] == 1 and (reads[2:-2, 2:-2] == 4).all()
+
+# %% [markdown]
+# **Exercise 2.** Count the parameters and the multiply-adds of `vit_small_patch16_224` (D = 384, M = 1,536) with the
+# terms above. Check the result by `model.parameters()` and `nn.multiply_adds(model, (1, 3, 224, 224))`.
+#
+# <details>
+# <summary>Solution 2</summary>
+#
+# It has 22,050,664 parameters and takes 4.60 G multiply-adds, about a quarter of those of ViT-B/16. Half the channels
+# make a quarter of each matrix.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+# Solution 2
+small_vit = minivit.create_model("vit_small_patch16_224")
+count, work_of_small = sum(parameter_terms(384, 1536, N).values()), sum(mac_terms(384, 1536, N).values())
+print(f"{count:,} parameters, {work_of_small / 1e9:.2f} G multiply-adds")
+assert count == sum(param.size for param in small_vit.parameters().values()) == 22_050_664
+assert work_of_small == nn.multiply_adds(small_vit, (1, 3, 224, 224)) and round(work_of_small / 1e9, 2) == 4.60
+
+# %% [markdown]
+# **Exercise 3.** Take an image of 384 x 384 pixels. How many tokens are there? Which share of the multiply-adds is now
+# spent on the scores and the weighted sums?
+#
+# <details>
+# <summary>Solution 3</summary>
+#
+# The grid is 24 x 24, so there are 576 patches and 577 tokens. The scores and the weighted sums take 11 % of 55.5 G
+# multiply-adds, compared with 4 % at 224 pixels.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+# Solution 3
+large = mac_terms(D, M, (384 // 16) ** 2)
+share = large["blocks: scores, weights v"] / sum(large.values())
+print(f"{(384 // 16) ** 2 + 1} tokens, {sum(large.values()) / 1e9:.1f} G multiply-adds, {share:.0%} for the scores")
+assert round(share, 2) == 0.11 and round(sum(large.values()) / 1e9, 1) == 55.5
+
+# %% [markdown]
 # Next: [7. Pretraining](07_pretraining.py)

@@ -1,14 +1,16 @@
 # %% [markdown]
 # # 9. Backpropagation through the whole network
 #
-# A network is trained by the gradient: how the loss changes with each of its parameters. This page follows the gradient
+# A network is trained by its gradient: how the loss changes with each of the parameters. This page follows the gradient
 # of one image from the loss back to a single pixel, every step by hand. You will be able to read `y, back = layer(x)`
 # anywhere in this library, and to check that a gradient is right.
 #
-# **Words used here.** The *loss* is one number that says how wrong an answer is; training makes it small. The
+# **Run time.** The code of this page takes about 4 s on one core of a server processor.
+#
+# **Words used here.** The *loss* is one number that says how wrong an answer is. Training makes it small. The
 # *parameters* are the numbers that a network learns. The *gradient* of the loss with respect to an array has the shape
-# of that array, and says for each of its numbers: how much does the loss grow if this one grows a little? We write
-# `dname` for dLoss/dname. [Page 6](06_vit_in_numbers.py) introduces the network.
+# of that array. It says for each number how much the loss grows if this number grows a little. We write `dname` for
+# dLoss/dname. [Lesson 6](06_vit_in_numbers.py) introduces the network.
 
 # %%
 import os
@@ -28,14 +30,14 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 # ## One number: the slope
 #
 # Take $y = x^2$. If $x$ grows by a little, $y$ grows by $2x$ times as much. Now suppose that a loss is computed from
-# $y$, and that $dy$ is known, how the loss changes with $y$. Then it changes with $x$ as
+# $y$. Let $dy$ say how the loss changes with $y$. Then the loss changes with $x$ as
 #
 # $$
 # dx = dy \cdot 2x
 # $$
 #
-# Forward needs $x$ and gives $y$. Backward needs $dy$ and gives $dx$, but it needs the $x$ of the forward pass too. So
-# let the forward pass return two things: its result, and a function that keeps $x$.
+# The forward pass gets $x$ and returns $y$. The backward pass gets $dy$ and returns $dx$, but it also needs the $x$ of
+# the forward pass. So let the forward pass return two things: its result, and a function that keeps $x$.
 
 
 # %%
@@ -65,8 +67,8 @@ print("dx at 3:", back3(1.0), "and at 5:", back5(1.0))
 # %% [markdown]
 # ## The chain rule: closures in reverse order
 #
-# Now three functions in a row, $y = \exp(\sin(x^2))$. The chain rule says: multiply the slopes. With closures: call the
-# backward functions, the last one first, and pass each the result of the one before.
+# Now take three functions, one after the other: $y = \exp(\sin(x^2))$. The chain rule says: multiply the slopes. With
+# closures this means: call the backward functions, the last one first, and give each the result of the call before.
 
 
 # %%
@@ -100,7 +102,7 @@ print(f"backward: dy = {dy} -> db = {db:.4f} -> da = {da:.4f} -> dx = {dx:.4f}")
 
 h = 1e-6
 difference = (np.exp(np.sin((x + h) ** 2)) - np.exp(np.sin((x - h) ** 2))) / (2 * h)
-print(f"from two values of y near by: {difference:.4f}")
+print(f"from two values of y close to each other: {difference:.4f}")
 assert abs(dx - difference) < 1e-8
 
 # %% [markdown]
@@ -116,8 +118,8 @@ print("compose gives the same dx:", f"{dx:.4f}")
 # ## Many numbers
 #
 # In a network $x$ and $y$ are arrays. A linear map $y = x W^\top$ has a slope for each pair of an input and an output:
-# $W$ itself. An input changes the loss through every output, so its gradient is a sum over the outputs,
-# $dx = dy\, W$. The weights get a gradient as well, $dW = dy^\top x$ ([derivation](../derivations/linear.md)).
+# the element of $W$ for this pair. An input changes the loss through every output, so its gradient is a sum over the
+# outputs, $dx = dy\, W$. The weights get a gradient as well, $dW = dy^\top x$ ([derivation](../derivations/linear.md)).
 
 # %%
 values, weight = np.array([[1.0, -2.0, 0.5]]), np.array([[2.0, 0.0, 1.0], [-1.0, 3.0, 0.0]])  # (1, 3), (2, 3)
@@ -139,21 +141,21 @@ assert np.array_equal(dweight, dy.T @ values)
 #
 # ## One digit, one network
 #
-# The network is a small ViT: 4 x 4 patches of 7 x 7 pixels, 16 numbers for each token, two blocks. Its weights are
-# random; the results hold for any weights. We compute in float64, so that rounding is negligible.
+# The network is a small ViT with 4 x 4 patches of 7 x 7 pixels, 16 numbers for each token, and two blocks. Its weights
+# are random. The rules of this page hold for any weights. We compute in float64, so that rounding is negligible.
 
 # %%
 mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), download=False, quiet=True)
-place = int(np.flatnonzero(mnist.train_labels == 4)[0])  # the first 4
-image = data.normalize(mnist.train_images[place : place + 1]).astype(np.float64)  # (1, 1, 28, 28)
-label = mnist.train_labels[place : place + 1]  # (1,)
+first = int(np.flatnonzero(mnist.train_labels == 4)[0])  # the first 4
+image = data.normalize(mnist.train_images[first : first + 1]).astype(np.float64)  # (1, 1, 28, 28)
+label = mnist.train_labels[first : first + 1]  # (1,)
 
 model = minivit.ViT(28, 7, 1, 10, embed_dim=16, depth=2, num_heads=2, dtype="float64", seed=0)
 params = model.parameters()
 print(f"image {image.shape}, label {label}, {sum(param.size for param in params.values()):,} parameters")
 
 # %% [markdown]
-# Forward, stage by stage. Each call returns a result and a backward function:
+# First comes the forward pass, stage by stage. Each call returns a result and a backward function:
 
 # %%
 tokens, back_embed = model.embed(image)  # (1, 17, 16): the class token and 16 patches
@@ -164,14 +166,14 @@ pooled, back_pool = model.pool(normed)  # (1, 16)
 logits, back_head = model.head(pooled)  # (1, 10)
 loss, back_loss = F.softmax_cross_entropy(logits, label)
 print(f"logits {np.round(logits[0], 3)}")
-print(f"loss {loss:.4f}; all ten classes alike would be log 10 = {np.log(10):.4f}")
+print(f"loss {loss:.4f}; with equal probabilities for all ten classes it is log 10 = {np.log(10):.4f}")
 
 # %% [markdown]
 # ## The backward pass, step by step
 #
 # **The loss.** Its `back` starts with dLoss/dLoss = 1. The result is simple: the probabilities, minus 1 at the right
-# class ([derivation](../derivations/cross_entropy.md)). The right logit should grow (its gradient is negative: the loss
-# falls), all others should shrink.
+# class ([derivation](../derivations/cross_entropy.md)). The gradient of the right logit is negative: the loss falls if
+# this logit grows. The gradients of all other logits are positive.
 
 # %%
 dlogits = back_loss()  # (1, 10)
@@ -180,7 +182,7 @@ assert np.allclose(dlogits, probabilities - np.eye(10)[label])
 print("dlogits", np.round(dlogits[0], 3))
 
 # %% [markdown]
-# **The head**, a linear map. As above, $dx = dy\,W$. Its weights got their gradient in the same call.
+# **The head** is a linear map. As above, $dx = dy\,W$. Its weights got their gradient in the same call.
 
 # %%
 dpooled = back_head(dlogits)  # (1, 16)
@@ -189,20 +191,25 @@ assert np.allclose(params["head.weight"].grad, dlogits.T @ pooled)
 print("dpooled", np.round(dpooled[0, :4], 4), "...")
 
 # %% [markdown]
-# **Pooling** selected the class token, so the gradient goes to the class token. The **last norm** rescales: its input
-# was small, so a change of it had a large effect, and the gradient grows.
+# **Pooling** selected the class token, so the gradient goes to the class token. The **last norm** divides its input by
+# the standard deviation of the input.
+#
+# **Predict first.** The input of this norm has a small standard deviation, about 0.02. Is the gradient larger or
+# smaller after the backward pass of the norm than before it?
 
 # %%
 dnormed = back_pool(dpooled)  # (1, 1, 16)
 dafter1 = back_norm(dnormed)  # (1, 1, 16)
 print(f"the norm's input has a standard deviation of {after1.std():.3f}")
 print(f"|dnormed| = {np.linalg.norm(dnormed):.4f} -> |dafter1| = {np.linalg.norm(dafter1):.4f}")
-assert np.linalg.norm(dafter1) > np.linalg.norm(dnormed)
+assert np.linalg.norm(dafter1) > 10 * np.linalg.norm(dnormed) and round(after1.std(), 2) == 0.02
 
 # %% [markdown]
+# It is larger. Division by a small number makes a small change of the input a large change of the output.
+#
 # **The last block.** Up to here only the class token had a gradient. In the block it attended to the patches, so now
-# they get gradients, too. We follow one patch, in row 1 and column 2 of the grid, counted from 0: token number 1 + 4 +
-# 2 = 7 (the class token is number 0).
+# they get gradients, too. We follow the patch in row 1 and column 2 of the grid, counted from 0. Its token has the
+# number 1 + 4 + 2 = 7, because the class token is number 0.
 
 # %%
 dafter0 = back_block1(dafter1)  # (1, 17, 16)
@@ -215,13 +222,13 @@ for name, gradient in steps.items():
 assert np.linalg.norm(dafter0[0, n]) > 0
 
 # %% [markdown]
-# The patch's gradient is small compared with the class token's: it comes through attention, whose weights in a new
-# network are nearly uniform over all tokens. The class token's gradient hardly changes, because it also passes through
+# The patch's gradient is small compared with the class token's. It comes through attention, whose weights in a new
+# network are nearly the same for all tokens. The class token's gradient hardly changes, because it also passes through
 # the residual connections of both blocks, $y = x + f(x)$, whose gradient is $dx = dy + \ldots$
 #
-# **The embedding.** Before the blocks token 7 was the sum of its embedded patch and its position. A sum passes its
-# gradient to both, so the position and the patch got exactly this gradient. Each pixel contributes to all 16 numbers of
-# the token, each with one weight of the kernel; its gradient is a sum of 16 products:
+# **The embedding.** Before the blocks, token 7 was the sum of its embedded patch and its position vector. A sum passes
+# its gradient to both terms, so both get exactly this gradient. Each pixel contributes to all 16 numbers of the token,
+# with one weight of the kernel for each. So the pixel's gradient is a sum of 16 products:
 
 # %%
 dimage = back_embed(dtokens)  # (1, 1, 28, 28)
@@ -254,14 +261,14 @@ figures.show(
 )
 
 # %% [markdown]
-# Each patch shows the same pattern, because all share one kernel. It is stronger where the patch is empty. The channels
-# of such a token hardly vary, and the norm at the start of a block divides by their standard deviation: the smaller
-# that is, the larger the gradient.
+# Each patch shows a similar pattern, because all patches share one kernel. The pattern is stronger where the patch is
+# empty. The channels of such a token hardly vary, and the norm at the start of a block divides by their standard
+# deviation. The smaller this is, the larger the gradient.
 
 # %%
 spread = tokens[0, 1:].std(axis=1)  # (16,), of each patch's token
 sizes = np.linalg.norm(dtokens[0, 1:], axis=1)  # (16,), of its gradient
-ink = mnist.train_images[place].reshape(4, 7, 4, 7).max(axis=(1, 3)).reshape(16) > 0
+ink = mnist.train_images[first].reshape(4, 7, 4, 7).max(axis=(1, 3)).reshape(16) > 0
 print(
     f"{(~ink).sum()} empty patches: standard deviation {spread[~ink].mean():.2f}, |gradient| {sizes[~ink].mean():.4f}"
 )
@@ -271,7 +278,7 @@ print(f"correlation of their logarithms: {agreement:.3f} (-1 would be exactly on
 assert agreement < -0.9
 
 # %% [markdown]
-# That is the whole path, from the loss to a pixel. The model's own `back` does exactly this in one call:
+# This is the whole path from the loss to a pixel. The model's own `back` does exactly this in one call:
 
 
 # %%
@@ -294,8 +301,8 @@ print(f"by hand and by the model: the same loss, image gradient and {len(own)} p
 # %% [markdown]
 # ## Inside a block
 #
-# A block is itself a small network, so its `back` calls the backward functions of its parts. Where a value was used
-# twice, by the residual connection and by the branch, its two gradients are added:
+# A block is itself a small network, and its `back` calls the backward functions of its parts. A value that was used
+# twice, by the residual connection and by the branch, gets the sum of two gradients:
 
 # %%
 block = model.blocks[1]
@@ -306,16 +313,16 @@ normed2, back_norm2 = block.norm2(middle)
 after_mlp, back_mlp = block.mlp(normed2)
 assert np.allclose(middle + after_mlp, after1)
 
-dmiddle = dafter1 + back_norm2(back_mlp(dafter1))  # past the MLP, and through it
+dmiddle = dafter1 + back_norm2(back_mlp(dafter1))  # by the residual connection, and through the MLP
 through_attention = back_norm1(back_attn(dmiddle))  # (1, 17, 16)
 dx = through_attention.copy()
-dx[:, :1] += dmiddle  # past the attention
+dx[:, :1] += dmiddle  # by the residual connection
 assert np.allclose(dx, dafter0, rtol=1e-12)
 print(
-    f"class token: |past| = {np.linalg.norm(dmiddle):.4f}, |through attention| = "
+    f"class token: |by the residual| = {np.linalg.norm(dmiddle):.4f}, |through attention| = "
     f"{np.linalg.norm(through_attention[0, 0]):.4f}"
 )
-print(f"our patch:   |past| = 0, |through attention| = {np.linalg.norm(through_attention[0, n]):.6f}")
+print(f"our patch:   |by the residual| = 0, |through attention| = {np.linalg.norm(through_attention[0, n]):.6f}")
 
 # %% [markdown]
 # ## Every part, every gradient
@@ -331,8 +338,8 @@ assert np.isclose(trace["head"].norm_dy, np.linalg.norm(dlogits)) and np.array_e
 assert np.isclose(trace["blocks.1"].norm_dx, np.linalg.norm(dafter0))
 
 # %% [markdown]
-# The same as a chart. Above, from stage to stage; below, each parameter's own gradient. In the first block the
-# gradients of the norms are small; none has vanished and none has exploded, thanks to the residual connections.
+# The next figure shows the same numbers. The upper chart has the gradient at each stage, and the lower chart the
+# gradient of each parameter. None has vanished and none has exploded, thanks to the residual connections.
 
 # %%
 figure, _ = trace_pictures.draw_gradient_flow(trace)
@@ -349,9 +356,12 @@ assert all(np.isfinite(gradient).all() and gradient.any() for gradient in trace.
 # %% [markdown]
 # ## What is kept, and when it is released
 #
-# Each `back` keeps the arrays that it needs. Between the two passes the activations are only in these closures. In the
-# backward pass each closure is dropped once it has run, so memory falls step by step. We run 32 images, stage by stage,
-# and count the memory held by the backward functions in the list:
+# Each `back` keeps the arrays that it needs. The results of the layers, the *activations*, are held only by these
+# closures between the two passes. In the backward pass each closure is dropped once it has run. The next cell runs 32
+# images, stage by stage, and counts the memory that is held by the backward functions.
+#
+# **Predict first.** When is most memory held: during the forward pass, between the passes, or during the backward pass?
+# How much is left at the end?
 
 # %%
 batch = data.normalize(mnist.train_images[:32]).astype(np.float64)  # (32, 1, 28, 28)
@@ -379,7 +389,7 @@ print(f"the most is held between the passes: {max(kept) / 1024:,.0f} KiB for 32 
 figure, axes = figures.new(width=8, height=3.6)
 axes.bar(range(len(kept)), np.array(kept) / 1024, color=[figures.COLORS[0]] * (half + 1) + [figures.COLORS[1]] * half)
 axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-axes.set(ylabel="held by the backs, KiB")
+axes.set(ylabel="held by backward functions (KiB)")
 axes.set_title("Memory rises in the forward pass and falls in the backward pass", loc="left")
 figures.show(
     figure,
@@ -389,8 +399,8 @@ figures.show(
 )
 
 # %% [markdown]
-# Released arrays cannot be used again. So a `back` runs once, and a second call raises an error instead of returning a
-# wrong gradient:
+# Most memory is held between the passes, and nothing is left at the end. Released arrays cannot be used again. So a
+# `back` runs once, and a second call raises an error instead of returning a wrong gradient:
 
 # %%
 y, back = model(image)
@@ -403,8 +413,8 @@ except RuntimeError as error:
     print(error)
 
 # %% [markdown]
-# In your own code the decorator `once` makes any backward function behave like this. It releases the function when it
-# is called:
+# In your own code the decorator `once` makes any backward function behave like this. When the function is called,
+# `once` releases what it kept:
 
 # %%
 y, back = 9.0, once(lambda dy: 6.0 * dy)
@@ -413,8 +423,10 @@ assert back(1.0) == 6.0 and back.spent and back.kept == []
 # %% [markdown]
 # ## Check the gradient by changing the pixel
 #
-# The gradient predicts: if this pixel grows by $h$, the loss grows by $h$ times `dpixel`. To test this, we compute the
-# loss twice, with the pixel a little brighter and a little darker, and compare:
+# The gradient predicts: if this pixel grows by $h$, the loss grows by $h$ times `dpixel`. To test this, compute the
+# loss twice, with the pixel a little brighter and a little darker. Then compare the slope with the gradient.
+#
+# **Predict first.** Is the comparison more accurate, the smaller $h$ is?
 
 
 # %%
@@ -434,8 +446,9 @@ print(f"backward pass: {dpixel:+.10e}")
 assert min(errors) < 1e-6 and errors[-1] > min(errors) * 10
 
 # %% [markdown]
-# They agree to many digits, but not for every $h$. With a large $h$ the curvature adds an error; with a small one, two
-# nearly equal numbers are subtracted, and mostly rounding is left. The backward pass has neither error.
+# The slope and the gradient agree to many digits, but not for every $h$. With a large $h$ the curvature of the loss
+# adds an error. With a small $h$, two nearly equal numbers are subtracted, and mostly rounding is left. The backward
+# pass has neither error.
 
 # %%
 figure, axes = figures.new(width=7, height=3.2)
@@ -450,8 +463,8 @@ figures.show(
 )
 
 # %% [markdown]
-# Nor does it need two losses for every number. One forward and one backward pass give all gradients together; with
-# differences each gradient takes two forward passes:
+# The backward pass is also much faster. One forward and one backward pass give all gradients together. With differences
+# each number takes two forward passes:
 
 # %%
 numbers = image.size + sum(param.size for param in params.values())
@@ -469,9 +482,9 @@ assert 2 * numbers > 10_000
 # ## Gradient checks for all parameters
 #
 # The library's checks work in a similar, more accurate way ([how](../gradcheck.md)). `check_vjp` moves all pixels and
-# all parameters together along a random direction and compares the slope with the gradients. `check_complex_step` finds
-# each single slope with a complex step, without any subtraction, to full precision. Both return the error and raise
-# where it is too large:
+# all parameters together along a random direction, and compares the slope with the gradients. `check_complex_step`
+# finds each slope with a complex step, which needs no subtraction and is exact up to rounding. Both return the error,
+# and raise an exception if it is too large:
 
 # %%
 two, two_labels = batch[:2], labels[:2]
@@ -494,18 +507,96 @@ assert error < 1e-12
 # %% [markdown]
 # ## What you have seen
 #
-# - `y, back = layer(x)`: the result, and a closure that keeps what the backward pass needs.
+# - `y, back = layer(x)` returns the result, and a closure that keeps what the backward pass needs.
 # - By the chain rule the backward functions are called in reverse order. A value that was used twice gets the sum of
 #   two gradients.
-# - The gradient reached the class token from the loss, a patch through attention, and a pixel through the kernel.
-# - Memory rises in the forward pass and falls in the backward pass; a backward function runs once.
+# - The gradient passed from the loss to the class token, through attention to a patch, and through the kernel to a
+#   pixel.
+# - Memory rises in the forward pass and falls in the backward pass. A backward function runs once.
 # - Differences agree with the gradient to many digits, and cost two forward passes for each number.
 #
 # ## Try it
 #
-# 1. Follow another path: from the loss to one number of `blocks.0.mlp.fc1.weight`. Check it by differences.
-# 2. Let `square` use its `x` twice: write $x^4$ as `square(square(x))` and as $x^2 \cdot x^2$, with backward functions
-#    by hand. Both must give $4x^3$.
-# 3. Give `trace` a network with `depth=12`. How much does the gradient change from the last block to the first?
+# **Exercise 1.** Follow another path: from the loss to one number of `blocks.0.mlp.fc1.weight`. Check it by
+# differences.
 #
+# <details>
+# <summary>Solution 1</summary>
+#
+# The gradient that enters block 0 is `dafter0`. The block ends with `middle + mlp(norm2(middle))`, so this gradient
+# also enters `back_mlp`. Inside the MLP it passes through the linear map `fc2` and through GELU. The weights of `fc1`
+# then get $dW = dh^\top x$, where $x$ is the input of the MLP and $dh$ the gradient in front of GELU.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+# Solution 1
+block0 = model.blocks[0]
+middle0 = tokens + block0.attn(block0.norm1(tokens)[0])[0]  # (1, 17, 16)
+x = block0.norm2(middle0)[0]  # (1, 17, 16), the input of the MLP
+hidden, _ = F.linear(x, block0.mlp.fc1.weight.data, block0.mlp.fc1.bias.data)  # (1, 17, 32 or more)
+_, vjp_gelu = F.gelu(hidden)
+dhidden = vjp_gelu(dafter0 @ block0.mlp.fc2.weight.data)  # the same shape
+dweight = np.einsum("bnh,bnd->hd", dhidden, x)
+assert np.allclose(dweight, by_hand["blocks.0.mlp.fc1.weight"], rtol=1e-10, atol=1e-15)
+
+
+def loss_with_weight(change):
+    weight = block0.mlp.fc1.weight
+    weight.data[3, 5] += change
+    result = F.softmax_cross_entropy(model(image)[0], label)[0]
+    weight.data[3, 5] -= change
+    return result
+
+
+slope = (loss_with_weight(1e-4) - loss_with_weight(-1e-4)) / 2e-4
+print(f"number [3, 5]: gradient {dweight[3, 5]:+.10e}, from two losses {slope:+.10e}")
+assert np.isclose(slope, dweight[3, 5], rtol=1e-5)
+
+# %% [markdown]
+# **Exercise 2.** Compute $x^4$ in two ways: as `square(square(x))`, and as $a \cdot a$ with $a = x^2$ and a backward
+# function for the product of two numbers. Both must give $4x^3$.
+#
+# <details>
+# <summary>Solution 2</summary>
+#
+# In the second way $a$ is used twice, so its gradient is the sum of the two gradients of the product. Each of them is
+# $dy \cdot a$, so $da = 2a \cdot dy = 2x^2 \cdot dy$. Then `square` multiplies by $2x$, which gives $4x^3$.
+#
+# </details>
+
+
+# %% tags=["hide-cell"]
+# Solution 2
+def product(a, b):
+    return a * b, lambda dy: (dy * b, dy * a)
+
+
+_, back = compose(1.5, square, square)
+a, back_a = square(1.5)
+_, back_product = product(a, a)
+da = sum(back_product(1.0))  # a was used twice
+print(back(1.0), back_a(da), 4 * 1.5**3)
+assert back_a(da) == 4 * 1.5**3
+
+# %% [markdown]
+# **Exercise 3.** Trace a network with `depth=12`. How much does the gradient change from the last block to the first?
+#
+# <details>
+# <summary>Solution 3</summary>
+#
+# It grows by a factor of 1.5 over the twelve blocks, so it neither vanishes nor explodes. The residual connections pass
+# it on, and each block adds a little.
+#
+# </details>
+
+# %% tags=["hide-cell"]
+# Solution 3
+deep = minivit.ViT(28, 7, 1, 10, embed_dim=16, depth=12, num_heads=2, dtype="float64", seed=0)
+deep_trace = explain.trace(deep, image, label)
+ends = deep_trace["blocks.11"].norm_dy, deep_trace["blocks.0"].norm_dx
+print(f"|dy| of the last block {ends[0]:.4f}, |dx| of the first {ends[1]:.4f}: a factor {ends[1] / ends[0]:.2f}")
+assert round(ends[1] / ends[0], 1) == 1.5
+
+# %% [markdown]
 # Next: [10. Break it](10_break_it.py)

@@ -1,4 +1,4 @@
-"""Data: reading IDX files, MNIST and folders of images, batches that are pure functions of a seed, and augmentation."""
+"""Data: IDX files, MNIST and folders of images, batches that are pure functions of a seed, and augmentation."""
 
 from minivit.data.augment import affine, chain, crop, erase, flip, shift
 from minivit.data.batches import (

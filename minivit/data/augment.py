@@ -1,4 +1,4 @@
-"""Augmentation of images: shifts, crops, flips, erasing and affine maps, a whole batch at a time."""
+"""Augmentation of batches of images: shifts, crops, flips, erasing and affine maps."""
 
 # Notation: B images in the batch, C channels, H height, W width.
 
@@ -19,11 +19,11 @@ Array: TypeAlias = NDArray[Any]
 Rng: TypeAlias = np.random.Generator
 ImageFunction: TypeAlias = Callable[[Array, Rng], Array]
 
-ERASE_TRIES = 10  # proposals of a rectangle before an image is left whole; torchvision's number
+ERASE_TRIES = 10  # attempts to find a rectangle before an image is left unchanged; torchvision's number
 
 
 def chain(*functions: ImageFunction, mix: Augment | None = None) -> Augment:
-    """Make of functions of images what `batches` takes as `augment`.
+    """Compose functions of images into an `augment` for `batches`.
 
     Args:
         functions: each called as `f(images, rng)`, in this order.
@@ -43,7 +43,7 @@ def chain(*functions: ImageFunction, mix: Augment | None = None) -> Augment:
 
 @dataclass(frozen=True, repr=False)
 class _Chain:
-    """What `chain` makes; it prints as the call that made it."""
+    """The result of `chain`; its repr is the call that made it."""
 
     functions: tuple[ImageFunction, ...]
     mix: Augment | None
@@ -59,7 +59,7 @@ class _Chain:
 
 
 def _call_text(function: Any) -> str:
-    """A function by its name, a partial one with its arguments, anything else as it prints."""
+    """The text of a function: its name, a partial with its arguments, or its repr."""
     if not isinstance(function, partial):
         return getattr(function, "__name__", repr(function))
     named = [f"{name}={value!r}" for name, value in function.keywords.items()]
@@ -67,13 +67,13 @@ def _call_text(function: Any) -> str:
 
 
 def shift(images: Array, rng: Rng, max_shift: int = 2, fill: float = 0.0) -> Array:
-    """Move each image by whole pixels, -max_shift ... max_shift in each direction.
+    """Shift each image by integer numbers of pixels, -max_shift ... max_shift in each direction.
 
     Args:
         images: (B, C, H, W), floating or uint8.
         rng: the source of randomness.
-        max_shift: pixels, 0 or more; all 2 max_shift + 1 moves are equally likely.
-        fill: value that comes in from outside; 0 is the background of images in [0, 1].
+        max_shift: pixels, 0 or more; all 2 max_shift + 1 shifts are equally likely.
+        fill: value of the pixels from outside; 0 is the background of images in [0, 1].
 
     Returns:
         A new array of the same shape and dtype.
@@ -95,7 +95,7 @@ def crop(
     fill: float = 0.0,
     reflect: bool = False,
 ) -> Array:
-    """Pad each image on all sides and cut a window out at random (He et al. 2015, section 4.2).
+    """Pad each image on all sides and crop a random window (He et al. 2015, section 4.2).
 
     Args:
         images: (B, C, H, W), floating or uint8.
@@ -118,7 +118,7 @@ def crop(
     height, width = (H, W) if size is None else size
     if not (1 <= height <= H + 2 * padding and 1 <= width <= W + 2 * padding):
         raise ValueError(
-            f"size=({height}, {width}) cannot be cut from images {H}x{W} padded by {padding}: "
+            f"size=({height}, {width}) cannot be cropped from images {H}x{W} padded by {padding}: "
             "choose a smaller size or more padding"
         )
     if reflect and padding >= min(H, W):
@@ -132,7 +132,7 @@ def crop(
 
 
 def flip(images: Array, rng: Rng, p: float = 0.5) -> Array:
-    """Mirror each image left to right with probability `p`. Not for digits: a mirrored 2 is no 2.
+    """Mirror each image left to right with probability `p`. Not for digits: a mirrored 2 is not a 2.
 
     Args:
         images: (B, C, H, W), floating or uint8.
@@ -164,12 +164,12 @@ def erase(
     """Overwrite a random rectangle of each image (Zhong et al. 2017, algorithm 1).
 
     The defaults are the paper's, except that height / width is drawn uniformly on a logarithmic
-    scale, as torchvision does: lying and standing rectangles are then equally likely.
+    scale, as in torchvision: wide and tall rectangles are then equally likely.
 
     Args:
         images: (B, C, H, W), floating or uint8.
         rng: the source of randomness.
-        p: probability that an image is touched.
+        p: probability that an image is changed.
         area: smallest and largest part of the image to erase.
         aspect: smallest and largest height / width.
         fill: the value written; None for noise, uniform over [0, 1) or 0 ... 255.
@@ -184,7 +184,7 @@ def erase(
     check_images(images)
     _check_interval("p", (p, p), 0.0, 1.0)
     _check_interval("area", area, 0.0, 1.0)
-    _check_interval("aspect", aspect, 1e-3, 1e3)  # beyond, no rectangle of whole pixels exists
+    _check_interval("aspect", aspect, 1e-3, 1e3)  # beyond, no rectangle of complete pixels exists
     B, _, H, W = images.shape
     tries = (ERASE_TRIES, B)
     pixels = rng.uniform(area[0], area[1], tries) * (H * W)
@@ -210,7 +210,7 @@ def affine(
     max_shift: float = 0.0,
     fill: float = 0.0,
 ) -> Array:
-    """Rotate, scale, shear and move each image about its center, with bilinear interpolation.
+    """Rotate, scale and shear each image about its center, and shift it, with bilinear interpolation.
 
     128 digits of 28x28 take about 1.5 ms (one core).
 
@@ -218,9 +218,9 @@ def affine(
         images: (B, C, H, W), floating or uint8 (computed in float32, rounded).
         rng: the source of randomness.
         degrees: angles are uniform in -degrees ... degrees.
-        scale: smallest and largest factor, above 0; 2 doubles the size of what is shown.
+        scale: smallest and largest factor, above 0; 2 doubles the size of the objects.
         shear: horizontal shear angles are uniform in -shear ... shear degrees, below 90.
-        max_shift: moves are uniform in -max_shift ... max_shift pixels in each direction.
+        max_shift: shifts are uniform in -max_shift ... max_shift pixels in each direction.
         fill: value outside the image.
 
     Returns:
@@ -250,7 +250,7 @@ def affine(
 
 
 def _random_windows(padded: Array, rng: Rng, height: int, width: int) -> Array:
-    """Cut from each padded image one window (height, width), all places equally likely."""
+    """Crop from each padded image one window (height, width), all positions equally likely."""
     B, _, H, W = padded.shape
     top, left = rng.integers(H - height + 1, size=B), rng.integers(W - width + 1, size=B)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
@@ -284,12 +284,12 @@ def _noise(images: Array, rng: Rng) -> Array:
 def _fill_value(fill: float, dtype: np.dtype[Any]) -> Any:
     """`fill` as a scalar of `dtype`; ValueError if uint8 cannot hold it."""
     if dtype == np.uint8 and fill not in range(256):
-        raise ValueError(f"fill={fill} is not a uint8: choose a whole number from 0 to 255")
+        raise ValueError(f"fill={fill} is not a uint8: choose an integer from 0 to 255")
     return dtype.type(fill)
 
 
 def check_images(images: Array) -> None:
-    """Raise the ValueError that every function here promises for another shape or dtype."""
+    """Raise the ValueError that every function here documents for another shape or dtype."""
     if images.ndim != 4 or (images.dtype.kind != "f" and images.dtype != np.uint8):
         raise ValueError(
             f"images have shape {images.shape} and dtype {images.dtype}, expected (B, C, H, W) "
@@ -299,7 +299,7 @@ def check_images(images: Array) -> None:
 
 def _check_pixels(name: str, value: int) -> None:
     if not isinstance(value, (int, np.integer)) or value < 0:
-        raise ValueError(f"{name}={value!r}, expected a whole number of pixels, 0 or more")
+        raise ValueError(f"{name}={value!r}, expected an integer number of pixels, 0 or more")
 
 
 def _check_interval(name: str, interval: tuple[float, float], least: float, most: float) -> None:

@@ -1,4 +1,4 @@
-"""Batches: a pure function of seed, epoch and position, so that a run resumes bit for bit."""
+"""Batches: a pure function of seed, epoch and position, so that a run resumes bitwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Augment: TypeAlias = Callable[[Array, Array, np.random.Generator], tuple[Array, 
 MNIST_MEAN = 0.1307
 MNIST_STD = 0.3081
 
-# NumPy gives the seeds (s, e) and (s, e, 0) the same stream. This key keeps an epoch's order apart
+# NumPy gives the seeds (s, e) and (s, e, 0) the same stream. This key separates an epoch's order
 # from the augmentation of its first batch.
 ORDER_KEY = 1
 
@@ -27,7 +27,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     Raises:
         ValueError: `n` below 1, or a negative seed or epoch.
     """
-    _check_count("n", n, 1, "there is nothing to put in order")
+    _check_count("n", n, 1, "there are no images to order")
     _check_count("seed", seed, 0, "pass 0 or more")
     _check_count("epoch", epoch, 0, "count epochs from 0")
     key = np.random.SeedSequence((seed, epoch), spawn_key=(ORDER_KEY,))
@@ -35,7 +35,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def num_batches(n: int, batch_size: int, drop_last: bool = True) -> int:
-    """Batches in one epoch of `n` images; the last, shorter one counts unless `drop_last`.
+    """Batches in one epoch of `n` images; including a shorter last one unless `drop_last`.
 
     Raises:
         ValueError: `n` or `batch_size` below 1, or no full batch although `drop_last`.
@@ -54,8 +54,8 @@ def batch_indices(
 ) -> NDArray[np.int64]:
     """Indices (batch_size,) of the images in batch number `position` of an epoch.
 
-    Without `drop_last` the last batch may be shorter. Each call permutes anew (1 ms for 60,000):
-    for a whole epoch slice `epoch_order`, as `batches` does.
+    Without `drop_last` the last batch may be shorter. Each call computes the permutation (1 ms for
+    60,000 images): for all batches of an epoch slice `epoch_order`, as `batches` does.
 
     Raises:
         ValueError: as `num_batches` and `epoch_order`, or no batch has that position.
@@ -87,23 +87,23 @@ def batches(
         images: (n, H, W) or (n, C, H, W) uint8.
         labels: (n,) integers.
         batch_size: images in a batch, B.
-        seed: the run's seed; with `epoch` and the batch's position it decides everything.
+        seed: the run's seed; the batches depend only on it, `epoch` and their position.
         epoch: number of this pass over the data, from 0.
-        start: batches to skip; to resume a run that stopped after k batches pass k.
+        start: batches to skip: k to resume a run that stopped after k batches.
         augment: called as `augment(x, y, rng)` with x (B, C, H, W) of `dtype` in [0, 1], before
             normalization, and y (B,) int64; returns both, y perhaps as soft targets (B, K). See
             `chain` and `mixup`. Its `rng` is `np.random.default_rng((seed, epoch, position))`.
-        mean: of pixels in [0, 1], one number or one a channel.
-        std: like `mean`; divides.
+        mean: of pixels in [0, 1], one number or one for each channel.
+        std: like `mean`.
         dtype: floating type of x.
-        drop_last: leave out the last batch if it is shorter.
+        drop_last: omit the last batch if it is shorter.
 
     Returns:
         An iterator over x (B, C, H, W), normalized, and y (B,) int64 or what `augment` made of it.
 
     Raises:
-        ValueError: at once, before the first batch: bad shapes or types, counts that differ, and
-            whatever `num_batches`, `epoch_order` and `normalize` refuse.
+        ValueError: immediately, before the first batch: bad shapes or types, counts that differ,
+            and as `num_batches`, `epoch_order` and `normalize`.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     count = num_batches(len(images), batch_size, drop_last)
@@ -136,11 +136,11 @@ def normalize(
     std: float | Sequence[float] = MNIST_STD,
     dtype: DTypeLike = "float32",
 ) -> Array:
-    """Turn uint8 images into what a model takes: (images / 255 - mean) / std.
+    """Normalize uint8 images for a model: (images / 255 - mean) / std.
 
     Args:
         images: (n, H, W) or (n, C, H, W) uint8.
-        mean: of pixels in [0, 1], one number or one a channel.
+        mean: of pixels in [0, 1], one number or one for each channel.
         std: like `mean`; above 0.
         dtype: floating type of the result.
 
@@ -156,13 +156,12 @@ def normalize(
 def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split indices in two, each class in proportion (largest remainders get the odd ones).
 
-    One image of each class is kept, unless more are to be held out than the others.
+    One image of each class is kept where possible.
 
     Args:
         labels: (n,) integers.
-        fraction_or_count: what to hold out: an int is a number of images, a float in (0, 1) a
-            fraction of them.
-        seed: decides which.
+        fraction_or_count: images to hold out: an int is their number, a float in (0, 1) a fraction.
+        seed: of the choice.
 
     Returns:
         (kept, held): indices in random order, so that any slice is a fair sample.
@@ -182,10 +181,10 @@ def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray
     quota = sizes * count // n
     odd = np.argsort(-(sizes * count % n), kind="stable")[: count - quota.sum()]
     quota[odd] += 1
-    room = sizes - 1  # one image of each class stays to be learned from, where that is possible
+    room = sizes - 1  # one image of each class is kept for training where possible
     if count <= room.sum():
         quota = np.minimum(quota, room)
-        while quota.sum() < count:  # what the small classes cannot give comes from those with most room
+        while quota.sum() < count:  # large classes give what small ones cannot
             most = np.argsort(quota - room, kind="stable")[: count - quota.sum()]
             quota[most] += 1
     # Sorting by class is stable: within its class, each image has a random rank.
@@ -204,7 +203,7 @@ def _held_count(n: int, fraction_or_count: float) -> int:
         count = round(float(fraction_or_count) * n)
     if not 0 < count < n:
         raise ValueError(
-            f"cannot hold out {fraction_or_count!r} of {n} images: pass a whole number from 1 to "
+            f"cannot hold out {fraction_or_count!r} of {n} images: pass an integer from 1 to "
             f"{n - 1}, or a fraction between 0 and 1 that leaves both parts at least one image"
         )
     return count
@@ -216,7 +215,7 @@ def _to_unit(images: Array, dtype: DTypeLike) -> Array:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(
             f"images have shape {images.shape} and dtype {images.dtype}, expected (n, H, W) or "
-            "(n, C, H, W) uint8 from 0 to 255: convert them, or normalize by hand"
+            "(n, C, H, W) uint8 from 0 to 255: convert them, or normalize them yourself"
         )
     if np.dtype(dtype).kind != "f":
         raise ValueError(f"dtype={np.dtype(dtype)} is not floating: pass 'float32' or 'float64'")
@@ -234,14 +233,14 @@ def _standardize(x: Array, mean: float | Sequence[float], std: float | Sequence[
                 "finite number, or one for each channel"
             )
     if (spread <= 0).any():
-        raise ValueError(f"std={spread.tolist()} must be above 0: it divides")
+        raise ValueError(f"std={spread.tolist()} must be above 0, as a divisor")
     x = np.subtract(x, center.reshape(-1, 1, 1), dtype=dtype)
     x /= spread.reshape(-1, 1, 1)
     return x
 
 
 def _check_augmented(result: object, size: int) -> tuple[Array, Array]:
-    """Refuse what an `augment` of another protocol would return."""
+    """Refuse the result of an `augment` with another protocol."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(
             f"augment returned {type(result).__name__}, expected a pair (images, targets): wrap "
@@ -256,6 +255,6 @@ def _check_augmented(result: object, size: int) -> tuple[Array, Array]:
 
 
 def _check_count(name: str, value: int, least: int, remedy: str) -> None:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise ValueError(f"{name}={value!r}, expected a whole number of at least {least}: {remedy}")
+    integral = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integral or value < least:
+        raise ValueError(f"{name}={value!r}, expected an integer of at least {least}: {remedy}")

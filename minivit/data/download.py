@@ -1,4 +1,4 @@
-"""Mirrors: fetching a file over HTTP, bounded in time and size, and checked before it is believed."""
+"""Mirrors: fetching a file over HTTP, with limits on time and size, and a check of its content."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from minivit.data.idx import CHUNK, DataError
 T = TypeVar("T")
 
 TIMEOUT = 4.0  # seconds for name look-up, connection and first answer, and then between two chunks
-MAX_SECONDS = 600.0  # for one file: 16 kB/s for MNIST's largest; ends a server that drips bytes
+MAX_SECONDS = 600.0  # for one file: 16 kB/s for MNIST's largest; bounds the time for a slow server
 MAX_DOWNLOAD = 1 << 26  # 64 MiB: MNIST's largest file has 9.9 MB gzipped, 47 MB plain
 
 
 class Mirrors:
-    """Places that hold the same files, asked in turn; one that does not answer is not asked again.
+    """Servers that hold the same files, tried in turn; one that does not answer is not tried again.
 
-    So without a network the wait is at most `timeout` seconds a mirror, however many files.
+    So without a network the wait is at most `timeout` seconds for each mirror, for any number of files.
     """
 
     def __init__(self, urls: Iterable[str], *, timeout: float = TIMEOUT, quiet: bool = False):
-        """Take the folders' URLs, best first; `quiet` shows no progress bar.
+        """`urls` are those of the folders, best first; `quiet` shows no progress bar.
 
         Raises:
             ValueError: a URL is not one of HTTP.
@@ -40,18 +40,18 @@ class Mirrors:
                 raise ValueError(f"mirror {url!r} must begin with http:// or https://")
         self.urls = [url.rstrip("/") + "/" for url in urls]
         self.failures: list[str] = []
-        self.reasons: dict[str, None] = {}  # why, each once, in short
+        self.reasons: dict[str, None] = {}  # short reasons, each once
         self._timeout, self._quiet = timeout, quiet
 
     def fetch(self, file_name: str, check: Callable[[bytes, str], T]) -> tuple[bytes, T]:
-        """Return the first copy of `file_name` that passes `check`, and what `check` made of it.
+        """Return the first copy of `file_name` that passes `check`, and the result of `check`.
 
         Args:
             file_name: name inside the mirrors' folders.
             check: called with the bytes and their URL; raises DataError to refuse them.
 
         Raises:
-            DataError: no mirror gave a good copy; the text says why for each. Also in `failures`.
+            DataError: no mirror gave a good copy; the message has each reason, as has `failures`.
         """
         for url in list(self.urls):
             try:
@@ -71,7 +71,7 @@ class Mirrors:
                 self.reasons[getattr(reason, "strerror", None) or str(reason) or type(reason).__name__] = None
         why = "; ".join(self.failures) or "none was given"
         raise DataError(
-            f"no mirror has a good copy of {file_name} ({why}): check the network, or place the "
+            f"no mirror has a good copy of {file_name} ({why}): check the network, or put the "
             "files yourself and pass data_dir"
         )
 
@@ -84,7 +84,7 @@ def _transfer(url: str, timeout: float, *, show: bool) -> bytes:
         total = response.length
         bar = _progress_bar(total, url.rpartition("/")[2]) if show else None
         try:
-            # read1 returns after one arrival, so a slow server cannot hold us past the deadline.
+            # read1 returns after one read, so a slow server cannot delay past the deadline.
             while chunk := response.read1(CHUNK):
                 data += chunk
                 if bar is not None:
@@ -102,9 +102,9 @@ def _transfer(url: str, timeout: float, *, show: bool) -> bytes:
 
 
 def _open(url: str, timeout: float) -> http.client.HTTPResponse:
-    """Open `url`, or raise TimeoutError after `timeout` seconds whatever the cause.
+    """Open `url`, or raise TimeoutError after `timeout` seconds.
 
-    In a thread, because the socket's own timeout covers neither a name look-up that hangs nor the
+    It runs in a thread, because the socket's own timeout covers neither a name look-up that hangs nor the
     sum over a host's several addresses.
     """
     future: Future[http.client.HTTPResponse] = Future()
@@ -124,7 +124,7 @@ def _open(url: str, timeout: float) -> http.client.HTTPResponse:
 
 
 def _close_late(future: Future[http.client.HTTPResponse]) -> None:
-    """Close an answer that came after its caller gave up: nobody else will."""
+    """Close a response that arrived after the timeout."""
     late = future.exception() or future.result()
     if isinstance(late, (http.client.HTTPResponse, urllib.error.HTTPError)):
         late.close()

@@ -1,10 +1,10 @@
-"""A folder of images as labeled data: one folder for each class, its name the class; files are read when needed.
+"""A folder of images as labeled data: one folder for each class, its name the class; files are read on demand.
 
     pets/cat/1.jpg                      pets/train/cat/1.jpg
     pets/cat/2.jpg          or          pets/train/dog/7.jpg
     pets/dog/7.jpg                      pets/val/cat/2.jpg  (or valid, validation, test)
 
-How a file becomes an array is said by images.py. This is the last file of this folder.
+images.py converts a file to an array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minivit.io.text import printable
 
 Read = Callable[[Path], Array]  # path -> (C, H, W), such as a Preprocess
 
-# Pillow reads them all, and more: see `_suffixes`
+# Pillow reads these and more: see `_suffixes`
 SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _NO_PICTURES = (
     "EPS",
@@ -38,17 +38,17 @@ _NO_PICTURES = (
     "FITS",
     "MPEG",
     "PDF",
-)  # formats that are no pictures, or run others
+)  # formats that are not images, or run other programs
 _TRAIN = ("train", "training")
-_HELD_OUT = (("val", "valid", "validation"), ("test", "testing"))  # the second where there is none of the first
+_HELD_OUT = (("val", "valid", "validation"), ("test", "testing"))  # the second if none of the first exists
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFolder:
-    """Labelled images that lie in files.
+    """Labeled images in files.
 
     Attributes:
-        folder: holds a folder for each class.
+        folder: with a folder for each class.
         classes: their names, sorted; label k is classes[k].
         names: (n,) str, such as "cat/1.jpg".
         labels: (n,) int64.
@@ -86,18 +86,19 @@ class ImageFolder:
         drop_last: bool = True,
         threads: int | None = None,
     ) -> Iterator[tuple[Array, Array]]:
-        """The batches (x, y) of one epoch in random order, like `minivit.data.batches`, each read when it is due.
+        """The batches (x, y) of one epoch in random order, like `minivit.data.batches`, each read on demand.
 
         Args:
             preprocess: path -> (C, H, W), normalized.
-            augment: called as `augment(x, y, rng)` on the normalized batch, where 0 is the mean color; else as there.
+            augment: called as `augment(x, y, rng)` on the normalized batch, where 0 is the mean color; otherwise as
+                there.
             threads: see `read_images`.
 
         Returns:
-            An iterator over x (B, C, H, W) and y (B,) int64, or what `augment` made of them.
+            An iterator over x (B, C, H, W) and y (B,) int64, or the result of `augment`.
 
         Raises:
-            ValueError: at once, for a batch size or a position that does not fit; DataError when a file is no image.
+            ValueError: immediately, for an invalid batch size or position; DataError when a file is not an image.
         """
         paths, count = self.paths, num_batches(len(self), batch_size, drop_last)
         order = epoch_order(len(self), seed, epoch)
@@ -118,15 +119,15 @@ class ImageFolder:
 def image_folder(
     folder: StrPath, classes: tuple[str, ...] | None = None, report: Callable[[str], None] = print
 ) -> ImageFolder:
-    """List a folder of classes, with all that is in folders within them; no image is opened.
+    """List a folder of classes, including nested folders; no image is opened.
 
-    Names that begin with a dot are passed over. Class names are compared in Unicode's composed form (NFC), since some
+    Names that begin with a dot are skipped. Class names are compared in Unicode's composed form (NFC), since some
     systems decompose accents.
 
     Args:
-        folder: holds a folder for each class, and in it the images.
-        classes: which classes there may be, as another part of the same data has them; None takes all that are there.
-        report: gets one line that counts and names what is no image that Pillow can read, such as a link to nothing.
+        folder: with a folder of images for each class.
+        classes: the permitted classes, such as those of another part of the same data; None permits all.
+        report: gets one line with the number and names of files that Pillow cannot read, such as broken links.
 
     Raises:
         DataError: the folder is missing, has no classes, an unknown one, or one without images; a link leads back to a
@@ -134,7 +135,7 @@ def image_folder(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder: name one that holds a folder of images for each class")
+        raise DataError(f"{folder} is not a folder: name one that holds a folder of images for each class")
     found = _folders(folder)
     if not found:
         raise DataError(f"{folder} holds no folders: put the images of each class into a folder named after the class")
@@ -143,7 +144,7 @@ def image_folder(
     unknown = [name for name in found if _class(name) not in numbers]
     if unknown:
         known = ", ".join(every[:10])
-        raise DataError(f"{folder / printable(unknown[0])}: a class that is not among those to learn ({known})")
+        raise DataError(f"{folder / printable(unknown[0])}: a class that is not among the training classes ({known})")
     names: list[str] = []
     labels: list[int] = []
     rest: list[str] = []
@@ -157,7 +158,7 @@ def image_folder(
     if rest:
         shown = ", ".join(map(printable, sorted(rest)[:5])) + ", ..." * (len(rest) > 5)
         report(
-            f"minivit: {len(rest):,} of {len(rest) + len(names):,} files in {folder} are left out, because they are no "
+            f"minivit: {len(rest):,} of {len(rest) + len(names):,} files in {folder} are skipped, because they are no "
             f"images that Pillow can read here: {shown}"
         )
     return ImageFolder(folder, every, np.array(names), np.array(labels, np.int64))
@@ -166,12 +167,12 @@ def image_folder(
 def split_folder(
     folder: StrPath, held_out: float = 0.1, seed: int = 0, report: Callable[[str], None] = print
 ) -> tuple[ImageFolder, ImageFolder]:
-    """The images to learn from, and those to hold out: two folders, or a share of each class.
+    """The training images and the held-out images: two folders, or a share of each class.
 
     Args:
         folder: holds the classes; or `train` (or `training`) with the classes, and perhaps `val`, `valid`, `validation`
             or else `test` with the same ones, in upper or lower case.
-        held_out: without those, the share (float) or number (int) of images that is held out, as `data.holdout`.
+        held_out: without such folders, the share (float) or number (int) of images to hold out, as `data.holdout`.
         seed: of that choice.
         report: as `image_folder`.
 
@@ -186,7 +187,7 @@ def split_folder(
     learn = image_folder(train or folder, report=report)
     if len(learn.classes) < 2:
         raise DataError(
-            f"{learn.folder} holds one class, {learn.classes[0]}, and there is nothing to tell it from: add a folder "
+            f"{learn.folder} holds one class, {learn.classes[0]}, and training needs two: add a folder "
             "of images of another class"
         )
     if train is not None:
@@ -215,19 +216,19 @@ def read_images(paths: Sequence[str] | NDArray[np.str_], preprocess: Read, threa
         threads: how many files are read at a time; the usable cores by default.
 
     Raises:
-        DataError: a file is no image; names it.
+        DataError: a file is not an image; names it.
     """
     threads = usable_cores() if threads is None else threads
     return np.stack(in_threads(lambda path: _read(Path(path), preprocess), list(paths), threads))
 
 
 def _class(name: str) -> str:
-    """The class that a folder's name means: fit to be printed, and in one form of Unicode."""
+    """The class of a folder's name: printable, and in one form of Unicode."""
     return printable(unicodedata.normalize("NFC", name))
 
 
 def _suffixes() -> tuple[str, ...]:
-    """The ends of names of pictures: those that Pillow can read here, plugins such as pillow_heif included."""
+    """The suffixes of images that Pillow can read here, including plugins such as pillow_heif."""
     try:
         from PIL import Image
     except ImportError:
@@ -249,7 +250,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError as error:
         if error.errno != errno.ELOOP:
-            return False  # a link through what is no folder leads to nothing
+            return False  # a link through a file is broken
         raise DataError(f"{entry.path} cannot be followed ({error.strerror}): remove this link") from None
 
 
@@ -260,7 +261,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _listed(top: Path, name: str, suffixes: tuple[str, ...], rest: list[str]) -> Iterator[str]:
-    """The images in a folder of `top` and in those within it; the names of other files are added to `rest`."""
+    """The images in a folder of `top` and its subfolders; the names of other files are added to `rest`."""
     pending: list[tuple[str, tuple[str, ...]]] = [(name, (os.path.realpath(top),))]
     while pending:
         within, above = pending.pop()
@@ -281,8 +282,8 @@ def _read(path: Path, preprocess: Read) -> Any:
     try:
         return preprocess(path)
     except ImportError:
-        raise  # not the file's fault: the reader of images is not installed
-    except Exception as error:  # Pillow's decoders raise whatever their format's author chose
+        raise  # not the file's fault: Pillow is not installed
+    except Exception as error:  # Pillow's decoders raise many types of errors
         if str(path) in str(error) and isinstance(error, ValueError):
             raise
         raise DataError(f"{path} cannot be read as an image ({error}): repair or remove it") from error

@@ -1,4 +1,4 @@
-"""IDX, the format MNIST is published in: a writer, and a reader that checks before it believes."""
+"""IDX, the format of MNIST: a writer, and a reader that checks a file's claims."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 
 # The six type codes, from the format's description (LeCun, Cortes and Burges, the MNIST page).
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-MAX_DIMS = 8  # published files have 1 to 4; the byte could claim 255, NumPy 1 stops at 32
+MAX_DIMS = 8  # published files have 1 to 4; the byte could claim 255, NumPy 1 allows 32
 MAX_BYTES = 1 << 30  # 1 GiB: 22 times MNIST's largest file and twice EMNIST's, yet fits in memory
-CHUNK = 1 << 20  # 1 MiB: memory beyond the array itself, at any moment of reading
-MAX_MEMBERS = 1000  # of a gzip file: writers make one, parallel ones some dozens
+CHUNK = 1 << 20  # 1 MiB: memory beyond the array itself while reading
+MAX_MEMBERS = 1000  # of a gzip file: writers make one, parallel writers some dozens
 GZIP_MAGIC = b"\x1f\x8b"
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's number for its gzip format
 
 
 class DataError(ValueError):
-    """A data file is missing, damaged or not what it should be; the text names file and remedy."""
+    """A data file is missing, damaged or of the wrong kind; the message names file and remedy."""
 
 
 def read_idx(path: StrPath, *, max_bytes: int = MAX_BYTES) -> Array:
-    """Read an IDX file, plain or gzipped: its first two bytes decide which, never its name.
+    """Read an IDX file, plain or gzipped: its first two bytes decide, not its name.
 
     The size that the header claims is compared with the file before anything of that size is
     allocated, and at most one byte more than claimed is ever decompressed. Zero bytes after a gzip
-    member are padding and ignored, as gzip itself does; everything else must match exactly.
+    member are padding and ignored, as in gzip; all else must match exactly.
 
     Args:
         path: the file.
-        max_bytes: largest array accepted, in bytes; 1 GiB unless told otherwise.
+        max_bytes: largest array accepted, in bytes; 1 GiB by default.
 
     Returns:
         A writable array of the shape in the header, in native byte order: uint8, int8, int16,
@@ -68,7 +68,7 @@ def parse_idx(data: bytes, name: str, *, max_bytes: int = MAX_BYTES) -> Array:
 
 
 def read_labeled(images_path: StrPath, labels_path: StrPath, num_classes: int = 10) -> tuple[Array, Array]:
-    """Read a pair of IDX files that belong together.
+    """Read a matching pair of IDX files of images and labels.
 
     Returns:
         images (n, H, W) uint8 and labels (n,) int64, each label in 0 ... num_classes - 1.
@@ -83,7 +83,7 @@ def read_labeled(images_path: StrPath, labels_path: StrPath, num_classes: int = 
 
 
 def check_labeled(images: Array, labels: Array, images_name: str, labels_name: str, num_classes: int) -> None:
-    """Raise the DataError that `read_labeled` promises if images and labels do not fit."""
+    """Raise the DataError that `read_labeled` documents if images and labels do not match."""
     for array, name, ndim, noun in (
         (images, images_name, 3, "images"),
         (labels, labels_name, 1, "labels"),
@@ -108,7 +108,7 @@ def check_labeled(images: Array, labels: Array, images_name: str, labels_name: s
 
 
 def write_idx(path: StrPath, array: Array) -> None:
-    """Write `array` as IDX, gzipped if the name ends in .gz; whole or not at all.
+    """Write `array` as IDX, gzipped if the name ends in .gz, atomically.
 
     Args:
         path: the file; an existing one is replaced.
@@ -127,8 +127,8 @@ def write_idx(path: StrPath, array: Array) -> None:
 def content_sha256(array: Array) -> str:
     """SHA-256 (hex) of the uncompressed IDX file that holds `array`.
 
-    An array has exactly one such file, so this is also the hash of the content it was read from,
-    without regard to who compressed it and how.
+    An array has exactly one such file, so this is also the hash of the content of its file,
+    however it was compressed.
     """
     digest = hashlib.sha256(idx_header(array))
     digest.update(_big_endian(array).data)
@@ -150,7 +150,7 @@ def idx_header(array: Array) -> bytes:
 
 
 def _read(file: BinaryIO, name: str, size: int, max_bytes: int) -> Array:
-    """Read the array in `file`, which is `size` bytes long and stands at its start."""
+    """Read the array in `file`, which is `size` bytes long and positioned at its start."""
     zipped = file.read(2) == GZIP_MAGIC
     file.seek(0)
     if not zipped:
@@ -175,9 +175,9 @@ def _read(file: BinaryIO, name: str, size: int, max_bytes: int) -> Array:
 
 
 class _Unzipped:
-    """The content of a gzip file, whose members and their padding are as few as a writer makes them.
+    """The content of a gzip file with limited numbers of members and padding bytes.
 
-    `gzip.GzipFile` reads a member's name, and zero bytes behind a member, one at a time: minutes for some hundred MB.
+    `gzip.GzipFile` reads a member's name, and zero bytes after a member, one at a time: minutes for some hundred MB.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -187,14 +187,14 @@ class _Unzipped:
         self._padding = 0
 
     def read(self, count: int) -> bytes:
-        """`count` bytes, or fewer at the end, where each member has been compared with its checksum."""
+        """`count` bytes, or fewer at the end, after each member was compared with its checksum."""
         data = b""
         while len(data) < count and (self._member is not None or self._next_member()):
             data += self._more(count - len(data))
         return data
 
     def _more(self, count: int) -> bytes:
-        """Up to `count` bytes of the present member."""
+        """Up to `count` bytes of the current member."""
         packed = self._left or self._file.read(CHUNK)
         try:
             data: bytes = self._member.decompress(packed, count)
@@ -208,11 +208,11 @@ class _Unzipped:
         return data
 
     def _next_member(self) -> bool:
-        """Go on to the next member, behind zero bytes; False at the end of the file."""
+        """Continue with the next member, after zero bytes; False at the end of the file."""
         while not (rest := self._left.lstrip(b"\0")):
             self._padding += len(self._left)
             if self._padding > MAX_PADDING:
-                raise gzip.BadGzipFile(f"more than {MAX_PADDING} zero bytes behind it")
+                raise gzip.BadGzipFile(f"more than {MAX_PADDING} zero bytes after it")
             self._left = self._file.read(CHUNK)
             if not self._left:
                 return False
@@ -244,7 +244,7 @@ def _read_header(file: BinaryIO | _Unzipped, name: str, max_bytes: int) -> tuple
             "the file is truncated, fetch it again"
         )
     shape, dtype = struct.unpack(f">{ndim}I", dims), np.dtype(TYPES[magic[2]])
-    # A dimension of 0 must not hide others that NumPy could not represent: count it as 1.
+    # A dimension of 0 must not hide others that NumPy cannot represent: count it as 1.
     if math.prod(max(dim, 1) for dim in shape) * dtype.itemsize > max_bytes:
         raise DataError(
             f"{name}: header claims shape {shape} of {dtype.itemsize}-byte items, expected at most "

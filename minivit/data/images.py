@@ -1,4 +1,4 @@
-"""Pictures from files: read, turned upright, resized, cropped and normalized into the array that a model takes.
+"""Images from files: read, rotated upright, resized, cropped and normalized to the input of a model.
 
 Needs Pillow (`pip install 'minivit[examples]'`), whose resampling is what the published models were tested with.
 """
@@ -26,19 +26,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a picture becomes what a model takes: `preprocess(path_or_image)` is (C, H, W) float32.
+    """The transform from an image to a model's input: `preprocess(path_or_image)` is (C, H, W) float32.
 
     Attributes:
-        size: (H, W) that the model takes, or one number for both.
-        crop: the share of the resized picture that is kept, from its middle (timm's crop_pct). The picture is first
-            resized to size/crop, rounded down; 1 keeps all that fits.
+        size: (H, W) of the model's input, or one number for both.
+        crop: the share of the resized image that the center crop keeps (timm's crop_pct). The image is first resized
+            to size/crop, rounded down.
         interpolation: "bicubic", "bilinear" or another of `FILTERS`.
         mean, std: of pixels in [0, 1], one number for each channel: three for colors, one for gray.
-        squash: resize both sides to size/crop whatever the picture's shape; else its shape stays, the short side is
-            resized, and what is too long is cut off at both ends.
+        squash: resize both sides to size/crop. Otherwise the aspect ratio is kept: the short side is resized, and the
+            long side cropped at both ends.
 
     Raises:
-        ValueError: for numbers that make no picture.
+        ValueError: for values that make no image.
     """
 
     size: Size | int
@@ -55,7 +55,7 @@ class Preprocess:
         if min(pair(self.size)) < 1:
             raise ValueError(f"size={self.size}: both sides must be at least 1")
         if not 0 < self.crop <= 1:
-            raise ValueError(f"crop={self.crop} is the share that is kept: above 0, at most 1")
+            raise ValueError(f"crop={self.crop} is the share of the image to keep: above 0, at most 1")
         if prod(pair(self.size)) / self.crop**2 > MAX_RESIZED:
             raise ValueError(f"size={self.size} and crop={self.crop} make more than {MAX_RESIZED:,} pixels: lower size")
         if self.interpolation not in FILTERS:
@@ -67,7 +67,7 @@ class Preprocess:
         if not np.isfinite(self.mean).all():
             raise ValueError(f"mean={self.mean} must be finite")
         if not (np.isfinite(self.std).all() and min(self.std) > 0):
-            raise ValueError(f"std={self.std} must be above 0: it divides")
+            raise ValueError(f"std={self.std} must be above 0, as a divisor")
 
     @property
     def channels(self) -> int:
@@ -75,48 +75,47 @@ class Preprocess:
         return len(self.mean)
 
     def __call__(self, image: Any) -> Array:
-        """(C, H, W) float32 of a file or of a PIL image, which is turned upright first.
+        """(C, H, W) float32 of a file or of a PIL image, which is rotated upright first.
 
         Raises:
-            DataError: if there is no such file, or it is no picture that can be read; names the file.
+            DataError: if there is no such file, or it is not a readable image; names the file.
             ImportError: if Pillow is missing.
         """
-        picture = self.pixels(image)  # (H, W, C)
-        return normalize(picture.transpose(2, 0, 1)[None], self.mean, self.std)[0]
+        pixels = self.pixels(image)  # (H, W, C)
+        return normalize(pixels.transpose(2, 0, 1)[None], self.mean, self.std)[0]
 
     def pixels(self, image: Any) -> Array:
-        """(H, W, C) uint8: what the model sees, before it is normalized; arguments and errors as in a call."""
+        """(H, W, C) uint8: the model's input before normalization; arguments and errors as in a call."""
         try:
-            picture = _in_channels(read_image(image), self.channels)
-            resized = self._resized(picture)
+            resized = self._resized(_in_channels(read_image(image), self.channels))
         except (DataError, ImportError):
             raise
         except MemoryError:
             raise DataError(f"{_named(image)} needs more memory than there is: make it smaller") from None
         except (OSError, SyntaxError, ValueError) as error:
             if not isinstance(image, str | os.PathLike) and not _is_image(image):
-                raise  # neither a path nor a picture
+                raise  # neither a path nor an image
             raise DataError(f"{_named(image)} is damaged ({printable(str(error))}): copy or fetch it again") from None
         high, wide = pair(self.size)
         top, left = round((resized.height - high) / 2), round((resized.width - wide) / 2)
         pixels = np.asarray(resized).reshape(resized.height, resized.width, self.channels)
         return pixels[top : top + high, left : left + wide]
 
-    def _resized(self, picture: Any) -> Any:
-        """The picture in the size that is cropped; of a very thin one, which would become long, only the middle."""
-        height, width = self._target if self.squash else _around((picture.height, picture.width), self._target)
+    def _resized(self, image: Any) -> Any:
+        """The image resized for the crop; of a very thin image, which would become long, only the middle."""
+        height, width = self._target if self.squash else _around((image.height, image.width), self._target)
         box = None
         if height * width > MAX_RESIZED:
-            box, height, width = _middle((picture.height, picture.width), (height, width), pair(self.size))
-        elif (height, width) == (picture.height, picture.width):
-            return picture
-        if width * picture.height > _MAX_BETWEEN and box is None:  # Pillow resizes the rows first
-            picture = picture.resize((picture.width, height), FILTERS[self.interpolation])
-        return picture.resize((width, height), FILTERS[self.interpolation], box=box)
+            box, height, width = _middle((image.height, image.width), (height, width), pair(self.size))
+        elif (height, width) == (image.height, image.width):
+            return image
+        if width * image.height > _MAX_BETWEEN and box is None:  # Pillow resizes the rows first
+            image = image.resize((image.width, height), FILTERS[self.interpolation])
+        return image.resize((width, height), FILTERS[self.interpolation], box=box)
 
     @property
     def _target(self) -> Size:
-        """What the picture is resized to before the crop."""
+        """The size before the crop."""
         high, wide = (
             floor(side / self.crop + 1e-6) for side in pair(self.size)
         )  # 384 / (384/450) is 449.99999999999994
@@ -134,34 +133,35 @@ class Preprocess:
 
 
 def read_image(image: Any) -> Any:
-    """A file as an upright PIL image, all of it in memory; a PIL image is only turned upright.
+    """A file as an upright PIL image, fully loaded; a PIL image is only rotated upright.
 
-    Cameras store pictures as the sensor lay and note the turn in the file (EXIF orientation); it is applied here.
+    Cameras store images in the sensor's orientation, and the rotation in the file (EXIF orientation); it is applied
+    here.
 
     Args:
         image: a path, or a PIL image.
 
     Raises:
-        DataError: if there is no such file, it is no picture or a damaged one, or it has more pixels than Pillow takes
-            for a decompression bomb (`PIL.Image.MAX_IMAGE_PIXELS`).
-        ImportError: if Pillow is missing, with how to install it.
+        DataError: if there is no such file, it is not an image or a damaged one, or it has more pixels than Pillow
+            allows, as a decompression bomb (`PIL.Image.MAX_IMAGE_PIXELS`).
+        ImportError: if Pillow is missing; the message says how to install it.
         ValueError: if `image` is neither.
     """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise ImportError("reading pictures needs Pillow: pip install 'minivit[examples]'") from None
+        raise ImportError("reading images needs Pillow: pip install 'minivit[examples]'") from None
     if isinstance(image, Image.Image):
         return _upright(image, _named(image))
     if not isinstance(image, str | os.PathLike):
         raise ValueError(
-            f"{type(image).__name__} is no picture: give a path or a PIL image (PIL.Image.fromarray makes one of an "
+            f"{type(image).__name__} is not an image: give a path or a PIL image (PIL.Image.fromarray makes one of an "
             "array)"
         )
     name = os.fspath(image)
     if not os.path.isfile(name):
-        what = "is a folder, not a picture" if os.path.isdir(name) else "no such file"
-        raise DataError(f"{name}: {'is no regular file' if os.path.exists(name) and what[0] == 'n' else what}")
+        what = "is a folder, not an image" if os.path.isdir(name) else "no such file"
+        raise DataError(f"{name}: {'is not a regular file' if os.path.exists(name) and what[0] == 'n' else what}")
     try:
         with open_file(name) as file, Image.open(file, formats=_formats()) as opened:
             _check_pixels(opened, name)
@@ -171,7 +171,7 @@ def read_image(image: Any) -> Any:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name) from None
     except UnidentifiedImageError:
-        raise DataError(f"{name} is no picture that Pillow can read: convert it to PNG or JPEG") from None
+        raise DataError(f"{name} is not an image that Pillow can read: convert it to PNG or JPEG") from None
     except MemoryError:
         raise DataError(f"{name} needs more memory than there is: make it smaller") from None
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, EOFError, struct.error, ...
@@ -179,7 +179,7 @@ def read_image(image: Any) -> Any:
 
 
 def _formats() -> list[str]:
-    """What Pillow reads by itself: for EPS it runs another program, Ghostscript, and for the others a plugin's."""
+    """The formats that Pillow reads itself: for EPS it runs Ghostscript, and for others a plugin's program."""
     from PIL import Image
 
     Image.init()
@@ -187,14 +187,14 @@ def _formats() -> list[str]:
 
 
 _BY_OTHERS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5")
-_MAX_BETWEEN = 4 * MAX_RESIZED  # pixels between the two passes of a resize, the rows and the columns
+_MAX_BETWEEN = 4 * MAX_RESIZED  # pixels between the two passes of a resize, over rows and columns
 
 
-def _check_pixels(picture: Any, name: str) -> None:
-    """Pillow only warns of pictures up to twice its limit, and warnings made errors would be so for all threads."""
+def _check_pixels(image: Any, name: str) -> None:
+    """Enforce Pillow's limit, which only warns up to twice the limit; a warning filter would affect all threads."""
     from PIL import Image
 
-    if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise _too_large(name)
 
 
@@ -214,12 +214,12 @@ def _is_image(image: Any) -> bool:
 
 
 def _named(image: Any) -> str:
-    """What to call a picture in an error."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the picture"
+    """The name of an image in an error."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else getattr(image, "filename", "") or "the image"
 
 
 def _upright(image: Any, name: str) -> Any:
-    """The picture in memory, turned as its EXIF says; an EXIF block that is broken says nothing, as in viewers."""
+    """The image in memory, rotated by its EXIF orientation; a broken EXIF block is ignored, as in viewers."""
     from PIL import Image, ImageOps
 
     key = _transparent(image)
@@ -229,12 +229,12 @@ def _upright(image: Any, name: str) -> Any:
         raise
     except Exception as error:
         raise DataError(f"{name} is damaged ({printable(str(error))}): copy or fetch it again") from None
-    _check_pixels(image, name)  # an ICO tells it only now
+    _check_pixels(image, name)  # an ICO file raises it only here
     try:
         turned = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # whatever its reader meets: a wrong offset, type or text
+    except Exception:  # for any damage: a wrong offset, type or text
         try:
             turn = image.getexif().get(0x0112)
         except Exception:
@@ -254,9 +254,9 @@ _TURNS |= {7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 def _transparent(image: Any) -> Any:
-    """The transparent color of a PNG in the levels of its pixels, if it is one of other than 8 bits; else None.
+    """The transparent color of a PNG in the levels of its pixels, if the PNG does not have 8 bits; else None.
 
-    The file has it in its own bits: of a gray of 2 bits 0 to 3, where Pillow makes the pixels 0 to 255.
+    The file has it at its own depth: 0 to 3 for gray of 2 bits, where Pillow scales the pixels to 0 to 255.
     """
     key, tiles = image.info.get("transparency"), getattr(image, "tile", None)
     raw = str(tiles[0][3]) if tiles and image.format == "PNG" else ""
@@ -267,16 +267,16 @@ def _transparent(image: Any) -> Any:
 
 
 def flattened(image: Any) -> Any:
-    """A PIL image as opaque 8-bit gray ("L") or color ("RGB"): what is transparent lies on white, as viewers show it.
+    """A PIL image as opaque 8-bit gray ("L") or color ("RGB"): transparent pixels over white, as in viewers.
 
     Raises:
-        DataError: for floating-point pixels, whose range nothing tells.
+        DataError: for floating-point pixels, whose range is unknown.
     """
     from PIL import Image
 
     if image.mode == "F":
         raise DataError(
-            f"{_named(image)}: a picture of floating-point pixels has no fixed range: convert it to 8 bits first"
+            f"{_named(image)}: an image of floating-point pixels has no fixed range: convert it to 8 bits first"
         )
     key = image.info.get("transparency")
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255 instead of scaling
@@ -293,7 +293,7 @@ def flattened(image: Any) -> Any:
 
 
 def _on_white(image: Any) -> Any:
-    """In bands, so that a large picture is in memory twice and not four times."""
+    """In bands, so that a large image is in memory twice instead of four times."""
     from PIL import Image
 
     if image.mode in ("La", "RGBa"):
@@ -313,7 +313,7 @@ def _in_channels(image: Any, channels: int) -> Any:
 
 
 def _middle(size: Size, resized: Size, kept: Size) -> tuple[tuple[float, float, float, float], int, int]:
-    """The box (left, top, right, bottom) of a picture that becomes the kept pixels, and their height and width."""
+    """The box (left, top, right, bottom) of an image that becomes the kept pixels, and their height and width."""
     (height, width), (tall, long), (high, wide) = size, resized, kept
     top, left = round((tall - high) / 2), round((long - wide) / 2)
     down, across = height / tall, width / long
@@ -322,11 +322,11 @@ def _middle(size: Size, resized: Size, kept: Size) -> tuple[tuple[float, float, 
 
 
 def _around(size: Size, target: Size) -> Size:
-    """The size, in the picture's own shape, that just covers the target: one side equals it, the other is no shorter.
+    """The smallest size of the image's aspect ratio that covers the target: one side equals the target's.
 
     The long side is rounded down, as torchvision does.
     """
     (height, width), (high, wide) = size, target
-    if height * wide <= width * high:  # the picture is wider than the target
+    if height * wide <= width * high:  # the image is wider than the target
         return high, max(wide, width * high // height)
     return max(high, height * wide // width), wide

@@ -1,7 +1,4 @@
-"""The names of classes: from a text or JSON file, or from config.json beside the weights.
-
-Logits are numbers in an order that only the training data knows.
-"""
+"""The names of classes: from a text or JSON file, or from config.json next to the weights."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ def read_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
         path: a text file with one label a line, or a JSON file with a list of labels, or a dict from numbers to labels
             ({"0": "tench"}, as Hugging Face's id2label; {"0": ["n01440764", "tench"]}, as Keras's index of ImageNet) or
             from labels to numbers.
-        classes: how many the model has.
+        classes: the model's number of classes.
 
     Raises:
         DataError: if the file cannot be read, or does not have that many labels.
@@ -40,18 +37,18 @@ def read_labels(path: str | os.PathLike[str], classes: int) -> list[str]:
 
 
 def labels_beside(config: dict[str, Any], classes: int) -> list[str] | None:
-    """The labels in a config.json: Hugging Face's `id2label`, timm's `label_names`; None if it has none that fit."""
+    """The labels in a config.json: Hugging Face's `id2label`, timm's `label_names`; None if it has none."""
     cfg = config.get("pretrained_cfg")
-    for place in (config, cfg if isinstance(cfg, dict) else {}):
+    for entry in (config, cfg if isinstance(cfg, dict) else {}):
         for key in ("id2label", "label_names"):
-            labels = _listed(place.get(key))
+            labels = _listed(entry.get(key))
             if labels is not None and len(labels) == classes:
                 return labels
     return None
 
 
 def _listed(content: Any) -> list[str] | None:
-    """Labels in the order of their classes, 0, 1, 2, ...; None if this is nothing of the kind."""
+    """Labels in the order of their classes, 0, 1, 2, ...; None for other content."""
     if isinstance(content, dict):
         if content and all(isinstance(value, int) for value in content.values()):
             content = {number: label for label, number in content.items()}

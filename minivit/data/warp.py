@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 
-# Values worked on at once. Index arrays then stay below 128 KiB, above which malloc fetches fresh
-# pages for every temporary: 128 digits of 28x28 take 1.4 ms, and 4.0 ms all at once (one core).
+# Values in one chunk. Index arrays then stay below 128 KiB, above which malloc fetches fresh
+# pages for every temporary: 128 digits of 28x28 take 1.4 ms, and 4.0 ms in one chunk (one core).
 GROUP = 16_000
 
 
@@ -44,7 +44,7 @@ def warp(images: Array, matrix: Array, move: Array, fill: float = 0.0) -> Array:
 
 
 def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """Where each output pixel comes from: rows and columns (B, H, W) of the padded image."""
+    """The source of each output pixel: rows and columns (B, H, W) of the padded image."""
     inverse = np.linalg.inv(matrix)  # (B, 2, 2)
     center = np.array([(H - 1) / 2, (W - 1) / 2])
     # A pixel's source is inverse (p - center - move) + center, + 1 for the padding.
@@ -54,7 +54,7 @@ def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]) -
         rows = inverse[:, axis, 0, None] * np.arange(H) + offset[:, axis, None]  # (B, H)
         columns = inverse[:, axis, 1, None] * np.arange(W)  # (B, W)
         source = rows.astype(dtype)[:, :, None] + columns.astype(dtype)[:, None, :]  # (B, H, W)
-        # Everything beyond the border reads fill: the padding is 1 pixel before and 2 after, so
+        # Pixels beyond the border read fill: the padding is 1 pixel before and 2 after, so
         # that the pixel at length + 1 has a right-hand neighbor.
         sources.append(np.clip(source, 0, length + 1, out=source))
     return sources[0], sources[1]

@@ -1,6 +1,6 @@
 """Plain charts in one style: lines, bars and maps whose axes are named, readable in print and for color-blind readers.
 
-`new` makes a figure, `show` puts it where its reader is: into a notebook or page, or into a file beside the run.
+`new` makes a figure, `show` displays it in a notebook or page, or writes it to a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minivit.draw.style import BLUE, INK, QUIET, RED, check_matplotlib
 COLORS = (BLUE, RED, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-HEAT = "cividis"  # the same to readers with and without red-green blindness, and monotone in gray
+HEAT = "cividis"  # equal with and without red-green blindness, and monotone in gray
 SIGNED = "RdBu_r"  # for values around 0
 FOLDER = Path("runs") / "pictures"
 
@@ -31,18 +31,18 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 10,
-    "svg.fonttype": "none",  # words stay words
-    "svg.hashsalt": "minivit",  # the same call writes the same file
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "minivit",  # equal calls write equal files
 }
 
 
 def new(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 3.2, **options: Any) -> tuple[Any, Any]:
     """A figure and its axes in the style of the documentation: one Axes, or an array (rows, columns) of them.
 
-    Lines take their color, dash and mark in turn, so that each can be told from the others in gray as well.
+    Lines cycle through colors, dashes and marks, so that they differ in gray too.
 
     Args:
-        width, height: inches of the whole figure.
+        width, height: inches of the figure.
         options: of matplotlib's `Figure.subplots`, such as sharey=True.
     """
     check_matplotlib()
@@ -57,11 +57,11 @@ def new(rows: int = 1, columns: int = 1, *, width: float = 8.0, height: float = 
 
 
 def show(figure: Any, name: str, alt: str) -> None:
-    """In a notebook or page the figure appears, with `alt` for those who cannot see it; a script writes it to a file.
+    """Display a figure in a notebook or page, with `alt` for screen readers; a script writes it to a file.
 
     Args:
-        name: of the file without its ending; it stands in runs/pictures/, and its path is printed.
-        alt: what there is to see, in a sentence or two.
+        name: of the file in runs/pictures/, without its suffix; the path is printed.
+        alt: a description of the figure, in a sentence or two.
 
     Raises:
         ValueError: if alt is empty.
@@ -70,8 +70,8 @@ def show(figure: Any, name: str, alt: str) -> None:
     from matplotlib import rc_context
 
     if not alt.strip():
-        raise ValueError(f"figure {name!r} has no alternative text: say in a sentence what there is to see")
-    for axes in figure.axes:  # what matplotlib decides when it is written, whatever the style was
+        raise ValueError(f"figure {name!r} has no alternative text: describe it in a sentence")
+    for axes in figure.axes:  # settings that matplotlib reads when the figure is written
         if title := axes.get_title():
             axes.set_title("")
             axes.set_title(title, loc="left", fontsize=11)
@@ -81,9 +81,9 @@ def show(figure: Any, name: str, alt: str) -> None:
         if _in_notebook():
             from IPython.display import HTML, display
 
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=150, metadata={"Software": None})
-            data = base64.b64encode(picture.getvalue()).decode()
+            png = io.BytesIO()
+            figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+            data = base64.b64encode(png.getvalue()).decode()
             width = int(figure.get_figwidth() * 90)  # CSS pixels: sharp on screens of twice the density
             display(
                 HTML(
@@ -95,11 +95,11 @@ def show(figure: Any, name: str, alt: str) -> None:
             FOLDER.mkdir(parents=True, exist_ok=True)
             path = FOLDER / f"{name}.png"
             figure.savefig(path, dpi=150, metadata={"Software": None})
-            print(f"[picture] {path}: {alt}")
+            print(f"[figure] {path}: {alt}")
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this: only then is IPython's kernel application there."""
+    """Whether a Jupyter kernel runs this code."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")

@@ -1,6 +1,6 @@
-"""What all pictures here share: colors, panels with a title and a caption, and a figure of strips written to files.
+"""Common parts of the figures: colors, panels with a title and a caption, and figures of strips.
 
-Figures are matplotlib's `Figure` objects, made without pyplot, so nothing global is touched and no window opens.
+Figures are matplotlib's `Figure` objects, made without pyplot, so no global state changes and no window opens.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 
 from minivit.protocol import Array
 
-Strip = tuple[str, float, Callable[[Any], None]]  # heading, height in inches, what draws it into a part of a figure
+Strip = tuple[str, float, Callable[[Any], None]]  # heading, inches, drawing function
 
-# Okabe and Ito 2008, the colors that color-blind readers can tell apart
+# Okabe and Ito 2008, colors that color-blind readers can distinguish
 BLUE, YELLOW, RED = "#0072B2", "#F0E442", "#D55E00"
 INK, QUIET, EMPTY = "#222222", "#666666", "#F1F1F1"
-WIDE = 9.0  # inches of every picture
+WIDE = 9.0  # inches of every figure
 
 
 def check_matplotlib() -> None:
-    """Raise an ImportError that says how to install matplotlib, where it cannot be imported."""
+    """Raise an ImportError that says how to install matplotlib, if it cannot be imported."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -34,7 +34,7 @@ def write_strips(files: Sequence[Path], strips: Sequence[Strip]) -> list[Path]:
     """Draw the strips below one another and write the figure to each file, PNG or SVG by its name.
 
     Returns:
-        the files, none where matplotlib is missing.
+        the files; none without matplotlib.
     """
     try:
         from matplotlib import rc_context
@@ -44,8 +44,8 @@ def write_strips(files: Sequence[Path], strips: Sequence[Strip]) -> list[Path]:
     heights = [height for _, height, _ in strips]
     with rc_context(
         {
-            "svg.fonttype": "none",  # words stay words
-            "svg.hashsalt": "minivit",  # the same call writes the same file
+            "svg.fonttype": "none",  # text stays text
+            "svg.hashsalt": "minivit",  # equal calls write equal files
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
         }

@@ -1,6 +1,6 @@
-"""The flow of gradients as a chart: how large activations and gradients are from part to part.
+"""The norms of activations and gradients from part to part, as a chart. Needs matplotlib.
 
-`minivit/observe/debugging.py` finds where they stop being numbers. Needs matplotlib.
+`minivit/observe/debugging.py` finds the first NaN.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from minivit.draw.style import BLUE, QUIET, RED
 from minivit.observe.trace import Row, Trace, euclidean_norm
 
 _MOST_NAMES = 48  # along an axis: more would overlap
-_FEW = 3  # stages make no course
+_FEW = 3  # fewer stages make no curve
 
 
 def draw_gradient_flow(trace: Trace, *, width: float = 8.0, height: float = 6.4) -> tuple[Any, Any]:
-    """Two charts with logarithmic axes, as (figure, axes): give the figure to `figures.show`.
+    """Two charts with logarithmic axes, as (figure, axes): pass the figure to `figures.show`.
 
-    Above, for each stage in the order of the forward pass, the norm of what it gives and of the gradient that comes
-    back to it. Stages are what a chain calls in turn, a model's blocks; where there are no three, all parts without
-    parts. Below the norm of each parameter's gradient. What is exactly 0 has no place on a logarithmic axis: it is
-    left out above, and marked at the lower edge below.
+    The upper chart has, for each stage in the order of the forward pass, the norms of its output and of the gradient of
+    its output. Stages are the parts of a chain, such as a model's blocks; with fewer than three, all parts without
+    parts. The lower chart has the norm of each parameter's gradient. An exact 0 has no position on a logarithmic axis:
+    it is omitted above, and marked at the lower edge below.
     """
     figure, axes = figures.new(2, 1, width=width, height=height)
     _draw_stages(axes[0], trace)
@@ -40,14 +40,14 @@ def _draw_stages(axes: Any, trace: Trace) -> None:
     if len(rows) < _FEW:
         rows = [row for row in trace.rows[:-1] if not row.parts]
     at = range(len(rows))
-    axes.plot(at, [row.norm_y or np.nan for row in rows], color=BLUE, label="|y|, what it gives")
-    axes.plot(at, [row.norm_dy or np.nan for row in rows], color=RED, label="|dy|, what comes back")
+    axes.plot(at, [row.norm_y or np.nan for row in rows], color=BLUE, label="|y|, output")
+    axes.plot(at, [row.norm_dy or np.nan for row in rows], color=RED, label="|dy|, its gradient")
     _name(axes, [row.name or row.kind for row in rows])
     axes.set_title("Stages", loc="left", fontsize=11)
 
 
 def _stages(row: Row) -> list[Row]:
-    """What runs one after the other: a chain's parts, and those of the chains among them."""
+    """The stages in running order: a chain's parts, with nested chains expanded."""
     return [each for part in row.parts for each in _stages(part)] if row.chain else [row]
 
 
@@ -65,9 +65,9 @@ def _draw_parameters(axes: Any, norms: dict[str, float]) -> None:
         zero = np.flatnonzero(values == 0)
         axes.plot(zero, [floor] * len(zero), "x", color=QUIET, linestyle="none", label="exactly 0")
     groups = [_group(name) for name in norms]
-    names = [name if place == 0 or name != groups[place - 1] else "" for place, name in enumerate(groups)]
-    for place in [place for place, name in enumerate(names) if name and place]:
-        axes.axvline(place - 0.5, color=QUIET, linewidth=0.4, linestyle="-", marker="", zorder=0)
+    names = [name if index == 0 or name != groups[index - 1] else "" for index, name in enumerate(groups)]
+    for index in [index for index, name in enumerate(names) if name and index]:
+        axes.axvline(index - 0.5, color=QUIET, linewidth=0.4, linestyle="-", marker="", zorder=0)
     _name(axes, names)
     axes.set_title("Gradient of each parameter", loc="left", fontsize=11)
 
@@ -79,12 +79,12 @@ def _group(name: str) -> str:
 
 
 def _name(axes: Any, names: Sequence[str]) -> None:
-    """The names that are not empty at their places; where space is short, those of the longest stretches."""
-    starts = [place for place, name in enumerate(names) if name]
+    """Label the axis with the nonempty names at their indices; where space is short, those of the longest groups."""
+    starts = [index for index, name in enumerate(names) if name]
     lengths = dict(zip(starts, np.diff([*starts, len(names)]).tolist()))
     named: list[int] = []
-    for place in sorted(starts, key=lambda start: (-lengths[start], start)):
-        if all(abs(place - other) >= len(names) / _MOST_NAMES for other in named):
-            named.append(place)
-    axes.set_xticks(named, [names[place] for place in named], rotation=90, fontsize=8)
+    for index in sorted(starts, key=lambda start: (-lengths[start], start)):
+        if all(abs(index - other) >= len(names) / _MOST_NAMES for other in named):
+            named.append(index)
+    axes.set_xticks(named, [names[index] for index in named], rotation=90, fontsize=8)
     axes.set_xlim(-0.7, len(names) - 0.3)

@@ -1,7 +1,7 @@
-"""The pictures of `windows.py`: what Swin's windows do to a map, drawn by matplotlib from the same arrays.
+"""Figures of Swin's windows on a map, drawn by matplotlib from the arrays of `minivit/observe/windows.py`.
 
-Each `draw_...` fills a figure or a part of one; `write_pictures` puts them together for
-`examples/explain_swin.py`. They stand in docs/derivations/windows.md and position_bias.md.
+Each `draw_...` fills a figure or a part of one; `write_pictures` combines them for `examples/explain_swin.py`. They are
+shown in docs/derivations/windows.md and position_bias.md.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ from minivit.protocol import Array
 
 Size = tuple[int, int]
 
-# Okabe and Ito's colors mixed with white, so that black text can be read on them. Labels that can meet in one window
-# (1 2, 3 6, 4 5 7 8) lie far apart.
+# Okabe and Ito's colors mixed with white, so that black text is readable on them. Labels that can share a window
+# (1 2, 3 6, 4 5 7 8) have very different colors.
 _REGIONS = ("#D3D3D3", "#8CCBEF", "#F0C15A", "#F6EE8E", "#59C2A0", "#E2A9C8", "#4A97CC", "#E8945A", "#9A9A9A")
-_BUSY = 1500  # cells, from which on they are drawn as one image: thousands of paths make a slow file
+_BUSY = 1500  # cells, above which they are drawn as one image: thousands of paths make a slow file
 
 
 def draw_moves(figure: Any, at: Layout) -> None:
-    """Three maps: numbered and cut as a shifted block wants it, after the roll, and the labels."""
+    """Three maps: the windows of a shifted block on the map, the map after the roll, and the labels."""
     on_map, labels = regions(at)
     left, middle, right = panels(figure, 3)
     (sh, sw), (mh, mw) = at.shift, at.window
     _cells(left, _words(positions(at)), _colors(on_map, positions(at)))
     _lines(left, at.size, range(sh or mh, at.size[0], mh), range(sw or mw, at.size[1], mw))
     moved = f"the plain grid, moved {sh} down and {sw} right" if any(at.shift) else "the plain grid"
-    caption(left, "On the map", f"The windows that this block wants: {moved}.")
+    caption(left, "On the map", f"The windows of this block: {moved}.")
     rolled = positions_after_roll(at)
     for axes, words in ((middle, _words(rolled)), (right, _words(labels))):
         _cells(axes, words, _colors(labels, rolled))
         _grid(axes, at.size, at.window)
         _seam(axes, at, at.size)
-    seam = "Plain windows again. Beyond the dashed seam lies what came from the other end of the map."
+    seam = "Plain windows again. Beyond the dashed seam are pixels from the other end of the map."
     caption(middle, "Rolled", seam if any(at.shift) else "No shift: nothing moves.")
-    caption(right, "Labels", "In one window, equal labels were neighbors on the map: they may look at each other.")
+    caption(right, "Labels", "Pixels of a window with equal labels were neighbors before, and attend to each other.")
 
 
 def draw_padding(figure: Any, at: Layout) -> None:
-    """Padding before the roll, and after it: there the borders of the labels do not lie on the seam."""
+    """Padding before the roll, and after it, where the borders of the labels are not on the seam."""
     labels, numbers = regions(at)[1], positions(at)[: at.real[0], : at.real[1]]
     late = F.pad(F.roll(numbers + 1, (-at.shift[0], -at.shift[1]), (0, 1))[0], at.size, (0, 1))[0] - 1
     before, after = panels(figure, 2)
@@ -64,29 +64,30 @@ def draw_padding(figure: Any, at: Layout) -> None:
         _cells(axes, _words(rolled), _colors(labels, rolled))
         _grid(axes, at.size, at.window)
         _seam(axes, at, size)
-    caption(before, "Padded, then rolled", "The seam lies where labels change: colors part what was not side by side.")
+    seam = "The labels change at the seam: colors separate pixels that were not neighbors."
+    caption(before, "Padded, then rolled", seam)
     caption(
         after,
         "Rolled, then padded",
-        "The same labels, but the seam lies elsewhere: colors do not tell who was side by side.",
+        "The same labels, but another seam: colors do not separate pixels that were not neighbors.",
     )
 
 
 def draw_masks(figure: Any, at: Layout, mask_padding: bool = False) -> None:
-    """One square for each kind of window: who looks (rows) at whom (columns), in the colors of the labels."""
+    """One square for each kind of window: queries (rows) and keys (columns), in the colors of the labels."""
     masks, labels = window_masks(at, mask_padding), in_windows(regions(at)[1], at)
     shown = kinds(masks)
     for axes, numbers in zip(panels(figure, len(shown), 4), shown):
-        own = rgb(_REGIONS)[labels[numbers[0]]]  # (N, 3): a place's color
-        edge = max(1, len(own) // 16)  # a strip at the left and the top tells whose row and column it is
+        own = rgb(_REGIONS)[labels[numbers[0]]]  # (N, 3): a pixel's color
+        edge = max(1, len(own) // 16)  # strips at the left and the top show the pixels of rows and columns
         low, high = 2 * edge, len(own) + 2 * edge
-        picture = np.ones((high, high, 3), dtype=np.float64)
-        picture[low:, low:] = np.where(masks[numbers[0]][:, :, None], own[:, None], 1.0)
-        picture[low:, :edge], picture[:edge, low:] = own[:, None], own[None]
-        _cells(axes, None, picture, line=0.3)
+        square_map = np.ones((high, high, 3), dtype=np.float64)
+        square_map[low:, low:] = np.where(masks[numbers[0]][:, :, None], own[:, None], 1.0)
+        square_map[low:, :edge], square_map[:edge, low:] = own[:, None], own[None]
+        _cells(axes, None, square_map, line=0.3)
         axes.plot([low, high, high, low, low], [low, low, high, high, low], color=INK, linewidth=1.2)
         title, _, apart = mask_title(masks, numbers).partition(": ")
-        caption(axes, title[0].upper() + title[1:], f"{apart.split()[0]} of {masks[0].size} pairs barred")
+        caption(axes, title[0].upper() + title[1:], f"{apart.split()[0]} of {masks[0].size} pairs masked")
 
 
 def draw_index(figure: Any, window: Size) -> None:
@@ -115,7 +116,7 @@ def draw_index(figure: Any, window: Size) -> None:
 
 
 def draw_reach(figure: Any, at: Layout, blocks: int, place: Size | None = None) -> None:
-    """After how many blocks each input place has a gradient, with shifted windows and without."""
+    """The number of blocks after which each input pixel has a gradient, with shifted windows and without."""
     row, column = place or (at.real[0] // 2, at.real[1] // 2)
     shades = mix(BLUE, "#E3F0F8", np.linspace(0, 1, max(blocks, 2)))
     colors = np.concatenate([rgb([EMPTY]), shades])
@@ -126,9 +127,9 @@ def draw_reach(figure: Any, at: Layout, blocks: int, place: Size | None = None) 
         _grid(axes, at.real, at.window, QUIET, 1.0)
         box = ([column, column + 1, column + 1, column, column], [row, row, row + 1, row + 1, row])
         axes.plot(*box, color=RED, linewidth=2.5, solid_joinstyle="miter")
-    text = "Blocks until the output at the framed place depends on the input here."
+    text = "Blocks until the output at the framed pixel depends on each input pixel."
     caption(shifted, f"Every second block shifted by {by(at.shift)}", text)
-    caption(steady, "No block shifted", f"Up to {blocks} blocks: nothing ever enters the window from outside (dots).")
+    caption(steady, "No block shifted", f"Up to {blocks} blocks: the window never depends on pixels outside (dots).")
 
 
 PARTS = ("swin_roll", "swin_padding", "swin_mask", "swin_reach", "swin_index")
@@ -146,12 +147,12 @@ def write_pictures(
     """Draw everything as out/explain_swin.png and .svg, or one of `PARTS` as an SVG file of its name.
 
     Args:
-        out: the folder, made if need be.
+        out: the folder, made if missing.
         at, blocks, mask_padding, place: as in `minivit.explain.describe`.
         part: which part; `swin_padding` needs a layout with padding and a shift.
 
     Returns:
-        the files, none where matplotlib is missing.
+        the files; none without matplotlib.
 
     Raises:
         ValueError: if there is no such part.
@@ -167,19 +168,19 @@ def write_pictures(
 
 
 def _strips(at: Layout, blocks: int, mask_padding: bool, place: Size | None) -> dict[str, Strip]:
-    """The parts that this layout has: heading, height in inches, and what draws it."""
+    """The parts of this layout: heading, height in inches, and the function that draws it."""
     tall = min(1.5, at.size[0] / at.size[1])
     rows = -(-len(kinds(window_masks(at, mask_padding))) // 4)
     strips: dict[str, Strip] = {
-        "swin_roll": ("Where each place goes", 2.8 * tall + 1.5, lambda f: draw_moves(f, at)),
+        "swin_roll": ("Cyclic shift and labels", 2.8 * tall + 1.5, lambda f: draw_moves(f, at)),
         "swin_padding": ("Why padding comes before the roll", 4.2 * tall + 1.3, lambda f: draw_padding(f, at)),
         "swin_mask": (
-            "Who (down) may look at whom (across)",
+            "Attention masks: queries down, keys across",
             2.9 * rows + 0.4,
             lambda f: draw_masks(f, at, mask_padding),
         ),
-        "swin_reach": ("How far news travels", 4.2 * tall + 1.3, lambda f: draw_reach(f, at, blocks, place)),
-        "swin_index": ("What the scores know of offsets", 5.5, lambda f: draw_index(f, at.window)),
+        "swin_reach": ("Receptive field", 4.2 * tall + 1.3, lambda f: draw_reach(f, at, blocks, place)),
+        "swin_index": ("Relative position index", 5.5, lambda f: draw_index(f, at.window)),
     }
     if at.size == at.real or not any(at.shift):
         del strips["swin_padding"]
@@ -190,7 +191,7 @@ def _strips(at: Layout, blocks: int, mask_padding: bool, place: Size | None) -> 
 
 
 def _cells(axes: Any, words: list[list[str]] | None, colors: Array, line: float = 0.8) -> None:
-    """Colored cells with a word in each, as large as fits, left out where it could not be read."""
+    """Colored cells with a word in each, as large as fits, omitted where it would be unreadable."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
@@ -203,8 +204,8 @@ def _cells(axes: Any, words: list[list[str]] | None, colors: Array, line: float 
         for color in np.unique(colors.reshape(-1, 3), axis=0):  # one path for each color keeps the file small
             if color.min() == 1:
                 continue  # white on white
-            places = np.argwhere((colors == color).all(axis=-1))[:, ::-1]  # (n, 2): across, down
-            shape = Outline((places[:, None] + square).reshape(-1, 2), codes * len(places))
+            cells = np.argwhere((colors == color).all(axis=-1))[:, ::-1]  # (n, 2): across, down
+            shape = Outline((cells[:, None] + square).reshape(-1, 2), codes * len(cells))
             axes.add_patch(PathPatch(shape, facecolor=color, edgecolor="white", linewidth=line))
     axes.set(xlim=(-0.1, wide + 0.1), ylim=(high + 0.1, -0.1), aspect="equal")
     axes.set_axis_off()
@@ -237,7 +238,7 @@ def _grid(axes: Any, size: Size, window: Size, color: str = INK, width: float = 
 
 
 def _seam(axes: Any, at: Layout, size: Size) -> None:
-    """Where the two ends of a map of `size` meet after the roll."""
+    """The line at which the two ends of a map of `size` meet after the roll."""
     rows, columns = ([size[axis] - at.shift[axis]] if at.shift[axis] else [] for axis in (0, 1))
     _lines(axes, at.size, rows, columns, RED, (0, (2.5, 1.2)), 2.5)
 

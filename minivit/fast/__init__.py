@@ -1,12 +1,13 @@
-"""What is there for speed alone: fast replacements of functions of `minivit.functional`, threads, and freed memory.
+"""Code for speed only: fast implementations of functions of `minivit.functional`, threads, and freed memory.
 
-`minivit/functional/` holds each function as its formula. A file in `numpy/` or `cupy/` replaces a whole function under
-the same name and signature; `dispatch.py` chooses between the two by the array. Nothing here defines what a function
-computes, so a reader who wants to know that never needs this folder.
+`minivit/functional/` holds each function as its formula. A file in `numpy/` or `cupy/` implements a function under the
+same name and signature; `dispatch.py` chooses between the two by the array. The formulas alone define what a function
+computes.
 
 - `dispatch.py`      the choice: `accelerated(formula)`, and `with minivit.plain():` for the formulas alone
-- `numpy/`           replacements for the CPU
-- `cupy/`            replacements for the GPU
+- `numpy/`           implementations for the CPU
+- `cupy/`            implementations for the GPU
+- `precision.py`     how exactly a GPU multiplies: `minivit.matmul_precision`
 - `blocks.py`        attention for a few queries at a time
 - `threads.py`       work shared among threads
 - `blas_threads.py`  how many threads the matrix products use

@@ -1,6 +1,6 @@
-"""How many threads the matrix products use: one call to hold BLAS to a number, and to give it back.
+"""The number of BLAS threads: contexts that set it and restore it.
 
-`minivit/parallel.py` runs shards of a batch in threads of its own and holds BLAS to one thread meanwhile.
+`minivit/parallel.py` runs shards of a batch in its own threads, and limits BLAS to one thread meanwhile.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from minivit.fork import at_fork
 
 @lru_cache(maxsize=1)
 def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController  # asks every loaded library once: milliseconds, so only when needed
+    from threadpoolctl import ThreadpoolController  # inspects every loaded library: milliseconds, so only when needed
 
     return ThreadpoolController()
 
 
 def _set_threads(count: int) -> Callable[[], None]:
-    """Sets the number, and returns what sets the one from before. Any thread may call either."""
+    """Sets the number, and returns a function that restores the old one. Any thread may call either."""
     with _control():
         limiter = _controller().limit(limits=count, user_api="blas")
 
@@ -36,10 +36,10 @@ def _set_threads(count: int) -> Callable[[], None]:
 
 @contextmanager
 def _control() -> Iterator[None]:
-    """A context in which this thread may set the number of OpenBLAS, which is one for the whole process.
+    """A context in which this thread may set OpenBLAS's number, which holds for the process.
 
-    Since threadpoolctl 3.8 the thread that sets it first keeps control, and what others set is ignored without a word.
-    Here the last of several holders restores the number, whichever thread it is.
+    Since threadpoolctl 3.8 the thread that sets it first keeps control, and other threads' settings are silently
+    ignored. Here the last of several holders restores the number, in any thread.
     """
     from threadpoolctl import OpenBLASController
 
@@ -51,12 +51,12 @@ def _control() -> Iterator[None]:
         clear(force=True)
 
 
-# BLAS has one number of threads for the whole process: those who want the same one share it, others wait
+# BLAS has one number of threads per process: threads that need the same number share it, others wait
 _changed = threading.Condition()
 _holders = 0
-_held: tuple[int, Callable[[], None]] | None = None  # the number, and what restores the one from before
+_held: tuple[int, Callable[[], None]] | None = None  # the number, and the function that restores the old one
 _mine = threading.local()  # whether this thread is among the holders
-_forks = 0  # threads that are about to fork, or fork: no thread becomes a holder meanwhile
+_forks = 0  # threads that fork or are about to: no thread becomes a holder meanwhile
 _PATIENCE = 60.0  # seconds that a fork waits for the holders
 
 
@@ -64,9 +64,9 @@ _PATIENCE = 60.0  # seconds that a fork waits for the holders
 def limit_threads(count: int) -> Iterator[None]:
     """A context in which BLAS (and nothing else) uses `count` threads; the old number is restored, also on errors.
 
-    Other threads that want the same number share it; one that wants another number waits until they are done.
+    Threads that need the same number share it; a thread that needs another number waits until they are done.
     """
-    if getattr(_mine, "holds", False):  # within such a context of its own
+    if getattr(_mine, "holds", False):  # nested in such a context
         restore = _set_threads(count)
         try:
             yield
@@ -93,9 +93,9 @@ def limit_threads(count: int) -> Iterator[None]:
 
 
 def _wait_for_holders() -> None:
-    """Before a fork: OpenBLAS ends its threads then, and a product that is under way never ends, in the parent either.
+    """Before a fork, wait for running products: OpenBLAS ends its threads, and a running product would never end.
 
-    A thread that holds the number itself, or works for one that does, would wait for itself.
+    A thread that holds the number, or works for one that does, would wait for itself.
     """
     global _forks
     with _changed:

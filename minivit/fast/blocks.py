@@ -9,14 +9,14 @@ from minivit.device import array_module
 from minivit.protocol import Array, Back, Rng, once
 from minivit.random import copy_generator
 
-FEW_KEYS = 4  # times the head size: so many weights take as much memory as q, k, v and y together
+FEW_KEYS = 4  # times the head size: this many weights take as much memory as q, k, v and y together
 _BLOCK_BYTES = 1 << 24  # of the weights of one block, 16 MiB: large enough to keep products fast
 
 
 def block_size(q: Array, k: Array) -> int | None:
-    """How many queries to serve at a time, so that their weights stay within 16 MiB; None: keep the weights of all.
+    """The number of queries at a time whose weights fit into 16 MiB; None: keep the weights of all.
 
-    Computing them again takes a quarter more time than attention does without, a few percent of a training step.
+    Recomputing the weights makes attention 25 % slower, and a training step a few percent.
     """
     keys, size = k.shape[-2:]
     if keys <= FEW_KEYS * size:
@@ -37,17 +37,17 @@ def attention_in_blocks(
     rng: Rng = None,
     **options: Any,
 ) -> tuple[Array, Back]:
-    """`attend`, a scaled_dot_product_attention, on some queries after the others.
+    """`attend`, a scaled_dot_product_attention, on blocks of queries in turn.
 
-    The weights (n, M) of a block are dropped, and computed again in the backward pass. Dropout draws block by block.
+    The weights (n, M) of a block are freed, and recomputed in the backward pass. Dropout draws block by block.
 
     Args:
         block: queries at a time.
-        reuse: `attend` takes `y`, its own output, which it need not compute again, and its vjp takes arrays for dq, dk
-            and dv to write into. So does the vjp of the whole.
+        reuse: `attend` takes its output `y` to skip its computation, and its vjp takes arrays for dq, dk and dv to
+            write into. So does the returned vjp.
     """
     xp, queries = array_module(q), q.shape[-2]
-    starts = range(0, queries, block) or (0,)  # no queries are one empty part
+    starts = range(0, queries, block) or (0,)  # no queries: one empty block
     parts = [slice(start, min(start + block, queries)) for start in starts]
     replay = copy_generator(rng)  # the weights dropped now are dropped again in the backward pass
 
@@ -84,14 +84,14 @@ def attention_in_blocks(
 
 
 def _queries(array: Any, part: slice) -> Any:
-    """The rows of a mask or bias that belong to these queries, a view; all of it if it is the same for every query."""
+    """The rows of a mask or bias for these queries, a view; the array itself if all queries share one row."""
     return array if array is None or array.ndim < 2 or array.shape[-2] == 1 else array[..., part, :]
 
 
 def in_blocks_where_large(
     attend: Callable[..., tuple[Array, Back]], reuse: bool = False
 ) -> Callable[..., tuple[Array, Back]]:
-    """The attention, for a few queries at a time where the weights of all would take more memory than q, k, v and y."""
+    """Attention, for a few queries at a time where the weights of all would take more memory than q, k, v and y."""
 
     def scaled_dot_product_attention(q: Array, k: Array, *arguments: Any, **options: Any) -> tuple[Array, Back]:
         block = block_size(q, k)

@@ -1,12 +1,12 @@
-"""The choice between a formula and a fast replacement of the same name and signature.
+"""The choice between a formula and a fast implementation of the same name and signature.
 
     layer_norm = accelerated(norm.layer_norm)   # in functional/__init__.py, as for every function
-    y, vjp = layer_norm(x, weight, bias)        # the replacement for x's library and dtype, else the formula
+    y, vjp = layer_norm(x, weight, bias)        # the fast one for x's library and dtype, else the formula
     layer_norm.plain                            # always the formula
     with minivit.plain(): ...                   # formulas everywhere
 
-A formula that calls another formula calls it directly, so a formula is formulas all the way down. A composite that
-needs speed has a replacement of its own.
+A formula calls other formulas directly, never fast implementations. A composite that needs speed has its own fast
+implementation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Replacement(NamedTuple):
 
 
 class Accelerated(Protocol[P, R_co]):
-    """A function that may have fast replacements; `plain` is its formula."""
+    """A function that may have fast implementations; `plain` is its formula."""
 
     @property
     def plain(self) -> Callable[P, R_co]: ...
@@ -53,10 +53,10 @@ class Accelerated(Protocol[P, R_co]):
 
 
 def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
-    """The formula with its arguments checked, or its replacement where the arrays' library and dtype have one.
+    """The formula with its arguments checked, or a fast implementation for the arrays' library and dtype.
 
-    The check is the function `check_<name>` beside the formula, called with the same arguments; it raises ValueError.
-    Neither the formula nor a replacement repeats it.
+    The check is the function `check_<name>` next to the formula, called with the same arguments; it raises ValueError.
+    Neither implementation repeats it.
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
@@ -94,7 +94,7 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
 
 
 def _first_float(arguments: tuple[Any, ...]) -> Any:
-    """The first floating or complex array among the arguments, or None: it decides on library and dtype."""
+    """The first floating or complex array among the arguments, or None. Its library and dtype decide."""
     for argument in arguments:
         dtype = getattr(argument, "dtype", None)
         if dtype is not None and dtype.kind in "fc":
@@ -109,7 +109,7 @@ def _choose(name: str, formula: Callable[P, R], library: Any, dtype: np.dtype[An
 
 @lru_cache(maxsize=4)
 def replacements(library: str) -> Mapping[str, Replacement]:
-    """The replacements for a library, "numpy" or "cupy", by name; imported when the first function is called."""
+    """The fast implementations for a library, "numpy" or "cupy", by name; imported at the first call."""
     return cast(Mapping[str, Replacement], import_module(f"minivit.fast.{library}").REPLACEMENTS)
 
 
@@ -117,12 +117,12 @@ def replacements(library: str) -> Mapping[str, Replacement]:
 
 MODES = ("auto", "plain")
 
-_mode = os.environ.get("MINIVIT_FUNCTIONS", "auto")  # of the process, so that the threads of a batch see it too
+_mode = os.environ.get("MINIVIT_FUNCTIONS", "auto")  # of the process, so that all threads of a batch use it
 if _mode not in MODES:
     raise ValueError(f"the environment has MINIVIT_FUNCTIONS={_mode!r}: choose one of {', '.join(MODES)}")
 _of_thread = threading.local()  # what a backward pass repeats of its forward pass; see `in_mode`
 _turn = Lock()
-_before: list[tuple[int, str]] = []  # the thread and the mode from before of each context that is open
+_before: list[tuple[int, str]] = []  # the thread and the previous mode of each open context
 
 
 def current_mode() -> str:
@@ -132,7 +132,7 @@ def current_mode() -> str:
 
 @contextmanager
 def use(mode: str) -> Iterator[None]:
-    """A context in which the whole process chooses in this mode; contexts may be nested, not interleaved by threads."""
+    """A context in which the process chooses in this mode; contexts may be nested, not interleaved by threads."""
     global _mode
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
@@ -164,14 +164,14 @@ at_fork(_close_in_child)
 def plain() -> Any:
     """A context in which every function runs by its formula, in all threads of the process.
 
-    MINIVIT_FUNCTIONS=plain in the environment does the same for a whole program.
+    MINIVIT_FUNCTIONS=plain in the environment does the same for a program.
     """
     return use("plain")
 
 
 @contextmanager
 def in_mode(mode: str) -> Iterator[None]:
-    """A context in which this thread alone chooses in this mode: a recomputed layer repeats its forward pass."""
+    """A context in which only this thread chooses in this mode, for a recomputed forward pass."""
     before = getattr(_of_thread, "mode", None)
     _of_thread.mode = mode
     try:
@@ -184,7 +184,7 @@ def in_mode(mode: str) -> Iterator[None]:
 
 
 def with_parts(formula: Callable[P, R], **parts: Any) -> Callable[P, R]:
-    """The same composite with other functions under the names that its formula calls.
+    """A composite that calls the given functions instead of those of its formula.
 
     A composite is then written once: `with_parts(patches.patch_embed, linear=linear)` is the formula of patch_embed on
     the fast `linear`.
@@ -194,11 +194,11 @@ def with_parts(formula: Callable[P, R], **parts: Any) -> Callable[P, R]:
     unknown = set(parts) - _names(formula.__code__)
     if unknown:
         raise ValueError(f"{formula.__name__} calls nothing named {', '.join(sorted(unknown))}")
-    twin = FunctionType(
+    copied = FunctionType(
         formula.__code__, {**formula.__globals__, **parts}, formula.__name__, formula.__defaults__, formula.__closure__
     )
-    twin.__kwdefaults__, twin.__doc__ = formula.__kwdefaults__, formula.__doc__
-    return twin
+    copied.__kwdefaults__, copied.__doc__ = formula.__kwdefaults__, formula.__doc__
+    return copied
 
 
 def _names(code: CodeType) -> set[str]:

@@ -1,7 +1,7 @@
 """Work shared among threads: NumPy releases Python's lock inside its loops and products, so threads run in parallel.
 
-Whole shards of a batch go to threads (`minivit/parallel.py`). Single operations are not cut: a thread that comes back
-from a loop of NumPy's waits for the lock, and below some 50 microseconds that costs more than the second core gains.
+Threads get shards of a batch (`minivit/parallel.py`). Single operations are not split: a thread that returns from a
+loop of NumPy's waits for the lock, and below about 50 microseconds that costs more than the second core gains.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from minivit.fork import at_fork
 
-_mine = threading.local()  # what holds in this thread: whether it is a worker, and how many may work for it
+_mine = threading.local()  # of this thread: whether it is a worker, and how many threads may work for it
 
 
 def usable_cores() -> int:
@@ -31,10 +31,10 @@ def usable_cores() -> int:
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
-    """[function(item) for item in items], by several threads at once, of which the caller's is one.
+    """[function(item) for item in items], by several threads in parallel, including the caller's.
 
     Each takes the next item when it is done with one. An error is raised after all have ended, because they share what
-    the caller owns. What already runs in such a thread goes on in it alone: the others are busy with the like.
+    the caller owns. A call from such a thread runs in it alone: the others are busy.
     """
     if threads == 1 or len(items) <= 1 or is_worker():
         return [function(item) for item in items]
@@ -49,7 +49,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
                     results[index] = function(items[index])
                 except BaseException as error:  # also a KeyboardInterrupt, which reaches the caller's thread
                     errors[index] = error
-                    for _ in indices:  # what has not begun need not
+                    for _ in indices:  # skip items that have not begun
                         pass
 
     others = min(threads, len(items)) - 1
@@ -58,7 +58,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: in
     try:
         for future in futures:
             future.result()
-    finally:  # also where the caller is interrupted while it waits
+    finally:  # also when the caller is interrupted while it waits
         for _ in indices:
             pass
         for future in futures:
@@ -83,7 +83,7 @@ def is_worker() -> bool:
 
 
 def workers() -> int:
-    """How many threads may work for this one: 1 if it is one of them itself, else the cores, or what `at_most` says."""
+    """The number of threads that may work for this one: 1 in a worker, else the cores, or the limit of `at_most`."""
     if is_worker():
         return 1
     return getattr(_mine, "most", None) or usable_cores()

@@ -3,13 +3,13 @@
     y, vjp = F.linear(x, weight, bias)
     dx, dweight, dbias = vjp(dy)
 
-`vjp` (vector-Jacobian product) returns the bare gradient where one input is differentiable, else a tuple in the order
-of the arguments, None where the argument was None. Integer and boolean arguments have no gradient and no entry in it.
+`vjp` (vector-Jacobian product) returns the gradient itself where one input is differentiable, else a tuple in the order
+of the arguments, None where the argument was None. Integer and boolean arguments have no entry in it.
 
 Each file holds formulas: plain array expressions for NumPy and CuPy, in the order of the paper. The arguments of `name`
 are checked by `check_name` below it. Here each formula becomes the public function: it checks its arguments, and runs
-the fast replacement of the same name (`minivit/fast/`) where the array's library and dtype have one. `F.name.plain` is
-always the formula; `with minivit.plain():` runs everything by formulas.
+the fast implementation of the same name (`minivit/fast/`) where one exists for the array's library and dtype.
+`F.name.plain` is always the formula; `with minivit.plain():` runs everything by formulas.
 """
 
 from minivit.fast.dispatch import accelerated

@@ -1,6 +1,6 @@
 """Element by element: GELU, ReLU, tanh, sigmoid. Row by row: softmax and log-softmax, each with its full Jacobian.
 
-Nothing here assumes what comes after it: softmax's vjp is softmax's, whatever the loss.
+Softmax's vjp is its full Jacobian product: it assumes no particular loss after it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
         y of x's shape, and vjp(dy) -> dx.
 
     Raises:
-        ValueError: for another word in `approximate`.
+        ValueError: for any other value of `approximate`.
 
     Derivation: docs/derivations/gelu.md.
     """
@@ -52,7 +52,7 @@ def check_gelu(x: Array, approximate: str = "none") -> None:
 
 
 def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
-    """y = gelu(x W^T + b), the first half of a transformer's MLP. One function, so that a fast one needs less memory.
+    """y = gelu(x W^T + b), the first half of a transformer's MLP. Fusing them saves memory.
 
     Args:
         x: (..., I).
@@ -117,13 +117,13 @@ def sigmoid(x: Array) -> tuple[Array, Back]:
 def softmax(x: Array) -> tuple[Array, Back]:
     """y = exp(x) / sum(exp(x)) along the last axis, without overflow at any x.
 
-    A row of -inf only gives 0, and gradient 0. Returns y of x's shape, and vjp(dy) -> dx.
+    A row that holds only -inf gives 0, with gradient 0. Returns y of x's shape, and vjp(dy) -> dx.
 
     Derivation: docs/derivations/softmax.md.
     """
     exponential = array_module(x).exp(x - row_maximum(x))  # the shift cancels in the quotient
     total = exponential.sum(axis=-1, keepdims=True)
-    y = exponential / (total + (total == 0))  # a row of -inf only has no weights to share: 0 / 1
+    y = exponential / (total + (total == 0))  # a row that holds only -inf: 0 / 1
 
     @once
     def vjp(dy: Array) -> Array:
@@ -134,7 +134,7 @@ def softmax(x: Array) -> tuple[Array, Back]:
 
 
 def log_softmax(x: Array) -> tuple[Array, Back]:
-    """y = x - log(sum(exp(x))) along the last axis; NaN where all of a row is -inf. Returns y, and vjp(dy) -> dx."""
+    """y = x - log(sum(exp(x))) along the last axis; NaN for a row of only -inf. Returns y, and vjp(dy) -> dx."""
     xp = array_module(x)
     shifted = x - row_maximum(x)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -147,7 +147,7 @@ def log_softmax(x: Array) -> tuple[Array, Back]:
 
 
 def row_maximum(x: Array) -> Array:
-    """The largest real part along the last axis (..., 1); 0 where a row holds -inf only, or nothing."""
+    """The largest real part along the last axis (..., 1); 0 where a row is empty or holds only -inf."""
     xp = array_module(x)
     if x.shape[-1] == 0:
         return xp.zeros((*x.shape[:-1], 1), x.real.dtype)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: every query is compared with every key, and takes the values in proportion.
+"""Scaled dot-product attention: each query is compared with all keys, and averages the values by these scores.
 
 Notation: B batch, H heads, N queries, M keys, d head size, D = H d channels; "..." any leading axes.
 """
@@ -34,19 +34,19 @@ def scaled_dot_product_attention(
         q: (..., N, d).
         k: (..., M, d).
         v: (..., M, d).
-        mask: booleans that broadcast to (..., N, M); True = this query attends to this key. A query that may attend
-            to nothing gets 0, and gradient 0.
+        mask: booleans that broadcast to (..., N, M); True = this query attends to this key. A query that attends
+            to no key gives 0, with gradient 0.
         bias: added to the scores; broadcasts to (..., N, M).
         scale: 1/sqrt(d) by default: a sum of d independent products of variance 1 has variance d, the score then 1.
         mask_value: added to the scores where the mask is False; -100 is what the published Swins were trained with,
-            and lets through what stands more than 100 higher than the rest.
-        dropout_rate: probability with which a weight is dropped when `rng` is a generator.
+            and a masked score more than 100 above the others still gets weight.
+        dropout_rate: the probability that an attention weight is dropped, when `rng` is a generator.
 
     Returns:
         y (..., N, d), and vjp(dy) -> (dq, dk, dv, dbias).
 
     Raises:
-        ValueError: if the shapes of q, k and v do not fit together.
+        ValueError: if the shapes of q, k and v do not match.
 
     Source: Vaswani et al. 2017, section 3.2.1. Derivation: docs/derivations/attention.md.
     """
@@ -102,17 +102,17 @@ def self_attention(
     dropout_rate: float = 0.0,
     rng: Rng = None,
 ) -> tuple[Array, Back]:
-    """Several attentions side by side, each over its own d of the channels, from the fused projection of the tokens.
+    """Multi-head self-attention from the fused projection of the tokens; each head reads d of the channels.
 
     Args:
-        qkv: (..., N, 3D), channels q | k | v, each head after head, as timm's fused weight makes them.
+        qkv: (..., N, 3D), channels q | k | v, each divided into heads in order, as in timm.
         num_heads: H, which divides D.
         mask: broadcasts to (..., H, N, N).
         bias: broadcasts to (..., H, N, N).
         mask_value, dropout_rate, rng: as in `scaled_dot_product_attention`.
 
     Returns:
-        y (..., N, D), the heads' outputs side by side, and vjp(dy) -> (dqkv, dbias).
+        y (..., N, D), the heads' outputs concatenated, and vjp(dy) -> (dqkv, dbias).
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -159,8 +159,8 @@ def cosine_attention(
 
     Args:
         q, k, v, mask, bias, mask_value, dropout_rate, rng: as in `scaled_dot_product_attention`.
-        logit_scale: (H, 1, 1), the learned logarithm of each head's factor; above log 100 it has no effect, and
-            gradient 0.
+        logit_scale: (H, 1, 1), the learned logarithm of each head's factor; values above log 100
+            count as log 100, with gradient 0.
 
     Returns:
         y (..., N, d), and vjp(dy) -> (dq, dk, dv, dlogit_scale, dbias).
@@ -168,7 +168,7 @@ def cosine_attention(
     Source: Liu et al. 2022 (Swin v2), equation 2. Derivation: docs/derivations/cosine_attention.md.
     """
     xp = array_module(q)
-    free = ~(logit_scale.real > MAX_LOGIT_SCALE)  # also where it is NaN, which must not be hidden
+    free = ~(logit_scale.real > MAX_LOGIT_SCALE)  # true for NaN too, which must not be hidden
     scale = xp.exp(xp.where(free, logit_scale, xp.full_like(logit_scale, MAX_LOGIT_SCALE)))  # (H, 1, 1)
     q_hat, back_q = normalize(q)
     k_hat, back_k = normalize(k)

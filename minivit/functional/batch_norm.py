@@ -1,6 +1,6 @@
-"""BatchNorm: each channel of a map normalized by the mean and variance of the whole batch, or by ones that are given.
+"""BatchNorm: each channel of a map normalized by the batch's mean and variance, or by given statistics.
 
-Nothing is remembered here: statistics are arguments, and `batch_statistics` measures them.
+These functions keep no state: statistics are arguments, and `batch_statistics` computes them.
 
 Notation: B batch, C channels, S pixels of the map (all axes after the second), n = B S numbers of a channel.
 """
@@ -29,13 +29,13 @@ def batch_norm(
             those of this batch, through which the gradient flows as well. The batch's variance is divided by n.
         weight: (C,) or None for no gain.
         bias: (C,) or None for no offset.
-        eps: added to the variance; PyTorch's default, and so is the order of the arguments.
+        eps: added to the variance. Its default and the order of the arguments are PyTorch's.
 
     Returns:
         y of x's shape, and vjp(dy) -> (dx, dmean, dvariance, dweight, dbias), None where the argument was None.
 
     Raises:
-        ValueError: if a vector does not fit, one statistic is given without the other, or a channel has one number.
+        ValueError: if a vector's shape is wrong, only one statistic is given, or a channel has only one number.
 
     Source: Ioffe and Szegedy 2015, algorithms 1 and 2. Derivation: docs/derivations/group_norm.md.
     """
@@ -93,7 +93,7 @@ def _by_own_statistics(maps: Array, eps: float) -> tuple[Array, Back]:
 
 
 def _by_given_statistics(maps: Array, mean: Array, variance: Array, eps: float) -> tuple[Array, Back]:
-    """xhat (B, C, S) by a mean and a variance (C,) that do not depend on x, but may have gradients of their own."""
+    """xhat (B, C, S) by a mean and a variance (C,) that do not depend on x, but are differentiable."""
     rstd = (variance + eps) ** -0.5  # (C,)
     xhat = (maps - mean[:, None]) * rstd[:, None]
 

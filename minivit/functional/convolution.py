@@ -1,4 +1,4 @@
-"""Convolution of maps, with any kernel, stride, padding, dilation and groups; and weights standardized for it.
+"""Convolution of maps with any kernel, stride, padding, dilation and groups; weight standardization.
 
 The windows of the map are unfolded into the columns of a matrix, and the convolution is one product with the filters.
 Derivation: docs/derivations/convolution.md.
@@ -30,15 +30,15 @@ def conv2d(
 ) -> tuple[Array, Back]:
     """y[o, u, v] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[c, s u + d i - p, s v + d j - p].
 
-    Where s u + d i - p lies outside the map, x counts as 0. (It is a cross-correlation: the kernel is not flipped.)
+    Where s u + d i - p lies outside the map, x is 0. (This is a cross-correlation: the kernel is not flipped.)
 
     Args:
         x: (B, C, H, W).
-        weight: (O, C/G, Kh, Kw), as PyTorch stores it. With groups, the first O/G outputs see the first C/G channels,
+        weight: (O, C/G, Kh, Kw), as PyTorch stores it. With groups, the first O/G outputs read the first C/G channels,
             and so on.
         bias: (O,) or None.
-        stride, padding, dilation: s, p, d; a number, or a pair for height and width. padding="same": so many zeros
-            that Oh = ceil(H / s), with the odd one below and to the right, as in TensorFlow.
+        stride, padding, dilation: s, p, d; a number, or a pair for height and width. padding="same" adds the
+            zeros that make Oh = ceil(H / s), an odd one below and to the right, as in TensorFlow.
         groups: G.
 
     Returns:
@@ -116,7 +116,7 @@ def standardize_weight(weight: Array, eps: float = 1e-6, *, outside: bool = Fals
 
     Source: Qiao et al. 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"; where
     eps stands and which variance is taken follow StdConv2d in timm, and with `outside` vision_transformer's
-    models_resnet.py. It is LayerNorm of each filter. Derivation: docs/derivations/group_norm.md.
+    models_resnet.py. This is LayerNorm of each filter. Derivation: docs/derivations/group_norm.md.
     """
     filters = weight.reshape(len(weight), prod(weight.shape[1:]))  # (O, F)
     y, back_normalize = divide_by_deviation(filters, eps) if outside else layer_norm(filters, None, None, eps)
@@ -132,7 +132,7 @@ def standardize_weight(weight: Array, eps: float = 1e-6, *, outside: bool = Fals
 def divide_by_deviation(filters: Array, eps: float) -> tuple[Array, Back]:
     """y = (w - mean) / (std + eps) for each row of filters (O, F); vjp(dy) -> (dfilters,).
 
-    A constant row gives 0, and its std has no slope: what it would contribute is 0 in the limit.
+    A constant row gives 0. Its std is not differentiable there; its contribution is 0 in the limit.
     """
     centered = filters - filters.mean(axis=1, keepdims=True)
     std = (centered * centered).mean(axis=1, keepdims=True) ** 0.5

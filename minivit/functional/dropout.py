@@ -1,7 +1,7 @@
-"""Noise for training: dropout of single numbers, and drop_path, which drops a whole residual branch of a sample.
+"""Noise for training: dropout of single elements, and drop_path, which drops a sample's residual branch.
 
-Both divide what stays by the probability of staying, so that the expected value is the input and inference needs no
-correction. Without a generator (`rng=None`) both are the identity, and return the very array that they were given.
+Both divide the kept elements by the probability of keeping them, so the expected value is the input and inference needs
+no correction. Without a generator (`rng=None`) both are the identity, and return the given array itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The error function erf(x) = 2/sqrt(pi) * integral of exp(-t^2) from 0 to x, which NumPy lacks, to about 1e-15.
 
-Two classical expansions, no table of fitted constants. Both are analytic, so a complex argument with a tiny imaginary
-part (the complex-step gradient check) comes out right.
+It uses two classical expansions. Both are analytic, so they also hold for a complex argument with a tiny imaginary
+part, as in the complex-step gradient check.
 
 Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.6 (series) and 7.1.14 (continued fraction).
 """
@@ -24,7 +24,7 @@ def erf(x: Array) -> Array:
     xp = array_module(x)
     small = xp.abs(x.real) < _SPLIT
     sign = xp.where(x.real < 0, -1, 1).astype(x.dtype)  # erf is odd, and the fraction holds for Re x > 0
-    # each expansion only sees numbers for which it converges; erf is 1 to the last bit long before 30
+    # each expansion gets only numbers for which it converges; erf is 1 to the last bit long before 30
     near = xp.where(small, x, xp.zeros_like(x))
     far = xp.where(small | (x.real * sign.real > 30), xp.full_like(x, 30), x * sign)
     return xp.where(small, _series(near, xp), sign * _fraction(far, xp))

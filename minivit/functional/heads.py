@@ -1,6 +1,6 @@
-"""Heads: the channels of each token cut into equal parts, and laid side by side again.
+"""Heads: the channels of each token split into equal parts, and concatenated again.
 
-No number changes: each function is a permutation, whose backward pass is the same move undone.
+Each function is a permutation, whose backward pass is the inverse permutation.
 
 Notation: N tokens, H heads, d head size; "..." stands for any leading axes (the batch, or the batch and its windows).
 """
@@ -12,7 +12,7 @@ from minivit.protocol import Array, Back, once, permutation
 
 
 def split_heads(x: Array, heads: int) -> tuple[Array, Back]:
-    """(..., N, H d) -> (..., H, N, d): the channels cut into H equal parts, head by head.
+    """(..., N, H d) -> (..., H, N, d): the channels split into H equal parts.
 
     Raises:
         ValueError: if the heads do not divide the channels.
@@ -26,7 +26,7 @@ def check_split_heads(x: Array, heads: int) -> None:
 
 
 def merge_heads(x: Array) -> tuple[Array, Back]:
-    """(..., H, N, d) -> (..., N, H d): the heads' outputs side by side again."""
+    """(..., H, N, d) -> (..., N, H d): the heads' outputs concatenated."""
     heads = x.shape[-3]
     return permutation(x, _merge, lambda a: _split(a, heads))
 

@@ -1,4 +1,4 @@
-"""The linear map and the table look-up, which is the linear map of a one-hot vector without the multiplications.
+"""The linear map, and the table look-up: a linear map of one-hot vectors without the multiplications.
 
 Notation: B batch, N tokens, R rows of a table, I inputs, O outputs, D channels; "..." any leading axes.
 """
@@ -50,7 +50,7 @@ def check_linear(x: Array, weight: Array, bias: Array | None = None) -> None:
 
 
 def rows(x: Array) -> Array:
-    """(..., D) -> (R, D): all leading axes as one. R is given as a number, because -1 cannot be found for empty x."""
+    """(..., D) -> (R, D): all leading axes merged. R is computed, because -1 is ambiguous for empty x."""
     return x.reshape(prod(x.shape[:-1]), x.shape[-1])
 
 
@@ -87,7 +87,7 @@ def check_embedding(index: Array, table: Array) -> None:
 
 
 def scatter_add(index: Array, values: Array, count: int) -> Array:
-    """Derivative of a look-up: out[index[i]] += values[i] for values (M, D) -> out (count, D); equal indices add up."""
+    """Backward of a look-up: out[index[i]] += values[i] for values (M, D) -> out (count, D); equal indices add up."""
     xp = array_module(values)
     out = xp.zeros((count, values.shape[1]), values.dtype)
     xp.add.at(out, index, values)

@@ -1,4 +1,4 @@
-"""Losses: the one number that training makes small. They alone average over the batch.
+"""Losses: the scalar that training minimizes. Only losses average over the batch.
 
 A loss follows the same protocol, `loss, back = F.softmax_cross_entropy(logits, labels)`, and `back()` starts the
 backward pass. Notation: B batch, K classes.
@@ -13,7 +13,7 @@ from minivit.protocol import Array, Back, once
 
 
 def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> tuple[Array, Back]:
-    """loss = mean over the batch of -sum_k p_k log softmax(logits)_k: softmax and cross-entropy in one, as is stable.
+    """loss = mean over the batch of -sum_k p_k log softmax(logits)_k: softmax and cross-entropy fused, for stability.
 
     Args:
         logits: (B, K).
@@ -30,7 +30,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: float =
     """
     p = _targets(logits, labels, label_smoothing)  # (B, K)
     log_probability, back_log_softmax = log_softmax(logits)  # (B, K)
-    # a class of probability 0 adds nothing, also where its logit is -inf
+    # a class of probability 0 adds 0, even if its logit is -inf
     terms = p * array_module(p).where(p == 0, 0, log_probability)
     loss = -(terms / len(logits)).sum()  # divided before the sum, which keeps float32 in NumPy 1 too
 
@@ -84,7 +84,7 @@ def _check_class_numbers(labels: Array, classes: int) -> None:
 
 
 def _remedy(labels: Array, classes: int) -> str:
-    """What makes labels of these that the loss takes."""
+    """How to convert these labels to a form that the loss accepts."""
     if labels.dtype.kind not in "fciub":
         return "number the classes, names, labels = numpy.unique(labels, return_inverse=True)"
     if labels.ndim == 2 and labels.shape[1] == classes:

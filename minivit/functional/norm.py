@@ -1,7 +1,7 @@
 """LayerNorm: each token's channels shifted to mean 0 and scaled to variance 1, then given a learned gain and offset.
 
-GroupNorm does the same with groups of channels of a map. And `normalize` only scales a vector to length 1, for Swin
-v2's cosine attention.
+GroupNorm does the same with groups of channels of a map. `normalize` scales a vector to length 1, for Swin v2's cosine
+attention.
 
 Notation: B batch, N tokens, D channels of a token; for maps C channels, G groups, S pixels.
 """
@@ -46,7 +46,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
         dweight = None if weight is None else rows(dy * xhat).sum(axis=0)
         dbias = None if bias is None else rows(dy).sum(axis=0)
         dxhat = dy if weight is None else dy * weight
-        # xhat = (x - mean) / std: x enters by itself, through the mean, and through the standard deviation
+        # xhat = (x - mean) / std: x enters directly, through the mean, and through the standard deviation
         by_mean = dxhat.mean(axis=-1, keepdims=True)
         by_std = xhat * (dxhat * xhat).mean(axis=-1, keepdims=True)
         dx = rstd * (dxhat - by_mean - by_std)
@@ -79,7 +79,7 @@ def group_norm(
 
     Args:
         x: (B, C, ...), such as (B, C, H, W).
-        groups: G. With 1, all channels of a sample are normalized together; with C, each by itself.
+        groups: G. With 1, all channels of a sample are normalized together; with C, each separately.
         weight: (C,) or None for no gain.
         bias: (C,) or None for no offset.
         eps: added to the variance; PyTorch's default.
@@ -123,7 +123,7 @@ def check_group_norm(x: Array, groups: int, weight: Array | None, bias: Array | 
 
 
 def check_channels(name: str, x: Array, *vectors: Array | None) -> None:
-    """Refuse a gain, offset or statistic that has not one number for each channel of x (B, C, ...)."""
+    """Refuse a gain, offset or statistic without exactly one number per channel of x (B, C, ...)."""
     for vector in vectors:
         if vector is not None and vector.shape != x.shape[1:2]:
             last = vector.ndim == 1 and looks_channels_last(x.shape, len(vector))
@@ -134,16 +134,16 @@ def check_channels(name: str, x: Array, *vectors: Array | None) -> None:
 
 
 def by_channel(vector: Array | None) -> Array | None:
-    """(C,) -> (C, 1), to meet maps (B, C, S); None stays None."""
+    """(C,) -> (C, 1), which broadcasts with maps (B, C, S); None stays None."""
     return None if vector is None else vector[:, None]
 
 
 def normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Back]:
-    """y = x / max(|x|, eps) along the last axis: directions without their lengths.
+    """y = x / max(|x|, eps) along the last axis: vectors of length 1.
 
     Args:
         x: (..., D).
-        eps: the least length that is divided by, so that a vector of zeros stays one (PyTorch's default).
+        eps: the smallest divisor, so that a zero vector stays zero (PyTorch's default).
 
     Returns:
         y of x's shape, and vjp(dy) -> dx.
@@ -156,7 +156,7 @@ def normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Back]:
 
     @once
     def vjp(dy: Array) -> Array:
-        # a step along y changes the length and not y, so that part of dy is taken out; a fixed length is a constant
+        # a step along y changes the length but not y: that part of dy is removed. A length below eps is a constant
         along = ~short * (dy * y).sum(axis=-1, keepdims=True)
         return (dy - y * along) / length
 

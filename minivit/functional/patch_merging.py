@@ -11,10 +11,10 @@ from minivit.protocol import Array, Back, compose, permutation
 
 
 def patch_merging(x: Array) -> tuple[Array, Back]:
-    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighborhood becomes one pixel, an odd map is padded.
+    """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 4C): each 2x2 neighborhood becomes one pixel; odd maps are padded.
 
-    The four vectors stand in the order top left, bottom left, top right, bottom right (down before right), as in every
-    published Swin; a convolution's unfolding would give another order.
+    The four vectors are concatenated in the order top left, bottom left, top right, bottom right (down before right),
+    as in every published Swin; a convolution's unfolding would give another order.
     """
     batch, height, width, channels = x.shape
     rows, columns = (height + 1) // 2, (width + 1) // 2

@@ -1,6 +1,6 @@
-"""Patches: the image cut into patches, and each patch mapped to a vector by one linear map, the patch embedding.
+"""Patches: images split into patches, and the patch embedding, one linear map from each patch to a vector.
 
-That is a convolution whose kernel is as large as its stride, so no patch overlaps another and no unfolding is needed.
+It is a convolution whose stride equals its kernel size, so patches do not overlap and need no unfolding.
 
 Notation: B batch, C image channels, P patch size, gh x gw the grid of patches, N = gh gw patches, D embedding channels.
 """

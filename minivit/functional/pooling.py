@@ -1,4 +1,4 @@
-"""Many numbers to one: the mean over an axis, and the largest number or the mean of each window of a map.
+"""Pooling: the mean over an axis, and the largest number or the mean of each window of a map.
 
 Notation: B batch, C channels, H x W the map, Kh x Kw the kernel, Oh x Ow the positions of the windows.
 Derivation: docs/derivations/convolution.md.
@@ -48,17 +48,17 @@ def check_mean_pool(x: Array, axis: int = 1) -> None:
 def max_pool2d(
     x: Array, kernel_size: int | Size, stride: int | Size | None = None, padding: Padding = 0
 ) -> tuple[Array, Back]:
-    """y = the largest number of each window; its gradient goes to the number that was taken, and to no other.
+    """y = the largest number of each window; only that number gets its gradient.
 
     Of equal numbers the first in reading order is taken, as PyTorch does on a CPU. A NaN counts as the largest; of
-    several the first is taken (PyTorch: the last). What lies outside the map is -inf, and so never taken where the
-    window holds any other number.
+    several the first is taken (PyTorch: the last). Padding is -inf, so it is taken only where the window holds
+    no other number.
 
     Args:
         x: (B, C, H, W).
         kernel_size: Kh x Kw.
-        stride: from one window to the next; None: the kernel, so that windows lie side by side.
-        padding: at most half the kernel, so that each window has a number of the map; or "same", see `conv2d`.
+        stride: from one window to the next; None: the kernel, so that windows do not overlap.
+        padding: at most half the kernel, so that each window overlaps the map; or "same", see `conv2d`.
 
     Returns:
         y (B, C, Oh, Ow), and vjp(dy) -> dx.
@@ -96,7 +96,7 @@ def avg_pool2d(
     Args:
         x: (B, C, H, W).
         kernel_size, stride, padding: as in `max_pool2d`.
-        count_include_pad: the padding's zeros count as numbers (PyTorch's default); False: only the map's are averaged.
+        count_include_pad: average the padding's zeros too (PyTorch's default); False: only the map's numbers.
 
     Returns:
         y (B, C, Oh, Ow), and vjp(dy) -> dx.
@@ -132,7 +132,7 @@ def adaptive_avg_pool2d(x: Array, output_size: int | Size) -> tuple[Array, Back]
     """y = means of output_size cells that cover the map: cell u of O reaches from floor(u H / O) to ceil((u+1) H / O).
 
     The cells are of nearly equal size, and overlap by one row or column where O does not divide H. Size 1 is the mean
-    of the whole map.
+    of the map.
 
     Args:
         x: (B, C, H, W).

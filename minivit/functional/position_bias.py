@@ -21,14 +21,14 @@ from minivit.sizes import Size, pair
 
 
 def relative_position_index(window_size: int | Size, table: int | Size | None = None) -> Array:
-    """(N, N) integers, read-only: which row of the table belongs to (query i, key j).
+    """(N, N) integers, read-only: the row of the table for (query i, key j).
 
     With dy = y_i - y_j and dx = x_i - x_j the row is (dy + Mh - 1)(2Mw - 1) + dx + Mw - 1; so a 2x2 window gives
     [[4,3,1,0],[5,4,2,1],[7,6,4,3],[8,7,5,4]].
 
     Args:
         window_size: Mh x Mw.
-        table: the window that the table was made for; None is `window_size` itself. A smaller window, where it covers
+        table: the window that the table was made for; None is `window_size` itself. A smaller window, as on
             a small map, reads the rows of its offsets from the larger window's table.
     """
     return _relative_position_index(pair(window_size), pair(window_size if table is None else table))
@@ -53,7 +53,7 @@ def relative_position_bias(table: Array, index: Array) -> tuple[Array, Back]:
     """(R, H) read at (N, M) indices -> the bias (H, N, M) of the scores.
 
     Returns:
-        y, and vjp(dy) -> dtable: pairs with the same offset read the same row, so the row collects all their gradients.
+        y, and vjp(dy) -> dtable: pairs with the same offset read the same row, whose gradient is the sum of theirs.
 
     Derivation: docs/derivations/position_bias.md.
     """
@@ -73,11 +73,11 @@ def log_spaced_offsets(window_size: int | Size, pretrained: int | Size = 0) -> A
     """(R, 2) float64: the offsets (dy, dx) on a logarithmic scale, sign(o) log2(8 |o| / (M-1) + 1) / 3.
 
     8 and 3 = log2(8) are those of Swin v2 (equation 4 and its code): the largest offset of the window becomes
-    log2(9)/3 = 1.06, and a window 1.5 times as large goes only to 1.24, so the MLP hardly has to extrapolate.
+    log2(9)/3 = 1.06, and a window 1.5 times as large reaches only 1.24, so the MLP hardly has to extrapolate.
 
     Args:
         window_size: Mh x Mw.
-        pretrained: the window that the weights were trained with, whose M-1 is then the unit; 0 is the window's own.
+        pretrained: the window that the weights were trained with, whose M-1 is the unit; 0: `window_size` itself.
     """
     axes = []
     for size, trained in zip(pair(window_size), pair(pretrained)):

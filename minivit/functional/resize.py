@@ -1,7 +1,7 @@
 """Resizing a grid of vectors (position tables, images) as two explicit matrices, one for each axis.
 
-y = A_h x A_w^T is linear, so its backward pass is A_h^T dy A_w, and every property can be read off the matrices: rows
-sum to 1 (constants stay constant), and the same size gives the identity.
+y = A_h x A_w^T is linear, so its backward pass is A_h^T dy A_w, and the matrices show its properties: rows
+sum to 1 (constants stay constant), and an unchanged size gives the identity.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def resize_matrix(
 
     Args:
         mode: "bicubic" or "bilinear".
-        antialias: when shrinking, widen the kernel to the new spacing, so that every source point counts.
-        align_corners: lay the first and the last points upon each other, instead of the ends of the pixels around
-            them; without antialiasing only.
+        antialias: when downsampling, widen the kernel to the new spacing, so that every source point counts.
+        align_corners: align the centers of the first and the last points, instead of the outer edges of their
+            pixels; without antialiasing only.
 
-    Both are what torch.nn.functional.interpolate does under these names; beyond the ends, the plain kernel repeats the
-    last point, the antialiased one drops the missing points and rescales, as PyTorch does.
+    Both follow torch.nn.functional.interpolate. Beyond the ends, the kernel without antialiasing repeats the last
+    point; the antialiased kernel drops the missing points and rescales.
     """
     if mode not in ("bicubic", "bilinear"):
         raise ValueError(f"resize: mode={mode!r}: choose 'bicubic' or 'bilinear'")
@@ -79,7 +79,7 @@ def resize_images(
 
 
 def _resample(x: Array, rows: Array, columns: Array, forward: str) -> tuple[Array, Back]:
-    """A_h x A_w^T as an einsum, A_h (h', h) and A_w (w', w); the transposed matrices take the gradient back."""
+    """A_h x A_w^T as an einsum, A_h (h', h) and A_w (w', w); the backward pass uses the transposed matrices."""
     xp = array_module(x)
     rows, columns = (xp.asarray(matrix.astype(x.dtype)) for matrix in (rows, columns))
     operands, result = forward.split("->")

@@ -1,6 +1,6 @@
-"""Windows that slide over a map: how many positions they have, and all of their numbers side by side (`unfold`).
+"""Windows that slide over a map: the number of their positions, and their numbers as an array (`unfold`).
 
-Convolution and pooling both read maps in this way.
+Convolution and pooling use both.
 
 Notation: H x W the map, Kh x Kw the kernel, Oh x Ow the positions of a window; "..." stands for any leading axes
 (batch, groups, channels). Tap (i, j) of a window is its number in row i and column j.
@@ -42,9 +42,9 @@ def slide(name: str, size: Size, kernel: Any, stride: Any, padding: Padding, dil
     """How windows slide over a map of height and width `size`, for the function `name`.
 
     Args:
-        kernel, stride, dilation: each a whole number or a pair.
-        padding: zeros on both sides, a number or a pair; or "same": so many that a map of H x W has ceil(H / stride) x
-            ceil(W / stride) positions, with the odd one below and to the right. That is TensorFlow's rule; with stride
+        kernel, stride, dilation: each an integer or a pair.
+        padding: zeros on both sides, a number or a pair; or "same": the zeros that give ceil(H / stride) x
+            ceil(W / stride) positions, an odd one below and to the right. That is TensorFlow's rule; with stride
             1 PyTorch's padding="same" is a case of it.
 
     Raises:
@@ -71,10 +71,10 @@ def slide(name: str, size: Size, kernel: Any, stride: Any, padding: Padding, dil
 
 
 def output_size(name: str, size: Size, how: Slide) -> Size:
-    """Oh x Ow: at how many positions a window fits into a map of height and width `size` with its padding.
+    """Oh x Ow: the number of positions of a window in a map of height and width `size` with its padding.
 
     Raises:
-        ValueError: if it fits nowhere.
+        ValueError: if the window is larger than the padded map.
     """
     padded = how.padded(size)
     room = (padded[0] - how.reach[0] - 1, padded[1] - how.reach[1] - 1)
@@ -98,12 +98,12 @@ def surround(x: Array, how: Slide, value: float = 0.0) -> Array:
 
 
 def inner(x: Array, how: Slide, size: Size) -> Array:
-    """A map with its padding -> (..., H, W), a view: what `surround` put in the middle."""
+    """A map with its padding -> (..., H, W), a view without the padding."""
     return x[..., how.before[0] : how.before[0] + size[0], how.before[1] : how.before[1] + size[1]]
 
 
 def taps(how: Slide, count: Size) -> list[tuple[Any, slice, slice]]:
-    """For each tap of the window, in reading order, the index (..., rows, columns) that it meets in the padded map."""
+    """For each tap of the window, in reading order, the index (..., rows, columns) that it reads in the padded map."""
 
     def along(axis: int, tap: int) -> slice:
         start = tap * how.dilation[axis]
@@ -113,13 +113,13 @@ def taps(how: Slide, count: Size) -> list[tuple[Any, slice, slice]]:
 
 
 def unfold(x: Array, how: Slide, count: Size, value: float = 0.0) -> tuple[Array, Back]:
-    """(..., H, W) -> (..., Kh Kw, Oh, Ow): for each tap, the number that it meets at every position of the window.
+    """(..., H, W) -> (..., Kh Kw, Oh, Ow): for each tap, the number that it reads at every position of the window.
 
     Args:
         value: of the padding.
 
     Returns:
-        y, and vjp(dy) -> dx: a pixel that several windows read collects the gradients of all.
+        y, and vjp(dy) -> dx: a pixel that several windows read gets the sum of their gradients.
     """
     padded = surround(x, how, value)
     met = taps(how, count)
@@ -130,7 +130,7 @@ def unfold(x: Array, how: Slide, count: Size, value: float = 0.0) -> tuple[Array
     def vjp(dy: Array) -> Array:
         dpadded = array_module(dy).zeros(shape, dy.dtype)
         for number, tap in enumerate(met):
-            dpadded[tap] += dy[..., number, :, :]  # one tap meets no pixel twice
+            dpadded[tap] += dy[..., number, :, :]  # one tap reads no pixel twice
         return inner(dpadded, how, size)
 
     return y, vjp

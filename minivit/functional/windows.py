@@ -1,6 +1,6 @@
-"""Windows of a feature map, the cyclic shift between blocks, and the mask of the windows that the shift joins.
+"""Windows of a feature map, the cyclic shift between blocks, and the mask of the windows that the shift creates.
 
-All moves are permutations, or a permutation after zeros were appended; their backward pass is the move undone.
+Each is a permutation, some with zeros appended first; its backward pass is the inverse.
 
 Notation: B batch, H x W the map, C channels, Mh x Mw a window, nW windows of one map, N = Mh Mw pixels of a window.
 Windows are channels last, as in Swin's code (Liu et al. 2021).
@@ -18,7 +18,7 @@ from minivit.sizes import Size, pair
 
 
 def window_partition(x: Array, window_size: int | Size) -> tuple[Array, Back]:
-    """(B, H, W, C) -> (B nW, Mh, Mw, C): the map cut into windows, in reading order, sample after sample.
+    """(B, H, W, C) -> (B nW, Mh, Mw, C): the map split into windows, in reading order, sample after sample.
 
     Raises:
         ValueError: if the window does not divide the map (`pad` makes it fit).
@@ -34,7 +34,7 @@ def check_window_partition(x: Array, window_size: int | Size) -> None:
 
 
 def window_reverse(windows: Array, window_size: int | Size, height: int, width: int) -> tuple[Array, Back]:
-    """(B nW, Mh, Mw, C) -> (B, H, W, C): the windows laid side by side again, `window_partition` undone."""
+    """(B nW, Mh, Mw, C) -> (B, H, W, C): the inverse of `window_partition`."""
     window = pair(window_size)
     return permutation(windows, lambda a: _glue(a, height, width), lambda a: _cut(a, window))
 
@@ -51,9 +51,9 @@ def check_window_reverse(windows: Array, window_size: int | Size, height: int, w
 
 
 def roll(x: Array, shift: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
-    """y[i] = x[i - shift] along two axes; what leaves at one end comes in at the other. Its inverse is roll(-shift).
+    """y[i] = x[i - shift] along two axes; indices wrap around. Its inverse is roll(-shift).
 
-    Swin's cyclic shift is roll(x, (-s, -s)): the pixel that was s further right and down comes here.
+    Swin's cyclic shift is roll(x, (-s, -s)): the pixel s further right and down moves here.
 
     Derivation: docs/derivations/windows.md.
     """
@@ -78,7 +78,7 @@ def check_pad(x: Array, size: Size, axis: Size = (1, 2)) -> None:
 
 
 def crop(x: Array, size: Size, axis: Size = (1, 2)) -> tuple[Array, Back]:
-    """The first `size` entries of two axes, `pad` undone; vjp appends zeros, because what is cut off has no effect."""
+    """The first `size` entries of two axes, the inverse of `pad`; vjp appends zeros for the entries cut off."""
     start = (x.shape[axis[0]], x.shape[axis[1]])
     return permutation(x, lambda a: _shrink(a, size, axis), lambda a: _grow(a, start, axis))
 
@@ -95,9 +95,9 @@ def check_crop(x: Array, size: Size, axis: Size = (1, 2)) -> None:
 def shift_regions(size: Size, window_size: int | Size, shift: Size) -> Array:
     """(H, W) labels of a map after its cyclic shift: pixels with equal labels were neighbors before it.
 
-    The shift brings the first `shift` rows to the bottom, where the last row of windows now holds rows from both ends
+    The shift brings the first `shift` rows to the bottom, so the last row of windows holds rows from both ends
     of the map; likewise columns. So each axis has three bands: windows without a seam, then the last window before the
-    seam and after it; the labels number the bands' pairs 0 to 8. An axis that is not shifted is one band. So
+    seam and after it; the labels 0 to 8 number the pairs of bands. An axis that is not shifted is one band. So
     size (4, 4), window 2 and shift (1, 1) give rows 0012, 0012, 3345, 6678.
 
     Source: Liu et al. 2021, section 3.2, figure 4.
@@ -118,12 +118,12 @@ def shift_mask(size: Size, window_size: int | Size, shift: Size, real: Size | No
             every query attend to padded pixels, as the published models do.
 
     Returns:
-        None where everyone may look at everyone: no shift, and no padding to hide.
+        None where every pixel may attend to every other: no shift, and no padding to hide.
     """
     return _shift_mask(pair(size), pair(window_size), pair(shift), None if real is None else pair(real))
 
 
-@lru_cache(maxsize=16)  # a network asks for the same few masks at every step; those of huge maps take megabytes
+@lru_cache(maxsize=16)  # a network needs the same few masks at every step; those of huge maps take megabytes
 def _shift_mask(size: Size, window: Size, shift: Size, real: Size | None) -> Array | None:
     if not any(shift) and real in (None, size):
         return None

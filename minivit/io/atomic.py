@@ -1,6 +1,6 @@
-"""Writing a file so that a crash, at any moment, leaves either the old file or the new one, never half of it.
+"""Atomic writing: after a crash at any moment, either the old file or the new one exists, never a part.
 
-Data and checkpoints both come through here.
+Data and checkpoints are written by it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from minivit.io.process import Process, has_ended, this_process
 
-_DAY = 86400.0  # seconds; no file takes as long to write, so what is older was left by a machine that is gone
+_DAY = 86400.0  # seconds; no file takes as long to write, so older ones were left by a stopped machine
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Parts, one after the other, into a temporary file beside it, flushed to disk, then renamed over it.
+    """Write parts in turn to a temporary file in the same folder, flush it to disk, and rename it over `path`.
 
     A reader sees the old file or the new.
 
     Raises:
-        OSError: names `path`, also where the disk is full; the old file is then still there.
+        OSError: names `path`, also where the disk is full; the old file is then unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +52,12 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def _naming(error: OSError, path: Path) -> OSError:
-    """The same error, of a write too, which by itself names no file."""
-    return OSError(error.errno, f"{error.strerror or error}; what was there before is unchanged", str(path))
+    """The same error with the file's name, which an error of a write lacks."""
+    return OSError(error.errno, f"{error.strerror or error}; the file from before is unchanged", str(path))
 
 
 def temporary_name(name: str) -> str:
-    """A name for this thread alone, of bounded length: the file's own may have all the 255 bytes that it may have."""
+    """A name for this thread only, of bounded length: the file's name may already have the maximum of 255 bytes."""
     me = this_process()
     machine = f"{me.machine}-{me.boot}-{me.space}-{me.pid}-{me.start}"
     return f".{_digest(name)}.{machine}-{threading.get_ident()}.tmp"

@@ -1,8 +1,8 @@
-"""What reading a file may take, whatever the file claims: the one place that says it, for every reader of the library.
+"""Limits on the memory that reading a file may take, for every reader of the library.
 
-A file may take as much memory as it is long, and a constant more: what is packed unpacks to at most `most_unpacked`,
-text is at most `MAX_TEXT` bytes, and pictures and models have at most so many pixels and numbers. Only regular files
-are opened: a pipe could block for ever, a device never end. docs/published_weights.md lists all of it.
+A file may take as much memory as its size plus a constant. Packed content unpacks to at most `most_unpacked` bytes,
+text has at most `MAX_TEXT` bytes, and images and models have limited numbers of pixels and parameters. Only regular
+files are opened, because a pipe could block forever. docs/published_weights.md lists all limits.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from io import BufferedReader
 from typing import Any
 
 MAX_RATIO = 50  # bytes for each byte of a packed file: weights reach 1.5, handwritten digits 10, drawings 40
-MAX_SMALL = 1 << 20  # 1 MiB: so much may unpack whatever the ratio is
-MAX_TEXT = 8 << 20  # 8 MiB: of JSON or labels, as Python's objects at most 40 times as large; ImageNet-21k's take 2
-MAX_DEPTH = 100  # lists and dicts within each other in JSON: those who walk through them by recursion reach 1,000
-MAX_PADDING = 1 << 20  # 1 MiB: zero bytes behind a gzip member, as tapes have them
-MAX_RESIZED = 1 << 24  # 16.8 million pixels that a picture is resized to, 4096 x 4096
+MAX_SMALL = 1 << 20  # 1 MiB: may unpack at any ratio
+MAX_TEXT = 8 << 20  # 8 MiB: of JSON or labels, up to 40 times as large as Python objects; ImageNet-21k's take 2
+MAX_DEPTH = 100  # nesting of lists and dicts in JSON: Python's recursion limit is 1,000
+MAX_PADDING = 1 << 20  # 1 MiB: zero bytes after a gzip member, as on tapes
+MAX_RESIZED = 1 << 24  # 16.8 million pixels of a resized image, 4096 x 4096
 MAX_TABLES = 1 << 26  # 67 million numbers that a model may have beyond those in its file: tables of positions, windows
 
 
 def most_unpacked(size: int) -> int:
-    """How many bytes a packed file of `size` bytes may unpack to."""
+    """The number of bytes that a packed file of `size` bytes may unpack to."""
     return MAX_RATIO * size + MAX_SMALL
 
 
@@ -37,12 +37,12 @@ def open_file(path: str | os.PathLike[str]) -> BufferedReader:
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (it is handed on)
     if not stat.S_ISREG(os.stat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "it is a pipe or a device and no regular file: copy its content to one", str(path))
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a regular file: copy its content to one", str(path))
     return file
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would wait for one
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe without a writer would wait for one
 
 
 def read_small(path: str | os.PathLike[str]) -> bytes:
@@ -60,10 +60,10 @@ def read_small(path: str | os.PathLike[str]) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says, if its lists and objects are not too deep within each other.
+    """The content of JSON, if its nesting is not too deep.
 
     Raises:
-        ValueError: if it is no JSON, or nested more than `MAX_DEPTH` deep.
+        ValueError: if it is not JSON, or nested more than `MAX_DEPTH` deep.
     """
     try:
         content = json.loads(text)

@@ -1,7 +1,7 @@
-"""A folder for one writer: a lock that a killed process does not leave behind, also in a folder that machines share.
+"""A lock on a folder for one writer, which does not outlive a killed process, even in a folder that machines share.
 
-The file `.run.lock` says who writes: host and process. Where the system can lock a file, it also is locked, until its
-owner ends in whatever way; the text decides between machines and where no such locks exist.
+The file `.run.lock` names the writer: host and process. Where the system can lock a file, the file is also locked until
+its owner ends; its text decides between machines and where no such locks exist.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ LOCK = ".run.lock"
 
 
 class LockedError(RuntimeError):
-    """Another process or thread writes in this folder, or has begun to; says who, and what to do."""
+    """Another process or thread writes in this folder, or has begun to; names it and the remedy."""
 
 
 class FolderLock:
     """Held from its construction to `release`, or to the end of the process.
 
-    A later one of the same thread takes it over: the first is then a run that was abandoned, in a notebook for example.
+    A later lock of the same thread replaces it: the first belongs to an abandoned run, for example in a notebook.
 
     Args:
         folder: made if missing.
 
     Raises:
-        LockedError: another process or thread has it, and may still run.
+        LockedError: another process or thread holds it, and may still run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -58,7 +58,7 @@ class FolderLock:
             _held[str(self.folder)] = self
 
     def check(self) -> None:
-        """Call it before a write: takes a lock again that was deleted, and renews its time.
+        """Call it before a write: it takes a deleted lock again, and renews the lock's time.
 
         Raises:
             LockedError: another writer has taken over.
@@ -108,7 +108,7 @@ class FolderLock:
                 if self._put(temporary, file):
                     self._file = file
                     return
-            raise LockedError(f"{self.path} changes all the time: others start runs there. Choose another folder")
+            raise LockedError(f"{self.path} keeps changing: other runs start there. Choose another folder")
         finally:
             if self._file is None:
                 os.close(file)
@@ -116,7 +116,7 @@ class FolderLock:
                 temporary.unlink()
 
     def _put(self, temporary: Path, file: int) -> bool:
-        """The new lock in its place; False if the one that was there is another by now."""
+        """Replace the stale lock by the new one; False if another lock has replaced it."""
         try:
             os.link(temporary, self.path)
             return True
@@ -135,7 +135,7 @@ class FolderLock:
             if not busy and not self._is_ours(there):
                 return False
             self._refuse_if_alive(there, busy, os.fstat(file).st_mtime)
-            os.replace(temporary, self.path)  # only who has locked the stale one comes here
+            os.replace(temporary, self.path)  # reached only by the thread that locked the stale one
             return True
         finally:
             os.close(there)

@@ -1,6 +1,6 @@
-"""Which process wrote a file: by host, boot and number, so that a later one can tell whether it still runs.
+"""The process that wrote a file: host, boot and number, by which another process finds whether it still runs.
 
-A number alone says nothing in a folder that several machines share, or after a restart.
+A number alone is not enough in a folder that several machines share, or after a restart.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _POSIX = os.name == "posix"
 
 
 class Process(NamedTuple):
-    """A process, as a file may name it.
+    """A process as named in a file.
 
     Attributes:
         host: the name of its machine.
-        machine: eight letters that tell machines of the same name apart, as far as the system says so.
+        machine: eight letters that distinguish machines of the same name, where the system provides them.
         boot: eight letters for the start of the system, "" where it is not known.
-        space: eight letters for the space in which its number counts: containers have their own.
+        space: eight letters for the namespace of its number: containers have their own.
         pid: its number.
-        start: when it began, in the system's ticks; "" where that is not known.
+        start: its start time, in the system's ticks; "" where that is not known.
     """
 
     host: str
@@ -36,12 +36,12 @@ class Process(NamedTuple):
 
 
 def this_process() -> Process:
-    """The process that asks."""
+    """The current process."""
     return Process(*_machine(), os.getpid(), _start(os.getpid()) or "")
 
 
 def has_ended(process: Process) -> bool | None:
-    """Whether it has ended; None if that cannot be told from here: on another machine, say, it may run."""
+    """Whether it has ended; None if that is unknown, for example on another machine."""
     here = this_process()
     if here.boot != process.boot or not here.boot:
         if here.machine != process.machine:
@@ -49,7 +49,7 @@ def has_ended(process: Process) -> bool | None:
         if here.boot and process.boot:
             return True  # the machine was restarted since
     if here.space != process.space or not _POSIX:
-        return None  # on Windows os.kill would be no question but the end of the process
+        return None  # on Windows os.kill would end the process
     return not _is_running(process)
 
 
@@ -61,11 +61,11 @@ def _is_running(process: Process) -> bool:
     except (PermissionError, OverflowError):
         pass
     start = _start(process.pid)
-    return start is None or start == process.start or not process.start  # another one has its number by now
+    return start is None or start == process.start or not process.start  # another process has its number now
 
 
 def _start(pid: int) -> str | None:
-    """When a process began; "ended" if it only waits for its parent to take note, None where the system is silent."""
+    """The start time of a process; "ended" for a zombie, None where the system has none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return "ended" if fields[0] in (b"Z", b"X") else fields[19].decode()

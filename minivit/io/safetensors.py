@@ -1,6 +1,6 @@
-"""Files: arrays saved as safetensors with a hash of their content, written so that a crash leaves the old file whole.
+"""Files: arrays saved as safetensors with a hash of their content, written atomically.
 
-No pickle anywhere: a file holds numbers and text, and reading one runs nothing.
+Files contain no pickle, only numbers and text, and reading one runs no code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DTYPES = {
 
 
 _TORCH = "a file of torch.save"
-_OTHER_FORMATS = {  # what the endings of file names promise
+_OTHER_FORMATS = {  # the formats that the endings of file names stand for
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt", ".tar"), _TORCH),
     **dict.fromkeys((".npz", ".npy"), "a file of numpy.save"),
     **dict.fromkeys((".pkl", ".pickle"), "a pickle"),
@@ -56,16 +56,16 @@ _OTHER_FORMATS = {  # what the endings of file names promise
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be read, is damaged, or does not fit; says which file, and what was expected."""
+    """A file that cannot be read, is damaged, or does not fit; names the file and the expected content."""
 
 
 def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, Any] | None) -> None:
-    """Write arrays and a JSON-able description, atomically, with a SHA-256 of both; the same gives the same bytes.
+    """Write arrays and a JSON-able description, atomically, with a SHA-256 of both; equal input gives equal bytes.
 
-    With content None the file has what PyTorch's side writes, no description and no hash.
+    With content None the file has no description and no hash, like PyTorch's.
 
     Raises:
-        ValueError: for a file name that promises another format.
+        ValueError: for a file name of another format.
         CheckpointError: for arrays of a dtype that the format does not have.
     """
     ending = Path(path).suffix.lower()
@@ -77,9 +77,9 @@ def save_arrays(path: str | Path, arrays: dict[str, Array], content: dict[str, A
     from safetensors import SafetensorError
     from safetensors.numpy import save as to_bytes
 
-    # safetensors 0.8.0 writes the raw buffer of a transposed or strided array without a word (its issue 825)
+    # safetensors 0.8.0 writes the raw buffer of a transposed or strided array silently (its issue 825)
     host = {name: _plain(to_numpy(array)) for name, array in arrays.items()}
-    metadata = {"format": "pt"}  # transformers refuses a file that does not say it
+    metadata = {"format": "pt"}  # transformers refuses a file without it
     if content is not None:
         text = json.dumps(content, sort_keys=True)
         metadata = dict(zip(_KEYS, (_FORMAT, text, _digest(host, text))))
@@ -113,13 +113,13 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
     bfloat16, which NumPy does not know, becomes float32, exactly.
 
     Raises:
-        CheckpointError: if the file is missing, is no safetensors file, or was changed since it was written.
+        CheckpointError: if the file is missing, is not a safetensors file, or was changed since it was written.
     """
     from safetensors import SafetensorError
 
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
+        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
         raise CheckpointError(f"{path}: {what}, check the path")
     try:
         file, metadata = _opened(path)
@@ -147,7 +147,7 @@ def load_arrays(path: str | Path) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def _opened(path: Path) -> tuple[BufferedReader, dict[str, str]]:
-    """The file, and what its header says beside the arrays, every size and place in which the library has checked."""
+    """The file, and the description in its header, all of whose sizes and offsets the library has checked."""
     from safetensors import safe_open
 
     while True:
@@ -164,26 +164,26 @@ def _opened(path: Path) -> tuple[BufferedReader, dict[str, str]]:
         except BaseException:
             file.close()
             raise
-        file.close()  # another file was put in its place meanwhile
+        file.close()  # it was replaced by another file meanwhile
 
 
 def _read(file: BufferedReader, text: str | None) -> tuple[dict[str, Array], str]:
-    """The arrays of a file whose header was checked, and with text, that is a description, the digest of both.
+    """The arrays of a file whose header was checked, and if there is a description, the digest of both.
 
-    All are parts of one block of memory, and each is hashed while the next one is read. The library's own way needs the
+    All are parts of one block of memory, and each is hashed while the next one is read. The library's reader needs the
     file in memory twice.
     """
     arrays: dict[str, Array] = {}
     digest = hashlib.sha256((text or "").encode())
     with ThreadPoolExecutor(1) as beside:
         size = int.from_bytes(file.read(8), "little")
-        places = json.loads(file.read(size))
-        places.pop("__metadata__", None)
-        length = max((place["data_offsets"][1] for place in places.values()), default=0)
+        entries = json.loads(file.read(size))
+        entries.pop("__metadata__", None)
+        length = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
         memory = fresh_memory(length)
         hashed = []
-        for name in sorted(places):
-            kind, shape, (begin, end) = (places[name][key] for key in ("dtype", "shape", "data_offsets"))
+        for name in sorted(entries):
+            kind, shape, (begin, end) = (entries[name][key] for key in ("dtype", "shape", "data_offsets"))
             if kind not in _DTYPES:
                 raise ValueError(f"{name!r} is of dtype {kind}, which NumPy does not know")
             file.seek(8 + size + begin)
@@ -206,9 +206,9 @@ def widened(halves: Array) -> Array:
 
 
 def fresh_memory(length: int) -> Array:
-    """So many bytes as an array, whose pages the system hands out one by one as they are written to.
+    """`size` bytes as an array, whose pages the system allocates as they are written to.
 
-    np.empty would ask for huge pages, for which some virtual machines take four times as long as for reading the file.
+    np.empty would request huge pages, which take some virtual machines four times as long as reading the file.
     """
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # not Windows
     return np.frombuffer(mmap.mmap(-1, max(1, length), **private), np.uint8)[:length]

@@ -1,4 +1,4 @@
-"""Text that comes from a file, fit for a message or a terminal."""
+"""Text from a file, made safe for a message or a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def quoted(value: Any) -> str:
-    """A value from the file, fit for a message: short, printable, and never a container written out in full."""
+    """A value from the file for a message: short, printable, and containers only by their type."""
     if isinstance(value, (str, bytes)):
         return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."
     if isinstance(value, (int, float)):
@@ -15,9 +15,9 @@ def quoted(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file, such as a label in any script, whose control characters are replaced by their escaped form.
+    """Text from a file, such as a label in any script, with control characters escaped.
 
-    Printed as they are they could move the cursor, recolor the terminal or reverse what is read.
+    Unescaped, they could move the cursor, recolor the terminal or reverse the text.
     """
     if text.isprintable():
         return text

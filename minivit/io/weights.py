@@ -1,6 +1,6 @@
-"""Any file of weights as arrays by name: safetensors, PyTorch, NumPy's .npz, whole or in shards, alone or in a folder.
+"""Any file of weights as arrays by name: safetensors, PyTorch, NumPy's .npz, in one file or in shards.
 
-Nothing in a file is run, and every fault is a CheckpointError that names the file.
+No code in a file is run, and every fault is a CheckpointError that names the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minivit.io.torch_file.reader import read_torch_file
 from minivit.io.torch_file.zip_entries import find_entries
 from minivit.protocol import Array
 
-# where programs put the weights of a model among other things, the best copy first
+# keys under which programs save a model's weights, the best copy first
 _WITHIN = (
     *("model_ema", "state_dict_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "net", "params"),
     *("weights", "module", "backbone", "teacher", "student"),
@@ -34,14 +34,14 @@ _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_mode
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         path: of the file.
-        arrays: by the names that the file uses.
-        content: what minivit wrote beside its own arrays, else empty.
-        config: config.json beside the file, else empty.
-        config_fault: what is wrong with config.json, if it could not be read.
+        arrays: by the file's names.
+        content: the description in a file of minivit's, else empty.
+        config: config.json next to the file, else empty.
+        config_fault: the reason why config.json could not be read.
     """
 
     path: Path
@@ -55,7 +55,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """The arrays of a file, or of a folder that holds one.
 
     Raises:
-        CheckpointError: if there is no such file, or it is damaged, or holds anything but plain data.
+        CheckpointError: if there is no such file, or it is damaged, or holds other objects than plain data.
     """
     file = _file_in(Path(path))
     config, fault = _config_beside(file)
@@ -101,7 +101,7 @@ def _is_npz(file: Path) -> bool:
             names = archive.namelist()
             return bool(names) and all(name.endswith(".npy") for name in names)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False  # whatever it is, the other reader says what is wrong with it
+        return False  # the other reader names the fault
 
 
 def _npz(file: Path) -> dict[str, Array]:
@@ -110,7 +110,7 @@ def _npz(file: Path) -> dict[str, Array]:
     try:
         with open_file(file) as data, zipfile.ZipFile(data) as archive:
             if archive.comment or any(entry.comment or b"PK" in entry.extra for entry in archive.infolist()):
-                raise ValueError("it has comments, and NumPy writes none")  # a wrong length hides entries in one
+                raise ValueError("it has comments, which NumPy does not write")  # a wrong length hides entries in one
             _check_entries(archive, data)
             for entry in archive.infolist():
                 with archive.open(entry) as stream:
@@ -122,13 +122,13 @@ def _npz(file: Path) -> dict[str, Array]:
     except MemoryError:
         raise CheckpointError(f"{file} needs more memory than there is: close other programs") from None
     except Exception as error:  # zipfile and NumPy raise at least seven types for damaged files
-        reason = quoted(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines and all of a header
+        reason = quoted(str(error).split("\n")[0])[1:-1]  # NumPy's may have three lines, with a complete header
         raise CheckpointError(f"{file} is not a complete .npz file ({reason}): fetch it again") from None
     return arrays
 
 
 def _check_entries(archive: zipfile.ZipFile, data: BufferedReader) -> None:
-    """Refuse entries that overlap, or that unpack to more than the whole file may."""
+    """Refuse entries that overlap, or that unpack to more than the file may."""
     size = os.fstat(data.fileno()).st_size
     entries = find_entries(data, size, deflated=True)
     unpacked = sum(entry.size for entry in entries.values())
@@ -146,7 +146,7 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
     count = int(np.prod(shape, dtype=object))
     if dtype.hasobject or count * dtype.itemsize != entry.file_size - stream.tell():
         raise CheckpointError(
-            f"{file}: the entry {entry.filename!r} claims {shape} of {dtype}, which it does not hold: {DAMAGED}"
+            f"{file}: the entry {entry.filename!r} claims {shape} of {dtype}, which do not fit its size: {DAMAGED}"
         )
     memory = fresh_memory(count * dtype.itemsize)
     if stream.readinto(memory.data) != len(memory) or stream.read(1):  # to the end, where the checksum is compared
@@ -156,12 +156,12 @@ def _npy(file: Path, entry: zipfile.ZipInfo, stream: Any) -> Array:
 
 
 def _shards(index: Path) -> dict[str, Array]:
-    """The files that an index names, together."""
-    places = shards_of(index)
+    """The arrays of all files that an index names."""
+    shards = shards_of(index)
     arrays: dict[str, Array] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(shards.values())):
         arrays |= _one(index.parent / name)[0]
-    missing = [name for name in places if name not in arrays]
+    missing = [name for name in shards if name not in arrays]
     if missing:
         raise CheckpointError(
             f"{index} names {len(missing)} arrays that its shards lack, first {quoted(missing[0])}: {DAMAGED}"
@@ -170,31 +170,31 @@ def _shards(index: Path) -> dict[str, Array]:
 
 
 def shards_of(index: Path) -> dict[str, str]:
-    """The name of the file in which an index says that each array is.
+    """The file name of each array in an index.
 
     Raises:
-        CheckpointError: if it is no index, or names files that are not in its folder.
+        CheckpointError: if it is not an index, or names files that are not in its folder.
     """
     try:
-        places = parse_json(read_small(index))["weight_map"]
-        if not all(isinstance(name, str) for name in places.values()):
-            raise ValueError("it names files by what is no text")
-        plain = all(map(_is_plain, places.values()))
+        shards = parse_json(read_small(index))["weight_map"]
+        if not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError("it names files by other values than text")
+        plain = all(map(_is_plain, shards.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is no index of shards ({error}): remove it, and fetch it again") from None
+        raise CheckpointError(f"{index} is not an index of shards ({error}): remove it, and fetch it again") from None
     if not plain:
         raise CheckpointError(f"{index} names files outside its folder: {REFUSED}")
-    return dict(places)
+    return dict(shards)
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it is the name of a file in the same folder, and no longer than any system allows."""
+    """Whether it is the name of a file in the same folder, short enough for any system."""
     plain = Path(name).name == name and PureWindowsPath(name).name == name  # on any system
     return plain and name not in ("", ".", "..") and name.isprintable() and len(name) < 256
 
 
 def _named(file: Path, content: Any) -> dict[str, Array]:
-    """The dict of arrays within what a program saved."""
+    """The dict of arrays in a saved object."""
     for _ in range(4):
         if isinstance(content, list | tuple) and len(content) == 1:
             content = content[0]
@@ -212,7 +212,7 @@ def _named(file: Path, content: Any) -> dict[str, Array]:
 
 
 def _config_beside(file: Path) -> tuple[dict[str, Any], str | None]:
-    """config.json in the same folder, as Hugging Face and timm's hub write it, and what is wrong with it, or None."""
+    """config.json in the same folder, as Hugging Face and timm write it, and why it could not be read, or None."""
     path = file.parent / "config.json"
     try:
         data = read_small(path)
@@ -224,8 +224,8 @@ def _config_beside(file: Path) -> tuple[dict[str, Any], str | None]:
     try:
         config = parse_json(data.decode(coding))
     except ValueError as error:
-        return {}, f"{path} is no JSON in UTF-8: {error}"
-    return (config, None) if isinstance(config, dict) else ({}, f"{path} holds no object")
+        return {}, f"{path} is not JSON in UTF-8: {error}"
+    return (config, None) if isinstance(config, dict) else ({}, f"{path} holds no JSON object")
 
 
 # byte-order marks; that of UTF-32 begins with that of UTF-16

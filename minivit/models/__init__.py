@@ -1,7 +1,7 @@
-"""Whole networks, from images to logits.
+"""Complete networks, from images to logits.
 
-`vit.py` and `swin.py` each have a `forward` that reads from top to bottom; `model.py` has what every model can do,
-`configs.py` the published sizes by name.
+`vit.py` and `swin.py` define the two networks, `model.py` the methods of every model, `configs.py` the published sizes
+by name.
 """
 
 from minivit.models import counting as _counting, printing as _printing  # noqa: F401  # register what the layers here cost and say

@@ -15,7 +15,7 @@ from minivit.models.swin import Swin, SwinV2
 from minivit.models.timm_arguments import in_our_words
 from minivit.models.vit import ViT
 
-MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}  # by the name that a file gives
+MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}  # by the name in a file
 
 _TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 _SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -75,7 +75,7 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "vit_small_r26_s32_224": _vit(_SMALL, 1, 224, resnet_layers=_R26),
     "vit_small_r26_s32_384": _vit(_SMALL, 1, 384, resnet_layers=_R26),
     "vit_base_r26_s32_224": _vit(_BASE, 1, 224, resnet_layers=_R26),
-    # R50's blocks in three stages, so that 16 pixels become one: Dosovitskiy et al. 2021, section 4.1
+    # R50's blocks in three stages, with a total stride of 16: Dosovitskiy et al. 2021, section 4.1
     "vit_base_r50_s16_224": _vit(_BASE, 1, 224, resnet_layers=(3, 4, 9)),
     "vit_base_r50_s16_384": _vit(_BASE, 1, 384, resnet_layers=(3, 4, 9)),
     "vit_large_r50_s32_224": _vit(_LARGE, 1, 224, resnet_layers=_R50),
@@ -146,12 +146,12 @@ def create_model(
         img_size: int or (H, W); None is the size in the name.
         dtype: "float32" or "float64".
         seed: of the initial weights.
-        overrides: any other argument of the model's class, such as drop_path_rate=0.1, or of timm's that means the
-            same, such as act_layer="gelu_tanh"; see `timm_arguments.py`.
+        overrides: any other argument of the model's class, such as drop_path_rate=0.1, or an equivalent one of timm,
+            such as act_layer="gelu_tanh"; see `timm_arguments.py`.
 
     Raises:
         ValueError: for an unknown name, with the nearest known ones, and for an argument of timm's that minivit's
-            models do not have, with what to do instead.
+            models lack, with a remedy.
     """
     if name not in _CONFIGS:
         near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.4)

@@ -1,4 +1,4 @@
-"""What the models' own layers cost, for `minivit/nn/counting.py`."""
+"""Costs of the layers defined in this folder, for `minivit/nn/counting.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _(layer: MapTokens, shape: Shape, every_token: bool = False) -> Cost:
 
 
 def _whole(layer: Tokens | MapTokens, shape: Shape) -> Shape:
-    """The images (B, C, H, W) in whole patches."""
+    """The shape of images (B, C, H, W) as complete patches."""
     grid, patch = layer.grid((shape[2], shape[3])), layer.patch_embed.proj.weight.shape[2:]
     return (*shape[:2], grid[0] * patch[0], grid[1] * patch[1])
 

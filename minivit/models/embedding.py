@@ -1,4 +1,4 @@
-"""From images to the tokens that the blocks read: patches embedded, class token put in front, positions added.
+"""From images to the tokens that the blocks read: patches embedded, class token prepended, positions added.
 
 ViT reads a sequence (`Tokens`), Swin a map (`MapTokens`).
 
@@ -19,17 +19,17 @@ from minivit.protocol import Array, Back, Rng, once
 
 
 class Tokens(Layer):
-    """Images (B, C, H, W) -> tokens (B, T, D): patches embedded, prefix tokens put in front, positions added.
+    """Images (B, C, H, W) -> tokens (B, T, D): patches embedded, prefix tokens prepended, positions added.
 
     Args:
-        image: the (H, W) that the model is built for.
+        image: the model's (H, W).
         grid: (H, W) -> (gh, gw); see `options.patch_grid`.
         partial: images may have partial patches, which `grid` counts or drops.
-        prefix: how many tokens stand in front: 0, 1 (the class token) or 2 (and the distillation token).
+        prefix: the number of prefix tokens: 0, 1 (the class token) or 2 (and the distillation token).
         patch_embed: with a stem or without.
         positions: see `positions.py`, or None.
-        drop: the dropout rate of what comes out.
-        dynamic: take other images than (H, W).
+        drop: the dropout rate of the output.
+        dynamic: accept images of other sizes.
     """
 
     names_in_parent = True
@@ -50,7 +50,7 @@ class Tokens(Layer):
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
         self.image, self.grid, self.dynamic, self.partial = image, grid, dynamic, partial
-        # the order of attributes is the order of parameters, and timm's; 1e-6 is timm's start of both tokens
+        # the order of attributes is that of the parameters, as in timm; 1e-6 is timm's initial std of both tokens
         self.cls_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 0 else None
         self.positions = positions
         self.dist_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 1 else None
@@ -59,15 +59,15 @@ class Tokens(Layer):
 
     @property
     def prefix(self) -> list[Parameter]:
-        """The tokens in front of the patches, (1, 1, D) each."""
+        """The prefix tokens, (1, 1, D) each."""
         return [token for token in (self.cls_token, self.dist_token) if token is not None]
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         grid, prefix, xp = self._grid_of(x), self.prefix, array_module(x)
-        whole, back_whole = (
+        padded, back_padded = (
             whole_patches(x, grid, self.patch_embed.proj.weight.shape[2:]) if self.partial else (x, None)
         )
-        patches, back_patches = self.patch_embed(whole)  # (B, N, D)
+        patches, back_patches = self.patch_embed(padded)  # (B, N, D)
         batch, _, dim = patches.shape
         front = [xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix]
         tokens = xp.concatenate([*front, patches], axis=1)  # (B, T, D)
@@ -80,7 +80,7 @@ class Tokens(Layer):
             for number, token in enumerate(prefix):
                 token.accumulate(dtokens[:, number].sum(axis=0).reshape(1, 1, dim))  # the same token for every image
             dwhole = back_patches(dtokens[:, len(prefix) :])
-            return dwhole if back_whole is None else back_whole(dwhole)
+            return dwhole if back_padded is None else back_padded(dwhole)
 
         return y, back
 
@@ -144,8 +144,8 @@ class MapTokens(Layer):
         if min(x.shape[2:]) < 1:
             raise ValueError(f"images of shape {x.shape} have no pixels")
         grid, patch = self.grid(x.shape[2:]), self.patch_embed.proj.weight.shape[2:]
-        whole, back_whole = whole_patches(x, grid, patch)  # (B, C, gh Ph, gw Pw)
-        patches, back_patches = self.patch_embed(whole)  # (B, N, D)
+        padded, back_padded = whole_patches(x, grid, patch)  # (B, C, gh Ph, gw Pw)
+        patches, back_patches = self.patch_embed(padded)  # (B, N, D)
         batch, tokens, dim = patches.shape
         placed, back_positions = add_positions(patches, self.positions, grid)
         y, back_drop = F.dropout(placed, self.drop, rng)
@@ -153,6 +153,6 @@ class MapTokens(Layer):
         @once
         def back(dy: Array) -> Array:
             dpatches = back_positions(back_drop(dy.reshape(batch, tokens, dim)))
-            return back_whole(back_patches(dpatches))
+            return back_padded(back_patches(dpatches))
 
         return y.reshape(batch, *grid, dim), back

@@ -45,7 +45,7 @@ class Pool(Layer):
 
 
 class PreLogits(Chain):
-    """The paper's head for pretraining: a linear layer and tanh before the classifier; key `pre_logits.fc`."""
+    """The ViT paper's head for pretraining: a linear layer and tanh before the classifier; key `pre_logits.fc`."""
 
     def __init__(self, dim: int, size: int, dtype: Any, rng: Rng) -> None:
         self.fc = Linear(dim, size, dtype=dtype, seed=rng)

@@ -1,4 +1,4 @@
-"""What every model is: layers from image to logits, one after the other, and an inference that keeps nothing."""
+"""The base of all models: a chain of layers from images to logits, and inference without a backward pass."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from minivit.nn.layer import Chain, Layer
 from minivit.protocol import Array, Rng, inference
 from minivit.random import as_generator
 
-HEAD = ("head_drop", "head")  # the attributes behind the pooled features
-_WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, handing over costs what it gains
+HEAD = ("head_drop", "head")  # the attributes after the pooled features
+_WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, threads cost as much as they gain
 # multiply-adds of a thread at a time, four images of ViT-B/16: with one at a time its products take 14 % longer
 _MOST_WORK = 72_000_000_000
 
@@ -27,7 +27,7 @@ class Model(Chain):
     """A chain of layers from images (B, C, H, W) to logits (B, num_classes).
 
     Attributes:
-        config: the arguments it was built with, as plain numbers and strings; `type(model)(**config)` builds its twin.
+        config: the constructor's arguments, as plain numbers and strings; `type(model)(**config)` builds a model alike.
         num_classes: K, 0 for a model that returns pooled features.
     """
 
@@ -36,7 +36,7 @@ class Model(Chain):
     options: type[Any]  # the dataclass of the constructor's arguments
 
     def check_input(self, x: Array) -> None:
-        """Refuse what is no batch of images of the model's dtype and channels."""
+        """Refuse an input that is not a batch of images of the model's dtype and channels."""
         super().check_input(x)
         if "in_chans" in getattr(self, "config", {}):
             check_images(type(self).__name__, x, self.config["in_chans"])
@@ -51,15 +51,15 @@ class Model(Chain):
         return self.steps()[: names.index("pool")]
 
     def reset_classifier(self, num_classes: int, *, seed: Any = 0) -> None:
-        """Replace the head by a new one, whose weights start as the model's class starts them; timm's name.
+        """Replace the head by a new one, initialized as the model's class does; timm's name.
 
-        `config` and `num_classes` follow, so files keep it. Build optimizers afterwards: they know the old head.
+        `config` and `num_classes` change with it, also in files. Build optimizers afterwards: they hold the old head.
 
         Args:
             num_classes: K; 0 removes the head, so that the model returns pooled features (B, D).
             seed: of the new weights, an int or a generator.
         """
-        options = self.options(**{**self.config, "num_classes": num_classes})  # refuses what is no number of classes
+        options = self.options(**{**self.config, "num_classes": num_classes})  # refuses an invalid number of classes
         xp = array_module(next(iter(self.parameters().values())).data)
         self.set_head(options, as_generator(seed))
         for name, part in self.parts():
@@ -68,18 +68,18 @@ class Model(Chain):
         self.num_classes = self.config["num_classes"] = num_classes
 
     def set_head(self, o: Any, rng: Rng) -> None:
-        """Set the parts of the model behind the pooled features, as the options say; each class has its own."""
+        """Set the parts of the model after the pooled features from the options; each class defines its own."""
         raise TypeError(f"{type(self).__name__} must define set_head(self, o, rng), to build its head")
 
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), for inference: no randomness, and nothing kept.
 
-        It is the forward pass with each `back` dropped at once, on a few images at a time. All usable cores
-        work where there is enough to do: each on images of its own, or, for a single image, on parts of
-        each matrix product. `OMP_NUM_THREADS` says how many.
+        It is the forward pass on a few images at a time, with each `back` dropped immediately. Large inputs use
+        all usable cores: each works on separate images, or, for a single image, on parts of each matrix
+        product. `OMP_NUM_THREADS` sets their number.
 
         Args:
-            batch_size: run so many images at a time; None runs them all at once.
+            batch_size: the number of images at a time; None runs all in one call.
         """
         return self._infer(self.steps(), x, batch_size)
 
@@ -90,8 +90,8 @@ class Model(Chain):
     def forward_features(self, x: Array, batch_size: int | None = None) -> Array:
         """The features before pooling, computed like `predict`, without a backward function; timm's name.
 
-        A ViT has tokens (B, T, D) behind its last norm, the class token and others in front; where the norm stands
-        behind the pooling (`fc_norm`), behind the last block. A Swin has a map (B, H, W, D) behind its last norm.
+        A ViT gives the tokens (B, T, D) after its last norm, prefix tokens first; with the norm after the pooling
+        (`fc_norm`), the tokens after the last block. A Swin gives the map (B, H, W, D) after its last norm.
         """
         return self._infer(self.before_pooling(), x, batch_size)
 
@@ -111,20 +111,20 @@ class Model(Chain):
         return array_module(x).concatenate(parts)
 
     def _shared(self, layers: list[Layer], x: Array) -> Array:
-        """The layers' output, computed by all usable cores if it is worth it."""
+        """The layers' output, computed by all usable cores if that is faster."""
         threads, xp = workers(), array_module(x)
         if xp is not np or x.ndim != 4 or not x.size:
             return _run(layers, x)
         try:
             work = multiply_adds(self, x.shape)
-        except LookupError:  # a layer of unknown cost: take it to be worth all cores
+        except LookupError:  # a layer of unknown cost: assume that it is worth all cores
             work = _WORTH_THREADS
-        # images at a time: what a layer keeps until it is done should not grow with the batch
+        # images at a time, so that the memory of a layer does not grow with the batch
         few = max(1, _MOST_WORK * len(x) // max(1, work))
         if threads == 1 or work < _WORTH_THREADS:
             return _in_parts(layers, x, few)
         keep_freed_memory()
-        if len(x) < threads:  # the products use all cores by themselves
+        if len(x) < threads:  # each product uses all cores
             return _in_parts(layers, x, few)
         bounds = [len(x) * number // threads for number in range(threads + 1)]
         shards = [x[start:end] for start, end in zip(bounds, bounds[1:])]

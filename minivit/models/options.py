@@ -1,4 +1,4 @@
-"""The arguments of a model, said once: a dataclass whose fields are the constructor's arguments and their defaults."""
+"""A model's arguments, defined once: a dataclass whose fields are the constructor's arguments and defaults."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ O = TypeVar("O")  # noqa: E741
 
 @dataclass
 class Options:
-    """What the options of every model have in common; a subclass adds the fields."""
+    """The base of every model's options; a subclass adds the fields."""
 
     def config(self) -> dict[str, Any]:
-        """The options as plain numbers, strings and tuples, without the seed: what a file keeps."""
+        """The options as plain numbers, strings and tuples, without the seed, as a file stores them."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "seed"}
 
 
@@ -46,7 +46,7 @@ def built_from(options: Callable[P, O]) -> Callable[[Callable[[Any, O], None]], 
 
 
 def _check_arguments(name: str, known: list[str], args: Any, named: dict[str, Any]) -> None:
-    """Refuse arguments that the class does not have, with what was probably meant."""
+    """Refuse arguments that the class does not have, suggesting similar ones."""
     if args and isinstance(args[0], str):
         raise ValueError(f"{name} takes sizes, not a name: minivit.create_model({args[0]!r}) builds a published size")
     for argument in named:
@@ -60,43 +60,43 @@ def _check_arguments(name: str, known: list[str], args: Any, named: dict[str, An
 
 
 def plain_size(size: Any) -> int | Size:
-    """A size as a configuration keeps it: plain integers, and a tuple also where a file gave a list."""
+    """A size as a configuration keeps it: plain integers, in a tuple even where a file has a list."""
     both = pair(size)
     return both if isinstance(size, tuple | list) else both[0]
 
 
 def patch_grid(config: dict[str, Any], size: Any = None) -> Size:
-    """(gh, gw): the grid of patches that a model cuts an image (H, W) into.
+    """(gh, gw): the grid of patches of an image (H, W).
 
-    A partial patch counts whole, unless the model drops it.
+    A partial patch counts as one, unless the model drops it.
 
     Args:
         config: the model's, a ViT's or a Swin's.
-        size: of the image, a number or a pair; None is the one that the model was built for.
+        size: of the image, a number or a pair; None is the model's.
     """
     image, layers = pair(config["img_size"] if size is None else size), config.get("resnet_layers")
     cut, patch = image if layers is None else map_size(image, layers), pair(config["patch_size"])
     if config.get("partial_patches") == "drop":
         if cut[0] < patch[0] or cut[1] < patch[1]:
             raise ValueError(
-                f"an image of {cut[0]}x{cut[1]} pixels has no whole patch of {patch[0]}x{patch[1]}: enlarge it, or use "
-                "partial_patches='pad'"
+                f"an image of {cut[0]}x{cut[1]} pixels has no complete patch of {patch[0]}x{patch[1]}: enlarge it, "
+                "or use partial_patches='pad'"
             )
         return cut[0] // patch[0], cut[1] // patch[1]
     return -(-cut[0] // patch[0]), -(-cut[1] // patch[1])
 
 
 def check_partial_patches(options: Any, *choices: str) -> None:
-    """Refuse an unknown way with partial patches."""
+    """Refuse an unknown `partial_patches`."""
     if options.partial_patches not in choices:
         raise ValueError(
             f"partial_patches={options.partial_patches!r}: choose {' or '.join(map(repr, choices))}, which is what "
-            "happens to pixels at the right and bottom that fill no whole patch"
+            "happens to pixels at the right and bottom that fill no complete patch"
         )
 
 
 def stage_grids(config: dict[str, Any]) -> list[Size]:
-    """The map (H, W) of each stage of a Swin, for the image that it was built for: each merging rounds up."""
+    """The map (H, W) of each stage of a Swin for its img_size: each merging rounds up."""
     grids = [patch_grid(config)]
     while len(grids) < len(config["depths"]):
         grids.append((-(-grids[-1][0] // 2), -(-grids[-1][1] // 2)))
@@ -104,13 +104,13 @@ def stage_grids(config: dict[str, Any]) -> list[Size]:
 
 
 def stage_windows(config: dict[str, Any]) -> list[Size]:
-    """The window (Mh, Mw) that each stage of a Swin is built with."""
+    """The window (Mh, Mw) of each stage of a Swin."""
     window = pair(config["window_size"])
     return [shrunk_window(window, grid, config["covered"]) for grid in stage_grids(config)]
 
 
 def check_rates(options: Any) -> None:
-    """Refuse what no model can have: rates outside [0, 1), an unknown GELU or dtype, sizes that are not positive."""
+    """Refuse invalid values: rates outside [0, 1), an unknown GELU or dtype, sizes that are not positive."""
     for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
         if not 0 <= getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} must lie in [0, 1)")
@@ -123,8 +123,8 @@ def check_rates(options: Any) -> None:
 
 
 def check_whole(options: Any, **least: int) -> None:
-    """Refuse an option that is not a whole number of at least its `least`."""
+    """Refuse an option that is not an integer of at least its `least`."""
     for name, smallest in least.items():
         value = getattr(options, name)
         if not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name}={value} must be a whole number of at least {smallest}")
+            raise ValueError(f"{name}={value} must be an integer of at least {smallest}")

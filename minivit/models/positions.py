@@ -1,7 +1,7 @@
-"""Positions: attention sees a set of tokens, so the position of each patch is added to its vector.
+"""Positions: attention ignores the order of tokens, so the position of each patch is added to its vector.
 
-Each class here gives a table of vectors for a grid of patches and takes the table's gradient back; `relative` positions
-are a bias inside attention instead, in `minivit/nn/position_bias.py`.
+Each class here gives a table of vectors for a grid of patches, and accumulates the table's gradient; `relative`
+positions are a bias inside attention instead, in `minivit/nn/position_bias.py`.
 
 Notation: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels.
 """
@@ -78,7 +78,7 @@ class AbsolutePositions(Learned1d):
 
 
 class Learned2d(Positions):
-    """Half of the channels tell the row, half the column: `pos_embed_row` (gh, D/2) and `pos_embed_col` (gw, D/2).
+    """Half of the channels encode the row, half the column: `pos_embed_row` (gh, D/2) and `pos_embed_col` (gw, D/2).
 
     Prefix tokens get no position: they are learned vectors already.
     """
@@ -111,7 +111,7 @@ class Learned2d(Positions):
 
 
 def _resample(param: Parameter, size: int) -> tuple[Array, Back]:
-    """A learned line of vectors (n, D) at `size` positions; its back adds the gradient."""
+    """A learned row of vectors (n, D), resampled to `size` positions; its back adds the gradient."""
     if size == param.shape[0]:
         return param.data, once(param.accumulate)
     line, vjp = F.resize_grid(param.data[:, None], (size, 1))  # (size, 1, D)
@@ -119,9 +119,9 @@ def _resample(param: Parameter, size: int) -> tuple[Array, Back]:
 
 
 class SinCos(Positions):
-    """Fixed sines and cosines of the position, at wavelengths from 2 pi to 10,000 * 2 pi; nothing is learned.
+    """Fixed sines and cosines of the position, at wavelengths from 2 pi to 10,000 * 2 pi.
 
-    kind "sincos_1d": of the number of the token in reading order (Vaswani et al. 2017, section 3.5).
+    kind "sincos_1d": of the token's index in reading order (Vaswani et al. 2017, section 3.5).
     kind "sincos_2d": half of the channels of the row, half of the column (Chen, Xie and He 2021, MoCo v3).
     Prefix tokens get no position.
     """
@@ -131,7 +131,7 @@ class SinCos(Positions):
         if dim % parts:
             raise ValueError(f"pos_embed={kind!r} needs an embed_dim that is a multiple of {parts}, got {dim}")
         self.kind, self.prefix, self.dim = kind, prefix, dim
-        self.anchor = np.zeros((0,), dtype)  # knows the dtype and the device
+        self.anchor = np.zeros((0,), dtype)  # holds the dtype and the device
 
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
         table = _sincos(self.kind, grid, self.prefix, self.dim, np.dtype(self.anchor.dtype))
@@ -159,7 +159,7 @@ def _waves(position: Array, dim: int) -> Array:
 
 
 def make_positions(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng) -> Positions | None:
-    """The table of a kind; None for "none" and for "relative", which adds nothing to the tokens."""
+    """The table of a kind; None for "none" and for "relative", which change no token."""
     if kind not in KINDS:
         raise ValueError(f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
     if kind == "learned_1d":

@@ -1,11 +1,11 @@
-"""What the models and their own layers say of their shapes, for `minivit/nn/printing.py`."""
+"""The shapes that models and the layers of this folder print, for `minivit/nn/printing.py`."""
 
 from __future__ import annotations
 
 from minivit.models.model import Model
 from minivit.nn.printing import Shape, arguments_of, settings_text, shape
 
-# what makes a model's size, shown also where it is the default
+# the model's size, printed even where it is the default
 _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "depths", "num_heads", "window_size")
 
 

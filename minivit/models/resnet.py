@@ -1,7 +1,7 @@
-"""The convolutional stem of the hybrid ViT: a small ResNet, from whose map the patches are cut.
+"""The convolutional stem of the hybrid ViT: a small ResNet, whose map is split into patches.
 
-Notation: B batch, C image channels, H x W pixels. Names and shapes are those of timm's ResNetV2, as its hybrids build
-it (norms behind the convolutions).
+Notation: B batch, C image channels, H x W pixels. Names and shapes are those of timm's ResNetV2 in its hybrids
+(norms after the convolutions).
 
 Sources: Dosovitskiy et al. 2021, section 3.1; Kolesnikov et al. 2020, "Big Transfer".
 """
@@ -19,7 +19,7 @@ def checked_layers(layers: Any) -> tuple[int, ...] | None:
     """The number of blocks of each stage, as `ViT` takes them.
 
     Raises:
-        ValueError: if they are no numbers, or a stage is empty.
+        ValueError: if they are not integers, or a stage is empty.
     """
     if layers is None:
         return None
@@ -33,12 +33,12 @@ def checked_layers(layers: Any) -> tuple[int, ...] | None:
 
 
 def reduction(layers: tuple[int, ...]) -> int:
-    """How many pixels become one pixel of the map: the root halves twice, and each stage but the first once."""
+    """The total stride: the root halves the map twice, and each stage but the first once."""
     return 4 * 2 ** max(0, len(layers) - 1)
 
 
 def map_size(size: tuple[int, int], layers: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of the map that a stem with these stages makes of an image: each halving rounds up."""
+    """Height and width of the stem's map of an image: each halving rounds up."""
     return -(-size[0] // reduction(layers)), -(-size[1] // reduction(layers))
 
 
@@ -53,7 +53,7 @@ class Root(Chain):
 
 
 class Stage(Chain):
-    """Bottlenecks one after the other, at the same size but for the first one's stride."""
+    """A sequence of bottlenecks; only the first one's stride changes the size of the map."""
 
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, depth: int, groups: int, eps: str, dtype: Any, seed: Any
@@ -65,13 +65,13 @@ class Stage(Chain):
 
 
 class ResNetV2(Chain):
-    """Images (B, C, H, W) -> a map with 4 width 2^(stages - 1) channels: the root, then stages that halve and double.
+    """Images (B, C, H, W) -> a map with 4 width 2^(stages - 1) channels: the root, then stages.
 
     Args:
         layers: the number of bottlenecks of each stage, such as (3, 4, 9).
         width: the channels of the root; 64 in all published models.
         groups: of the norms; 32 in all published models.
-        eps: whose epsilons, "timm" or "google"; see `nn/bottleneck.py`.
+        eps: "timm" or "google", the project whose epsilons are used; see `nn/bottleneck.py`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ResNetV2(Chain):
 def make_stem(
     in_chans: int, layers: tuple[int, ...], width: int, groups: int, eps: str, dtype: Any, seed: Any
 ) -> tuple[Root | ResNetV2, int]:
-    """The stem, and the channels of its map. Without stages it is the root alone, under shorter names, as in timm.
+    """The stem, and the channels of its map. Without stages it is only the root, under shorter names, as in timm.
 
     Raises:
         ValueError: if the groups do not divide the width.

@@ -1,6 +1,6 @@
-"""The Swin Transformer: attention within small windows, shifted from block to block, on a map that halves by stages.
+"""The Swin Transformer: attention within small windows, shifted from block to block, on a map that each stage halves.
 
-Version 1 and version 2, which differ in how a window attends and where the norms stand. Notation: B batch, C image
+Versions 1 and 2 differ in the attention and in the position of the norms. Notation: B batch, C image
 channels, H x W a map, D channels, Mh x Mw the window, K classes. Sources: Liu et al. 2021, "Swin Transformer"; Liu et
 al. 2022, "Swin Transformer V2"; names and shapes are timm's.
 """
@@ -47,7 +47,7 @@ from minivit.sizes import Size, pair
 
 @dataclass
 class SwinOptions(Options):
-    """The arguments of `Swin`, whose documentation says what each means; what makes no model together is refused."""
+    """The arguments of `Swin`, documented there; combinations that make no model are refused."""
 
     img_size: int | Size = 224
     patch_size: int | Size = 4
@@ -110,7 +110,7 @@ class SwinOptions(Options):
         if odd and not self.allow_odd_depths:
             warnings.warn(
                 f"depths={depths}: {odd[:1]} is odd, but blocks with plain and with shifted windows come in pairs; "
-                "choose even depths, or say allow_odd_depths=True",
+                "choose even depths, or set allow_odd_depths=True",
                 stacklevel=5,
             )
         for number, count in enumerate(heads):
@@ -142,7 +142,7 @@ class SwinV2Options(SwinOptions):
 
 
 class Stage(Chain):
-    """Blocks at one size of the map, after the merging that made it (`downsample`; the first stage has none)."""
+    """Blocks at one size of the map, after the patch merging (`downsample`; the first stage has none)."""
 
     def __init__(self, downsample: PatchMerging | None, blocks: list[Block]) -> None:
         self.downsample = downsample
@@ -152,19 +152,19 @@ class Stage(Chain):
 class Swin(Model):
     """Images (B, C, H, W) -> logits (B, K).
 
-    Any image size passes, whatever the model was built for: images are padded to whole patches (or cut, see
-    `partial_patches`), maps to whole windows and to even sides where they merge. `img_size` decides only where a window
-    covers the map and so shrinks, as it does in the last stage of a small image.
+    Images may have any size: they are zero-padded to complete patches (or cropped, see `partial_patches`), maps to
+    complete windows, and to even sides before merging. `img_size` only determines which windows cover the map and are
+    reduced to it, as in the last stage of a small image.
 
     Args (timm's names where timm has them):
         img_size: int or (H, W).
-        patch_size: int or (Ph, Pw); 4 divides an image's sides by 4, the stages by 8, 16 and 32.
+        patch_size: int or (Ph, Pw); with 4, the stages' maps have 1/4, 1/8, 1/16 and 1/32 of the image's sides.
         in_chans: C.
         num_classes: K; 0 gives the pooled features.
         global_pool: "avg", the mean over the map.
         embed_dim: D of the first stage; each further stage has twice as many.
-        depths: blocks in each stage. They work in pairs, one with plain and one with shifted windows, so odd depths
-            are built with a warning, unless `allow_odd_depths`.
+        depths: blocks in each stage. They come in pairs, one with plain and one with shifted windows, so odd depths
+            warn, unless `allow_odd_depths`.
         num_heads: heads in each stage.
         window_size: int or (Mh, Mw).
         mlp_ratio, qkv_bias: the blocks' size.
@@ -175,20 +175,20 @@ class Swin(Model):
             linearly from 0 at the first, over all stages.
         norm_eps: 1e-5, with which the published weights were trained.
         gelu: "none" (exact) or "tanh".
-        mask_value: -100 as published, or -inf: what forbidden scores get added.
-        mask_padding: keep queries from attending to padded pixels; the published models do not.
-        covered: what a window does that covers the map, "shrink", "shrink_both", "stay" or "shift"; see
-            `nn.ShiftedWindows`. Projects differ, and it shows on images whose maps windows do not divide.
+        mask_value: added to masked scores: -100 as published, or -inf.
+        mask_padding: mask padded pixels; the published models do not.
+        covered: the rule for a window that covers the map, "shrink", "shrink_both", "stay" or "shift"; see
+            `nn.ShiftedWindows`. Projects differ, with an effect where windows do not divide the map.
         pad_first: pad maps before they are rolled; timm pads after.
-        partial_patches: "pad" images with zeros to whole patches, or "drop" the pixels at the right and bottom that
-            fill none, as timm, torchvision and Microsoft do.
+        partial_patches: "pad" images with zeros to complete patches, or "drop" the pixels at the right and
+            bottom that fill none, as timm, torchvision and Microsoft do.
         allow_odd_depths: see `depths`.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
     """
 
     options = SwinOptions
-    post_norm = False  # the norms of a block stand before its branches
+    post_norm = False  # the norms of a block precede its branches
 
     @built_from(SwinOptions)
     def __init__(self, o: SwinOptions) -> None:
@@ -236,7 +236,7 @@ class Swin(Model):
         )
         hidden = int(dim * o.mlp_ratio)
         mlp = Mlp(dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)
-        # a norm behind its branch starts at 0, so that every block starts as the identity (Swin v2's code)
+        # a norm after its branch starts at 0, so that every block starts as the identity (Swin v2's code)
         norms = [LayerNorm(dim, o.norm_eps, zero=self.post_norm, dtype=o.dtype) for _ in range(2)]
         return Block(norms[0], windows, norms[1], mlp, drop_path, post_norm=self.post_norm)
 
@@ -268,13 +268,13 @@ def _attention_options(o: SwinOptions) -> dict[str, Any]:
 class SwinV2(Swin):
     """Swin Transformer v2: images (B, C, H, W) -> logits (B, K).
 
-    Scores are cosines with a learned factor, biases come from a small MLP of the logarithm of the offset, so that a
-    model can move to larger windows, and the norms stand behind the branches and start at 0: every block starts as the
+    Scores are cosines with a learned factor. Biases come from a small MLP of the logarithm of the offset, so that a
+    model can change to larger windows. The norms follow the branches and start at 0, so every block starts as the
     identity.
 
     Args beyond those of `Swin`:
-        pretrained_window_sizes: for each stage the window its weights were trained with, an int or a pair; 0 is the
-            stage's own window. A single int is that of every stage, and None is 0.
+        pretrained_window_sizes: for each stage the window that its weights were trained with, an int or a pair; 0 is
+            the stage's window. A single int is for every stage, and None is 0.
         cpb_hidden: units of the bias MLP, 512 as published.
     """
 

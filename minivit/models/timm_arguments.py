@@ -1,6 +1,6 @@
-"""timm's names of arguments in minivit's words, for `create_model`, `from_pretrained` and timm's config.json.
+"""timm's argument names translated to minivit's, for `create_model`, `from_pretrained` and timm's config.json.
 
-What means the same is translated; what minivit's models do not have is refused, with what to do instead. Names and
+Equivalent arguments are translated; those that minivit's models lack are refused, with a remedy. Names and
 defaults are those of timm 1.0.31, `VisionTransformer`, `SwinTransformer` and `SwinTransformerV2`.
 """
 
@@ -13,14 +13,14 @@ from minivit.sizes import pair
 # values of a ViT's arguments that have timm's name -> ours
 _VALUES: dict[str, dict[Any, str]] = {
     "pos_embed": {"learn": "learned_1d", "": "none"},
-    "weight_init": {"": "timm", "skip": "timm"},  # "skip" leaves the start to weights that are loaded later
+    "weight_init": {"": "timm", "skip": "timm"},  # "skip" leaves the weights to a later load
 }
 _ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 _ONLY_GELU = "minivit has act_layer='gelu' and 'gelu_tanh', as gelu='none' and 'tanh'"
-_ONLY_LAYER_NORM = "minivit's models have LayerNorm; leave norm_layer out, and say its epsilon with norm_eps="
+_ONLY_LAYER_NORM = "minivit's models have LayerNorm; leave norm_layer out, and set its epsilon with norm_eps="
 _ELSEWHERE = "minivit's models have no such part: leave it out, or choose a model without it"
 
-# arguments that minivit has not, the value that its models stand for, and what to do about any other
+# arguments that minivit lacks, the value that its models implement, and the remedy for any other
 _ABSENT: dict[str, tuple[Any, str]] = {
     "qk_norm": (False, _ELSEWHERE),
     "scale_attn_norm": (False, _ELSEWHERE),
@@ -36,7 +36,7 @@ _ABSENT: dict[str, tuple[Any, str]] = {
     "fix_init": (False, "minivit does not scale weights by depth: scale attn.proj and mlp.fc2 yourself"),
     "embed_norm_layer": (None, "use patch_norm=True for a LayerNorm after the patch embedding"),
     "embed_layer": (None, _ELSEWHERE),
-    "block_fn": (None, "use post_norm=True for norms behind the branches; minivit has no other blocks"),
+    "block_fn": (None, "use post_norm=True for norms after the branches; minivit has no other blocks"),
     "mlp_layer": (None, _ELSEWHERE),
     "attn_layer": (None, _ELSEWHERE),
 }
@@ -50,14 +50,14 @@ _POOLING = {
 
 
 def in_our_words(model: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as timm or minivit names them, as minivit's class takes them; what is neither's stays as it is.
+    """Arguments by timm's or minivit's names, translated for minivit's class; unknown names are kept.
 
     Args:
         model: the name of the class, "ViT", "Swin" or "SwinV2".
         given: by timm's names and minivit's.
 
     Raises:
-        ValueError: for what minivit's models do not have, and for two names of one argument that contradict.
+        ValueError: for an argument that minivit's models lack, and for two names of one argument that contradict.
     """
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -69,7 +69,7 @@ def in_our_words(model: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """One of timm's arguments as ours, of which there may be none."""
+    """One of timm's arguments as ours, or None."""
     if name in _ABSENT:
         usual, remedy = _ABSENT[name]
         _same(name, value, usual, remedy)
@@ -86,14 +86,14 @@ def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, 
             raise ValueError(f"act_layer={value!r:.60}: {_ONLY_GELU}")
         return {"gelu": gelu} if gelu else {}
     if name == "norm_layer":
-        # as a name timm's ViT takes it, with the epsilon that it has anyway; timm's Swin takes none
+        # timm's ViT accepts a name, with its default epsilon; timm's Swin accepts none
         _same(name, value, "layernorm" if model == "ViT" and value is not None else None, _ONLY_LAYER_NORM)
         return {}
     return _of_vit(name, value) if model == "ViT" else _of_swin(name, value, given)
 
 
 def _same(name: str, value: Any, usual: Any, remedy: str) -> None:
-    """Refuse a value that is not the usual one; 0 and False, or 1 and True, are not told apart."""
+    """Refuse a value other than the usual one; 0 equals False, and 1 equals True."""
     if value is not None and value != usual:
         raise ValueError(f"{name}={value!r:.60}: {remedy}")
 
@@ -138,7 +138,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _divides(head_dim: Any, given: dict[str, Any]) -> bool:
-    """Whether heads of so many channels are all the channels of each stage."""
+    """Whether heads of `head_dim` channels make up the channels of each stage."""
     dim, heads = given.get("embed_dim"), given.get("num_heads")
     if not isinstance(dim, int) or not isinstance(heads, tuple | list):
         return False
@@ -147,7 +147,7 @@ def _divides(head_dim: Any, given: dict[str, Any]) -> bool:
 
 
 def _one_window(value: Any) -> Any:
-    """The window of all stages, from one for each stage; two numbers are a height and a width, as in timm."""
+    """The window of all stages, from a list of one per stage; two numbers are height and width, as in timm."""
     if not isinstance(value, tuple | list):
         return value
     windows = [tuple(each) if isinstance(each, list) else each for each in value]

@@ -1,4 +1,4 @@
-"""The Vision Transformer: an image is cut into patches, and the patches are read like words.
+"""The Vision Transformer: an image is split into patches, which a transformer encoder reads as tokens.
 
 Notation: B batch, C image channels, N patches, T = prefix tokens + N, D channels, K classes. Source: Dosovitskiy et al.
 2021, "An Image is Worth 16x16 Words"; names and shapes are timm's.
@@ -33,9 +33,9 @@ class ViT(Model):
         in_chans: C.
         num_classes: K; 0 gives the pooled features (B, D).
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the encoder's size.
-        class_token: put a learned token in front; `global_pool="token"` needs it.
+        class_token: prepend a learned token; `global_pool="token"` needs it.
         global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches.
-        fc_norm: the last norm stands behind the pooling, under this name, and not before it, as `norm`; None is True
+        fc_norm: the last norm follows the pooling, under this name, instead of preceding it as `norm`; None is True
             for "avg" and False for "token".
         pos_embed: "learned_1d" | "none" | "learned_2d" | "sincos_1d" | "sincos_2d" | "relative".
         representation_size: width of the fc + tanh before the classifier, None for a single linear layer.
@@ -45,20 +45,20 @@ class ViT(Model):
             linearly from 0 at the first.
         gelu: "none" (exact) or "tanh" (Google's JAX code).
         norm_eps: 1e-6, with which the published weights were trained.
-        weight_init: "timm", "jax" (Google's) or "jax_nlhb" (and the head's bias at -log K); see `vit_init.py`.
+        weight_init: "timm", "jax" (Google's) or "jax_nlhb" (also the head's bias at -log K); see `vit_init.py`.
         distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each. Its features
             are the mean of both tokens.
-        post_norm: the norms of a block stand behind its branches (timm's ResPostBlock) and start at 0, so that a new
+        post_norm: the norms of a block follow its branches (timm's ResPostBlock) and start at 0, so that a new
             block is the identity.
-        dynamic_img_size: take any image that the patch divides, resampling the positions.
-        partial_patches: what happens to pixels at the right and bottom that fill no whole patch: "refuse" such images,
+        dynamic_img_size: accept any image that the patch divides, resampling the positions.
+        partial_patches: the rule for pixels at the right and bottom that fill no complete patch: "refuse" such images,
             "pad" them with zeros, or "drop" those pixels, as the convolutions of other projects do.
-        skip_unused_tokens: where the head reads only prefix tokens, the last block computes only theirs. Exact.
-        resnet_layers: the blocks of each stage of a convolutional stem, from whose map the patches are cut (the
-            hybrid); () is its root alone, and None no stem. See `resnet.py`.
+        skip_unused_tokens: if the head reads only prefix tokens, the last block computes only those. Exact.
+        resnet_layers: the blocks of each stage of a convolutional stem, whose map is split into patches (the
+            hybrid); () is only its root, and None no stem. See `resnet.py`.
         resnet_width, resnet_groups: channels of the root, and groups of the stem's norms.
         resnet_eps: the epsilons of the stem: "timm" adds 1e-8 to a filter's variance and 1e-5 in the norms, "google"
-            1e-5 to its standard deviation and 1e-6 in the norms, with which Google's hybrids were trained.
+            1e-5 to its standard deviation and 1e-6 in the norms, as in the training of Google's hybrids.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
     """
@@ -140,12 +140,12 @@ class ViT(Model):
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(
             x,  # (B, C, H, W)
-            self.embed,  # (B, T, D): patches embedded, class token in front, positions added
+            self.embed,  # (B, T, D): patches embedded, class token prepended, positions added
             *self.blocks,  # (B, T, D): attention between tokens, then an MLP of each token
             self.norm,  # (B, T, D)
             self.pool,  # (B, D): the class token, or the mean of the patches; (B, 2, D) for a distilled model's heads
             self.average,  # (B, D): without heads, the mean of a distilled model's two tokens
-            self.fc_norm,  # (B, D), where the norm stands behind the pooling
+            self.fc_norm,  # (B, D), where the norm follows the pooling
             self.pre_logits,  # (B, representation_size), in the pretraining head
             self.head_drop,
             self.head,  # (B, K)
@@ -153,7 +153,7 @@ class ViT(Model):
         )
 
     def features(self, x: Array, batch_size: int | None = None) -> Array:
-        """The pooled features (B, D), computed like `predict`; of a distilled model the mean of what its heads read."""
+        """The pooled features (B, D), computed like `predict`; of a distilled model the mean of its two tokens."""
         pooled = super().features(x, batch_size)
         return pooled.mean(axis=1) if pooled.ndim == 3 else pooled
 
@@ -170,8 +170,8 @@ class ViT(Model):
 
 
 def _with_every_token(block: Block) -> Layer:
-    """The block with a query for every token, also for those that the head does not read."""
-    whole = block.replica()
-    inner: Any = whole.layer if isinstance(whole, Recompute) else whole
+    """The block with a query for every token, including those that the head does not read."""
+    complete = block.replica()
+    inner: Any = complete.layer if isinstance(complete, Recompute) else complete
     inner.attn.queries = None
-    return whole
+    return complete

@@ -1,7 +1,7 @@
-"""The three ways in which published ViTs start training, by parameter name.
+"""The three initializations of published ViTs, by parameter name.
 
-Layers are built as timm starts them (weights truncated normal with std 0.02, biases 0, patch convolution as PyTorch's
-default), so "timm" changes nothing; the others draw again.
+Layers are built with timm's initialization (weights truncated normal with std 0.02, biases 0, patch convolution as
+PyTorch's default), so "timm" changes nothing; the others redraw.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def initialize(params: dict[str, Parameter], scheme: str, rng: Any) -> None:
     """Redraw a ViT's weights in place: all its parameters by name, or those of its head.
 
     "jax" (google-research/vision_transformer): linear layers Xavier uniform, MLP biases N(0, 1e-6), the
-    convolutions LeCun normal, the patches' with bias 0, the classifier 0. "jax_nlhb": its bias at -log K besides, so
+    convolutions LeCun normal, the patches' with bias 0, the classifier 0. "jax_nlhb": its bias also at -log K, so
     that sigmoid outputs start at 1/K.
     """
     if scheme not in SCHEMES:

@@ -1,4 +1,4 @@
-"""The options of a ViT, and which of them fit together."""
+"""The options of a ViT, and their valid combinations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minivit.sizes import Size, pair
 
 @dataclass
 class ViTOptions(Options):
-    """The arguments of `ViT`, whose documentation says what each means; what makes no model together is refused."""
+    """The arguments of `ViT`, documented there; combinations that make no model are refused."""
 
     img_size: int | Size = 224
     patch_size: int | Size = 16
@@ -85,7 +85,7 @@ class ViTOptions(Options):
         if self.partial_patches != "refuse" and self.resnet_layers is None and min(pair(self.patch_size)) > 0:
             return
         if self.partial_patches != "refuse" and self.resnet_layers is not None:
-            raise ValueError(f"partial_patches={self.partial_patches!r}: patches of a stem's map must be whole")
+            raise ValueError(f"partial_patches={self.partial_patches!r}: patches of a stem's map must be complete")
         image, patch, layers = pair(self.img_size), pair(self.patch_size), self.resnet_layers
         cut = image if layers is None else map_size(image, layers)
         if min(patch) > 0 and cut[0] % patch[0] == 0 and cut[1] % patch[1] == 0 and min(cut) > 0:

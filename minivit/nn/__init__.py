@@ -1,8 +1,7 @@
 """Layers that own parameters; each follows `y, back = layer(x, rng)`.
 
-A layer is forward and back (`layer.py`). What cuts across layers stands in one file per concern: `counting.py` (shapes
-and multiply-adds), `kept_memory.py` (what the backs hold), `printing.py` (what they print), `init.py` (where weights
-start).
+`layer.py` defines forward and back. Concerns of all layers have one file each: `counting.py` (shapes and
+multiply-adds), `kept_memory.py` (memory that the backs hold), `printing.py` (repr), `init.py` (initial weights).
 """
 
 from minivit.nn.attention import Attention

@@ -1,6 +1,6 @@
-"""Multi-head self-attention: several small attentions side by side, each over its own part of the channels.
+"""Multi-head self-attention: several attention heads in parallel, each on its own part of the channels.
 
-Notation: B batch, N tokens, n queries (all N, or only those of the first few tokens), D channels, H heads, d = D/H head
+Notation: B batch, N tokens, n queries (all N, or those of the first few tokens), D channels, H heads, d = D/H head
 size.
 """
 
@@ -30,8 +30,8 @@ class Attention(Layer):
         position_bias: grid (h, w) of a relative position bias added to the scores, or None.
         prefix_tokens: tokens before the grid (the class token), for `position_bias`.
 
-    Parameters: qkv.weight (3D, D), rows q | k | v, each head after head; qkv.bias; proj.weight (D, D), the Wo that
-    mixes the heads; proj.bias.
+    Parameters: qkv.weight (3D, D), rows q | k | v, each divided into heads in order; qkv.bias; proj.weight (D, D), the
+    Wo that mixes the heads; proj.bias.
 
     Source: Vaswani et al. 2017, section 3.2.2; names and layout are timm's.
     """
@@ -72,8 +72,8 @@ class Attention(Layer):
         bias, back_bias = self._bias(x.shape[1])  # (H, N, N) or None
         attended, back_attention = F.self_attention(
             qkv, self.num_heads, bias=bias, dropout_rate=self.attn_drop, rng=rng
-        )  # (B, N, D): the heads' outputs side by side
-        del qkv  # in inference nothing else holds it
+        )  # (B, N, D): the heads' outputs concatenated
+        del qkv  # in inference, no other reference to it exists
         y, back_project = self._project(attended, rng)  # (B, N, D)
 
         @once
@@ -89,7 +89,7 @@ class Attention(Layer):
         return self.qkv(x)
 
     def _forward_of_first(self, x: Array, rng: Rng) -> tuple[Array, Back]:
-        """The queries of the first tokens alone, the keys and values of all: what a head on the class token reads."""
+        """Queries of the first tokens only, keys and values of all: enough for a head on the class token."""
         assert self.queries is not None
         first, back_first = F.crop(x, (self.queries, x.shape[2]))  # (B, n, D)
         bias, back_bias = self._bias(self.queries)
@@ -109,7 +109,7 @@ class Attention(Layer):
         return y, back
 
     def _project_rows(self, x: Array, start: int, stop: int) -> tuple[tuple[Array, ...], Back]:
-        """The heads of q, of k, or of v, or of several of them: some rows of the fused projection."""
+        """The heads of q, k or v, or of several: rows of the fused projection."""
         bias = None if self.qkv.bias is None else self.qkv.bias.rows(start, stop)
         y, back_linear = apply(F.linear, x, self.qkv.weight.rows(start, stop), bias)
         heads, back_split = F.split_qkv(y, self.num_heads, (stop - start) // x.shape[2])
@@ -121,7 +121,7 @@ class Attention(Layer):
         return heads, back
 
     def _bias(self, queries: int) -> tuple[Array | None, Back]:
-        """The position bias of the scores (H, n, N), or none."""
+        """The position bias of the scores (H, n, N), or None."""
         return (None, once(lambda dbias: None)) if self.position_bias is None else self.position_bias.bias(queries)
 
     def _project(self, attended: Array, rng: Rng) -> tuple[Array, Back]:

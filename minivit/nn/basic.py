@@ -1,4 +1,4 @@
-"""The first layers: Linear, LayerNorm, Embedding, Identity, the activations, two kinds of noise, and Sequential.
+"""The first layers: Linear, LayerNorm, Embedding, Identity, the activations, dropout and drop path, and Sequential.
 
 Each calls its function of `minivit.functional` on its parameters.
 """
@@ -36,7 +36,7 @@ class Linear(Layer):
 class LinearGELU(Linear):
     """y = gelu(x W^T + b): (..., in_features) -> (..., out_features), the first half of a transformer's MLP.
 
-    One layer and not two, because GELU can then reuse the memory of the linear map's output.
+    One layer instead of two, so that GELU can reuse the memory of the linear map's output.
 
     Args:
         approximate: "none" (exact) or "tanh".
@@ -76,7 +76,7 @@ class LayerNorm(Layer):
 
 
 class Embedding(Layer):
-    """A table of vectors looked up by number: integers (...) -> (..., dim). Its back returns None."""
+    """A table of vectors looked up by index: integers (...) -> (..., dim). Its back returns None."""
 
     def __init__(self, count: int, dim: int, *, dtype: Any = "float32", seed: Any = None) -> None:
         self.weight = Parameter(init.trunc_normal(as_generator(seed), (count, dim), 0.02, init.dtype_of(dtype)))
@@ -90,7 +90,7 @@ class Embedding(Layer):
 
 
 class Identity(Layer):
-    """y = x: the shortcut that changes nothing."""
+    """y = x."""
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return x, once(lambda dy: dy)
@@ -121,7 +121,7 @@ class Tanh(Layer):
 
 
 class Dropout(Layer):
-    """Single numbers dropped with probability `rate` while training."""
+    """Single elements dropped with probability `rate` while training."""
 
     def __init__(self, rate: float) -> None:
         check_rate("dropout", rate)

@@ -1,6 +1,6 @@
 """The transformer encoder block: attention between tokens, then an MLP of each token, both as residual branches.
 
-With attention over all tokens it is ViT's block, with attention in shifted windows Swin's.
+With attention over all tokens this is ViT's block; with attention in shifted windows, Swin's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from minivit.protocol import Array, Back, Rng, compose, once
 class Block(Layer):
     """x <- x + drop_path(attn(norm1(x))); x <- x + drop_path(mlp(norm2(x))): (B, N, D) -> (B, n, D).
 
-    A map (B, H, W, D) passes likewise when `attn` works on maps. With `post_norm` the norms come behind instead, as
-    x + drop_path(norm1(attn(x))): Swin v2's residual post-normalization, under which no branch can grow large.
+    A map (B, H, W, D) is accepted when `attn` works on maps. With `post_norm` the norms follow the branches, as
+    x + drop_path(norm1(attn(x))): Swin v2's residual post-normalization, which bounds each branch's output.
 
-    With `attn.queries = n` only the first n tokens come out. That is exact where nothing later reads the others: the
-    last block before a head that reads the class token needs the other tokens' keys and values and nothing else.
+    With `attn.queries = n` only the first n tokens are computed. That is exact where no later layer reads the others:
+    the last block before a head on the class token needs only the keys and values of the other tokens.
 
     Sources: Dosovitskiy et al. 2021, equations 2 and 3 (norm before, as in Wang et al. 2019); Liu et al. 2022,
-    section 3.2 (norm behind).
+    section 3.2 (norm after).
     """
 
     def __init__(

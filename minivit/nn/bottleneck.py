@@ -1,6 +1,6 @@
 """The residual block of a ResNet: three convolutions around a shortcut, the middle one on fewer channels.
 
-The hybrid ViT's stem is made of them.
+The hybrid ViT's stem consists of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from minivit.random import as_generator
 
 @dataclass(frozen=True)
 class Epsilons:
-    """What a project adds to a deviation before it divides by it.
+    """The epsilons of a project's stem.
 
     Attributes:
-        weight: of a filter: to its variance, or with `outside` to its standard deviation.
-        norm: to the variance of a GroupNorm.
+        weight: added to a filter's variance, or with `outside` to its standard deviation.
+        norm: added to the variance of a GroupNorm.
     """
 
     weight: float
@@ -39,7 +39,7 @@ class Epsilons:
         return StdConv2d(in_channels, out_channels, kernel, stride, "same", **named)
 
     def group_norm(self, groups: int, channels: int, dtype: Any, *, zero: bool = False) -> GroupNorm:
-        """The norm behind it."""
+        """The norm after it."""
         return GroupNorm(groups, channels, self.norm, zero=zero, dtype=dtype)
 
 
@@ -60,17 +60,17 @@ class Projection(Chain):
 class Bottleneck(Layer):
     """y = relu(shortcut(x) + norm3(conv3(relu(norm2(conv2(relu(norm1(conv1(x))))))))), with conv2 of 3x3.
 
-    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)). The shortcut is x itself, or where
-    channels or size change a projection. norm3's gain starts at 0, so a new block is its shortcut.
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)). The shortcut is x itself, or a
+    projection where channels or size change. norm3's gain starts at 0, so a new block is its shortcut.
 
     Args:
         in_channels, out_channels: conv1 and conv2 have a quarter of out_channels.
         stride: of conv2 and the projection.
         groups: of the norms.
-        eps: whose epsilons, "timm" or "google".
+        eps: "timm" or "google", the project whose epsilons are used.
 
     Source: He et al. 2016, "Deep Residual Learning for Image Recognition", with the stride in the 3x3 convolution,
-    norms of groups and standardized weights (Kolesnikov et al. 2020, "Big Transfer"); names are timm's.
+    GroupNorm and standardized weights (Kolesnikov et al. 2020, "Big Transfer"); names are timm's.
     """
 
     def __init__(

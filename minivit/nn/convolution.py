@@ -1,4 +1,4 @@
-"""Convolutions with their parameters: plain, and with weights that are standardized at every use."""
+"""Convolution layers: plain, and with weights that are standardized in each forward pass."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Conv2d(Layer):
             raise ValueError(
                 f"{name}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
             )
-        slide(name, (1, 1), kernel_size, stride, padding, dilation)  # refuses bad settings now, before any input comes
+        slide(name, (1, 1), kernel_size, stride, padding, dilation)  # refuses bad settings now, before any input
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         shape = (out_channels, in_channels // groups, *pair(kernel_size))
         self.weight = Parameter(self.start(rng, shape, dtype))
@@ -49,7 +49,7 @@ class Conv2d(Layer):
 
     @staticmethod
     def start(rng: Rng, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Where the weight starts."""
+        """The initial weight."""
         return init.conv_uniform(rng, shape, prod(shape[1:]), dtype)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
@@ -64,10 +64,10 @@ class Conv2d(Layer):
 class StdConv2d(Conv2d):
     """A convolution whose filters are standardized before each use (weight standardization, Qiao et al. 2019).
 
-    The parameter is the weight before that; its gradient goes through the standardization. eps is timm's, and `outside`
-    adds it where Google does; see `minivit.functional.standardize_weight`. The weight starts normal with variance
+    The parameter is the weight before standardization, through which its gradient flows. eps is timm's, and `outside`
+    adds it as Google does; see `minivit.functional.standardize_weight`. The weight starts normal with variance
     2 / (out_channels Kh Kw), as in timm's ResNetV2 (He et al. 2015, for the backward pass). The output does not depend
-    on its scale; how far a step of the optimizer turns a filter does.
+    on its scale, but the effect of an optimizer step does.
     """
 
     def __init__(self, *args: Any, eps: float = 1e-6, outside: bool = False, **options: Any) -> None:

@@ -1,7 +1,7 @@
-"""What a layer costs, from shapes alone: shape of the output, multiply-adds, numbers kept for the backward pass.
+"""The cost of a layer from shapes alone: output shape, multiply-adds, numbers kept for the backward pass.
 
-One function for each type of layer. Products occur in linear maps, convolutions and attention, so only those count.
-Nothing is computed: `minivit/parallel.py` plans with it before a step, and summaries print it.
+One function for each type of layer. Only the products in linear maps, convolutions and
+attention count. `minivit/parallel.py` plans a step with these costs, and summaries print them.
 
 Notation: B batch, N tokens, n queries, D channels, H x W a map.
 """
@@ -39,8 +39,8 @@ class Cost(NamedTuple):
     Attributes:
         shape: of the output.
         macs: multiply-adds of the products; the backward pass has twice as many.
-        kept: numbers that the backs hold in training without dropout, an estimate: an array that two neighbors hold
-            is counted for the one that reads it.
+        kept: an estimate of the numbers that the backs hold in training without dropout. An array that two adjacent
+            layers hold is counted for the one that reads it.
     """
 
     shape: Shape
@@ -52,7 +52,7 @@ def multiply_adds(layer: Layer, shape: Shape, every_token: bool = True) -> int:
     """Multiply-adds of a forward pass over an input of this shape.
 
     Args:
-        every_token: count all tokens in every block, as papers do; False leaves out those that a forward pass skips.
+        every_token: count all tokens in every block, as papers do; False omits those that a forward pass skips.
     """
     return cost(layer, shape, every_token).macs
 
@@ -61,10 +61,10 @@ def multiply_adds(layer: Layer, shape: Shape, every_token: bool = True) -> int:
 def cost(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
     """The cost of a layer for an input of this shape.
 
-    A subclass that changes what is computed registers its own: `@cost.register def _(layer: MyLayer, shape, ...)`.
+    A subclass with another computation registers its own: `@cost.register def _(layer: MyLayer, shape, ...)`.
 
     Raises:
-        LookupError: for a type of layer that is not known here.
+        LookupError: for an unregistered type of layer.
     """
     raise LookupError(f"the cost of {type(layer).__name__} is not known: register it with minivit.nn.counting.cost")
 

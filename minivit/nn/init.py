@@ -1,7 +1,7 @@
-"""Where weights start: the few distributions that ViT and Swin are initialized from.
+"""Initial weights: the distributions from which ViT and Swin are initialized.
 
-Drawn in float64 on the host and cast, so that a seed means the same weights in every dtype and on every device. With
-`UNSET` instead of a generator, nothing is drawn: arrays are as they come, for weights that are about to be loaded.
+Samples are drawn in float64 on the host and cast, so that a seed gives the same weights in every dtype and on every
+device. With `UNSET` instead of a generator, arrays are left uninitialized, for weights that will be loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from minivit.protocol import Array
 from minivit.random import UNSET
 
-MODEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))  # what parameters may be
+MODEL_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))  # the dtypes of parameters
 
 
 def dtype_of(dtype: Any) -> Any:
@@ -29,9 +29,9 @@ def dtype_of(dtype: Any) -> Any:
 
 
 def trunc_normal(rng: Any, shape: tuple[int, ...], std: float, dtype: Any) -> Array:
-    """Normal draws of standard deviation `std`, drawn again beyond two deviations (a true truncation, as in JAX).
+    """Normal draws of standard deviation `std`, redrawn beyond two deviations, as in JAX.
 
-    PyTorch's trunc_normal_ cuts at +-2 absolute, which at std 0.02 cuts nothing.
+    PyTorch's trunc_normal_ truncates at +-2 absolute, which has no effect at std 0.02.
     """
     if rng is UNSET:
         return np.empty(shape, dtype)
@@ -54,7 +54,7 @@ def xavier_uniform(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
 def lecun_normal(rng: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     """Truncated normal of variance 1 / fan_in for a weight (out, in, ...), as Flax draws the patch convolution.
 
-    0.8796 is the standard deviation of a unit normal cut at two deviations.
+    0.8796 is the standard deviation of a unit normal truncated at two deviations.
     """
     return trunc_normal(rng, shape, prod(shape[1:]) ** -0.5 / 0.87962566103423978, dtype)
 

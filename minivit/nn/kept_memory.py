@@ -1,6 +1,6 @@
-"""How much memory the backs of a forward pass hold, each block of it counted once, for the first that holds it.
+"""The memory that the backs of a forward pass hold. Each block is counted once, for the first back that holds it.
 
-Summaries and traces print it, a back itself says it, and `minivit/parallel.py` plans with it.
+Summaries, traces and the repr of a back print it, and `minivit/parallel.py` plans with it.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from minivit.protocol import Array, once
 
 
 class Kept:
-    """Counts what one back after the other holds. All must be alive meanwhile, for blocks are told apart by their id.
+    """Counts the memory of backs in turn. All backs must stay alive meanwhile, because blocks are identified by id.
 
     Args:
-        ignored: arrays that are there anyway, the parameters'.
+        ignored: arrays that exist anyway, those of the parameters.
     """
 
     def __init__(self, ignored: Iterable[Array]) -> None:
         self._met = {id(owner(array)) for array in ignored}
 
     def add(self, back: Any) -> int:
-        """Bytes of the blocks that this back holds, itself or in the backs of its parts, and none before it."""
+        """Bytes of the blocks that this back or the backs of its parts hold, and that no earlier back held."""
         return sum(int(thing.nbytes) for thing in held(back, self._met) if not isinstance(thing, (Layer, Buffer)))
 
 
 def kept_bytes(back: Any) -> int:
-    """Bytes that a back holds beside the parameters that it adds gradients to, and beside the constants of layers."""
+    """Bytes that a back holds, without the parameters and the constants of layers."""
     ignored: list[Array] = []
     for thing in held(back, set()):
         if isinstance(thing, Layer):
@@ -45,7 +45,7 @@ def kept_bytes(back: Any) -> int:
 def held(back: Any, met: set[int]) -> Iterator[Any]:
     """The layers, the parameters and the arrays, each as the owner of its memory, that a back or its parts' backs hold.
 
-    What is in `met` by its id is left out, and what is found is added.
+    Objects whose id is in `met` are skipped; those found are added to it.
     """
     waiting = [back]
     while waiting:

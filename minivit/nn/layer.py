@@ -1,8 +1,8 @@
-"""The layer: an object that owns parameters and follows `y, back = layer(x, rng)`. A layer is forward and back.
+"""The layer: an object that owns parameters and follows `y, back = layer(x, rng)`.
 
-A layer keeps nothing of a forward pass on itself, so it can be used twice in one network, and by two threads. What cuts
-across layers (multiply-adds, kept memory, names of formulas) stands in one file per concern, which dispatches on the
-layer's type. `apply` is how most of them are written: a function of `minivit.functional`, called on parameters.
+A layer stores no state of a forward pass, so it can be used twice in one network, and by two threads. Concerns of all
+layers (multiply-adds, kept memory, names of formulas) have one file each, which dispatches on the layer's type. Most
+layers use `apply`, which calls a function of `minivit.functional` on parameters.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from minivit.protocol import Array, Back, Rng, compose, once
 class Layer:
     """Base of everything with parameters. A subclass writes `forward(x, rng)`, which returns `y, back`.
 
-    Its parameters and parts are found in its attributes (a Parameter, a Layer, or a list of Layers; no other
-    containers), in the order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`. `repr` shows
+    Its parameters and parts are its attributes (a Parameter, a Layer, or a list of Layers; no other containers), in the
+    order in which they were set, and are named by them: `blocks.0.attn.qkv.weight`. `repr` shows
     them as a tree (printing.py).
     """
 
-    names_in_parent = False  # True: the parameters of this attribute stand among its parent's, without its name
+    names_in_parent = False  # True: this attribute's parameters are listed with its parent's, without its name
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")
@@ -50,7 +50,7 @@ class Layer:
         return y, back
 
     def check_input(self, x: Array) -> None:
-        """Refuse an input that this layer cannot take; a subclass may check more than the dtype."""
+        """Refuse an unsuitable input; a subclass may check more than the dtype."""
         if not (isinstance(x, np.ndarray) and x.dtype == self.dtype):  # most calls need no closer look
             self.check_dtype(x)
 
@@ -94,16 +94,16 @@ class Layer:
                         yield f"{name}.{index}", item
 
     def parameters(self) -> dict[str, Parameter]:
-        """The live parameters by dotted name; one that is shared by two parts stands under its first name only."""
+        """The live parameters by dotted name; one that two parts share is listed once, under its first name."""
         return {name: param for name, param in self.state().items() if isinstance(param, Parameter)}
 
     def zero_grad(self) -> None:
-        """Clear the gradient of every parameter, also of those that no optimizer has."""
+        """Clear the gradient of every parameter, including those that no optimizer updates."""
         for param in self.parameters().values():
             param.grad = None
 
     def state(self) -> dict[str, Buffer]:
-        """`parameters()` and the buffers: all that belongs into a file."""
+        """`parameters()` and the buffers: the arrays that a file stores."""
         found: dict[int, tuple[str, Buffer]] = {}
         for name, each in self.named_state(""):
             found.setdefault(id(each), (name, each))
@@ -125,11 +125,11 @@ class Layer:
                 if any(isinstance(item, Layer | Buffer) for item in items):
                     raise ValueError(
                         f"{type(self).__name__}.{name} is a {type(value).__name__} of layers, whose parameters would "
-                        "not be found: keep layers in a list, and each Parameter in an attribute of its own"
+                        "not be found: keep layers in a list, and each Parameter in its own attribute"
                     )
 
     def replica(self) -> Layer:
-        """The same layer with the same parameter data, but gradients of its own: one for each thread."""
+        """The same layer with the same parameter data, but separate gradients: one for each thread."""
         memo: dict[int, Any] = {
             id(each): each.replica() if isinstance(each, Parameter) else each for each in self.state().values()
         }
@@ -137,7 +137,7 @@ class Layer:
         return copy.deepcopy(self, memo)
 
     def constants(self) -> Iterator[Array]:
-        """Arrays that belong to the layers but are not learned (position tables, indices)."""
+        """Arrays of the layers that are not learned (position tables, indices)."""
         for value in vars(self).values():
             if _is_array(value):
                 yield value
@@ -164,7 +164,7 @@ class Layer:
         return {name: param.data.copy() for name, param in self.state().items()}
 
     def load_state_dict(self, state: dict[str, Array], strict: bool = True) -> None:
-        """Copy arrays into the parameters, cast to their dtype; nothing is changed if anything does not fit.
+        """Copy arrays into the parameters, cast to their dtype; if any does not fit, none is changed.
 
         Raises:
             ValueError: naming the first missing, unexpected or misshapen entry (with strict=False only misshapen).
@@ -200,7 +200,7 @@ class Chain(Layer):
         return [part for _, part in self.parts()]
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-        """(name, layer) of what runs one after the other; a chain among the parts is unfolded into its own."""
+        """(name, layer) in running order; a chain among the parts is expanded into its own parts."""
         names = {id(part): name for name, part in self.parts()}
         for step in self.steps():
             name = prefix + names[id(step)]
@@ -217,15 +217,15 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
     """y, back of a function of `minivit.functional` on the data of parameters.
 
     `back` adds the gradients of the parameters among the arguments to their `.grad` and returns those of the arrays:
-    one gradient as it is, several as a tuple, None where there is none.
+    one gradient itself, several as a tuple, None where there is none.
 
     Args:
         function: such as `F.linear`; its vjp returns the gradients in the order of the arguments.
-        arguments: parameters, arrays and None. Whole numbers and arrays of them have no gradient.
+        arguments: parameters, arrays and None. Integers and arrays of integers have no gradient.
         options: keyword arguments of the function that need no gradient.
     """
     data: list[Any] = []
-    takers: list[Parameter | None] = []  # of the gradients, in their order
+    takers: list[Parameter | None] = []  # of the gradients, in order
     for value in arguments:
         taker = value if isinstance(value, Parameter) else None
         data.append(value if taker is None else taker.data)
@@ -243,7 +243,7 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
             if taker is None:
                 returned.append(gradient)
             else:
-                # dy is the caller's: a function may hand it back, or a view of it
+                # dy is the caller's, and a function may return it or a view of it
                 taker.accumulate(gradient, fresh=gradient.base is None and id(gradient) not in given)
         return returned[0] if len(returned) == 1 else tuple(returned) or None
 
@@ -251,7 +251,7 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
 
 
 def check_layer(name: str, model: Any) -> None:
-    """Refuse what is no model or layer, such as its parameters, in the words of the function or class `name`."""
+    """Refuse an argument that is not a model or layer; the message names the function or class `name`."""
     if not isinstance(model, Layer):
         what = "the class, not a model" if isinstance(model, type) else f"a {type(model).__name__}"
         raise ValueError(
@@ -259,7 +259,7 @@ def check_layer(name: str, model: Any) -> None:
         )
 
 
-_WHOLE = np.dtype(int)  # what has no dtype counts as whole numbers: it has no gradient
+_WHOLE = np.dtype(int)  # a value without dtype counts as an integer: it has no gradient
 
 
 def _is_array(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Norms of maps (B, C, H, W): GroupNorm, and BatchNorm with the statistics that it measures while it learns."""
+"""Norms of maps (B, C, H, W): GroupNorm, and BatchNorm with running statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minivit.nn.layer import Layer, apply
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, Rng, once
 
-_turn = Lock()  # replicas of a layer share its sums, and add to them one after the other
+_turn = Lock()  # replicas of a layer share its sums, and add to them one at a time
 
 
 class GroupNorm(Layer):
@@ -44,18 +44,18 @@ class BatchNorm2d(Layer):
     With a generator (training) by the mean and variance of this batch, without one (inference) by `running_mean` and
     `running_var`. weight (num_features,) starts at 1, bias at 0, running_mean at 0, running_var at 1.
 
-    How the running statistics are measured: a forward pass writes nothing, as everywhere in this library. `back` adds
-    the sums of its batch to `sums`, as it adds gradients to `.grad`; and `update_statistics`, called where the
-    optimizer takes its step, moves the running statistics towards theirs and clears them. So:
+    As everywhere in this library, a forward pass changes no state. `back` adds the sums of its batch to `sums`, as it
+    adds gradients to `.grad`. `update_statistics`, called at the optimizer's step, moves the running statistics
+    towards the statistics of `sums` and clears `sums`. So:
 
-    - a forward pass that is thrown away, or run again by `Recompute`, counts for nothing: only `back` counts, once;
+    - a forward pass that is discarded, or run again by `Recompute`, has no effect: only `back` counts, once;
     - replicas in threads share `sums` and add to them one at a time; together they give the mean and variance of all
-      shards, whatever their order (in float64, to rounding);
+      shards in any order (in float64, up to rounding);
     - the running statistics change between two steps and never within one, as the weights do.
 
     Args:
-        momentum: the share of the new statistics in an update, PyTorch's default. (They enter with the variance
-            divided by n - 1, as in PyTorch; within the batch it is divided by n.)
+        momentum: the weight of the new statistics in an update, PyTorch's default. (Their variance is divided by n - 1,
+            as in PyTorch; within the batch it is divided by n.)
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, dtype: Any = "float32") -> None:
@@ -96,7 +96,7 @@ class BatchNorm2d(Layer):
                 return
             mean = total / count
             xp = array_module(mean)
-            variance = xp.maximum(squares / count - mean * mean, 0)  # in float64: x^2 has digits enough to subtract
+            variance = xp.maximum(squares / count - mean * mean, 0)  # float64 has digits enough to subtract
             unbiased = variance * (count / xp.maximum(count - 1, 1))
             for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
                 running.data += (self.momentum * (new - running.data)).astype(running.data.dtype)
@@ -117,7 +117,7 @@ def _batch_norms(layer: Layer) -> Iterator[BatchNorm2d]:
 
 
 def _sums(x: Array) -> Array:
-    """(3, C) in float64: how many numbers each channel of x (B, C, H, W) has, their sum, and that of their squares."""
+    """(3, C) in float64: of each channel of x (B, C, H, W) the count, the sum, and the sum of squares."""
     mean, variance = (each.real.astype("float64") for each in F.batch_statistics(x))
     count = array_module(x).full(mean.shape, x.size // x.shape[1], "float64")
     return array_module(x).stack([count, count * mean, count * (variance + mean * mean)])

@@ -1,4 +1,4 @@
-"""Parameters: learned arrays with their gradients, and the only place where gradients accumulate.
+"""Parameters: learned arrays with their gradients. Gradients accumulate only here.
 
 Buffers are the arrays of a layer that are saved with it and not learned.
 """
@@ -15,11 +15,11 @@ from minivit.protocol import Array
 
 
 class Buffer:
-    """An array that is saved and moved with its layer and not learned, such as running statistics.
+    """An array that is saved and moved with its layer but not learned, such as running statistics.
 
     Attributes:
-        data: the array. Assigning copies into the same memory and keeps its dtype, so that everything that shares
-            the memory (the replicas of `minivit.parallel`) sees the new values.
+        data: the array. Assigning copies into the same memory and keeps its dtype, so that all who share the
+            memory (the replicas of `minivit.parallel`) read the new values.
     """
 
     def __init__(self, data: Array) -> None:
@@ -57,7 +57,7 @@ class Buffer:
         return f"{type(self).__name__}({', '.join(self._words())})"
 
     def _words(self) -> list[str]:
-        """What `repr` says."""
+        """The words of `repr`."""
         data: Any = self._data
         if not hasattr(data, "dtype"):
             return [f"no array but a {type(data).__name__}"]
@@ -81,10 +81,10 @@ class Parameter(Buffer):
         return [*super()._words(), "no gradient" if self.grad is None else "with gradient"]
 
     def accumulate(self, grad: Array, fresh: bool = False) -> None:
-        """grad is added to `.grad`: the only place where gradients accumulate, and always by addition.
+        """Add grad to `.grad`. Gradients accumulate only here, always by addition.
 
         Args:
-            fresh: nobody else holds this array, so the first one may become `.grad` as it is.
+            fresh: no other code holds this array, so the first one may become `.grad` without a copy.
         """
         if self.grad is not None:
             self.grad += grad
@@ -98,24 +98,24 @@ class Parameter(Buffer):
         self.grad = None if self.grad is None else move(self.grad)
 
     def rows(self, start: int, stop: int) -> Parameter:
-        """Some rows of this parameter as a parameter, whose gradient is added to the same rows of this one's."""
+        """Some rows of this parameter as a parameter, whose gradient is added to those rows of `.grad`."""
         return _Rows(self, start, stop)
 
     def replica(self) -> Parameter:
-        """A parameter that shares this one's data and has a gradient of its own."""
+        """A parameter that shares this one's data and has its own gradient."""
         return Parameter(self._data)
 
 
 class _Rows(Parameter):
-    def __init__(self, whole: Parameter, start: int, stop: int) -> None:
-        super().__init__(whole.data[start:stop])
-        self._whole, self._part = whole, slice(start, stop)
+    def __init__(self, parent: Parameter, start: int, stop: int) -> None:
+        super().__init__(parent.data[start:stop])
+        self._parent, self._part = parent, slice(start, stop)
 
     def _words(self) -> list[str]:
         return [*super()._words(), "no gradient" if self.grad is None else "with gradient"]
 
     def accumulate(self, grad: Array, fresh: bool = False) -> None:
-        whole = self._whole
-        if whole.grad is None:
-            whole.grad = array_module(whole.data).zeros_like(whole.data)
-        whole.grad[self._part] += grad
+        parent = self._parent
+        if parent.grad is None:
+            parent.grad = array_module(parent.data).zeros_like(parent.data)
+        parent.grad[self._part] += grad

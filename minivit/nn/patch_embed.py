@@ -28,11 +28,11 @@ class PatchProjection(Layer):
 class PatchEmbed(Chain):
     """images (B, C, H, W) -> tokens (B, (H/Ph) (W/Pw), D), patches in reading order.
 
-    With a backbone the patches are cut from its map instead of the image: the hybrid of Dosovitskiy et al. 2021.
+    With a backbone the patches come from its map instead of the image: the hybrid of Dosovitskiy et al. 2021.
 
     Args:
         patch_size: (Ph, Pw), kernel and stride.
-        in_chans: C, the channels of what is cut into patches.
+        in_chans: C, the channels of the image, or of the backbone's map.
         embed_dim: D.
         norm_eps: eps of a LayerNorm over the tokens, or None for none (ViT has none, Swin has one).
         backbone: a layer from maps to maps that runs before, such as a ResNet's stages; or None.

@@ -1,4 +1,4 @@
-"""Between two stages of Swin: the map halves, the channels double."""
+"""Patch merging between two stages of Swin: half the height and width, twice the channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minivit.random import as_generator
 
 
 class PatchMerging(Layer):
-    """A map (B, H, W, D) -> (B, ceil(H/2), ceil(W/2), 2D): 2x2 neighbors joined, normalized and mapped.
+    """A map (B, H, W, D) -> (B, ceil(H/2), ceil(W/2), 2D): 2x2 neighbors concatenated, normalized and mapped.
 
     Args:
         dim: D.

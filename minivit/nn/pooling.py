@@ -1,4 +1,4 @@
-"""Pooling as layers, to stand in a `Sequential`; they have no parameters."""
+"""Pooling as layers without parameters, for use in a `Sequential`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AvgPool2d(Layer):
 
 
 class AdaptiveAvgPool2d(Layer):
-    """Means of so many cells that cover the map: (B, C, H, W) -> (B, C, *output_size)."""
+    """Means of output_size cells that cover the map: (B, C, H, W) -> (B, C, *output_size)."""
 
     def __init__(self, output_size: Size) -> None:
         self.output_size = output_size

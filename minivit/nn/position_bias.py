@@ -49,7 +49,7 @@ class RelativePositionBias(Layer):
     def bias(self, queries: int | None = None, grid: Size | None = None) -> tuple[Array, Back]:
         """(H, n, N) for the first n queries (None: all); its back adds the table's gradient.
 
-        `grid` may be smaller than the one the table was made for: its offsets are among the table's.
+        `grid` may be smaller than the grid of the table, which holds its offsets too.
         """
         index = self.index if grid in (None, self.grid) else F.relative_position_index(grid, self.grid)
         return apply(F.relative_position_bias, self.relative_position_bias_table, index[:queries])
@@ -62,8 +62,8 @@ class ContinuousPositionBias(Layer):
         grid: the window, Mh x Mw.
         num_heads: H.
         hidden: units of the MLP, 512 in the published models.
-        pretrained: the window that the weights were trained with; 0 is the grid's own. The MLP then reads the same
-            coordinates for the same offsets, whatever the window.
+        pretrained: the window that the weights were trained with; 0 is the grid. The MLP then reads the same
+            coordinates for the same offsets in any window.
     """
 
     names_in_parent = True  # timm's names are `attn.cpb_mlp.0.weight`, ...

@@ -1,8 +1,8 @@
-"""What layers and backward functions say of themselves when they are printed: a tree of parts, and the memory held.
+"""The repr of layers and backward functions: a tree of parts, and the memory held.
 
-A layer does nothing for it. Its line has the shapes of its own parameters, the settings that differ from its
-constructor's defaults, and the number of its parameters. A type with something shorter to say of its shapes registers
-it: `@shape.register(MyLayer)`.
+A layer needs no code of its own for it. Its line has the shapes of its parameters, the settings that differ from its
+constructor's defaults, and the number of its parameters. A type with a shorter description of its shapes registers it:
+`@shape.register(MyLayer)`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _MOST_LINES = 100  # beyond, the inner parts are left out
 
 
 class Shape(NamedTuple):
-    """What a layer says of its shapes.
+    """A layer's shapes in words.
 
     Attributes:
         words: such as "64 -> 192" and "bias". Layers with other words are not folded into one line.
-        attributes: those that these words describe.
+        attributes: the attributes that these words describe.
     """
 
     words: tuple[str, ...]
@@ -97,7 +97,7 @@ def _times(sizes: Any) -> str:
 
 
 def tree(layer: Layer) -> str:
-    """A layer in one line, and its parts below it, equal ones in a row folded into one."""
+    """A layer in one line, and its parts below it; consecutive equal parts share a line."""
     return without_errors(lambda: _tree(layer), f"{type(layer).__name__}(...)")
 
 
@@ -134,14 +134,14 @@ class _Node:
 
     @classmethod
     def of(cls, layer: Layer, name: str, met: dict[int, str]) -> _Node:
-        """The tree below a layer; `met` has the names of layers that stand in the tree already."""
+        """The tree below a layer; `met` has the names of layers that are in the tree already."""
         return without_errors(lambda: cls._of(layer, name, met), cls(type(layer), ("...",)))
 
     @classmethod
     def _of(cls, layer: Layer, name: str, met: dict[int, str]) -> _Node:
         if id(layer) in met:
             return cls(type(layer), (f"the same as {met[id(layer)]}",))
-        met[id(layer)] = f"({name})" if name else "the whole"
+        met[id(layer)] = f"({name})" if name else "the root"
         own = {key: value for key, value in vars(layer).items() if isinstance(value, Buffer)}
         words, described = without_errors(lambda: shape(layer), Shape((), ()))
         words += tuple(f"{key} {value.shape}" for key, value in own.items() if key not in described)
@@ -156,7 +156,7 @@ class _Node:
 
     @cached_property
     def structure(self) -> Any:
-        """Equal for layers that differ at most in the values of their settings."""
+        """A key, equal for layers that differ only in the values of their settings."""
         parts = tuple((name, part.structure) for name, part in self.parts)
         return self.kind, self.words, tuple(self.settings), self.size, parts
 
@@ -191,13 +191,13 @@ def _lines(nodes: list[_Node], label: str = "", indent: str = "", depth: int = 0
 
 
 def _list_of(name: str) -> str:
-    """What the items of a list have in common, "blocks." of "blocks.0"; any other name is itself."""
+    """The common part of the names of a list's items, "blocks." of "blocks.0"; any other name is itself."""
     head, dot, last = name.rpartition(".")
     return head + dot if last.isdigit() else name
 
 
 def _shortened(kind: str, pieces: list[str]) -> str:
-    """kind(pieces), with those in the middle left out where the line would be too long."""
+    """kind(pieces), with the middle pieces elided where the line would be too long."""
     line = f"{kind}({', '.join(pieces)})"
     keep = len(pieces) - 1
     while len(line) > _WIDEST and keep > 1:
@@ -207,14 +207,14 @@ def _shortened(kind: str, pieces: list[str]) -> str:
 
 
 def _dtype_and_device(data: Any) -> tuple[str, ...]:
-    """What is not usual: another dtype than float32, and a GPU."""
+    """A dtype other than float32, and a GPU."""
     dtype = () if data.dtype == np.float32 else (str(data.dtype),)
     return dtype if array_module(data) is np else (*dtype, "on GPU")
 
 
 # --- settings ---
 
-_LAYERS = vars(Layer).keys()  # what every layer has is no setting
+_LAYERS = vars(Layer).keys()  # attributes of every layer are not settings
 
 
 def settings_of(thing: Any) -> dict[str, Any]:
@@ -243,10 +243,10 @@ def arguments_of(kind: type[Any]) -> dict[str, Any]:
 def settings_text(several: list[dict[str, Any]], arguments: dict[str, Any]) -> list[str]:
     """`name=value` of the settings that differ from the constructor's defaults.
 
-    Of arguments that have no default None is left out, of what is no argument also False and 0.
+    None is omitted for arguments without default; None, False and 0 for attributes that are not arguments.
 
     Args:
-        several: the settings of several layers, which are shown together: "drop_path=0 to 0.1".
+        several: the settings of several layers, shown together: "drop_path=0 to 0.1".
         arguments: as from `arguments_of`.
     """
     texts = []
@@ -275,7 +275,7 @@ def _together(values: list[Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """As in Python, with four digits of a fraction, and cut where it is long."""
+    """As in Python, with four digits of a fraction, and shortened where it is long."""
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
     if isinstance(value, tuple | list):
@@ -290,7 +290,7 @@ def value_text(value: Any) -> str:
 
 
 def back_text(back: once) -> str:
-    """Whose it is, how much memory it holds, and whether it has run."""
+    """Its layer, the memory that it holds, and whether it has run."""
     whose = f"backward of {back.name}" if back.name else "backward function"
     if back.spent:
         return f"<{whose}, spent>"
@@ -306,13 +306,13 @@ def bytes_text(count: int) -> str:
 
 
 def without_errors(text: Callable[[], Any], otherwise: Any) -> Any:
-    """A debugger prints what is half built: an error here would hide the one that is looked for."""
+    """A debugger prints partly built objects: an error here would hide the original error."""
     try:
         return text()
     except Exception:
         return otherwise
 
 
-# set here, because the files of these classes stand below those that this one reads
+# set here, because this file imports those of these classes
 Layer.__repr__ = tree  # type: ignore[assignment]
 once.__repr__ = back_text  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Time for memory: a wrapped layer keeps only its input, and runs its forward pass again when the gradient comes.
+"""Gradient checkpointing: a wrapped layer keeps only its input, and repeats its forward pass in the backward pass.
 
 Random numbers are replayed from a copy of the generator, so gradients are the same to the last bit.
 Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".

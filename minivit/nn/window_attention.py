@@ -1,6 +1,6 @@
-"""Attention within windows, and the windows of a feature map: pad, shift, cut, attend, and back to the map.
+"""Attention within windows, and the windows of a feature map: pad, shift, partition, attend, and reverse.
 
-`ShiftedWindows` is the whole idea of Swin: any attention that works on windows, put where a block has its attention.
+`ShiftedWindows` applies any attention that works on windows to a map: the central idea of Swin.
 
 Notation: B batch, H x W the map, D channels, Mh x Mw the window, nW windows of one map, N = Mh Mw tokens of a window,
 Hd heads, d = D/Hd head size.
@@ -32,7 +32,7 @@ class WindowAttention(Attention):
     Args:
         dim: D.
         num_heads: Hd, which must divide D.
-        window_size: (Mh, Mw), for which the table of biases is made; smaller windows use the rows of their offsets.
+        window_size: (Mh, Mw), the window of the bias table; smaller windows use the rows of their offsets.
         qkv_bias: whether the fused projection to q, k and v has a bias.
         attn_drop: dropout rate of the attention weights.
         proj_drop: dropout rate after the output projection.
@@ -108,7 +108,7 @@ class WindowAttention(Attention):
 
 
 class CosineWindowAttention(WindowAttention):
-    """Swin v2's: scores are cosines times a learned factor, biases come from an MLP of the offset, k has no bias.
+    """Swin v2's attention: scores are scaled cosines, biases come from an MLP of the offset, k has no bias.
 
     Args beyond those of `WindowAttention`:
         qkv_bias: whether q and v have a bias; k has none (a key's bias adds the same to all scores of a query).
@@ -191,23 +191,24 @@ COVERED = ("shrink", "shrink_both", "stay", "shift")
 class ShiftedWindows(Layer):
     """A map (B, H, W, D) -> the same shape: `attention` within each window, the windows shifted by `shift_size`.
 
-    The map is padded at the right and bottom to a multiple of the window, rolled so that shifted windows become plain
-    ones, cut, attended to with a mask over the seam, and all of it is undone. On an axis that the window covers
-    whole, the window shrinks to the map and does not shift: all its pixels attend to each other already.
+    The map is zero-padded at the right and bottom to a multiple of the window, rolled, and split into windows.
+    Attention runs with a mask at the seam, and these steps are then reversed. On an axis that one window covers, the
+    window is reduced to the map and not shifted, because all pixels attend to each other already.
 
     Args:
-        attention: a `WindowAttention` or alike: `attention(windows, rng, mask=mask)`; its parameters keep their names.
+        attention: a `WindowAttention` or similar: `attention(windows, rng, mask=mask)`; its parameters keep their
+            names.
         window_size: (Mh, Mw).
         shift_size: (sh, sw), each less than the window; half a window in every second block, else 0.
-        mask_padding: mask the padding. The published models do not (it is zeros, but projections give it values), so
-            this is off.
-        covered: what happens where a window covers the map; the projects differ. "shrink" (as above, timm): on that
-            axis the window shrinks and does not shift. "shrink_both" (Microsoft, transformers): both axes take the
-            shorter side of the map, without a shift. "stay" (torchvision): the window stays, over padding, and does
-            not shift. "shift" (WZMIAOMIAO): it stays and shifts all the same.
-        pad_first: pad, then roll. False is timm's order, whose mask then cuts beside the seam where there is padding.
+        mask_padding: mask the padding. The published models do not (the padding is zeros, but projections give it
+            values), so the default is False.
+        covered: the rule where a window covers the map, which differs between projects. "shrink" (as above, timm): on
+            that axis the window is reduced and not shifted. "shrink_both" (Microsoft, transformers): both axes take
+            the shorter side of the map, without a shift. "stay" (torchvision): the window keeps its size, with
+            padding, and is not shifted. "shift" (WZMIAOMIAO): it keeps its size and is shifted.
+        pad_first: pad, then roll. False is timm's order: where there is padding, its mask is not at the seam.
 
-    Source: Liu et al. 2021, section 3.2. Derivation and pictures: docs/derivations/windows.md.
+    Source: Liu et al. 2021, section 3.2. Derivation and figures: docs/derivations/windows.md.
     """
 
     queries = None  # every token has a query
@@ -228,7 +229,7 @@ class ShiftedWindows(Layer):
         if covered not in COVERED:
             raise ValueError(f"covered={covered!r}: choose one of {', '.join(map(repr, COVERED))}")
         if mask_padding and not pad_first:
-            raise ValueError("mask_padding=True needs pad_first=True: only then it is known where the padding lies")
+            raise ValueError("mask_padding=True needs pad_first=True: only then are the positions of the padding known")
         if not all(0 <= shift < window for shift, window in zip(self.shift_size, self.window_size)):
             raise ValueError(
                 f"shift_size={shift_size} must lie between 0 and window_size={window_size} less 1 on each axis"
@@ -238,7 +239,7 @@ class ShiftedWindows(Layer):
         return self.attention.named_state(prefix)
 
     def plan(self, height: int, width: int) -> tuple[Size, Size, Size]:
-        """The window, the shift, and the padded size that a map of H x W gets."""
+        """The window, the shift, and the padded size for a map of H x W."""
         sides, shifts = self.window_size, self.shift_size
         if self.covered == "shrink_both" and (height <= sides[0] or width <= sides[1]):
             sides, shifts = shrunk_window(sides, (height, width), self.covered), (0, 0)
@@ -267,7 +268,7 @@ class ShiftedWindows(Layer):
 
 
 def shrunk_window(window: Size, grid: Size, covered: str) -> Size:
-    """The window on a map that it may cover, by the rule `covered` of `ShiftedWindows`."""
+    """The window, reduced by the rule `covered` of `ShiftedWindows` where it covers the map."""
     if covered == "shrink_both" and (grid[0] <= window[0] or grid[1] <= window[1]):
         return min(window[0], *grid), min(window[1], *grid)
     return (min(window[0], grid[0]), min(window[1], grid[1])) if covered == "shrink" else window

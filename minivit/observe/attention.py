@@ -1,9 +1,9 @@
-"""What a model looks at: the attention weights of every head of every block, as maps over the image, and rolled out.
+"""The attention weights of every head of every block, as maps over the image, and attention rollout.
 
-The layers keep no weights. They are computed here from what enters a block, by the functions that the layers use, with
-the identity in the place of v: attention is weights @ v, so attention over the identity is the weights themselves.
+The layers keep no weights. They are computed here from each block's input, by the functions that the layers use, with
+the identity as v: attention is weights @ v, so its output is then the weights themselves.
 
-Notation: B images, L blocks, H heads, N tokens, n tokens that ask (all, or in a last block those that the head reads),
+Notation: B images, L blocks, H heads, N tokens, n queries (all tokens, or in a last block those that the head reads),
 p prefix tokens (class token), gh x gw the grid of patches, nW windows, d = D/H.
 """
 
@@ -35,8 +35,8 @@ class BlockAttention(NamedTuple):
 
     Attributes:
         name: the block's, such as "blocks.0" or "layers.1.blocks.0".
-        weights: (B, H, n, N), who asks and who is looked at; in Swin (B, nW, H, N, N), N places of a window, and the
-            windows of the shifted map in reading order. Rows sum to 1.
+        weights: (B, H, n, N), query and key; in Swin (B, nW, H, N, N), with N pixels of a window, and the windows of
+            the shifted map in reading order. Rows sum to 1.
         values: v, (B, H, N, d); in Swin (B, nW, H, N, d). The heads' outputs are weights @ values.
     """
 
@@ -65,14 +65,14 @@ def attention_weights(model: Model, images: Array) -> list[BlockAttention]:
 
 
 def head_maps(model: Model, images: Array) -> list[Array]:
-    """For each block (B, H, gh, gw): how much each head looks at each patch, in the order of `block_names`.
+    """For each block (B, H, gh, gw): the attention of each head to each patch, in the order of `block_names`.
 
-    In a ViT the question is asked by the tokens that the head reads: the class token, the class and the distillation
-    token (their mean), or with `global_pool="avg"` all patches (their mean). A map sums to 1 less what the prefix
-    tokens get. `np.stack(maps, 1)` is (B, L, H, gh, gw).
+    In a ViT the queries are the tokens that the head reads: the class token, the mean of class and distillation token,
+    or with `global_pool="avg"` the mean of all patches. A map sums to 1 less the attention to the prefix tokens.
+    `np.stack(maps, 1)` is (B, L, H, gh, gw).
 
-    In Swin it is the mean over the places that can look at this one, those of its window; each window's part of a map
-    sums to 1 less what its padding gets, and the grid halves from stage to stage.
+    In Swin it is the mean over the queries of the pixel's window. Each window's part of a map sums to 1 less the
+    attention to its padding, and the grid halves from stage to stage.
 
     Raises:
         ValueError: as `attention_weights`.
@@ -84,17 +84,17 @@ def head_maps(model: Model, images: Array) -> list[Array]:
 
 
 def attention_rollout(model: Model, images: Array) -> Array:
-    """(B, gh, gw): where the tokens that the head reads come from, if attention were all that moved them.
+    """(B, gh, gw): attention rollout, the share of each patch in the tokens that the head reads.
 
-    A block adds to each token what attention brings, so its share of mixing is taken as (A + 1)/2, A the mean over the
-    heads and 1 the identity for the residual stream; the product over the blocks, the last one leftmost, says how the
-    last tokens are mixed from the first ones. Values, MLPs and norms are left out: see docs/classify_an_image.md. A map
-    sums to 1 less the share of the prefix tokens.
+    A block adds the output of attention to each token, so it is taken to mix tokens by (A + 1)/2, with A the mean over
+    the heads and 1 the identity for the residual connection. The product over the blocks, the last one leftmost, mixes
+    the last tokens from the first. Values, MLPs and norms are ignored: see docs/classify_an_image.md. A map sums to 1
+    less the share of the prefix tokens.
 
     Source: Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
 
     Raises:
-        ValueError: for a Swin, whose windows and merging give no one set of tokens; and as `attention_weights`.
+        ValueError: for a Swin, whose tokens change with merging; and as `attention_weights`.
     """
     if not isinstance(model, ViT):
         raise ValueError(
@@ -121,7 +121,7 @@ def block_names(model: Model) -> list[str]:
 
 
 def stages(model: Model) -> list[tuple[str, Layer, Block | None]]:
-    """(name, layer, its block) of what runs one after the other; the block is None where the layer holds none.
+    """(name, layer, its block) in running order; the block is None where the layer holds none.
 
     Raises:
         ValueError: if the model has no blocks.
@@ -136,7 +136,7 @@ def stages(model: Model) -> list[tuple[str, Layer, Block | None]]:
 
 
 def prefix_tokens(model: Model) -> int:
-    """p: how many tokens stand before the patches; 0 in a Swin, whose tokens are a map."""
+    """p: the number of prefix tokens; 0 in a Swin, whose tokens are a map."""
     return int(model.config["class_token"]) + int(model.config["distilled"]) if isinstance(model, ViT) else 0
 
 
@@ -144,7 +144,7 @@ def prefix_tokens(model: Model) -> int:
 
 
 def _stages_of(model: Model, images: Array) -> Iterator[tuple[str, Layer, Array]]:
-    """Run the model, and give on the way each block's name, its `attn`, and what that reads."""
+    """Run the model, and yield each block's name, its `attn`, and the input of `attn`."""
     model.check_input(images)
     x = images
     for name, layer, block in stages(model):
@@ -165,7 +165,7 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
         window: Mh x Mw = N, likewise.
     """
     if not isinstance(layer, Attention):
-        raise ValueError(f"{type(layer).__name__} is no attention whose weights are known here")
+        raise ValueError(f"{type(layer).__name__} is not a known attention layer")
     assert isinstance(layer, Attention)
     q, k, v = _heads(layer, tokens)
     xp, count = array_module(k), k.shape[-2]
@@ -194,7 +194,7 @@ def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
 
 
 def _asked(model: Model, weights: Array, images: Array) -> Array:
-    """Weights (..., n, N) -> (..., gh, gw): what the tokens that the head reads get from each patch, their mean."""
+    """Weights (..., n, N) -> (..., gh, gw): the attention to each patch, the mean over the tokens of the head."""
     p = prefix_tokens(model)
     queries = slice(0, p) if model.config["global_pool"] == "token" else slice(p, None)
     mean = weights[..., queries, p:].mean(axis=-2)  # (..., gh gw)
@@ -202,9 +202,9 @@ def _asked(model: Model, weights: Array, images: Array) -> Array:
 
 
 def _received(layer: ShiftedWindows, x: Array) -> Array:
-    """(B, H, gh, gw): what each place gets in the attention of windows of a map (B, gh, gw, D).
+    """(B, H, gh, gw): the attention to each pixel of a map (B, gh, gw, D).
 
-    The mean over its window's real places: padded ones ask too, but no output depends on their answers.
+    The mean over its window's real pixels: padded ones have queries too, but no output depends on them.
     """
     xp = array_module(x)
     ones, _, _ = _windows(layer, xp.ones((1, *x.shape[1:3], 1), dtype=x.dtype))  # (1, nW, N, 1): 1, padding 0
@@ -217,11 +217,11 @@ def _received(layer: ShiftedWindows, x: Array) -> Array:
     return _instead(layer, gather)(x)[0].transpose(0, 3, 1, 2)
 
 
-# --- windows: the map's way into them and back is the layer's own, with another function in the place of attention ----
+# --- windows: the layer's own partition and reverse, around another function than attention -------------------------
 
 
 class _Instead(Layer):
-    """A function of (windows, mask) where a window attention stood."""
+    """A function of (windows, mask) in place of a window attention."""
 
     def __init__(self, function: Callable[[Array, Array | None], Array]) -> None:
         self.function = function
@@ -234,14 +234,14 @@ class _Instead(Layer):
 
 
 def _instead(layer: ShiftedWindows, function: Callable[[Array, Array | None], Array]) -> ShiftedWindows:
-    """The same padding, shift, cut and mask, around a function."""
-    twin = copy.copy(layer)
-    twin.attention = _Instead(function)
-    return twin
+    """The same padding, shift, partition and mask, around a function."""
+    copied = copy.copy(layer)
+    copied.attention = _Instead(function)
+    return copied
 
 
 def _windows(layer: ShiftedWindows, x: Array) -> tuple[Array, Array | None, Size]:
-    """The windows (B, nW, N, C) that a map (B, H, W, C) is cut into, their mask (nW, 1, N, N) or None, and Mh x Mw."""
+    """The windows (B, nW, N, C) of a map (B, H, W, C), their mask (nW, 1, N, N) or None, and Mh x Mw."""
     calls: list[tuple[Array, Array | None]] = []
 
     def look(windows: Array, mask: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""Where the first NaN or infinity comes from: a model that stops at the layer that makes it, and says what it saw."""
+"""Find the first NaN or infinity: a model that stops at the layer that produces it, and reports its inputs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _OVERFLOW = (
 _NAN = (
     "A NaN from finite numbers is infinity - infinity or 0 * infinity after an overflow inside the layer, 0 / 0, or "
     "the root or logarithm of a number below 0. Built with dtype='float64', the same model shows whether it was an "
-    "overflow. In a layer of your own, look at each division, exp, log and root."
+    "overflow. In your own layer, check each division, exp, log and root."
 )
 _BACKWARD = (
     "The forward pass was finite here. Where the slope of a formula has no bound (a root at 0, a logarithm near 0, a "
-    "division by a small number), its backward pass needs a small constant that the forward pass can do without; and "
-    "large gradients overflow. In a layer of your own, minivit.check_vjp compares the backward pass with differences."
+    "division by a small number), its backward pass needs a small constant that the forward pass does not need; and "
+    "large gradients overflow. In your own layer, minivit.check_vjp compares the backward pass with differences."
 )
 _GIVEN = (
-    "No layer made it: it is in what was given. Look at how it was read and scaled: a division by a standard deviation "
-    "of 0 and a mean over nothing give NaN."
+    "No layer produced it: it is in the input. Check how it was read and scaled: a division by a standard deviation "
+    "of 0 and an empty mean give NaN."
 )
 _LOSS = (
-    "No layer made it: it is in the gradient that was handed to back. The model's output was finite, so the loss made "
+    "No layer produced it: it is in the gradient given to back. The model's output was finite, so the loss produced "
     "it: the logarithm of a softmax that rounds to 0 does, F.softmax_cross_entropy, which takes logits, does not. A "
     "factor on the loss can be too large as well."
 )
@@ -50,12 +50,12 @@ class NotFiniteError(FloatingPointError):
     """The first NaN or infinity of a pass.
 
     Attributes:
-        name: of the layer that made it, dotted; "" is the model itself, or what was given to it.
-        kind: of layer; the model's where no layer made it.
+        name: of the layer that produced it, dotted; "" is the model itself, or its input.
+        kind: of layer; the model's where no layer produced it.
         phase: "forward" or "backward".
-        where: "output", "input" (no layer made it), "between parts" (the layer's own arithmetic before one of its
-            parts), "dx", "dy" (no layer made it), "gradient of NAME", or "NAME", a parameter that is not finite while
-            all that passed is.
+        where: "output", "input" (no layer produced it), "between parts" (the layer's own arithmetic before one of
+            its parts), "dx", "dy" (no layer produced it), "gradient of NAME", or "NAME", a parameter that is not finite
+            although all arrays that passed are.
     """
 
     def __init__(self, name: str, kind: str, phase: str, where: str, text: str) -> None:
@@ -64,20 +64,20 @@ class NotFiniteError(FloatingPointError):
 
 
 def debug_nans(model: Layer) -> Any:
-    """A model with the same Params that raises NotFiniteError where the first NaN or infinity appears.
+    """A model with the same parameters that raises NotFiniteError where the first NaN or infinity appears.
 
-    It gives the same numbers, gradients go into the same `.grad`, and optimizers built on either model work. It costs
-    a look at each array that passes; the model that was given stays as it is, and as fast.
+    It gives the same numbers, gradients are added to the same `.grad`, and optimizers built on either model work. It
+    reads each array that passes once more; the given model does not change.
 
         model = explain.debug_nans(model)   # then train as before
 
-    NumPy's warnings of overflow and the like are silent meanwhile, for the error says more.
+    NumPy's warnings, such as of overflow, are silenced meanwhile, because the error says more.
     """
     return watched(model, _guard)
 
 
 def _guard(layer: Layer, location: Location, run: Run, x: Array) -> tuple[Array, Back]:
-    """Check what goes in and what comes out, on both ways; inner parts are checked before what they are part of."""
+    """Check inputs and outputs in both passes; parts are checked before the layer that contains them."""
     if _count_bad(x):
         _blame_input(location, x)
     with np.errstate(all="ignore"):
@@ -93,7 +93,7 @@ def _guard(layer: Layer, location: Location, run: Run, x: Array) -> tuple[Array,
         if _count_bad(dy):
             _blame_dy(location, dy)
         facts = f"dy: {_describe(dy)}. {forward}"
-        before = _bad_gradients(layer)  # left there by others
+        before = _bad_gradients(layer)  # from before this call
         with np.errstate(all="ignore"):
             dx = back_layer(dy)
         if dx is not None and _count_bad(dx):
@@ -107,13 +107,13 @@ def _guard(layer: Layer, location: Location, run: Run, x: Array) -> tuple[Array,
 
 
 def _blame_input(location: Location, x: Array) -> NoReturn:
-    """x came in damaged: by the whole's own arithmetic, or from outside, for what other parts give is checked."""
+    """x is damaged: by the parent's own arithmetic, or from outside, because other parts' outputs are checked."""
     maker = location.parent
     if maker is None or location.chained:
         found = f"the input of {_named(location)}: {_describe(x)}."
         raise NotFiniteError("", location.kind, "forward", "input", _message(found, _GIVEN))
-    found = f"{_named(maker)} made it in its forward pass, between its parts, by its own arithmetic."
-    given = f"What it gave to {_named(location)}: {_describe(x)}. What itself was given, and its parts gave, is finite."
+    found = f"{_named(maker)} produced it in its forward pass, between its parts, by its own arithmetic."
+    given = f"Its input to {_named(location)}: {_describe(x)}. Its own input and its parts' outputs are finite."
     facts = (given, f"Parameters: {_parameters(maker.layer)}.", _remedy(maker.layer, x))
     raise NotFiniteError(maker.name, maker.kind, "forward", "between parts", _message(found, *facts))
 
@@ -123,12 +123,12 @@ def _blame_output(layer: Layer, location: Location, y: Array, forward: str) -> N
 
 
 def _blame_hidden(model: Layer, location: Location) -> None:
-    """A parameter that was not read, or whose damage a comparison swallowed: NaN < 1 is false and not NaN."""
+    """A damaged parameter that was not read, or only in a comparison: NaN < 1 is False, not NaN."""
     for name, param in model.parameters().items():
         if _count_bad(param.data):
             owner, _, last = name.rpartition(".")
             found = f"the parameter {name}: {_describe(param.data)}."
-            hidden = "The output is finite all the same: it was not read, or a comparison with it hid the NaN."
+            hidden = "The output is finite: the parameter was not read, or a comparison hid the NaN."
             raise NotFiniteError(owner, location.kind, "forward", last, _message(found, hidden, _PARAMETERS))
 
 
@@ -138,14 +138,14 @@ def _blame_dy(location: Location, dy: Array) -> NoReturn:
     if maker is None or location.chained:
         found = f"the gradient dy that was given to {_named(location)}: {_describe(dy)}."
         raise NotFiniteError("", location.kind, "backward", "dy", _message(found, _LOSS))
-    found = f"{_named(maker)} made it in its backward pass, between its parts, by its own arithmetic."
-    given = f"What it gave to {_named(location)}: {_describe(dy)}. What came to itself, and from its parts, is finite."
+    found = f"{_named(maker)} produced it in its backward pass, between its parts, by its own arithmetic."
+    given = f"Its gradient to {_named(location)}: {_describe(dy)}. Its own dy and its parts' gradients are finite."
     raise NotFiniteError(maker.name, maker.kind, "backward", "between parts", _message(found, given, _BACKWARD))
 
 
 def _blame(layer: Layer, location: Location, phase: str, where: str, bad: str, forward: str, remedy: str) -> NoReturn:
     line = formula(layer)
-    found = f"{_named(location)} made it in its {phase} pass{f', {line}' if line else ''}."
+    found = f"{_named(location)} produced it in its {phase} pass{f', {line}' if line else ''}."
     raise NotFiniteError(
         location.name,
         location.kind,
@@ -177,7 +177,7 @@ def _bad_gradients(layer: Layer) -> dict[str, str]:
 
 
 def _parameters(layer: Layer) -> str:
-    """What there is to say of a layer's parameters: the damaged ones, or the largest number in them."""
+    """A layer's parameters in words: the damaged ones, or their largest number."""
     params = layer.parameters()
     damaged = [f"{name} {_describe(param.data)}" for name, param in params.items() if _count_bad(param.data)]
     if damaged or not params:

@@ -1,7 +1,6 @@
-"""What each kind of layer computes, in one line of plain text, for tables and messages.
+"""The formula of each kind of layer in one line of plain text, for tables and messages.
 
-They stand here and not in the layers, which know nothing of being looked at. In a composite's line the names are those
-of its parts.
+The layers need no code for it. In a composite's line the names are those of its parts.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ from minivit.nn.patch_embed import PatchProjection
 
 
 def formula(layer: Any) -> str:
-    """The line of a layer or of a loss; where none is known, the first line of its own documentation, or "".
+    """The line of a layer or of a loss; if none is known, the first line of its docstring, or "".
 
-    A subclass without a line of its own has that of its base.
+    A subclass without its own line has that of its base.
     """
     if not isinstance(layer, Layer):
         inner = getattr(layer, "func", layer)  # a functools.partial is its function
@@ -105,7 +104,7 @@ def _gelu(layer: Any, x: str) -> str:
     return f"{x} (1 + tanh(0.798 ({x} + 0.0447 {x}^3))) / 2"
 
 
-# v is mixed by the weights, the heads are put side by side, and `proj` mixes them
+# v is mixed by the weights, the heads are concatenated, and `proj` mixes them
 _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     Linear: _linear,
     LinearGELU: lambda layer: f"{_gelu(layer, 'h')}, h = {_linear(layer)}",
@@ -129,7 +128,7 @@ _FORMULAS: dict[type[Any], Callable[[Any], str]] = {
     Attention: lambda layer: "proj(softmax(q k^T / sqrt(d)) v)",
     WindowAttention: lambda layer: "proj(softmax(q k^T / sqrt(d) + bias) v)",
     CosineWindowAttention: lambda layer: "proj(softmax(s cos(q, k) + bias) v)",
-    ShiftedWindows: lambda layer: "roll, cut, attention(x), undo",
+    ShiftedWindows: lambda layer: "roll, partition, attention(x), reverse",
     Mlp: lambda layer: "fc2(fc1(x))",
     Block: _block,
     Bottleneck: lambda layer: "max(0, norm3(conv3(...conv1(x))) + downsample(x))",

@@ -1,6 +1,6 @@
-"""Grad-CAM: which places of an image speak for a class, from the tokens of a block and the gradient that reaches them.
+"""Grad-CAM: the parts of an image that raise a class's logit, from the tokens of a block and their gradient.
 
-No other part of the library shows so well what a hand-written backward pass is good for: stop it anywhere and look.
+The hand-written backward pass is stopped at the block.
 
 Notation: B images, K classes, D channels, gh x gw the grid of patches (or of a Swin's map at that block).
 """
@@ -19,13 +19,12 @@ from minivit.protocol import Array, Back
 
 
 def grad_cam(model: Model, images: Array, classes: Any = None, block: int = -1) -> Array:
-    """(B, gh, gw), 0 or more, in units of the logit: relu(sum_c w_c A_c) with w_c the mean over places of dlogit/dA_c.
+    """(B, gh, gw), 0 or more, in units of the logit: relu(sum_c w_c A_c) with w_c the mean over patches of dlogit/dA_c.
 
-    A is the stream of tokens that enters the block, the class token left out. Not what leaves it: a last block whose
-    class token alone is read leaves patches without any gradient.
+    A is the block's input without the class token. The output would not do: if the head reads only the class token, the
+    patches of the last block's output have no gradient.
 
-    Nothing of the model changes, not its `.grad` either: the backward pass runs through a replica, from the logits
-    down to the block and no further.
+    The model does not change, nor its `.grad`: the backward pass runs through a replica, from the logits to the block.
 
     Args:
         model: ViT (class token, mean, distilled), Swin or SwinV2, with a head.
@@ -36,23 +35,23 @@ def grad_cam(model: Model, images: Array, classes: Any = None, block: int = -1) 
     Raises:
         ValueError: for a model without a head, a class or block that it lacks, and images that do not fit.
 
-    Source: Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2, with tokens in the place of a convolution's map.
+    Source: Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2, with tokens instead of a convolution's map.
     """
     if model.num_classes == 0:
         raise ValueError("this model has no head (num_classes=0), so there is no logit to explain")
-    chain: Any = model.replica()  # the same parameters, gradients of its own
+    chain: Any = model.replica()  # the same parameters, separate gradients
     chain.check_input(images)
     layers = stages(chain)
-    places = [place for place, (_, _, inside) in enumerate(layers) if inside is not None]
-    if not -len(places) <= block < len(places):
+    numbers = [number for number, (_, _, inside) in enumerate(layers) if inside is not None]
+    if not -len(numbers) <= block < len(numbers):
         raise ValueError(
-            f"block={block}: the model has {len(places)} blocks, choose {-len(places)} to {len(places) - 1}"
+            f"block={block}: the model has {len(numbers)} blocks, choose {-len(numbers)} to {len(numbers) - 1}"
         )
     tokens = images
-    for _, layer, _ in layers[: places[block]]:
-        tokens = layer(tokens)[0]  # its back is dropped at once
+    for _, layer, _ in layers[: numbers[block]]:
+        tokens = layer(tokens)[0]  # its back is dropped immediately
     logits, backs = tokens, list[Back]()
-    for _, layer, _ in layers[places[block] :]:
+    for _, layer, _ in layers[numbers[block] :]:
         logits, back = layer(logits)
         backs.append(back)
     dtokens = _one_hot(logits, classes)  # dlogit/dlogits: 1 at the class
@@ -69,7 +68,7 @@ def _one_hot(logits: Array, classes: Any) -> Array:
     count, known = logits.shape
     chosen = to_numpy(logits).argmax(axis=1) if classes is None else np.asarray(classes)
     if chosen.dtype.kind not in "iu" or chosen.shape not in ((), (count,)):
-        raise ValueError(f"classes={classes!r}: give one whole number, or one for each of the {count} images")
+        raise ValueError(f"classes={classes!r}: give one integer, or one for each of the {count} images")
     wrong = chosen[(chosen < 0) | (chosen >= known)]
     if wrong.size > 0:
         raise ValueError(f"class {wrong[:1]} does not exist: the model has {known}, 0 to {known - 1}")

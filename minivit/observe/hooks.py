@@ -1,7 +1,7 @@
-"""A copy of a model in which every part reports its calls, on the one protocol that all parts share.
+"""A copy of a model in which every part reports its calls, by the protocol that all parts share.
 
-The observer is given each call of each part and returns its `y, back`, so it can read x, y, dy and dx. The layers know
-nothing of it.
+The observer receives each call of each part and returns its `y, back`, so it can read x, y, dy and dx. The layers need
+no code for it.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any, cast
 from minivit.nn import Chain, Layer
 from minivit.protocol import Array, Back, Rng
 
-Run = Callable[[], tuple[Array, Back]]  # the call itself, as if nobody watched
+Run = Callable[[], tuple[Array, Back]]  # the call without the watcher
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where in a model a part stands.
+    """The position of a part in a model.
 
     Attributes:
-        name: dotted, in the words of its parameters: "blocks.0.attn.qkv"; "" for the model itself.
-        label: its attribute alone, "qkv"; for the model itself its kind.
+        name: dotted, as in the names of its parameters: "blocks.0.attn.qkv"; "" for the model itself.
+        label: its attribute, "qkv"; for the model itself its kind.
         kind: of layer, the name of its class.
-        layer: what stands there in the model that was given.
+        layer: the part in the given model.
         depth: 0 for the model, 1 for its parts, 2 for theirs, ...
-        parent: what it is a part of.
-        chained: whether that only calls its parts in turn and has no arithmetic of its own.
+        parent: the part that contains it.
+        chained: whether the parent only calls its parts in turn, without its own arithmetic.
     """
 
     name: str
@@ -44,22 +44,22 @@ Watcher = Callable[[Layer, Location, Run, Array], tuple[Array, Back]]
 
 
 def watched(model: Layer, watcher: Watcher) -> Layer:
-    """A model with the same Params in which each call of each part becomes `watcher(part, location, run, x)`.
+    """A model with the same parameters in which each call of each part becomes `watcher(part, location, run, x)`.
 
-    The watcher calls `run()` for the part's own `y, back`, and returns these or what it makes of them. The model that
-    was given stays as it is. A part that is used at two places is one part here too, under its first name.
+    The watcher calls `run()` for the part's own `y, back`, and returns these or replacements. The given model does not
+    change. A part that is used twice is one part here too, under its first name.
     """
     kind = kind_of(model)
     return _copy(Location("", kind, kind, model), "", watcher, {})
 
 
 def kind_of(layer: Layer) -> str:
-    """The name of its class, without the underscore of those that users do not build."""
+    """The name of its class, without the underscore of private classes."""
     return type(layer).__name__.lstrip("_")
 
 
 class _Watched(Layer):
-    """Put in front of a layer's own class: calls go to the watcher, all else is the layer's."""
+    """Mixed into a layer's class: calls go to the watcher, all else is the layer's."""
 
     _watcher: Watcher
     _location: Location
@@ -70,26 +70,26 @@ class _Watched(Layer):
 
 
 def _copy(location: Location, prefix: str, watcher: Watcher, done: dict[int, Layer]) -> Layer:
-    """A layer with the same Params and constants and with copies of its parts; `prefix` is that of its parameters."""
+    """A layer with the same parameters and constants, and copies of its parts; `prefix` is that of its parameters."""
     layer = location.layer
     if id(layer) in done:
         return done[id(layer)]
-    twin = done[id(layer)] = copy.copy(layer)
+    copied = done[id(layer)] = copy.copy(layer)
     chained = isinstance(layer, Chain)
     for attribute, inner, part in _parts(layer):
         inside = Location(prefix + attribute, attribute, kind_of(part), part, location.depth + 1, location, chained)
-        _put(twin, layer, attribute, _copy(inside, prefix + inner, watcher, done))
-    # a class of its own, so that the twin is still an instance of the layer's class and has all that this has
-    twin.__class__ = cast(Any, type(type(layer).__name__, (_Watched, type(layer)), {}))
-    watching = cast(_Watched, twin)
+        _put(copied, layer, attribute, _copy(inside, prefix + inner, watcher, done))
+    # a subclass, so that the copy is still an instance of the layer's class, with its attributes
+    copied.__class__ = cast(Any, type(type(layer).__name__, (_Watched, type(layer)), {}))
+    watching = cast(_Watched, copied)
     watching._watcher, watching._location = watcher, location
-    return twin
+    return copied
 
 
 def _parts(layer: Layer) -> Iterator[tuple[str, str, Layer]]:
-    """(attribute, prefix, part): what the names of the part's parameters begin with in this layer.
+    """(attribute, prefix, part): the prefix of the names of the part's parameters in this layer.
 
-    That is the attribute, or nothing where a layer lends its parts its own name (`names_in_parent`, Recompute).
+    It is the attribute, or empty where parts have their parent's name (`names_in_parent`, Recompute).
     """
     ours = {(name, id(param)) for name, param in layer.named_state("")}
     for attribute, part in layer.parts():
@@ -98,12 +98,12 @@ def _parts(layer: Layer) -> Iterator[tuple[str, str, Layer]]:
         yield attribute, "" if lent else f"{attribute}.", part
 
 
-def _put(twin: Layer, layer: Layer, attribute: str, part: Layer) -> None:
-    """Set a part by its name, "norm1" or, in a list, "blocks.0"; the twin gets a list of its own."""
+def _put(copied: Layer, layer: Layer, attribute: str, part: Layer) -> None:
+    """Set a part by its name, "norm1" or, in a list, "blocks.0"; the copy gets its own list."""
     name, _, index = attribute.partition(".")
     if not index:
-        setattr(twin, name, part)
+        setattr(copied, name, part)
         return
-    if getattr(twin, name) is getattr(layer, name):
-        setattr(twin, name, list(getattr(layer, name)))
-    getattr(twin, name)[int(index)] = part
+    if getattr(copied, name) is getattr(layer, name):
+        setattr(copied, name, list(getattr(layer, name)))
+    getattr(copied, name)[int(index)] = part

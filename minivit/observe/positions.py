@@ -1,4 +1,4 @@
-"""What the vectors of positions have learned of space: which places of the grid have similar ones.
+"""The similarity of position vectors between the positions of the grid.
 
 Notation: gh x gw the grid of patches, N = gh gw, p prefix tokens (class token), D channels.
 """
@@ -16,8 +16,8 @@ from minivit.protocol import Array
 def position_similarity(model: Layer) -> Array:
     """(gh, gw, gh, gw): the cosine between the position vectors of each two patches, from -1 to 1.
 
-    `position_similarity(model)[y, x]` is the map of how alike every place is to the one in row y and column x. The
-    class token stands in row 0 of the table, a distillation token in row 1; they have no place and are left out.
+    `position_similarity(model)[y, x]` is the map of similarities to the position in row y and column x. Prefix tokens
+    have no position in the grid and are omitted.
 
     Args:
         model: a ViT with positions of any kind but "none" and "relative", or a Swin with `ape=True`.
@@ -28,7 +28,7 @@ def position_similarity(model: Layer) -> Array:
     Source: Dosovitskiy et al. 2021, figure 7, in the middle.
     """
     table, grid = _table(model)
-    vectors = table[table.shape[0] - grid[0] * grid[1] :]  # (N, D): the prefix tokens' rows stand in front
+    vectors = table[table.shape[0] - grid[0] * grid[1] :]  # (N, D), after the rows of prefix tokens
     lengths = array_module(vectors).sqrt((vectors * vectors).sum(axis=1, keepdims=True))  # (N, 1)
     zero = int((lengths == 0).sum())
     if zero > 0:

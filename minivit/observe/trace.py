@@ -1,7 +1,7 @@
-"""One step of training, part by part: shapes, sizes, gradients, and what each part keeps for its backward pass.
+"""One step of training, part by part: shapes, norms, gradients, and the memory kept for the backward pass.
 
-A replica of the model runs, watched; its numbers are those of an untraced run to the last bit, and the model that was
-given keeps its own gradients.
+A watched replica of the model runs. Its numbers are those of an untraced run to the last bit, and the given model's
+gradients do not change.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Row:
         name: dotted, as its parameters: "blocks.0.attn.qkv"; "" is the model itself.
         label: the last part of the name.
         kind: of layer.
-        formula: what it computes, in a line of text.
+        formula: its formula, in a line of text.
         depth: 0 for the model, 1 for its parts, ...
-        chain: whether it only calls its parts in turn and has no arithmetic of its own.
+        chain: whether it only calls its parts in turn, without its own arithmetic.
         shape_in, shape_out: of x and y; the gradients dx and dy have the same.
         norm_x, norm_y: of the activations.
-        norm_dy, norm_dx: of the gradients; None where no gradient comes by or, in an Embedding, goes on.
-        norm_dparameters: of the gradients of all its parameters, those of its parts too; None if it has none. A part
-            that is used several times has collected all of them.
-        parameters: how many numbers it learns.
-        kept: bytes that its back holds after the forward pass, its parts' included. A block of memory that several
+        norm_dy, norm_dx: of the gradients; None where there is none, such as the dx of an Embedding.
+        norm_dparameters: of the gradients of all its parameters and its parts'; None if it has none. A part that is
+            used several times has the sum of all.
+        parameters: the number of learned numbers.
+        kept: bytes that its back holds after the forward pass, including its parts'. A block of memory that several
             parts hold counts for the first of them.
         parts: the calls made within this one.
     """
@@ -68,15 +68,15 @@ class Row:
 
 @dataclass(repr=False)
 class Trace:
-    """What a step did.
+    """The trace of a step.
 
     Attributes:
-        rows: in the order in which the parts are called, each in front of its own parts; the loss last.
+        rows: in the order in which the parts are called, each before its own parts; the loss last.
         backward: the same rows in the order in which their backs run, the loss first.
         loss: the loss.
-        logits: what the model gave.
-        gradients: dLoss/dparameter by name, for the parameters that got one.
-        dx: dLoss/dx, None if the first layer has none to give.
+        logits: the model's output.
+        gradients: dLoss/dparameter by name, for the parameters that have one.
+        dx: dLoss/dx, None if the first layer returns none.
     """
 
     rows: list[Row]
@@ -137,15 +137,15 @@ def trace(
     rng: Rng = None,
     loss: Callable[[Array, Any], tuple[Array, Back]] = F.softmax_cross_entropy,
 ) -> Trace:
-    """Run forward and backward once and say what each part did; print the result for a table.
+    """Run forward and backward once and record each part; print the result for a table.
 
-    Nothing of the model changes, not its `.grad` either. It takes the memory of a step of training, and what it costs
-    to read each activation and gradient once more.
+    The model does not change, nor its `.grad`. It takes the memory of a step of training, and the time to read each
+    activation and gradient once more.
 
     Args:
         model: any layer; a ViT or a Swin shows its blocks, and these their attention and MLP.
-        x: what the model takes, images (B, C, H, W).
-        labels: what the loss takes as its second argument.
+        x: the model's input, images (B, C, H, W).
+        labels: the loss's second argument.
         rng: a generator for training with dropout, None for inference.
         loss: `loss(y, labels) -> loss, back`, a function of `minivit.functional` or your own.
     """
@@ -176,7 +176,7 @@ def _unfolded(row: Row) -> list[Row]:
 
 
 class _Frame:
-    """A call, or a back, that is going on, and those of its parts' rows that it has met."""
+    """A running call or back, and the rows of its parts so far."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -191,13 +191,13 @@ class _Frame:
 
 
 class _Recorder:
-    """The watcher: it fills a tree of rows."""
+    """The watcher, which fills a tree of rows."""
 
     def __init__(self) -> None:
         self.top = Row("", "", "", "", -1)
         self.frames = [_Frame(self.top)]
         self.backward: list[Row] = []
-        # weak: what nobody else keeps, such as the first backs within a Recompute, must be free to go
+        # weak references: backs without other references, such as the first ones within a Recompute, must be freed
         self.backs: list[tuple[Row, weakref.ref[Any]]] = []
         self.layers: list[tuple[Row, Layer]] = []
 
@@ -211,7 +211,7 @@ class _Recorder:
         return self.record(row, x, run)
 
     def record(self, row: Row, x: Array, run: Run) -> tuple[Array, Back]:
-        """Run the part, note its forward pass, and wrap its back so that this will be noted too."""
+        """Run the part, record its forward pass, and wrap its back to record the backward pass."""
         frame = self.frames[-1]
         if not any(row is part for part in frame.row.parts):
             frame.row.parts.append(row)
@@ -239,7 +239,7 @@ class _Recorder:
             self.frames.pop()
 
     def count_kept(self, ignored: list[Array]) -> None:
-        """Each block of memory to the first part that holds it. Parts stand in `backs` before what they are part of."""
+        """Assign each block of memory to the first part that holds it. In `backs`, parts precede their parent."""
         kept, own = Kept(ignored), dict[int, int]()
         alive = [(row, reference()) for row, reference in self.backs]
         for row, back in alive:
@@ -296,6 +296,6 @@ def _number(value: float | None) -> str:
 
 
 def _table(head: Cells, rows: list[Cells], left: tuple[int, ...]) -> list[str]:
-    """A table as lines under a rule; what would pass the last column is cut."""
+    """A table as lines under a rule, cut off at the last column."""
     lines = [line if len(line) <= _WIDEST else line[: _WIDEST - 3] + "..." for line in aligned([head, *rows], left)]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

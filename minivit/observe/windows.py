@@ -1,9 +1,9 @@
-"""Swin's windows made visible: where each place lies after the roll, who may look at whom, and how far news travels.
+"""Swin's windows: the position of each pixel after the roll, the attention masks, and the receptive field.
 
-Everything here is computed by the functions and layers that the models use, and then only printed or drawn.
+All values are computed by the functions and layers of the models, and then printed or drawn.
 
-Notation: H x W the map, H' x W' the padded map, Mh x Mw the window, nW windows, N = Mh Mw places of a window. A place
-is named by its number in reading order. Used by `examples/explain_swin.py`; pictures: docs/derivations/windows.md.
+Notation: H x W the map, H' x W' the padded map, Mh x Mw the window, nW windows, N = Mh Mw pixels of a window. A pixel
+is named by its number in reading order. Used by `examples/explain_swin.py`; figures: docs/derivations/windows.md.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from minivit import functional as F, nn
 from minivit.protocol import Array
 
 Size = tuple[int, int]
-PAD = -1  # the number of a padded place
-_LARGEST = 32  # places on a side: beyond, neither the text nor the picture can be read
+PAD = -1  # the number of a padded pixel
+_LARGEST = 32  # pixels on a side: larger maps are not readable as text or figure
 
 
 class Layout(NamedTuple):
-    """Where the windows of a map lie, as `nn.ShiftedWindows.plan` says, by name."""
+    """The sizes from `nn.ShiftedWindows.plan`, by name."""
 
     real: Size  # H x W
     size: Size  # H' x W'
@@ -29,19 +29,19 @@ class Layout(NamedTuple):
     shift: Size
 
 
-# --- what is computed -----------------------------------------------------------------------------------------------
+# --- computation -----------------------------------------------------------------------------------------------
 
 
 def layout(real: Size, window: Size, shift: Size) -> Layout:
-    """The layout that a map of H x W gets: padded to whole windows; on an axis that a window covers, no shift.
+    """The layout of a map of H x W: zero-padded to complete windows; no shift on an axis that one window covers.
 
     Raises:
-        ValueError: if a number is out of range, saying which and what is possible.
+        ValueError: if a number is out of range.
     """
     if min(real) < 1:
         raise ValueError(f"map {by(real)}: both sides must be at least 1")
     if max(real) > _LARGEST:
-        raise ValueError(f"map {by(real)}: nobody can read more than {_LARGEST} places a side, make it smaller")
+        raise ValueError(f"map {by(real)}: more than {_LARGEST} pixels a side are not readable, make it smaller")
     if min(window) < 1:
         raise ValueError(f"window {by(window)}: both sides must be at least 1")
     for axis in (0, 1):
@@ -55,18 +55,18 @@ def layout(real: Size, window: Size, shift: Size) -> Layout:
 
 
 def positions(at: Layout) -> Array:
-    """(H', W') int64: each place's number on the map, `PAD` where the map was padded."""
+    """(H', W') int64: each pixel's number on the map, `PAD` where the map was padded."""
     numbers = np.arange(at.real[0] * at.real[1], dtype=np.int64).reshape(at.real)
-    return F.pad(numbers + 1, at.size, (0, 1))[0] - 1  # padding is zeros: counted from 1, no place is 0
+    return F.pad(numbers + 1, at.size, (0, 1))[0] - 1  # padding is zeros: counted from 1, no pixel is 0
 
 
 def positions_after_roll(at: Layout) -> Array:
-    """(H', W') int64: the number of the place that lies here after the roll, `PAD` for padding."""
+    """(H', W') int64: the number of the pixel at each position after the roll, `PAD` for padding."""
     return F.roll(positions(at), (-at.shift[0], -at.shift[1]), (0, 1))[0]
 
 
 def regions(at: Layout) -> tuple[Array, Array]:
-    """The labels of `F.shift_regions`, each (H', W'): where they stand on the map, and after the roll."""
+    """The labels of `F.shift_regions`, each (H', W'): on the map, and after the roll."""
     labels = F.shift_regions(at.size, at.window, at.shift)
     return F.roll(labels, at.shift, (0, 1))[0], labels
 
@@ -78,14 +78,14 @@ def in_windows(grid: Array, at: Layout) -> Array:
 
 def window_masks(at: Layout, mask_padding: bool = False) -> Array:
     """(nW, N, N) booleans: `F.shift_mask`, with all True where that is None."""
-    places = at.window[0] * at.window[1]
+    pixels = at.window[0] * at.window[1]
     mask = F.shift_mask(at.size, at.window, at.shift, at.real if mask_padding else None)
-    count = at.size[0] * at.size[1] // places
-    return np.ones((count, places, places), dtype=np.bool_) if mask is None else mask
+    count = at.size[0] * at.size[1] // pixels
+    return np.ones((count, pixels, pixels), dtype=np.bool_) if mask is None else mask
 
 
 def kinds(masks: Array) -> list[list[int]]:
-    """The numbers of the windows, those with equal masks together."""
+    """The numbers of the windows, grouped by equal masks."""
     found: dict[bytes, list[int]] = {}
     for number, mask in enumerate(masks):
         found.setdefault(mask.tobytes(), []).append(number)
@@ -93,20 +93,20 @@ def kinds(masks: Array) -> list[list[int]]:
 
 
 def receptive_field(at: Layout, blocks: int, place: Size | None = None, seed: int = 0) -> Array:
-    """(H, W) int64: how many blocks it takes until an output at `place` depends on the input here; 0 is never.
+    """(H, W) int64: the number of blocks after which the output at `place` depends on each input pixel; 0: never.
 
-    Measured, not derived: for each depth up to `blocks` real blocks (`nn.Block` with `nn.ShiftedWindows`, every second
-    one shifted) run forward, and back from a random dy at that one place; the input's places with a gradient other than
-    0 are those it depends on. The masks add -inf here: -100 would do for small scores, but lets large ones through.
+    It is measured: for each depth up to `blocks`, real blocks (`nn.Block` with `nn.ShiftedWindows`, every second one
+    shifted) run forward, and backward from a random dy at that one pixel. The output depends on the input pixels with a
+    nonzero gradient. The masks add -inf here: -100 does not exclude large scores.
 
     Args:
         at: the layout; with shift (0, 0) no block is shifted.
         blocks: the greatest depth, at least 1.
-        place: row and column of the output; None is the middle.
+        place: row and column of the output pixel; None is the middle.
         seed: of the weights, the map and dy.
 
     Raises:
-        ValueError: if there is no block, or no such place.
+        ValueError: if `blocks` is below 1, or `place` not on the map.
     """
     if blocks < 1:
         raise ValueError(f"blocks {blocks}: at least 1 is needed")
@@ -130,7 +130,7 @@ def _block(window: Size, shift: Size, rng: np.random.Generator) -> nn.Block:
     dim: int = 4
     attention = nn.WindowAttention(dim, 2, window, mask_value=-np.inf, dtype="float64", seed=rng)
     for param in attention.parameters().values():
-        param.data[...] = rng.standard_normal(param.shape)  # far from the small first weights
+        param.data[...] = rng.standard_normal(param.shape)  # far from the small initial weights
     mlp = nn.Mlp(dim, 2 * dim, dtype="float64", seed=rng)
     norms = [nn.LayerNorm(dim, dtype="float64") for _ in range(2)]
     return nn.Block(norms[0], nn.ShiftedWindows(attention, window, shift), norms[1], mlp)
@@ -162,17 +162,17 @@ def grid_text(grid: Array, window: Size | None = None, blank: str = "--") -> str
 
 
 def mask_text(mask: Array) -> str:
-    """(N, N) booleans as N lines of N signs: # may look, . may not; a line is the place that looks."""
+    """(N, N) booleans as N lines of N signs: # attends, . is masked; a line is a query, a column a key."""
     return "\n".join("".join(".#"[int(may)] for may in row) for row in mask)
 
 
 def side_by_side(blocks: list[tuple[str, str]], columns: int = 100) -> str:
-    """(title, text) pairs next to each other as far as `columns` allow, the rest below; what is wider is left out."""
+    """(title, text) pairs next to each other as far as `columns` allow, the rest below; wider text is omitted."""
     rows: list[list[list[str]]] = []
     for title, text in blocks:
         lines = text.split("\n")
         if max(map(len, lines)) > columns:
-            lines = [f"(more than {columns} columns: see the picture, or choose smaller numbers)"]
+            lines = [f"(more than {columns} columns: see the figure, or choose smaller numbers)"]
         lines = [title, *lines]
         width = max(map(len, lines))
         lines = [line.ljust(width) for line in lines]
@@ -189,7 +189,7 @@ def side_by_side(blocks: list[tuple[str, str]], columns: int = 100) -> str:
 
 
 def describe(at: Layout, blocks: int, mask_padding: bool = False, place: Size | None = None) -> str:
-    """The whole story of a layout in at most 100 columns.
+    """A description of a layout in at most 100 columns.
 
     Args:
         at: the layout.
@@ -197,20 +197,20 @@ def describe(at: Layout, blocks: int, mask_padding: bool = False, place: Size | 
         mask_padding: as in `nn.ShiftedWindows`.
     """
     masks, (on_map, labels) = window_masks(at, mask_padding), regions(at)
-    places = at.window[0] * at.window[1]
+    count = at.window[0] * at.window[1]
     padding = "no padding" if at.size == at.real else f"padded to {by(at.size)} at the right and bottom (--)"
     moves = [("on the map", positions(at)), ("rolled", positions_after_roll(at))]
     return "\n\n".join(
         [
             f"A map of {by(at.real)}, windows of {by(at.window)}, shift {by(at.shift)}: {padding}; "
-            f"{len(masks)} windows of {places} places.",
-            "1. WHERE EACH PLACE GOES: the map is rolled up and left by the shift, then cut into windows.",
+            f"{len(masks)} windows of {count} pixels.",
+            "1. CYCLIC SHIFT: the map is rolled up and left by the shift, then split into windows.",
             side_by_side([(title, grid_text(grid, at.window)) for title, grid in moves]),
-            "2. LABELS: places of one window with equal labels were neighbors before the roll.",
+            "2. LABELS: pixels of one window with equal labels were neighbors before the roll.",
             side_by_side([("on the map", grid_text(on_map)), ("rolled", grid_text(labels, at.window))]),
-            "3. MASKS: a line is the place that looks, a column the place looked at; # may, . may not.",
+            "3. MASKS: a line is a query, a column a key; # attends, . is masked.",
             side_by_side([(mask_title(masks, numbers), mask_text(masks[numbers[0]])) for numbers in kinds(masks)]),
-            f"4. RELATIVE POSITION: {places**2} pairs, {(2 * at.window[0] - 1) * (2 * at.window[1] - 1)} offsets, "
+            f"4. RELATIVE POSITION: {count**2} pairs, {(2 * at.window[0] - 1) * (2 * at.window[1] - 1)} offsets, "
             "one row of the table for each offset.",
             _index_text(at.window),
             _reach_text(at, blocks, place),
@@ -220,11 +220,11 @@ def describe(at: Layout, blocks: int, mask_padding: bool = False, place: Size | 
 
 
 def _index_text(window: Size) -> str:
-    """The whole index if it fits; else what three queries read, in the shape of the window."""
+    """The complete index if it fits; else the rows of three queries, in the shape of the window."""
     index = F.relative_position_index(window)
-    whole = grid_text(index)
-    if len(whole.split("\n")[0]) <= 100:
-        return side_by_side([("row of the table for query (down) and key (across)", whole)])
+    text = grid_text(index)
+    if len(text.split("\n")[0]) <= 100:
+        return side_by_side([("row of the table for query (down) and key (across)", text)])
     queries = (0, len(index) // 2, len(index) - 1)
     return side_by_side(
         [(f"rows that query {query} reads", grid_text(index[query].reshape(window))) for query in queries]
@@ -238,7 +238,7 @@ def _reach_text(at: Layout, blocks: int, place: Size | None) -> str:
         field = receptive_field(which, blocks, place)
         shown.append((title, grid_text(np.where(field == 0, -1, field), blank=".")))
     return (
-        f"5. HOW FAR NEWS TRAVELS: blocks until the output at row {row}, column {column} depends on the input here;\n"
+        f"5. RECEPTIVE FIELD: blocks until the output at row {row}, column {column} depends on the input here;\n"
         f"   {blocks} blocks tried, a dot means none of them. Measured with real gradients.\n\n" + side_by_side(shown)
     )
 
@@ -247,14 +247,14 @@ def _merging_text(real: Size) -> str:
     numbers = np.arange(1, 1 + real[0] * real[1], dtype=np.int64).reshape(1, *real, 1)  # padding is 0
     first = F.patch_merging(numbers)[0][0, 0, 0] - 1
     words = ", ".join("--" if number < 0 else str(number) for number in first)
-    return f"6. MERGING: the first place of the next stage holds the places {words}: down comes before right."
+    return f"6. MERGING: the first pixel of the next stage joins the pixels {words}: down before right."
 
 
 def mask_title(masks: Array, numbers: list[int]) -> str:
-    """Which windows have this mask, and how many pairs it bars."""
+    """The windows with this mask, and the number of masked pairs."""
     shown = ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
-    apart = int((~masks[numbers[0]]).sum())
-    return f"window{'s' * (len(numbers) > 1)} {shown}: {apart} barred"
+    masked = int((~masks[numbers[0]]).sum())
+    return f"window{'s' * (len(numbers) > 1)} {shown}: {masked} masked"
 
 
 def by(size: Any) -> str:

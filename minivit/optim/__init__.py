@@ -1,4 +1,4 @@
-"""From gradients to better weights: SGD, AdamW, groups of parameters, clipping, the learning rate's course, averages.
+"""Optimization: SGD, AdamW, parameter groups, gradient clipping, the learning-rate schedule, averaged weights.
 
 The step of training is four lines:
 
@@ -7,7 +7,7 @@ The step of training is four lines:
     optim.clip_grad_norm(model.parameters(), 1.0)
     opt.step()
 
-Gradients add up until they are cleared, so accumulating over several small batches needs nothing special: call
+Gradients add up until they are cleared, so accumulating over several small batches needs no extra code: call
 `loss_and_grad` n times with `dloss=1/n` before one `step`.
 """
 

@@ -1,18 +1,19 @@
-"""Averaged weights, which are steadier than those of any one step."""
+"""Averaged weights, which vary less than those of a single step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from minivit.nn.layer import Layer, check_layer
+from minivit.optim import together
 from minivit.optim.base import restore
 
 
 class ModelEma:
     """Averaged weights: average <- decay * average + (1 - decay) * weights, after each step (Polyak and Juditsky 1992).
 
-    The average of the first steps is plain (decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow), so that the
-    random start is soon forgotten.
+    In the first steps decay rises from 0.1 as (1 + t)/(10 + t), as in TensorFlow, so that the random initial weights
+    soon lose their influence.
     """
 
     def __init__(self, model: Layer, decay: float = 0.999) -> None:
@@ -26,13 +27,12 @@ class ModelEma:
         return f"ModelEma({type(self.model).__name__}, decay={self.decay}, steps={self.steps})"
 
     def update(self) -> None:
-        """Take the model's present weights into the average."""
+        """Update the average with the model's current weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        for name, param in self.model.parameters().items():
-            average = self.average[name]
-            average *= decay
-            average += (1 - decay) * param.data
+        params = self.model.parameters()
+        averages = [self.average[name] for name in params]
+        together.average(*averages, *(param.data for param in params.values()), decay=decay)
 
     def swap(self) -> None:
         """Exchange the model's weights and the average; call it again to swap back."""

@@ -1,6 +1,6 @@
-"""What the optimizers share: the parameters, the learning rate, settings by name, and a state that can be saved.
+"""The base class of the optimizers: parameters, learning rate, settings by name, and a state that can be saved.
 
-A parameter that is not given to an optimizer is frozen.
+A parameter that no optimizer has is frozen.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Params = dict[str, Parameter]
 
 
 class Optimizer:
-    """What SGD and AdamW share: the parameters, `lr` (may be set each step), and a state that can be saved.
+    """The base of SGD and AdamW: the parameters, `lr` (may be set each step), and a state that can be saved.
 
-    `no_decay` and `lr_scale` are settings, no state: build the optimizer with the same ones before a state is loaded.
+    `no_decay` and `lr_scale` are settings, not state: build the optimizer with the same ones before loading a state.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Optimizer:
         self.steps = 0
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for param in self.params.values():
             param.grad = None
 
     def step(self) -> None:
-        """One step for every parameter that has a gradient; the others stay as they are. Warns where none has one.
+        """One step for every parameter that has a gradient; the others do not change. Warns if none has one.
 
         Raises:
             ValueError: if `lr` has become negative or is not finite.
@@ -64,7 +64,7 @@ class Optimizer:
         raise TypeError(f"{type(self).__name__} must define step(self)")
 
     def _is_due(self) -> bool:
-        """Whether any parameter has a gradient; warns where none has."""
+        """Whether any parameter has a gradient; warns if none has."""
         _check_rate("lr", self.lr)
         if any(param.grad is not None for param in self.params.values()):
             return True
@@ -95,15 +95,15 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join([*words, count])})"
 
     def _moments(self) -> dict[str, Array]:
-        """The arrays that the optimizer remembers, by name."""
+        """The optimizer's moments by name."""
         raise TypeError(f"{type(self).__name__} must define _moments(self)")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on: `steps`, `lr` and copies of the moments."""
+        """The state needed to continue: `steps`, `lr` and copies of the moments."""
         return {"steps": self.steps, "lr": self.lr, **{name: array.copy() for name, array in self._moments().items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; the parameters must be the same.
+        """Continue from a saved state; the parameters must be the same.
 
         Raises:
             ValueError: naming the first moment that is missing or of another shape.
@@ -113,7 +113,7 @@ class Optimizer:
 
 
 def check_params(name: str, params: Any) -> None:
-    """Refuse what are no parameters by name, such as the model or a list, in the words of the function `name`."""
+    """Refuse an argument that is not a dict of parameters, such as the model; the message names the function `name`."""
     if isinstance(params, Mapping):
         wrong = next(((key, value) for key, value in params.items() if not isinstance(value, Parameter)), None)
         if wrong is None:
@@ -131,7 +131,7 @@ def check_params(name: str, params: Any) -> None:
 
 
 def _check_rate(name: str, value: Any) -> None:
-    """Refuse a learning rate or decay that is no number, negative, or not finite; 0 is where a schedule may end."""
+    """Refuse a learning rate or decay that is not a number, negative, or not finite; a schedule may end at 0."""
     if not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"{name}={value!r} must be a number, got a {type(value).__name__}")
     if not 0 <= value < float("inf"):
@@ -139,7 +139,7 @@ def _check_rate(name: str, value: Any) -> None:
 
 
 def restore(owner: str, arrays: dict[str, Array], state: dict[str, Any]) -> None:
-    """Copy saved arrays into live ones, after all have been found to fit.
+    """Copy saved arrays into live ones, after checking all of them.
 
     Raises:
         ValueError: naming the owner and the first array that is missing or of another shape; nothing is then changed.

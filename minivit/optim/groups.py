@@ -1,6 +1,6 @@
-"""Groups of parameters by name: which take no weight decay, which move more slowly, and which a pattern names.
+"""Groups of parameters by name: those without weight decay, layer-wise learning rates, and names by pattern.
 
-Groups are sets and dictionaries of names, which the optimizers take as `no_decay` and `lr_scale`.
+Groups are sets and dictionaries of names, for the arguments `no_decay` and `lr_scale` of the optimizers.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from minivit.nn import Block, Recompute
 from minivit.nn.layer import Chain, Layer, check_layer
 from minivit.optim.base import Params, check_params
 
-# Parameters that weight decay would hurt: they are not weights of a product but positions, offsets and gains.
+# Parameters that weight decay would harm: positions, offsets and gains, which are no factors of a product.
 _UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
 
 
 def no_decay(model: Layer) -> set[str]:
-    """The names that take no weight decay: biases, norms, and position, class-token and relative-bias tables."""
+    """The names without weight decay: biases, norms, and position, class-token and relative-bias tables."""
     check_layer("no_decay", model)
     return {
         name
@@ -31,13 +31,14 @@ def no_decay(model: Layer) -> set[str]:
 def layer_decay(model: Chain, rate: float) -> dict[str, float]:
     """Layer-wise learning rates: each parameter's factor is rate ** (number of layers above it).
 
-    The layers are, from the top: all that follows the last block (norm and head, factor 1), each block, and all that
-    precedes the first (patches, tokens, positions). Swin's blocks count through all stages; the merging that opens a
-    stage belongs to the stage's first block. So a model of n blocks has factors from 1 down to rate ** (n + 1).
+    The layers are, from the top: the layers after the last block (norm and head, factor 1), each block, and those
+    before the first (patches, tokens, positions). Swin's blocks count through all stages; the patch merging that
+    begins a stage counts with the stage's first block. So a model of n blocks has factors from 1 down to rate ** (n +
+    1).
 
     Args:
         model: a ViT, a Swin, or another chain with blocks.
-        rate: in (0, 1]; 0.65 to 0.75 is usual for fine-tuning, 1 gives every layer the same.
+        rate: in (0, 1]; 0.65 to 0.75 is usual for fine-tuning, 1 gives every layer the same rate.
 
     Returns:
         name -> factor, for `AdamW(..., lr_scale=...)`.
@@ -69,14 +70,14 @@ def _is_block(stage: Layer) -> bool:
 
 
 def matching(params: Collection[str], patterns: Iterable[str]) -> set[str]:
-    """The names that match at least one pattern, as file names match on a command line.
+    """The names that match at least one pattern, with the wildcards of file names.
 
     Args:
         params: names, such as `model.parameters()`.
         patterns: `*` is any text, also with dots; `?` one character; `[0-5]` one of these: `blocks.[0-5].*`.
 
     Raises:
-        ValueError: a pattern that matches nothing; the message lists what is near.
+        ValueError: a pattern that matches nothing; the message lists similar names.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -97,6 +98,6 @@ def _near(params: Collection[str], pattern: str) -> str:
 
 
 def parameter_count(params: Params) -> int:
-    """How many numbers are learned."""
+    """The number of learned numbers."""
     check_params("parameter_count", params)
     return sum(prod(param.shape) for param in params.values())

@@ -34,7 +34,7 @@ def adamw(
         eps: added to the root of the second moment.
         step: t, counted from 1.
 
-    Source: Loshchilov and Hutter 2019, algorithm 2; the decay takes p before the step, as in torch.optim.AdamW.
+    Source: Loshchilov and Hutter 2019, algorithm 2; the decay uses p before the step, as in torch.optim.AdamW.
     """
     beta1, beta2 = betas
     m[...] = beta1 * m + (1 - beta1) * g
@@ -45,7 +45,7 @@ def adamw(
 
 
 class Share(NamedTuple):
-    """What one parameter brings into a step: its arrays, where its moments begin, and its own rates."""
+    """The data of one parameter in a step: its arrays, the start of its moments, and its rates."""
 
     data: Array
     grad: Array
@@ -67,10 +67,10 @@ def adamw_step(
     """`adamw` for every parameter.
 
     Args:
-        first, second: flat; the moments of all parameters, one after the other.
+        first, second: flat; the moments of all parameters, concatenated.
         shares: those parameters that have a gradient; their arrays are contiguous.
         betas, eps, step: as in `adamw`.
-        threads: how many may share the work.
+        threads: their largest number.
     """
     for share in shares:
         span = slice(share.start, share.start + share.data.size)
@@ -80,24 +80,24 @@ def adamw_step(
         )  # fmt: skip
 
 
-# adamw_step, or its fast replacement: in pieces that threads share, and on a GPU one launch for all parameters
+# adamw_step, or its fast implementation: pieces shared among threads, and on a GPU one launch for all parameters
 update = accelerated(adamw_step)
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
-    The result is the same to the last bit whatever the number of threads.
+    The result is the same to the last bit for any number of threads.
 
     Args:
         params: `model.parameters()`.
         lr: learning rate; set `opt.lr` before each step to follow a schedule. At 0 a step changes no weight.
-        weight_decay: the share of lr by which weights shrink at each step.
+        weight_decay: each step multiplies the weights by 1 - lr weight_decay.
         betas: decay rates of the mean and of the mean square of the gradient.
         eps: added to the root of the mean square.
-        no_decay: names of parameters that do not shrink, usually `optim.no_decay(model)`.
+        no_decay: names of parameters without decay, usually `optim.no_decay(model)`.
         lr_scale: a factor of `lr` by name, 1 where there is none, such as `optim.layer_decay(model, 0.75)`.
-        threads: how many share the work; the usable cores by default.
+        threads: their number; the usable cores by default.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class AdamW(Optimizer):
         if len(dtypes) > 1:
             raise ValueError(f"the parameters have different dtypes {sorted(map(str, dtypes))}")
         xp, size = array_module(first), sum(param.size for param in params.values())
-        # m and v of all parameters, one after the other, so that threads share them in equal pieces
+        # m and v of all parameters, concatenated, so that threads get equal pieces
         self.first, self.second = xp.zeros(size, first.dtype), xp.zeros(size, first.dtype)
         for param in params.values():
             if not param.data.flags.c_contiguous:  # the step writes through flat views
@@ -148,7 +148,7 @@ class AdamW(Optimizer):
 
 
 class SGD(Optimizer):
-    """v <- momentum v + g + decay p; p <- p - lr v (or, with nesterov, p - lr (g + momentum v)), as PyTorch does it."""
+    """v <- momentum v + g + decay p; p <- p - lr v (or, with nesterov, p - lr (g + momentum v)), as in PyTorch."""
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
 """Published weights: files of timm, Hugging Face, torchvision, Microsoft and Google, read without any of them.
 
-`loading.py` is one straight line: read (`minivit/io/weights.py`), recognize and translate the names (`recognition.py`,
-by the tables of `layouts/` and the mechanism of `renaming.py`), plan the model (`plan.py`, from `architecture.py` and
+The steps of `loading.py`: read (`minivit/io/weights.py`), recognize and translate the names (`recognition.py`, by the
+tables of `layouts/` and the rules of `renaming.py`), plan the model (`plan.py`, from `architecture.py` and
 `config_json.py`), build it, adapt the arrays (`adaptation.py`), load. `checkpoint.py` saves and loads the parameters of
-a model that is there, `export.py` writes other projects' files, `hub.py` downloads, `profiles.py` says how projects
-differ, `preprocessing.py` prepares images as the weights need them.
+an existing model, `export.py` writes other projects' files, `hub.py` downloads, `profiles.py` has the differences
+between projects, `preprocessing.py` the preprocessing of images for the weights.
 """
 
 from minivit.io.torch_file import read_torch_file

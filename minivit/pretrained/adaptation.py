@@ -1,6 +1,6 @@
-"""Making arrays fit a model that is not quite the one they were trained in: other classes, sizes, windows, channels.
+"""Adapting arrays to a model with other classes, sizes, windows or channels than those of their training.
 
-Everything here happens to arrays under our names, before they are loaded; what was changed is listed in words.
+Arrays have our names here, and are not yet loaded. The changes are listed in words.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minivit.pretrained.profiles import Profile
 from minivit.protocol import Array
 
 HEADS = ("head.", "head_dist.")
-# the convolution that reads the image: a hybrid's root, else that of the patches
+# the first convolution: a hybrid's root, else the patch embedding
 _FIRST = (
     "patch_embed.backbone.stem.conv.weight",
     "patch_embed.backbone.conv.weight",
@@ -28,15 +28,15 @@ _FIRST = (
 def fit(
     arrays: dict[str, Array], model: Model, stored: dict[str, Any], profile: Profile
 ) -> tuple[dict[str, Array], list[str]]:
-    """The arrays in the shapes of the model, as far as that can be done, and what was done.
+    """The arrays in the shapes of the model as far as possible, and the list of changes.
 
     Args:
         arrays: under our names.
-        model: the model they shall be loaded into.
-        stored: the arguments of the model that the arrays come from.
-        profile: how tables are resampled.
+        model: the model to load into.
+        stored: the arguments of the model of the arrays.
+        profile: the project's rules of resampling.
     """
-    params, anew = model.parameters(), model.num_classes != stored.get("num_classes")
+    params, new_head = model.parameters(), model.num_classes != stored.get("num_classes")
     first = next((name for name in _FIRST if name in params), None)
     fitted, changes = dict(arrays), list[str]()
     for name in [name for name in fitted if name in params]:
@@ -46,7 +46,7 @@ def fit(
             changes.append(f"{name}: resampled from {old} to {new}")
     for name in [name for name in fitted if name in params and fitted[name].shape != params[name].shape]:
         array, shape = fitted[name], params[name].shape
-        if name.startswith(HEADS) and anew and array.ndim == len(shape):
+        if name.startswith(HEADS) and new_head and array.ndim == len(shape):
             fitted[name] = np.zeros(shape, array.dtype)
             changes.append(f"{name}: {len(array)} classes in the file, {shape[0]} in the model: starts at 0")
         elif name == first and array.shape[2:] == shape[2:] and array.shape[0] == shape[0]:
@@ -54,15 +54,15 @@ def fit(
             changes.append(f"{name}: from {array.shape[1]} to {shape[1]} channels")
     for name in [name for name in fitted if name.startswith("pre_logits.") and name not in params]:
         del fitted[name]
-        changes.append(f"{name}: left out, the model has no layer before its head")
-    for name in [name for name in params if name.startswith(HEADS) and name not in fitted and anew]:
+        changes.append(f"{name}: omitted, the model has no layer before its head")
+    for name in [name for name in params if name.startswith(HEADS) and name not in fitted and new_head]:
         fitted[name] = np.zeros(params[name].shape, params[name].data.dtype)
         changes.append(f"{name}: the file has no head: starts at 0")
     return fitted, changes
 
 
 def choose_classes(arrays: dict[str, Array], classes: Sequence[int]) -> dict[str, Array]:
-    """The arrays with only these classes in the head, by their numbers: 1,000 of ImageNet's 21,841, for example.
+    """The arrays with only these classes in the head, by number, such as 1,000 of ImageNet's 21,841.
 
     Raises:
         ValueError: if the file has no head, or no such class.
@@ -72,9 +72,9 @@ def choose_classes(arrays: dict[str, Array], classes: Sequence[int]) -> dict[str
     if not heads:
         raise ValueError("classes: the file has no head to choose from")
     count = len(arrays[heads[0]])
-    whole = rows.ndim == 1 and rows.size and rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < count
-    if not whole:
-        raise ValueError(f"classes must be whole numbers from 0 to {count - 1}, got {classes!r:.60}")
+    valid = rows.ndim == 1 and rows.size and rows.dtype.kind in "iu" and rows.min() >= 0 and rows.max() < count
+    if not valid:
+        raise ValueError(f"classes must be integers from 0 to {count - 1}, got {classes!r:.60}")
     return {name: array[rows] if name in heads else array for name, array in arrays.items()}
 
 
@@ -82,7 +82,7 @@ def _resampled(name: str, array: Array, old: Table, new: Table, profile: Profile
     """A table (1, R, D) of positions or (R, H) of biases, from one grid or window to another; prefix rows stay."""
     table = array[0] if old.kind == "grid" and array.ndim == 3 else array
     if table.ndim != 2 or len(table) != old.rows:
-        raise ValueError(f"{name} has shape {array.shape}, and that of a {old} has {old.rows} rows")
+        raise ValueError(f"{name} has shape {array.shape}, and a table of a {old} has {old.rows} rows")
     count = old.prefix if old.kind == "grid" else 0
     front, plane, behind = np.split(table, (count, count + old.plane[0] * old.plane[1]))
     plane = plane.reshape(*old.plane, -1)  # (h, w, D)
@@ -97,14 +97,14 @@ def _resampled(name: str, array: Array, old: Table, new: Table, profile: Profile
 
 
 def stretch_matrix(source: int, target: int) -> Array:
-    """(target, source): a line of offsets -R..R laid on a line of other length, far offsets stretched more than near.
+    """(target, source): interpolation from offsets -R..R to another range, which stretches far offsets more than near.
 
-    The distances of neighbors grow by a common ratio q, so that the table keeps its detail where it has most, in the
-    middle; q is such that the outermost offset comes to lie on the new outermost one. Between the points linear.
+    The distances between neighbors grow by a common ratio q, so that the table keeps its detail in the middle. With
+    this q the outermost offsets of both ranges coincide. The interpolation is linear.
     Sources: BEiT's fine-tuning code and timm's `resize_rel_pos_bias_table`.
     """
     half, reach = source // 2, target // 2
-    low, high = 1.01, 1.5  # the bounds and the precision of q in the sources
+    low, high = 1.01, 1.5  # bounds and precision of q, as in the sources
     while high - low > 1e-6:
         ratio = (low + high) / 2
         if (1 - ratio**half) / (1 - ratio) > reach:
@@ -112,16 +112,16 @@ def stretch_matrix(source: int, target: int) -> Array:
         else:
             low = ratio
     distance = np.cumsum([ratio**power for power in range(half)])
-    places = np.concatenate((-distance[::-1], [0], distance))
+    offsets = np.concatenate((-distance[::-1], [0], distance))
     wanted = np.arange(-reach, target - reach)
-    return np.stack([np.interp(wanted, places, row) for row in np.eye(source, dtype=np.float64)], axis=1)
+    return np.stack([np.interp(wanted, offsets, row) for row in np.eye(source, dtype=np.float64)], axis=1)
 
 
 def _channels(array: Array, channels: int) -> Array:
     """Other image channels: gray is the sum over the kernels of red, green and blue; more repeat them in turn.
 
-    A gray image shown to all three kernels gives the same as one channel with their sum. Repeated kernels are scaled
-    so that the sum over all stays what it was.
+    A gray image in three channels gives the same output as one channel with the sum of the kernels. Repeated kernels
+    are scaled so that their sum does not change.
     """
     if channels == 1:
         return array.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Which model a set of arrays belongs to: its arguments, read off the names and shapes.
+"""The arguments of the model of a set of arrays, inferred from the names and shapes.
 
-What shapes cannot tell (heads of a ViT, the image size of a Swin) comes from config.json where there is one, from the
-published size of the same widths, or from the convention of that family.
+Arguments that leave no trace in shapes (heads of a ViT, the image size of a Swin) come from config.json, from the
+published model of equal widths, or from the convention of the family.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def arguments(
     settings: Arguments,
     requested: Arguments,
 ) -> Arguments:
-    """The arguments of the class `model` that fit.
+    """The arguments of the class `model` for these arrays.
 
     Args:
         model: "ViT", "Swin" or "SwinV2".
         arrays: under our names.
-        config: the arguments that config.json beside the file gives; see `config_json.py`.
-        buffers: the tables that came with the file and are not learned, under our names.
-        settings: arguments by which its source differs; see `profiles.py`.
-        requested: arguments that were asked for; their img_size and window_size decide where nothing else tells the
+        config: the arguments in config.json next to the file; see `config_json.py`.
+        buffers: the file's tables that are not learned, under our names.
+        settings: arguments in which the source differs; see `profiles.py`.
+        requested: the requested arguments; their img_size and window_size are used where nothing else determines the
             sides of a grid or window.
 
     Raises:
@@ -62,7 +62,7 @@ def arguments(
     }
 
 
-# names of what a plain model has not; each pattern is looked for in a name that it begins
+# names of parts that a plain model lacks; a pattern matches the beginning of a name
 _OTHER_PARTS = {
     r"blocks\.\d+\.(ls[12]\.|gamma_)": "LayerScale",
     r"(reg_token|register_tokens|storage_tokens)": "register tokens",
@@ -72,12 +72,12 @@ _OTHER_PARTS = {
     r"blocks\.\d+\.(attn|mlp)\.norm\.": "norms within attention or MLP",
     r"blocks\.\d+\.mlp\.(w\d+|fc1_[gx])\.": "a gated MLP",
     r"blocks\.\d+\.(attns|ffns)\.": "parallel branches",
-    r"blocks\.\d+\.(in_proj|mlp_|attn_out|in_norm|out_proj)": "attention and MLP side by side",
+    r"blocks\.\d+\.(in_proj|mlp_|attn_out|in_norm|out_proj)": "attention and MLP in parallel",
 }
 
 
 def _check_parts(shapes: Shapes) -> None:
-    """Refuse a model with other parts by their names, before its tables are looked at."""
+    """Refuse a model with other parts by their names, before its tables are read."""
     parts = {}
     for pattern, part in _OTHER_PARTS.items():
         name = next((name for name in shapes if re.match(pattern, name)), None)
@@ -89,7 +89,7 @@ def _check_parts(shapes: Shapes) -> None:
 
 
 _OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
-# options that leave no trace in the arrays, or less than config.json tells
+# options that leave no trace in the arrays, or less than in config.json
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _FROM_CONFIG = ("norm_eps", "gelu", "covered", *_OF_VIT, *_RATES)
 
@@ -140,7 +140,7 @@ def _vit(shapes: Shapes, config: Arguments, requested: Arguments) -> Arguments:
 
 
 def _stem(shapes: Shapes) -> Arguments:
-    """The convolutional stem of a hybrid, where there is one."""
+    """The convolutional stem of a hybrid, if there is one."""
     backbone = "patch_embed.backbone"
     names = [name for name in shapes if name.startswith(backbone)]
     if not names:
@@ -150,20 +150,20 @@ def _stem(shapes: Shapes) -> Arguments:
     if root is None:
         if f"{backbone}.stem.conv.weight" not in shapes:
             raise ValueError(
-                f"its stem has {names[0]!r:.80}, and minivit has no other stem than a ResNetV2's, which begins with "
+                f"its stem has {names[0]!r:.80}, and minivit's only stem is a ResNetV2's, which begins with "
                 f"{backbone}.stem.conv.weight"
             )
         root = shapes[f"{backbone}.stem.conv.weight"]
         stage = rf"{re.escape(backbone)}\.stages\."
         count = _count(shapes, rf"{stage}(\d+)\.")
         layers = tuple(_count(shapes, rf"{stage}{number}\.blocks\.(\d+)\.") for number in range(count))
-    # groups leave no trace in shapes: 32 in all that were published, and here as many of them as divide the width
+    # groups leave no trace in shapes: 32 in all published models, here the largest such number that divides the width
     groups = gcd(32, root[0])
     return {"resnet_layers": layers, "resnet_width": root[0], "resnet_groups": groups, "in_chans": root[1]}
 
 
 def _image(name: str, count: int, found: Arguments, config: Arguments, requested: Any) -> Any:
-    """The image that a table of so many positions belongs to: config.json's, a square, or what was asked for."""
+    """The image size of a table of `count` positions: config.json's, a square, or the requested one."""
 
     # every other project drops partial patches, or has none
     dropping = {**found, "partial_patches": found.get("partial_patches", "drop")}
@@ -184,13 +184,13 @@ def _image(name: str, count: int, found: Arguments, config: Arguments, requested
     for size, grid in ((said, dropping), (config.get("input_size"), dropping), (square, found), (requested, found)):
         if fits(size, grid):
             return size
-    whole = count + bool(found.get("class_token")) + bool(found.get("distilled"))
-    if isqrt(whole) ** 2 == whole != count:
+    positions = count + bool(found.get("class_token")) + bool(found.get("distilled"))
+    if isqrt(positions) ** 2 == positions != count:
         raise ValueError(
-            f"{name} has {whole} positions, a square, and so none for the class token (timm's no_embed_class), which "
-            "minivit's ViT gives one: choose another file, or put a row of zeros in front of them"
+            f"{name} has {positions} positions, a square, so none for the class token (timm's no_embed_class), which "
+            "minivit's ViT gives one: choose another file, or prepend a row of zeros"
         )
-    raise ValueError(f"{name} has {count} positions, which make no square: say img_size=(H, W)")
+    raise ValueError(f"{name} has {count} positions, which make no square: give img_size=(H, W)")
 
 
 # the width of a head in every published ViT of up to 1,024 channels but two; wider ones have heads of 72 to 104
@@ -198,10 +198,10 @@ _HEAD, _WIDEST = 64, 1024
 
 
 def _vit_heads(found: Arguments) -> int:
-    """Heads leave no trace in the shapes of a ViT: those of the published size, or one for each 64 channels.
+    """The number of heads, which leaves no trace in shapes: that of the published size, or one for each 64 channels.
 
     Raises:
-        ValueError: if published sizes differ, or there is none and the width does not tell.
+        ValueError: if published sizes differ, or there is none for such a width.
     """
     heads = published_heads(found)
     if len(heads) == 1:
@@ -209,12 +209,12 @@ def _vit_heads(found: Arguments) -> int:
     dim = found["embed_dim"]
     if heads or dim > _WIDEST or dim > _HEAD and dim % _HEAD:
         known = f", and published models of this size have {' or '.join(map(str, sorted(heads)))}" if heads else ""
-        raise ValueError(f"no array shows how many heads share its {dim} channels{known}: say num_heads=")
+        raise ValueError(f"no array shows the number of heads of its {dim} channels{known}: give num_heads=")
     return max(1, dim // _HEAD)
 
 
 def published_heads(found: Arguments) -> set[int]:
-    """The numbers of heads of the published ViTs of this width and depth; one with a class token is none without."""
+    """The numbers of heads of the published ViTs of this width, depth and class token."""
     same = {name: found[name] for name in ("embed_dim", "depth")}
     published = [sizes for _, sizes in configs.published() if same.items() <= sizes.items() and "depths" not in sizes]
     fits = [sizes for sizes in published if sizes.get("class_token", True) or not found["class_token"]]
@@ -222,7 +222,7 @@ def published_heads(found: Arguments) -> set[int]:
 
 
 def _check_one_reading(found: Arguments, requested: Arguments) -> None:
-    """Refuse a ViT without class token whose names belong to models that compute differently, unless that is said.
+    """Refuse a ViT without class token whose names fit several computations, unless the arguments decide.
 
     timm's SigLIP "gap" models have one GELU or the other, and a vit_base_patch16_gap_224 has heads of 48 channels;
     its residual-post-norm models have the names of any ViT without class token and biases of q, k and v.
@@ -233,12 +233,12 @@ def _check_one_reading(found: Arguments, requested: Arguments) -> None:
     if unsaid and found["global_pool"] == "avg" and not found["fc_norm"]:
         raise ValueError(
             "models of these names, without a class token and with the norm before the mean, have one GELU or the "
-            f"other and heads of several widths: say {' and '.join(f'{name}=' for name in unsaid)}"
+            f"other and heads of several widths: give {' and '.join(f'{name}=' for name in unsaid)}"
         )
     if found["fc_norm"] and not found["qkv_bias"] and "post_norm" not in requested:
         raise ValueError(
-            "no array shows whether the norms of its blocks stand before the branches or behind them, as in timm's "
-            "vit_base_patch16_rpn_224: say post_norm="
+            "no array shows whether the norms of its blocks precede or follow the branches, as in timm's "
+            "vit_base_patch16_rpn_224: give post_norm="
         )
 
 
@@ -288,7 +288,7 @@ def _swin_heads(shapes: Shapes, stage: int) -> int:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number at a place of the names."""
+    """One more than the largest number at one position of the names."""
     count = 1 + max((int(match[1]) for match in (re.match(pattern, name) for name in shapes) if match), default=-1)
     if count > len(shapes):
         raise ValueError(f"{len(shapes)} arrays cannot make {count} blocks: check where it came from")

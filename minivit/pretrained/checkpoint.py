@@ -1,4 +1,4 @@
-"""A model's parameters to a file and back. What does not fit is refused with its likely cause; nothing is changed."""
+"""A model's parameters to a file and back. Arrays that do not fit are refused with the likely cause."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
     Args:
         model: any model or layer of minivit's.
         path: a file that minivit wrote, or one of timm, Hugging Face, torchvision, Microsoft, Google or WZMIAOMIAO.
-        strict: names that are missing or too many are an error; with False they are left alone.
+        strict: missing or unexpected names are an error; with False they are ignored.
 
     Raises:
-        CheckpointError: if the file is unreadable or does not fit, also where a table has the model's shape and is of
-            another grid or window; nothing is then changed.
+        CheckpointError: if the file is unreadable or does not fit, even where a table of another grid or window has the
+            model's shape; the model is then unchanged.
     """
     found = identify(read_weights(path))
     if found.weights.arrays.keys() == model.state().keys():  # these are the model's own names
@@ -53,7 +53,7 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
     return model
 
 
-# arguments that a file may leave open, of which the model's are taken
+# arguments that may be missing in a file; the model's are used
 _OPEN = ("img_size", "window_size", "pretrained_window_sizes", "num_heads", "gelu", "post_norm")
 
 
@@ -64,7 +64,7 @@ def _check_geometry(model: Any, found: Recognized) -> None:
     sizes: dict[str, Any] = {name: model.config[name] for name in _OPEN if name in model.config}
     try:
         stored = plan_of(found, None, sizes).stored
-    except CheckpointError:  # whatever else the file lacks, the arrays have the model's shapes
+    except CheckpointError:  # whatever the file lacks, the arrays have the model's shapes
         return
     for name in [name for name in model.state() if name in found.arrays]:
         old, new = table_of(name, stored), table_of(name, model.config)
@@ -77,19 +77,19 @@ def _check_geometry(model: Any, found: Recognized) -> None:
 
 
 def adopt(model: Any, arrays: dict[str, Array]) -> None:
-    """Give a new model its arrays and empty `arrays`; each serves as a parameter itself where it can."""
+    """Give a new model its arrays and empty `arrays`; an array becomes a parameter without a copy where possible."""
     adoptable = _adoptable(arrays, model.dtype)
     for name, param in model.state().items():
         array = arrays.pop(name)
         param.swap(_writeable(array) if name in adoptable else np.array(array, param.data.dtype, order="C"))
-        del array  # so that it is freed as soon as the model has a copy of it
+        del array  # so that it is freed once the model has a copy
 
 
 def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
-    """The names whose arrays can serve as parameters as they are, so that a large model is in memory once.
+    """The names of arrays that can become parameters without a copy, so that a large model is in memory once.
 
-    They must be of the model's dtype, lie in one piece, share no number with another, and not keep much more memory
-    alive than they need.
+    They must have the model's dtype, be contiguous, overlap no other array, and not keep much more memory alive than
+    they need.
     """
     spans = []
     for name, array in arrays.items():
@@ -111,14 +111,14 @@ def _adoptable(arrays: dict[str, Array], dtype: Any) -> set[str]:
 
 
 def _writeable(array: Array) -> Array:
-    """The array, which is ours alone, so that it may be written to."""
+    """The array, which no other code holds, made writeable."""
     owner(array).flags.writeable = True
     array.flags.writeable = True
     return array
 
 
 def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: bool) -> None:
-    """Refuse arrays that do not fit, with the likely cause, before anything is changed."""
+    """Refuse arrays that do not fit, with the likely cause, before the model is changed."""
     params = model.state()
     missing = [name for name in params if name not in arrays] if strict else []
     unexpected = found.unknown + [name for name in arrays if name not in params] if strict else []
@@ -141,7 +141,7 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
 
 
 def _cause(model: Any, found: Recognized) -> str:
-    """What the file is, where that is known, and by which arguments of the class it differs from the model."""
+    """The kind of file, if known, and the arguments in which it differs from the model."""
     if found.layout is None and found.model not in MODELS:
         return "" if found.weights.content else f"; its names are {unknown_names()}"
     try:
@@ -160,7 +160,7 @@ def _cause(model: Any, found: Recognized) -> str:
     return f"{cause}; {', '.join(differs)}" if differs else cause
 
 
-# arguments that show in a model's arrays, those of the encoder first
+# arguments that determine shapes, those of the encoder first
 _SHAPES = (
     *("embed_dim", "depth", "depths", "num_heads", "mlp_ratio", "qkv_bias", "patch_size", "in_chans", "num_classes"),
     *("resnet_layers", "resnet_width"),
@@ -174,7 +174,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _name(plan: Plan) -> str:
-    """The published name of this size, if it has one."""
+    """The published name of this size, if there is one."""
     for name, config in configs.published():
         shared = [key for key in _SIZE if key in config and key in plan.arguments]
         fits = "embed_dim" in shared and all(_same(config[key], plan.arguments[key]) for key in shared)

@@ -1,6 +1,6 @@
-"""config.json beside a file, as transformers and timm write it, in the words of our classes.
+"""config.json next to a file, as transformers and timm write it, as arguments of our classes.
 
-Shapes do not tell everything: what this file tells is used where they are silent.
+It is used for arguments that shapes do not determine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from minivit.models.timm_arguments import in_our_words
 from minivit.sizes import pair
 
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
-# transformers' names for the arguments of ours that no shape shows
+# transformers' names for our arguments that no shape shows
 _TRANSFORMERS = {
     "num_heads": "num_heads",
     "num_attention_heads": "num_heads",
@@ -22,9 +22,9 @@ _TRANSFORMERS = {
     "layer_norm_eps": "norm_eps",
 }
 _TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
-# what a timm architecture usually has, which its model_args and the arrays may contradict
+# defaults of a timm architecture, which its model_args and the arrays may contradict
 _USUAL = {"img_size": "input_size", "window_size": "usual_window"}
-# timm's model_args, in our words: those that are honored, those that the arrays tell too, and those that only matter
+# timm's model_args by our names: those that are used, those that the arrays show too, and those that matter only
 # before training
 _HONORED = {*_TIMM_SIZES, "norm_eps", "gelu", "global_pool", "fc_norm", "post_norm", "dynamic_img_size"}
 _HONORED |= {"partial_patches", "covered", "drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate"}
@@ -37,12 +37,12 @@ _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin"
 
 
 def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
-    """Arguments of the class `model` that a config.json gives; what is none of ours is left out.
+    """Arguments of the class `model` in a config.json; other entries are ignored.
 
-    Two more are only expected: "input_size" of the images, and "usual_window" of the architecture.
+    Two more are only defaults: "input_size" of the images, and "usual_window" of the architecture.
 
     Raises:
-        ValueError: for a value that makes no sense there, or an activation that minivit lacks.
+        ValueError: for an invalid value, or an activation that minivit lacks.
     """
     found = _timm(config, model)
     for theirs, ours in _TRANSFORMERS.items():
@@ -57,7 +57,7 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
             found[name] = tuple(found[name])
     for name, value in found.items():
         if not _makes_sense(name, value):
-            raise ValueError(f"config.json says {name}={value!r:.60}, which makes no sense: mend or remove the file")
+            raise ValueError(f"config.json says {name}={value!r:.60}, which makes no sense: correct or remove the file")
     return found
 
 
@@ -73,7 +73,7 @@ def _makes_sense(name: str, value: Any) -> bool:
 
 
 def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
-    """By the architecture's name, then what differs from it."""
+    """The arguments of the architecture's name, then those that differ."""
     name, published = config.get("architecture"), None
     found: dict[str, Any] = {}
     if isinstance(name, str):
@@ -81,7 +81,7 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
         if published is None:
             raise ValueError(
                 f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
-                "it may compute something else. If it is a plain ViT or Swin, remove config.json and say num_heads"
+                "it may compute something else. If it is a plain ViT or Swin, remove config.json and give num_heads"
             )
         decided = (*_TIMM_SIZES, "post_norm")
         found |= {_USUAL.get(key, key): published[key] for key in decided if key in published}
@@ -98,10 +98,10 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def _model_args(config: dict[str, Any], model: str, published: dict[str, Any]) -> dict[str, Any]:
-    """What timm's config.json says of its model besides the architecture, in our words.
+    """The arguments in timm's config.json besides the architecture, by our names.
 
     Raises:
-        ValueError: for what minivit does not have.
+        ValueError: for an argument that minivit lacks.
     """
     args = config.get("model_args")
     said = {key: value for key, value in (args if isinstance(args, dict) else {}).items() if value is not None}
@@ -117,7 +117,7 @@ def _model_args(config: dict[str, Any], model: str, published: dict[str, Any]) -
 
 
 def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
-    """Whether config.json's value of an argument is that of the arrays."""
+    """Whether config.json's value of an argument equals that of the arrays."""
     if name == "mlp_ratio":
         dim = arguments["embed_dim"]
         return type(value) in (int, float) and int(dim * value) == round(dim * arguments[name])

@@ -1,4 +1,4 @@
-"""Published weights out: a model becomes a file under another project's names."""
+"""Export of a model to a file with another project's names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from minivit.protocol import Array
 
 
 def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> None:
-    """Write a model's parameters as another project names them: names and numbers, no settings.
+    """Write a model's parameters under another project's names, without settings.
 
     Args:
         model: a ViT, Swin or SwinV2.
         path: a .safetensors file, or .npz for layout "google".
-        layout: "timm" (the names are ours), "huggingface", "torchvision", "microsoft", "google" or "wzmiaomiao".
+        layout: "timm" (our names), "huggingface", "torchvision", "microsoft", "google" or "wzmiaomiao".
 
     Raises:
         ValueError: if that project has no such model.
@@ -49,7 +49,7 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
 
 
 def _with_plain_positions(model: Any) -> dict[str, Array]:
-    """The model's arrays; positions of any kind as the table of `learned_1d`, which every project has."""
+    """The model's arrays; positions of any kind as the table of `learned_1d`, the only kind that every project has."""
     arrays = {name: to_numpy(param.data) for name, param in model.parameters().items()}
     config = model.config
     if type(model).__name__ != "ViT":
@@ -68,15 +68,15 @@ def _with_plain_positions(model: Any) -> dict[str, Array]:
 
 
 def _tables(model: Any, layout: str) -> dict[str, Array]:
-    """What three projects keep beside the parameters of a window's attention, and look for when they load."""
+    """The buffers of window attention that three projects store, and expect when they load."""
     found: dict[str, Array] = {}
     if layout not in ("microsoft", "torchvision", "wzmiaomiao") or type(model).__name__ == "ViT":
         return found
     grid = patch_grid(model.config)
     for number, stage in enumerate(model.layers):
         height, width = (-(-side // 2**number) for side in grid)
-        for place, block in enumerate(stage.blocks):
-            name, windows = f"layers.{number}.blocks.{place}", block.attn
+        for number_in_stage, block in enumerate(stage.blocks):
+            name, windows = f"layers.{number}.blocks.{number_in_stage}", block.attn
             index = F.relative_position_index(windows.window_size)
             found[f"{name}.attn.relative_position_index"] = index.reshape(-1) if layout == "torchvision" else index
             window, shift, size = windows.plan(height, width)
@@ -91,7 +91,7 @@ def _tables(model: Any, layout: str) -> dict[str, Array]:
 
 
 def _translated(model: Any, arrays: dict[str, Array], tables: list[Layout]) -> dict[str, Array]:
-    """Under the names of the first table that has them all, and by whose signs the result is recognized."""
+    """The arrays under the names of the first table that has all of them, and that recognizes the result."""
     heads = model.config["num_heads"]
     for table in tables:
         found, unknown = translate(table.rules, arrays, lambda name: heads, out=True)

@@ -1,4 +1,4 @@
-"""How large the model of a description is, before it is built: a file of 300 bytes must not ask for a billion blocks.
+"""The size of a described model, checked before it is built: a file of 300 bytes must not describe a billion blocks.
 
 Notation: D channels, N patches, Mh x Mw a window.
 """
@@ -15,7 +15,7 @@ from minivit.sizes import pair
 
 
 def check_types(config: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Refuse values that are of another kind than the defaults of the class.
+    """Refuse values of another type than the class's defaults.
 
     Raises:
         ValueError: naming the first of them.
@@ -37,14 +37,14 @@ def check_types(config: dict[str, Any], defaults: dict[str, Any]) -> None:
 
 
 def check_extent(config: dict[str, Any], arrays: dict[str, Array]) -> None:
-    """Refuse a model that is much larger than the file that describes it.
+    """Refuse a model that is much larger than its file.
 
     Args:
         config: all arguments of the model.
-        arrays: of the file. Tables of positions and windows may be computed, and so be larger than they.
+        arrays: of the file. Tables of positions and windows may be computed, and so be larger.
 
     Raises:
-        ValueError: naming how many numbers the model needs, and how many there are.
+        ValueError: naming the numbers of elements needed and present.
     """
     layers = _layers(config)
     if sum(layers) > len(arrays):
@@ -55,13 +55,13 @@ def check_extent(config: dict[str, Any], arrays: dict[str, Array]) -> None:
 
 
 def _layers(config: dict[str, Any]) -> list[int]:
-    """The number of blocks of each stage, those of a convolutional stem among them."""
+    """The number of blocks of each stage, including those of a convolutional stem."""
     depths = config["depths"] if "depths" in config else [config["depth"]]
     return [max(1, depth) for depth in (*depths, *(config.get("resnet_layers") or ()))]
 
 
 def _numbers(config: dict[str, Any]) -> int:
-    """The numbers in the largest arrays of a model; norms and biases are left out."""
+    """The number of elements in the largest arrays of a model; norms and biases are ignored."""
     width, classes = config["embed_dim"], config["num_classes"]
     grid = prod(patch_grid(config))  # N
     count = width * (grid + config["in_chans"] * prod(pair(config["patch_size"])))

@@ -1,4 +1,4 @@
-"""Which grid the rows of a table belong to: tables of 6x6 and of 4x9 positions have equal shapes and other meanings.
+"""The grid of a table's rows: tables of 6x6 and of 4x9 positions have equal shapes but different meanings.
 
 Notation: h x w a grid of patches or a window, R rows of a table.
 """
@@ -18,12 +18,12 @@ _BIASES = re.compile(r"(layers|blocks)\.(\d+)\..*relative_position_bias_table")
 
 @dataclass(frozen=True)
 class Table:
-    """What the rows of a table stand for.
+    """The meaning of a table's rows.
 
     Attributes:
         kind: "grid", a row for each of the h w positions, or "window", one for each of the (2h-1)(2w-1) offsets.
         size: (h, w).
-        prefix: rows of prefix tokens: before those of a grid, behind those of a window.
+        prefix: rows of prefix tokens: before those of a grid, after those of a window.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Table:
 
     @property
     def plane(self) -> Size:
-        """Height and width of the rows without the prefix, laid out as a plane."""
+        """Height and width of the rows without the prefix, as a two-dimensional grid."""
         height, width = self.size
         return (2 * height - 1, 2 * width - 1) if self.kind == "window" else self.size
 

@@ -1,6 +1,6 @@
 """A file of any known source, or a published name, becomes a model: read, recognize, plan, build, adapt, load.
 
-`layouts/` has the names, `profiles.py` what else differs between projects.
+`layouts/` has the names, `profiles.py` the other differences between projects.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def from_pretrained(
     report: Callable[[str], None] = print,
     **overrides: Any,
 ) -> Model:
-    """The model that a file holds: its class and size are read off the names and shapes, and config.json beside it.
+    """The model in a file: its class and size are inferred from names, shapes, and config.json next to it.
 
     Args:
         path: a file, a folder that holds one, or a published name, which is downloaded once: "vit_tiny_patch16_224",
             one of `list_models()`, or "google/vit-base-patch16-224", a repository of the Hugging Face hub.
-        num_classes: another number of classes starts its head at 0; 0 leaves the head out; None is the file's.
+        num_classes: another number of classes sets a new head to 0; 0 omits the head; None is the file's.
         img_size: another size resamples the table of positions.
         in_chans: other channels: 1 sums the kernels of red, green and blue.
         classes: keep these rows of the head, such as ImageNet's 1,000 among its 21,841 classes.
         dtype: "float32" or "float64"; None is float64 for a file of float64, else float32.
-        profile: how the source computes, one of `PROFILES`; None is that of the source that was recognized.
-        report: gets a line for each array that was changed to fit or left out, and for what had to be assumed.
+        profile: the rules of the source, one of `PROFILES`; None is that of the recognized source.
+        report: gets a line for each array that was adapted or omitted, and for each assumption.
         overrides: other arguments of the class, such as window_size or drop_path_rate.
 
     Raises:
@@ -78,13 +78,13 @@ def from_pretrained(
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
     check_fit(model, found, arrays, strict=True)
     if found.left_out:
-        changes.append(f"left out, as it is not the model's: {', '.join(map(quoted, found.left_out[:5]))}")
+        changes.append(f"omitted, as not part of the model: {', '.join(map(quoted, found.left_out[:5]))}")
     if plan.assumed:
         assumed = " and ".join(f"{name}={plan.stored[name]!r}" for name in plan.assumed)
-        changes.append(f"{assumed}: assumed, as no array shows it; pass what the file's name or its authors say")
+        changes.append(f"{assumed}: assumed, as no array shows it; pass the value of the file's name or its authors")
     for line in changes:
         report(f"minivit: {line}")
-    weights.arrays.clear()  # so that each array is freed as soon as the model has it, or a copy of it
+    weights.arrays.clear()  # so that each array is freed once the model has it, or a copy
     found.arrays.clear()
     adopt(model, arrays)
     return model
@@ -108,18 +108,18 @@ def create_model(
             `from_pretrained`.
         pretrained: load published weights: `from_pretrained(name)` with the other arguments.
         num_classes: None is 1000, or that of the published weights; 0 gives pooled features. With `pretrained`, another
-            number than the file's starts the head at 0.
+            number than the file's sets a new head to 0.
         in_chans: image channels; None is 3, or that of the published weights.
         img_size: int or (H, W); None is the size in the name.
-        dtype: "float32" or "float64"; None is "float32", or as the published file has it.
-        seed: of the initial weights; nothing of published weights is random.
+        dtype: "float32" or "float64"; None is "float32", or that of the published file.
+        seed: of the initial weights; published weights are not random.
         overrides: any other argument of the model's class, such as drop_path_rate=0.1; with `pretrained` also
             `classes`, `profile` and `report` of `from_pretrained`.
 
     Raises:
         ValueError: for an unknown name; the message lists the nearest known ones.
-        CheckpointError: with `pretrained`, if the weights are not in the cache and cannot be fetched; the message says
-            which files to fetch, from where, and into which folder.
+        CheckpointError: with `pretrained`, if the weights are not in the cache and cannot be fetched; the message has
+            the files to fetch, their URLs and the folder for them.
     """
     if pretrained:
         return from_pretrained(

@@ -1,4 +1,4 @@
-"""Which model a file makes: its class, its arguments, and how its source computes."""
+"""The model of a file: its class, its arguments, and its source's rules."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from minivit.pretrained.recognition import Recognized
 from minivit.pretrained.window_sizes import check_windows_told
 from minivit.sizes import pair
 
-# what a file can bring about whose names are right and whose shapes or settings make no sense
+# errors of a file with right names but invalid shapes or settings
 NO_MODEL = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The model that a file makes.
+    """The model of a file.
 
     Attributes:
         kind: its class.
-        stored: the arguments that the file was stored with.
-        arguments: those of the model to build: the stored ones, and what was asked for.
-        profile: how its source computes, one of `PROFILES`.
-        assumed: arguments that decide how the model computes and that nothing tells.
+        stored: the arguments of the file's model.
+        arguments: those of the model to build: the stored ones, overridden by the requested ones.
+        profile: the source's rules, one of `PROFILES`.
+        assumed: arguments that affect the computation and that nothing determines.
     """
 
     kind: Any
@@ -44,21 +44,21 @@ class Plan:
 
 
 def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, Any] | None = None) -> Plan:
-    """Which model a file makes.
+    """Find the model of a file.
 
     Args:
         profile: None is that of the source.
-        requested: arguments of the class that are to differ from the file's. A requested img_size or window_size also
-            decides where nothing else tells a grid or a window that is not square.
+        requested: arguments of the class that override the file's. A requested img_size or window_size is also used
+            where nothing else determines a grid or window that is not square.
 
     Raises:
         CheckpointError: if the arrays make no model.
-        ValueError: if a requested argument is none of the class.
+        ValueError: if the class lacks a requested argument.
     """
     kind, requested = MODELS[found.model], in_our_words(found.model, requested or {})
     _check_arguments(kind, requested)
-    if found.layout and found.weights.config_fault:  # the library's own files say all about themselves
-        raise CheckpointError(f"{found.weights.config_fault}. It decides how the model computes: mend it, or remove it")
+    if found.layout and found.weights.config_fault:  # the library's own files have a complete description
+        raise CheckpointError(f"{found.weights.config_fault}. It affects the computation: correct it, or remove it")
     try:
         if found.layout is None:
             chosen, stored, assumed = profile or "timm", _own(kind, found.weights.content), list[str]()
@@ -86,7 +86,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
 
 
 def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
-    """What config.json and the source's own arrays tell, which must be the same where both do."""
+    """The arguments from config.json and from the source's own arrays, which must agree."""
     for name, value in found.arguments.items():
         if config.get(name, value) != value:
             raise ValueError(
@@ -101,7 +101,7 @@ def _heads_known(read: dict[str, Any], said: dict[str, Any]) -> bool:
 
 
 def _check_one_reading(read: dict[str, Any]) -> None:
-    """Refuse a Swin without masks that may be Microsoft's, with a window that covers every map that has shifted blocks.
+    """Refuse a Swin without masks that may be Microsoft's, with a window that covers every map of shifted blocks.
 
     Maps halve from stage to stage, so equal windows of two such stages cannot both cover theirs.
     """
@@ -109,7 +109,7 @@ def _check_one_reading(read: dict[str, Any]) -> None:
     if len(shifted) == 1 and max(pair(read["window_size"])) > 1:
         raise ValueError(
             "it has no masks, so it may be WZMIAOMIAO's, or Microsoft's with a window that covers the map, and the two "
-            "shift differently: say profile='wzmiaomiao' or profile='microsoft'"
+            "shift differently: give profile='wzmiaomiao' or profile='microsoft'"
         )
 
 
@@ -121,12 +121,12 @@ _SIZES = (
 
 
 def _own(kind: Any, content: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in a file of the library's own. Its hash shows that it is whole, not who wrote it."""
+    """The arguments in a file of the library's own. Its hash shows that it is complete, not who wrote it."""
     config = content.get("config")
     if not isinstance(config, dict):
         raise ValueError("its description has no 'config': save it again")
     if config.get("heads") == "linear":  # an option of version 0.1
-        raise ValueError("heads='linear' has gone: load it with minivit 0.1")
+        raise ValueError("heads='linear' was removed: load it with minivit 0.1")
     own = {name: config[name] for name in config if name not in ("dtype", "heads")}
     unknown = [name for name in own if name not in _defaults(kind)]
     if unknown:
@@ -148,7 +148,7 @@ def _check_arguments(kind: Any, requested: dict[str, Any]) -> None:
 
 
 def _trained_windows(kind: Any, stored: dict[str, Any], requested: dict[str, Any]) -> dict[str, Any]:
-    """Swin v2 in other windows: its MLP has to know those that it was trained in."""
+    """Swin v2 in other windows: its MLP needs the windows of its training."""
     same = "pretrained_window_sizes" in requested or not {"window_size", "img_size"} & {*requested}
     if kind is not MODELS["SwinV2"] or same:
         return {}

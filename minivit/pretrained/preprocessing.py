@@ -1,6 +1,6 @@
-"""How pictures were prepared where weights come from: without the same resizing and the same mean a model sees badly.
+"""The preprocessing of images for published weights: other sizes or means lower a model's accuracy.
 
-What a file beside the weights says is used, else what the source's own code does with its published models.
+It comes from a file next to the weights, else from the source's code for its published models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minivit.sizes import Size, pair
 _IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # (x - 127.5)/127.5 of bytes
 
-# (source, class): what is done where no file says it; sizes in a ratio are those that the short side is resized to
+# (source, class): the default without a file; in a ratio of sizes the second is that of the resized short side
 _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # timm, vision_transformer.py and swin_transformer.py: crop_pct 0.9, at 384 pixels all of it (see `_default`)
     ("timm", "ViT"): {**_HALF, "crop": 0.9},  # Google's weights ("augreg")
@@ -31,7 +31,7 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("microsoft", "Swin"): {**_IMAGENET, "crop": 224 / 256},
     ("microsoft", "SwinV2"): {**_IMAGENET, "crop": 224 / 256},
     # google-research/vision_transformer, input_pipeline.py: both sides to the size, without a crop. TensorFlow's
-    # bilinear filter skips pixels where it shrinks, Pillow's does not: logits differ a little from Google's own
+    # bilinear filter skips pixels when downsampling, Pillow's does not: logits differ a little from Google's own
     ("google", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
     # preprocessor_config.json of google/vit-..., facebook/deit-...-distilled-... and microsoft/swin...
     ("huggingface", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
@@ -56,32 +56,32 @@ _TORCHVISION: dict[tuple[str, int, int, int], float] = {
 
 
 def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
-    """How to prepare pictures for a model that `from_pretrained` built from a file.
+    """The preprocessing for a model that `from_pretrained` built from a file.
 
-    In this order: preprocessor_config.json beside the file (Hugging Face's keys); config.json beside
-    it (timm's `pretrained_cfg`); else the defaults of the source. A file that minivit wrote has none of its own: with
-    one channel it is taken for a model of MNIST-like digits, light on dark, with `minivit.data.normalize`'s numbers;
-    with three for one whose pixels were brought to -1 to 1.
+    It comes from preprocessor_config.json next to the file (Hugging Face's keys), else from config.json (timm's
+    `pretrained_cfg`), else from the defaults of the source. A file of minivit's has no default: one channel is taken to
+    mean MNIST-like digits, light on dark, with the numbers of `minivit.data.normalize`; three channels pixels scaled to
+    -1 to 1.
 
-    A ViT of fixed size decides the size itself, as it takes no other. For one channel the mean over red, green and
-    blue of each number is taken. DeiT without distillation cannot be told from ViT by its arrays: its files from
-    facebookresearch want `dataclasses.replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)`.
+    The size is that of a ViT of fixed size. For one channel, each number is the mean over red, green and blue. The
+    arrays of DeiT without distillation do not differ from ViT's: its files from facebookresearch need
+    `dataclasses.replace(preprocess, mean=IMAGENET_MEAN, std=IMAGENET_STD)`.
 
     Args:
-        source: the file or folder, or what `recognize` found there.
-        model: what was built from it.
+        source: the file or folder, or the result of `recognize`.
+        model: the model built from it.
 
     Raises:
-        CheckpointError: if the file is unreadable, or what stands beside it makes no sense.
+        CheckpointError: if the file, or a configuration next to it, is unreadable or invalid.
         ValueError: for a model of other than 1 or 3 channels.
     """
     found = source if isinstance(source, Recognized) else recognize(read_weights(source))
     channels = model.config["in_chans"]
     if channels not in (1, 3):
-        raise ValueError(f"in_chans={channels}: a picture has 3 channels, or 1 if it is gray")
+        raise ValueError(f"in_chans={channels}: an image has 3 channels, or 1 if it is gray")
     file = found.weights.path.with_name("preprocessor_config.json")
     config = found.weights.config
-    cfg = config.get("pretrained_cfg", config)  # older files of timm's have its keys at the top
+    cfg = config.get("pretrained_cfg", config)  # older files of timm's have its keys at the top level
     try:
         if file.exists():
             settings = _huggingface(parse_json(read_small(file).decode("utf-8-sig")))
@@ -100,7 +100,7 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = printable(f"{type(error).__name__}: {error}"[:300])
         raise CheckpointError(
-            f"{file} says no preprocessing that can be used ({reason}): mend it, or build a minivit.data.Preprocess"
+            f"{file} has no usable preprocessing ({reason}): correct it, or build a minivit.data.Preprocess"
         ) from None
 
 
@@ -136,7 +136,7 @@ def _size(config: Any) -> Size:
 
 
 def _timm(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Settings from timm's pretrained_cfg; what it leaves out is 0.875 and bilinear there (data/constants.py)."""
+    """Settings from timm's pretrained_cfg; its defaults are 0.875 and bilinear (data/constants.py)."""
     mode = cfg.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ValueError(f"crop_mode={mode!r} is not known here, only 'center' and 'squash'")
@@ -151,7 +151,7 @@ def _timm(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
-    """The preprocessing under timm's keys, as it stands in a config.json."""
+    """The preprocessing under timm's keys, as in a config.json."""
     return {
         "input_size": [preprocess.channels, *pair(preprocess.size)],
         "mean": list(preprocess.mean),
@@ -163,7 +163,7 @@ def pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def _default(source: str, model: Model) -> dict[str, Any]:
-    """What the source does with its published models of this kind and size."""
+    """The source's preprocessing of its published models of this kind and size."""
     config = model.config
     if source == "minivit":
         gray = config["in_chans"] == 1

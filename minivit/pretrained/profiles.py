@@ -1,7 +1,4 @@
-"""What differs between projects beside names: settings of the model, and how each resamples its tables.
-
-A difference between two projects is a line here, not a mystery in the logits.
-"""
+"""Differences between projects besides names: settings of the model, and the resampling of tables."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ _DROPS = {"partial_patches": "drop"}
 
 @dataclass(frozen=True)
 class Profile:
-    """How a project computes with the weights it publishes.
+    """The rules by which a project computes with its published weights.
 
     Attributes:
         vit: arguments of `ViT` that differ from minivit's defaults.
-        swin: arguments of `Swin` and `SwinV2` that do.
+        swin: such arguments of `Swin` and `SwinV2`.
         swin_v2: further ones of `SwinV2`.
-        positions: how tables of positions are resampled for another grid, arguments of `F.resize_grid`.
+        positions: the resampling of position tables for another grid, arguments of `F.resize_grid`.
         biases: the same for tables of relative biases; None is timm's stretched grid, `adaptation.stretch_matrix`.
     """
 
@@ -43,7 +40,7 @@ PROFILES = {
     # Flax's GELU is the tanh approximation; its examples resample with scipy.ndimage.zoom, order 1
     "google": Profile(vit={"gelu": "tanh", "resnet_eps": "google"}, positions={"mode": "bilinear", **_CORNERS}),
     "torchvision": Profile(swin={"covered": "stay", **_DROPS}, positions={"mode": "bicubic", **_CORNERS}),
-    # its configurations say 1e-12 where the weights they hold were trained with 1e-6: what config.json says is used;
+    # its configurations have 1e-12 for weights that were trained with 1e-6: the value of config.json is used;
     # its Swin v2 adds the mask twice
     "huggingface": Profile(vit={"norm_eps": 1e-12}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}),
     "microsoft": Profile(swin={"covered": "shrink_both", **_DROPS}),

@@ -1,4 +1,4 @@
-"""Whose file is it: the source is found by its names, and the names are translated into ours."""
+"""The source of a file: it is recognized by its names, which are translated to ours."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Recognized:
     Attributes:
         weights: as they were read.
         path: of the file.
-        source: who wrote it.
-        model: the name of the class that it is a model of; "" where nothing tells.
-        layout: the source's; None for names of nobody we know, and for a file of ours.
+        source: the project that wrote it.
+        model: the name of the model's class; "" if unknown.
+        layout: the source's; None for unknown names, and for a file of ours.
         arrays: the learned ones, under our names.
-        buffers: those that are not learned and yet tell something, under our names.
-        unknown: names that the source's table does not hold.
-        left_out: names of what stands beside the model, such as a loss's weights or a counter.
-        arguments: those of the class that its own arrays show, and ours do not.
+        buffers: arrays that are not learned but informative, under our names.
+        unknown: names that the source's table lacks.
+        left_out: names of arrays that are not part of the model, such as a loss's weights or a counter.
+        arguments: arguments of the class that the source's arrays show, and ours do not.
     """
 
     weights: Weights = field(repr=False)
@@ -49,7 +49,7 @@ class Recognized:
 
 
 def recognize(weights: Weights) -> Recognized:
-    """Find the source of what was read by its names, and translate them into ours.
+    """Find the source of arrays by their names, and translate these to ours.
 
     Raises:
         CheckpointError: if no known source uses these names.
@@ -69,12 +69,12 @@ def recognize(weights: Weights) -> Recognized:
 
 
 def unknown_names() -> str:
-    """What to call names that are in no table."""
+    """A description of names that are in no table."""
     return f"no ViT or Swin of a known source ({', '.join(sorted({layout.source for layout in LAYOUTS}))})"
 
 
 def identify(weights: Weights) -> Recognized:
-    """What the names tell; without a layout, the arrays stay as they are."""
+    """The result of the names; without a layout, the arrays are unchanged."""
     if not weights.content:
         for layout in LAYOUTS:
             try:
@@ -89,7 +89,7 @@ def identify(weights: Weights) -> Recognized:
 
 
 def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recognized:
-    """The arrays under our names; a classifier may stand outside the wrapper that the other names have in front."""
+    """The arrays under our names; a classifier may lack the prefix of the other names."""
     bare = {name: inner for name, inner in bare.items() if not re.fullmatch(MASK_TOKEN, inner)}
     arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in bare or _in_head(name)}
     left_out = [name for name in weights.arrays if name not in bare and not _in_head(name)]
@@ -110,7 +110,7 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     )
 
 
-# a classifier that a fine-tuning put in the place of the source's own
+# a classifier by which a fine-tuning replaced the source's
 _HEAD = re.compile(r"((?:heads?|classifier|fc)(?:\.(?:\d+|fc|head|mlp\.\d+))*)\.weight")
 
 

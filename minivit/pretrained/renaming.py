@@ -1,9 +1,9 @@
-"""The mechanism of translation: a source's names are a table of rules, and each rule works in both directions.
+"""Translation of names: a source's names are a table of rules, each of which works in both directions.
 
     Rule("blocks.{i}.attn.qkv.{p}", ["encoder.layer.{i}.query.{p}", "encoder.layer.{i}.key.{p}", ...], STACKED)
 
-`{i}` is a number, `{2i+1}` a number made from it, any other word in braces a stretch without a dot or slash. The tables
-stand in `layouts/`.
+`{i}` is a number, `{2i+1}` a number made from it, any other word in braces text without a dot or slash. The tables
+are in `layouts/`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _BRACES = re.compile(r"\{(\d*)([a-z]+)(?:\+(\d+))?\}")  # {i}, {2i+1}, {i+1}, {p
 
 
 class Template:
-    """A name with places to fill in."""
+    """A name with placeholders."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.places = [(m[2], int(m[1] or 1), int(m[3] or 0)) for m in _BRACES.finditer(text)]
+        self.fields = [(m[2], int(m[1] or 1), int(m[3] or 0)) for m in _BRACES.finditer(text)]
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -38,23 +38,23 @@ class Template:
         return re.compile("".join(parts) + re.escape(self.text[end:]))
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """What the places hold in a name; None if it does not fit."""
+        """The values of the placeholders in a name; None if it does not match."""
         match = self._pattern.fullmatch(name)
         if match is None:
             return None
         found: dict[str, Any] = {}
-        for (place, factor, offset), text in zip(self.places, match.groups()):
+        for (field, factor, offset), text in zip(self.fields, match.groups()):
             value: Any = text
-            if _is_number(place):
+            if _is_number(field):
                 value, rest = divmod(int(text) - offset, factor)
                 if rest or value < 0:
                     return None
-            if found.setdefault(place, value) != value:
+            if found.setdefault(field, value) != value:
                 return None
         return found
 
     def fill(self, values: dict[str, Any]) -> str:
-        """The name with these values in its places."""
+        """The name with these values for its placeholders."""
 
         def one(match: re.Match[str]) -> str:
             value = values[match[2]]
@@ -63,13 +63,13 @@ class Template:
         return _BRACES.sub(one, self.text)
 
 
-def _is_number(place: str) -> bool:
-    return place in ("i", "j")
+def _is_number(field: str) -> bool:
+    return field in ("i", "j")
 
 
 @dataclass(frozen=True)
 class Way:
-    """How arrays change on the way: theirs -> ours and back. `heads` is the number of heads, where it matters."""
+    """A change of arrays: theirs -> ours and back. `heads` is the number of heads, where needed."""
 
     to_ours: Callable[[list[Array], int], list[Array]]
     to_theirs: Callable[[list[Array], int], list[Array]]
@@ -80,7 +80,7 @@ def _thirds(array: Array) -> list[Array]:
 
 
 SAME = Way(lambda a, heads: a, lambda a, heads: a)
-STACKED = Way(lambda a, heads: [np.concatenate(a)], lambda a, heads: _thirds(a[0]))  # q, k, v side by side
+STACKED = Way(lambda a, heads: [np.concatenate(a)], lambda a, heads: _thirds(a[0]))  # q, k, v concatenated
 # v2's fused bias, whose middle third, the key's, is 0: q_bias and v_bias
 OUTER_THIRDS = Way(
     lambda a, heads: [_thirds(a[0])[0], _thirds(a[0])[2]],
@@ -124,7 +124,7 @@ def translate(
         heads: our name -> the number of heads of its attention.
 
     Returns:
-        the translated arrays, and the names that no rule knows.
+        the translated arrays, and the names that match no rule.
     """
     found: dict[str, Array] = {}
     used: set[str] = set()

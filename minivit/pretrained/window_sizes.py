@@ -1,4 +1,4 @@
-"""Which windows, and which image, a Swin's file was trained with: read off its tables, or taken from what is said.
+"""The windows and the image size of a Swin's training: from its tables, or from arguments.
 
 Notation: Mh x Mw a window, N = Mh Mw its pixels, nW windows of a map, P the window that v2's weights were trained with.
 """
@@ -29,15 +29,15 @@ def window_sizes(
     settings: Arguments,
     requested: Arguments,
 ) -> Arguments:
-    """window_size and img_size that make the windows of all stages.
+    """window_size and img_size that give the windows of all stages.
 
     Args:
-        tables: the rows of each stage's table of biases; None for v2, whose MLP knows no window.
-        found: arguments that the arrays tell.
+        tables: the rows of each stage's table of biases; None for v2, whose MLP has none.
+        found: arguments that the arrays show.
         config, buffers, settings, requested: see `architecture.arguments`.
 
     Raises:
-        ValueError: if none do.
+        ValueError: if there are none.
     """
     named = [_named_windows(tables, {**settings, **found}, sizes) for sizes in (config, requested)]
     windows = [_window(buffers, stage, rows, *sizes) for stage, (rows, *sizes) in enumerate(zip(tables, *named))]
@@ -60,7 +60,7 @@ def window_sizes(
 
 
 def _assumed(found: Arguments, config: Arguments, requested: Arguments) -> Arguments:
-    """Of a v2 whose arrays show no window: what config.json says, a published size, or what was asked for."""
+    """For a v2 whose arrays show no window: that of config.json, a published size, or the request."""
     windows = (config.get("window_size"), config.get("usual_window"), requested.get("window_size"), _USUAL)
     window = next(each for each in windows if each is not None)
     published = [sizes["img_size"] for sizes in _published({**found, "window_size": window})]
@@ -72,16 +72,16 @@ def _assumed(found: Arguments, config: Arguments, requested: Arguments) -> Argum
 def check_windows_told(
     model: str, read: Arguments, config: Arguments, buffers: dict[str, Array], asked: Arguments
 ) -> None:
-    """Refuse a v2 whose windows, which decide how it computes, neither arrays, config.json nor who asks for it tells.
+    """Refuse a v2 whose windows, which affect the computation, are given by neither arrays, config.json nor request.
 
     Args:
         model: the name of the class.
-        read: the arguments that are taken instead.
+        read: the arguments that are used instead.
         config, buffers: see `architecture.arguments`.
-        asked: those that were asked for.
+        asked: the requested arguments.
 
     Raises:
-        ValueError: naming the arguments to say.
+        ValueError: naming the arguments to give.
     """
     if model != "SwinV2" or "window_size" in config or "usual_window" in config:
         return
@@ -92,20 +92,20 @@ def check_windows_told(
         names.append("pretrained_window_sizes")
     if names:
         raise ValueError(
-            f"no array shows the windows of a Swin v2: say {' and '.join(f'{name}=' for name in names)}, as the "
+            f"no array shows the windows of a Swin v2: give {' and '.join(f'{name}=' for name in names)}, as the "
             "file's name or its authors do"
         )
 
 
 def _published(read: Arguments) -> list[Arguments]:
-    """The published v2 with these widths, depths and windows; some differ by the windows of their pretraining alone."""
+    """The published v2 with these widths, depths and windows; some differ only in the windows of their pretraining."""
     same = {name: read.get(name, _USUAL) for name in ("embed_dim", "depths", "window_size")}
     published = (sizes for _, sizes in configs.published() if "pretrained_window_sizes" in sizes)
     return [sizes for sizes in published if same.items() <= sizes.items()]
 
 
 def trained_windows(buffers: dict[str, Array], stages: int) -> tuple[Any, ...]:
-    """The window that each stage of a v2 was trained with, 0 where that is its own: Microsoft's files keep the offsets.
+    """The window of each stage in a v2's training, 0 for the stage's own: Microsoft's files keep the offsets.
 
     The largest is t = log2(8 (M-1)/(P-1) + 1) / 3 for a window of M, so P = 1 + 8 (M-1) / (8^t - 1).
     """
@@ -127,7 +127,7 @@ def _trained_window(table: Array | None) -> Any:
 
 
 def _named_windows(tables: Sequence[int | None], made: Arguments, sizes: Arguments) -> Sequence[Size | None]:
-    """The window of each stage by the window and the image that somebody named."""
+    """The window of each stage for a given window and image."""
     window = sizes.get("window_size") or (tables[0] and _square_window(tables[0]))
     image = sizes.get("img_size", sizes.get("input_size", made.get("img_size")))
     if window is None or image is None:
@@ -147,7 +147,7 @@ def _window(
 
     Args:
         said: by config.json.
-        requested: as was asked for, where neither of these tells.
+        requested: used where neither of these determines it.
     """
     attention = f"layers.{stage}.blocks.0.attn"
     index = buffers.get(f"{attention}.relative_position_index")
@@ -159,13 +159,13 @@ def _window(
         if window is not None and prod(2 * side - 1 for side in window) == rows:
             return window
     raise ValueError(
-        f"{attention} has a table of {rows} offsets, which is of no square window: say window_size=(Mh, Mw), and "
+        f"{attention} has a table of {rows} offsets, which is of no square window: give window_size=(Mh, Mw), and "
         "img_size=(H, W) if the window covers the map"
     )
 
 
 def _indexed_window(attention: str, index: Array) -> Size:
-    """The window whose index this is: in its first row, numbers fall by 1 from pixel to pixel of a line."""
+    """The window of this index: in its first row, numbers decrease by 1 from pixel to pixel of a line."""
     count = isqrt(index.size)
     first = index.reshape(-1)[:count].tolist()
     columns = next((k for k in range(1, count) if first[k - 1] - first[k] != 1), max(count, 1))
@@ -176,20 +176,20 @@ def _indexed_window(attention: str, index: Array) -> Size:
 
 
 def _image_of(windows: list[Size], size: Any, found: Arguments) -> Any:
-    """An image on which the stages have these windows: one that is smaller than `size` covers its map.
+    """An image for which the stages have these windows: a window smaller than `size` covers its map.
 
-    Where none is, the last map is one window, as in each published model, or a square about it.
+    If none is smaller, the last map is one window, as in each published model, or a square around it.
     """
     sides = []
-    for axis, whole in enumerate(pair(size)):
-        covering = [window[axis] * 2**stage for stage, window in enumerate(windows) if window[axis] < whole]
+    for axis, length in enumerate(pair(size)):
+        covering = [window[axis] * 2**stage for stage, window in enumerate(windows) if window[axis] < length]
         side = min(covering, default=max(pair(size)) * 2 ** (len(windows) - 1))
         sides.append(side * pair(found["patch_size"])[axis])
     return short(sides)
 
 
 def _masked_image(buffers: dict[str, Array], windows: list[Size], found: Arguments) -> Any:
-    """The image, found by the first mask (nW, N, N) that Microsoft's files keep: the map is cut into nW windows."""
+    """The image, found by the first mask (nW, N, N) that Microsoft's files keep: the map has nW windows."""
     for stage, (height, width) in enumerate(windows):
         mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
         if mask is None or mask.ndim != 3:

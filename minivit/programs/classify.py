@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     """Print the most probable classes of each image, and draw the explanations that are asked for."""
     for option, value in (("--class", args.class_number), ("--block", args.block)):
         if value is not None and not args.explain:
-            raise ValueError(f"{option} {value} is for the picture of the explanation: add --explain OUT.png")
+            raise ValueError(f"{option} {value} is for the figure of the explanation: add --explain OUT.png")
     found = classifier.load(args)
     found.check_class(args.class_number)
     for number, path in enumerate(args.images, 1):

@@ -1,7 +1,7 @@
-"""Training runs that survive a kill: what a training loop needs, and one loop for the package's own programs.
+"""Training runs that can be resumed after a kill, and a training loop.
 
-`examples/train_mnist_vit.py` writes its loop out and is the page to read first. `fit` is the same loop as a
-function. `finetuning.py` and `tasks.py` train a model for another task, `report.py` makes pictures and a model card.
+`examples/train_mnist_vit.py` writes its loop out: read it first. `fit` is the same loop as a function. `finetuning.py`
+and `tasks.py` train a model for another task, `report.py` writes figures and a model card.
 """
 
 from minivit.train.folder import CHECKPOINT, resumable

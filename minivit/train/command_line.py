@@ -1,4 +1,4 @@
-"""Command lines of programs that train: the options that they share, and errors as one line."""
+"""Command lines of training programs: common options, and errors as one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minivit.train.folder import load_checkpoint, resumable
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of options: whole numbers from `least` on; others are refused before anything is done."""
+    """An argparse type: integers of at least `least`."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -26,12 +26,12 @@ def at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{value} is too small: choose at least {least}")
         return value
 
-    number.__name__ = "int"  # argparse names it where the text is no number
+    number.__name__ = "int"  # argparse prints it where the text is not a number
     return number
 
 
 def above_zero(text: str) -> float:
-    """A type of options: finite numbers above 0."""
+    """An argparse type: finite numbers above 0."""
     value = float(text)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
@@ -154,7 +154,7 @@ def mnist_options(description: str | None, presets: Mapping[str, Mapping[str, ob
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the named options that were given a value."""
+    """The named options that were given a value."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
@@ -192,10 +192,10 @@ def join(args: argparse.Namespace) -> distributed.Ranks:
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Call main(args); an error becomes one line on stderr and exit code 1, unless `--debug` asks for its traceback.
+    """Call main(args); an error becomes one line on stderr and exit code 1; `--debug` prints its traceback.
 
-    Whether `--device` is there is asked first, before anything is loaded. Whatever the console cannot print is escaped,
-    and a console that is gone stops nothing.
+    `--device` is checked before anything is loaded. Characters that the console cannot print are escaped, and a closed
+    console does not stop the run.
     """
     stdout = sys.stdout
     try:

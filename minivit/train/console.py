@@ -1,4 +1,4 @@
-"""Printing that never stops a run: a console may lack a letter, a pipe its reader, a disk the room for a log."""
+"""Printing that never stops a run, even without the character, the pipe's reader or the disk space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Console(io.TextIOBase):
-    """A text stream that escapes what the stream below cannot print, and loses what it cannot write.
+    """A text stream that escapes characters that it cannot encode, and drops text that it cannot write.
 
     Args:
         stream: the stream below; None, as in a program without a console, takes nothing.

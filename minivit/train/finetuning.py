@@ -1,4 +1,4 @@
-"""Fine-tuning: a pretrained model is trained for another task on few images, with small changes to its lower layers.
+"""Fine-tuning: training a pretrained model on few images of another task, with small changes to its lower layers.
 
 A `Recipe` has the hyperparameters; `fine_tune` trains, in a run that can be resumed.
 """
@@ -34,20 +34,20 @@ LR_TIMES_WIDTH = 0.128
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is fine-tuned: the recipe of BEiT and MAE, in numbers for a few thousand images.
+    """Hyperparameters of fine-tuning: the recipe of BEiT and MAE, for a few thousand images.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images per step; small, so that an epoch of a thousand images has enough steps.
         lr: the peak learning rate, of the head; None is `usual_lr(model)`.
-        layer_decay: the factor of the learning rate from one layer to the one below, so that the features of the lower
-            layers, which serve any image, change least; see `optim.layer_decay`. 0.75 is MAE's for ViT-L; 1 from
+        layer_decay: the factor of the learning rate from one layer to the one below, so that the general features of
+            the lower layers change least; see `optim.layer_decay`. 0.75 is MAE's for ViT-L; 1 from
             scratch.
         weight_decay: as in training from scratch.
         warmup: the share of the steps in which the learning rate rises: the new head is random at first, and its
             gradients would damage the pretrained features.
-        label_smoothing: as in training from scratch: few images are soon memorized, and then nothing else bounds the
-            logits.
+        label_smoothing: as in training from scratch: few images are soon memorized, and nothing else then
+            bounds the logits.
         keep: "best" keeps the weights of the epoch with the best held-out accuracy, "last" those of the last epoch.
     """
 
@@ -68,7 +68,7 @@ class Recipe:
 
 
 class Best:
-    """A copy of the weights after the best epoch so far: a part of a run, saved in its checkpoint.
+    """A copy of the weights after the best epoch so far, saved in the run's checkpoint.
 
     Of two epochs with equal accuracy the later one is kept: its learning rate was lower.
     """
@@ -84,7 +84,7 @@ class Best:
         return f"Best({type(self.model).__name__}, keep={self.keep!r}, epoch={self.epoch}, score={self.score:.4g})"
 
     def offer(self, score: float, epoch: int) -> None:
-        """Copy the model's present weights if their score is at least as good, or if `keep` is "last"."""
+        """Copy the model's current weights if their score is at least as good, or if `keep` is "last"."""
         if score >= self.score or self.keep == "last":
             self.score, self.epoch, self.weights = score, epoch, self.model.state_dict()
 
@@ -99,8 +99,8 @@ class Best:
 class PartlyFrozen(Layer):
     """A model whose lowest stages are frozen: they run as in inference, keep nothing, and get no gradient.
 
-    A step with a frozen body therefore costs a third of a whole one. `back` stops at the lowest stage that is trained,
-    and returns the gradient of its input.
+    With a frozen body a step costs a third of a full step. `back` stops at the lowest trained stage, and returns the
+    gradient of its input.
     """
 
     def __init__(self, model: Model, frozen: Collection[str]) -> None:
@@ -128,9 +128,9 @@ class PartlyFrozen(Layer):
 
 
 class Outcome(NamedTuple):
-    """The epoch whose weights the model now has, their accuracies (None without test images), and the seconds taken.
+    """The epoch whose weights the model has, its accuracies (None without test images), and the seconds taken.
 
-    `run` is the run, whose folder is locked while it lives.
+    `run` is the run; its folder is locked as long as it exists.
     """
 
     epoch: int
@@ -157,11 +157,11 @@ def fine_tune(
     """Train a model on a task, in place.
 
     Args:
-        model: with as many classes as the task.
+        model: its number of classes must be the task's.
         task: the images.
         recipe: the hyperparameters.
         out: the folder of the run: checkpoint.safetensors, metrics.csv.
-        frozen: names of parameters that are not changed.
+        frozen: names of parameters that are not trained.
         seed: of the order of the images, and of noise.
         threads: see `DataParallel`.
         device: "cpu" or "gpu".
@@ -170,7 +170,7 @@ def fine_tune(
         ranks: the processes that share the work, each of which makes this call.
 
     Raises:
-        ValueError: another number of classes, no epoch, or nothing to train.
+        ValueError: a wrong number of classes, no epochs, or no parameters to train.
         CheckpointError: see `Run`.
     """
     if model.num_classes != len(task.classes):
@@ -251,7 +251,7 @@ def head_names(model: Model) -> set[str]:
 
 
 def usual_lr(model: Model) -> float:
-    """The peak learning rate that suits a model of this width, for batches of about 50; see `LR_TIMES_WIDTH`."""
+    """The peak learning rate for a model of this width and batches of about 50; see `LR_TIMES_WIDTH`."""
     params = model.parameters()
     return LR_TIMES_WIDTH / max(params[name].shape[1] for name in head_names(model) if len(params[name].shape) == 2)
 

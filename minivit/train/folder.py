@@ -1,4 +1,4 @@
-"""The files of a run: the newest checkpoint and the one before it, and what an earlier run left in the folder."""
+"""The files of a run: the newest checkpoint, the previous one, and the files of an earlier run in the folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from minivit.io.safetensors import CheckpointError, load_arrays, save_arrays
 from minivit.protocol import Array
 
 CHECKPOINT = "checkpoint.safetensors"
-PREVIOUS = CHECKPOINT + ".previous"  # no suffix of weights: a folder with one checkpoint still has one
+PREVIOUS = CHECKPOINT + ".previous"  # not a suffix of weights, so a folder with one checkpoint has one file of weights
 DAMAGED = CHECKPOINT + ".damaged"
-# what a run and its report write, the checkpoint last: until it is moved, the run can be resumed
+# files of a run and its report, the checkpoint last: until it is moved, the run can be resumed
 FILES = (
     *("model.safetensors", "config.json", "metrics.csv", "MODEL_CARD.md"),
     *("curves.png", "confusion_matrix.png", "mistakes.png", DAMAGED, PREVIOUS, CHECKPOINT),
@@ -28,7 +28,7 @@ def resumable(out: Path) -> bool:
 
 
 def save_checkpoint(out: Path, arrays: dict[str, Array], content: dict[str, Any]) -> None:
-    """Write the newest checkpoint; the one before it is kept as `PREVIOUS`. At each moment one of them is whole."""
+    """Write the newest checkpoint; the previous one is kept as `PREVIOUS`. One of them is complete at any moment."""
     pending = out / (CHECKPOINT + ".new")
     save_arrays(pending, arrays, content)
     _keep_as_previous(out)
@@ -47,14 +47,14 @@ def _keep_as_previous(out: Path) -> None:
         return
     os.replace(second, previous)
     with contextlib.suppress(FileNotFoundError):
-        second.unlink()  # a rename of one link over another of the same file does nothing
+        second.unlink()  # renaming one link over another of the same file has no effect
 
 
 def load_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[dict[str, Array], dict[str, Any], Path]:
-    """The newest checkpoint, or the one before it if the newest is damaged or missing, and its path.
+    """The newest checkpoint, or the previous one if the newest is damaged or missing, and its path.
 
     Raises:
-        CheckpointError: there is none, or none that is whole.
+        CheckpointError: there is none, or none is complete.
     """
     newest, previous = out / CHECKPOINT, out / PREVIOUS
     if not resumable(out):
@@ -68,12 +68,12 @@ def load_checkpoint(out: Path, say: Callable[[str], None]) -> tuple[dict[str, Ar
             found = load_arrays(previous)
         except CheckpointError as older:
             raise CheckpointError(f"{error}; and {older}. Start without --resume") from None
-        say(f"{error}. The checkpoint before it is whole: what was done since is done again")
+        say(f"{error}. The previous checkpoint is complete: the steps since then are repeated")
         return (*found, previous)
 
 
 def fall_back(out: Path) -> None:
-    """After `load_checkpoint` gave the previous one: it becomes the newest, and the damaged one is set aside."""
+    """After `load_checkpoint` returned the previous checkpoint: make it the newest, and rename the damaged one."""
     if (out / CHECKPOINT).exists():
         os.replace(out / CHECKPOINT, out / DAMAGED)
     os.replace(out / PREVIOUS, out / CHECKPOINT)
@@ -82,10 +82,10 @@ def fall_back(out: Path) -> None:
 def keep_earlier(out: Path) -> Path | None:
     """Move the files of an earlier run to the next free `NAME.1`, `NAME.2`, ...; returns the new folder.
 
-    Nothing else in the folder is touched: it may hold the data, the weights to start from, or the present directory.
+    Other files in the folder, such as data or initial weights, are not touched.
 
     Raises:
-        OSError: says what cannot be moved; nothing was.
+        OSError: names the file that cannot be moved; nothing was moved.
     """
     found = [name for name in FILES if (out / name).is_file()]
     if not found:
@@ -113,7 +113,7 @@ def keep_earlier(out: Path) -> Path | None:
 
 
 def original(path: str, out: str | Path) -> str:
-    """Where an input of a resumed run is now: what an earlier run had left in the folder was moved when it began."""
+    """The current path of an input of a resumed run: the files of an earlier run were moved when it began."""
     home = Path(os.path.realpath(out))
     inside = Path(os.path.realpath(path))
     if not resumable(home) or not inside.is_relative_to(home):
@@ -124,7 +124,7 @@ def original(path: str, out: str | Path) -> str:
 
 
 def refuse_among_classes(out: str | Path, *folders: Path) -> None:
-    """ValueError if a run in `out` would lie within a folder of classes: the next reader would take it for one."""
+    """Raise ValueError if `out` is within a folder of classes, where it would be read as a class."""
     home = Path(os.path.realpath(out))
     for folder in map(os.path.realpath, folders):
         if Path(folder) in home.parents:

@@ -1,4 +1,4 @@
-"""The training loop as a function: `examples/train_mnist_vit.py` writes it out, and ends with the same bits."""
+"""The training loop as a function: `examples/train_mnist_vit.py` writes it out, with bitwise the same result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Batches: TypeAlias = Iterable[tuple[Array, Array]]
 
 
 class TrainingRun(Protocol):
-    """What `fit` needs of a run: `minivit.train.Run`, whose files survive a kill, or one that is only in memory."""
+    """The run that `fit` needs: `minivit.train.Run`, which can be resumed, or one in memory only."""
 
     position: int
     iteration: int
@@ -48,23 +48,23 @@ def fit(
     average: optim.ModelEma | None = None,
     ranks: Ranks | None = None,
 ) -> None:
-    """Train from where the run stands to its last epoch.
+    """Train from the run's position to its last epoch.
 
     Args:
         run: the parts of a `Run` are the model, `opt` and, if given, `average`.
         step: the model, with `loss=CountingLoss()`.
-        opt: AdamW or SGD, or what `Ranks.optimizer` made of it; parameters of the model that it does not have stay as
-            they are.
+        opt: AdamW or SGD, or what `Ranks.optimizer` made of it; parameters of the model that it does not have are
+            frozen.
         batches: (epoch, start) -> the batches (x, y) of an epoch, without the first `start`.
         evaluate: () -> the held-out accuracy, called after each epoch; the model then has the averaged weights.
-        epochs: in all.
+        epochs: their total number.
         batches_per_epoch: their number.
         lr: peak of the learning rate, which rises to it linearly and then falls as half a cosine.
         warmup: the number of batches in which the learning rate rises.
         label_smoothing: share of each target that is spread over all classes.
         seed: of dropout and drop path.
         device: "cpu" or "gpu", where the model is.
-        average: averaged weights to keep up to date.
+        average: averaged weights, updated after each step.
         ranks: the processes of the run, with whose `optimizer` and `data_parallel` opt and step were made.
 
     Raises:
@@ -87,7 +87,7 @@ def fit(
             norm = ranks.clip_grad_norm(opt.params, 1.0)
             opt.step()
             for param in frozen:
-                param.grad = None  # opt.zero_grad() clears only what the optimizer has
+                param.grad = None  # opt.zero_grad() clears only the optimizer's parameters
             if has_statistics:
                 nn.update_statistics(step.model)
             if average is not None:

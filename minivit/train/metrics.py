@@ -1,4 +1,4 @@
-"""Loss and accuracy: what a run measures on training batches and on held-out images."""
+"""Loss and accuracy on training batches and on held-out images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minivit.protocol import Array, Back
 
 
 class CountingLoss:
-    """softmax_cross_entropy that also counts correct predictions; several threads may call it at once."""
+    """softmax_cross_entropy that also counts correct predictions; several threads may call it concurrently."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -55,7 +55,7 @@ def accuracy(
 
     Args:
         predict: (B, C, H, W) -> logits (B, K), such as `model.predict`.
-        images: (n, ...), what `prepare` takes.
+        images: (n, ...), the input of `prepare`.
         labels: (n,) integers.
         prepare: a batch of `images` -> (B, C, H, W), such as `data.normalize`.
         device: "cpu" or "gpu", where `predict` expects its images.

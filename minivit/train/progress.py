@@ -1,4 +1,4 @@
-"""How far a run is, as its checkpoint says it: checked, since a hash shows that a file is whole, not who wrote it."""
+"""The progress of a run in its checkpoint, checked: a hash shows that a file is complete, not who wrote it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Position(NamedTuple):
     """The fields of `Run` of the same names.
 
     Attributes:
-        within: loss, correct, images and seconds of the present epoch.
-        earlier: the folder beside the run's with what an earlier run had left there, or None.
+        within: loss, correct, images and seconds of the current epoch.
+        earlier: the folder next to the run's with the files of an earlier run, or None.
     """
 
     epoch: int
@@ -28,7 +28,7 @@ class Position(NamedTuple):
 
 
 def checked_position(content: dict[str, Any], columns: tuple[str, ...]) -> Position:
-    """What a checkpoint says.
+    """The progress in a checkpoint.
 
     Args:
         columns: of a row of the history.
@@ -46,7 +46,7 @@ def checked_position(content: dict[str, Any], columns: tuple[str, ...]) -> Posit
         raise ValueError(f"within has {len(within)} numbers, expected 4")
     earlier = content.get("earlier")
     if earlier is not None and (type(earlier) is not str or Path(earlier).name != earlier):
-        raise ValueError(f"earlier={earlier!r:.60} is no name of a folder")
+        raise ValueError(f"earlier={earlier!r:.60} is not the name of a folder")
     return Position(
         _whole(content["epoch"], "epoch"),
         _whole(content["position"], "position"),
@@ -59,7 +59,7 @@ def checked_position(content: dict[str, Any], columns: tuple[str, ...]) -> Posit
 
 
 def check_settings(path: Path, theirs: Any, ours: dict[str, Any]) -> None:
-    """Refuse to resume a run that was made with other settings, or a file that is no run's."""
+    """Refuse to resume a run with other settings, or a file of another kind."""
     if not isinstance(theirs, dict):
         raise CheckpointError(f"{path} is not the checkpoint of a run: start without --resume")
     for name in [*theirs, *ours]:
@@ -72,11 +72,11 @@ def check_settings(path: Path, theirs: Any, ours: dict[str, Any]) -> None:
 
 def _whole(value: Any, name: str) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{name}={value!r:.60} is no whole number of at least 0")
+        raise ValueError(f"{name}={value!r:.60} is not an integer of at least 0")
     return value
 
 
 def _finite(value: Any, name: str) -> Any:
     if type(value) not in (int, float, bool) or not isfinite(value):
-        raise ValueError(f"{printable(name)[:60]} is {value!r:.60} and no finite number")
+        raise ValueError(f"{printable(name)[:60]} is {value!r:.60}, not a finite number")
     return value

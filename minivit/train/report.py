@@ -1,6 +1,6 @@
 """The report of a run: learning curves, confusion matrix, misclassified images, and a model card.
 
-Pictures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written.
+Figures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minivit.io.atomic import write_atomically
 from minivit.protocol import Array
 from minivit.version import __version__
 
-# Safe for color-blind readers (Okabe and Ito 2008); the dash patterns tell them apart in gray print.
+# Safe for color-blind readers (Okabe and Ito 2008); the dash patterns distinguish them in gray print.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -37,7 +37,7 @@ def write_pictures(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("for the pictures: pip install 'minivit[examples]'")
+        print("for the figures: pip install 'minivit[examples]'")
         return False
     out = Path(out)
     draw_curves(Figure(figsize=(9, 3.6), layout="constrained"), history).savefig(out / "curves.png", dpi=120)
@@ -85,11 +85,11 @@ def _percent_on_a_log_axis(axes: Any) -> None:
 
 
 def draw_confusion(figure: Any, table: Array) -> Any:
-    """Counts in each cell; the color is the share of the true class, and leaves the diagonal out of its scale."""
+    """Counts in each cell; the color is the share of the true class, on a scale without the diagonal."""
     axes = figure.subplots()
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     wrong = np.where(np.eye(len(table), dtype=bool), np.nan, share)
-    picture = axes.imshow(100 * wrong, cmap="Oranges", vmin=0, vmax=max(1e-9, 100 * float(np.nanmax(wrong))))
+    heat = axes.imshow(100 * wrong, cmap="Oranges", vmin=0, vmax=max(1e-9, 100 * float(np.nanmax(wrong))))
     for row, column in np.ndindex(*table.shape):
         if table[row, column]:
             weight = "bold" if row == column else "normal"
@@ -98,7 +98,7 @@ def draw_confusion(figure: Any, table: Array) -> Any:
             axes.text(column, row, str(table[row, column]), weight=weight, **style)
     ticks = range(len(table))
     axes.set(xlabel="predicted class", ylabel="true class", xticks=ticks, yticks=ticks, title="Confusion matrix")
-    figure.colorbar(picture, ax=axes, label="% of the true class (errors only)", shrink=0.85)
+    figure.colorbar(heat, ax=axes, label="% of the true class (errors only)", shrink=0.85)
     return figure
 
 
@@ -122,7 +122,7 @@ def draw_mistakes(figure: Any, images: Array, labels: Array, logits: Array, rows
 
 
 def versions() -> dict[str, str]:
-    """The software that a result depends on."""
+    """The versions of the software that a result depends on."""
     return {"minivit": __version__, "NumPy": np.__version__, "Python": platform.python_version()}
 
 
@@ -151,16 +151,16 @@ def hub_card(
     per_class: list[tuple[str, int, float]] | None = None,
     pictures: Sequence[str] = (),
 ) -> str:
-    """The text of a model card for the Hub, README.md, with the Hub's metadata in front.
+    """The text of a model card for the Hub, README.md, beginning with the Hub's metadata.
 
     Args:
         title: its heading.
         facts: rows of its first table.
         repo_id: "owner/name", for the lines that load the model.
-        license: None leaves a note that there is none.
-        preprocess: how pictures become the model's input.
+        license: None adds a note that there is none.
+        preprocess: the transform from images to the model's input.
         per_class: see `class_accuracies`.
-        pictures: names of image files beside the card.
+        pictures: names of image files next to the card.
     """
     allowed = "# no license was given: add one, such as license: mit" if license is None else f"license: {license}"
     header = ["library_name: minivit", "pipeline_tag: image-classification", allowed]
@@ -169,9 +169,7 @@ def hub_card(
     rows = [f"| {name} | {value} |" for name, value in {**facts, "software": stack}.items()]
     lines = ["---", *header, "---", "", f"# {title}", "", "| | |", "|---|---|", *rows, ""]
     lines += ["## Intended use", "", "Classification of images like those it was trained on.", "", "## Limits", ""]
-    lines += [
-        "It was not tested on other images; every image gets one of its classes, also one that shows none of them."
-    ]
+    lines += ["It was not tested on other images; every image gets one of its classes, even if it shows none of them."]
     if per_class is not None:
         total = sum(count for _, count, _ in per_class)
         correct = sum(round(count * share) for _, count, share in per_class)

@@ -1,7 +1,7 @@
-"""A training run in a folder: checkpoint, metrics, progress and Ctrl-C. A resumed run ends with the same bits.
+"""A training run in a folder: checkpoint, metrics, progress and Ctrl-C. A resumed run ends with bitwise the same
+result.
 
-Batches and noise are pure functions of (seed, epoch, position), so the position is all that a checkpoint must hold of
-them.
+Batches and noise are pure functions of (seed, epoch, position), so a checkpoint stores only the position.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_check
 from minivit.train.progress import check_settings, checked_position
 from minivit.train.stopping import StopLater
 
-MOST_SKIPPED = 10  # batches in a row whose loss or gradient is not finite: one may be bad luck, ten are a cause
+MOST_SKIPPED = 10  # consecutive batches whose loss or gradient is not finite: one may be chance, ten have a cause
 _RENAMED = {"optimiser": "optimizer"}  # names of parts in checkpoints of minivit 0.1
 METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "images_per_second", "seconds")
 
@@ -44,13 +44,13 @@ METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "i
 def noise_generator(seed: int, iteration: int) -> np.random.Generator:
     """The generator of dropout and drop path in one iteration: a pure function of both.
 
-    The spawn key keeps its stream apart from those of the batches, which have the seeds (seed, epoch, position).
+    The spawn key separates its stream from those of the batches, whose seeds are (seed, epoch, position).
     """
     return np.random.default_rng(np.random.SeedSequence((seed, iteration), spawn_key=(2,)))  # 1 is an epoch's order
 
 
 def fingerprint(*arrays: Array) -> str:
-    """A short hash of the content of host arrays, by which a resumed run knows that its data is unchanged."""
+    """A short hash of host arrays, which shows a resumed run that its data is unchanged."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
@@ -69,17 +69,17 @@ class Run:
             run.end_epoch(opt.lr, held_out_accuracy)
 
     Attributes:
-        epoch: epochs that are complete.
-        position: batches of the present epoch that are complete.
-        iteration: batches that are complete, over all epochs.
+        epoch: completed epochs.
+        position: completed batches of the current epoch.
+        iteration: completed batches over all epochs.
         history: the rows of metrics.csv.
-        skipped: batches of the present epoch whose loss or gradient was not finite.
+        skipped: batches of the current epoch whose loss or gradient was not finite.
 
     Args:
-        out: the folder; made if missing, and locked while this object lives. The files of an earlier run in it are
-            moved to a folder beside it, unless it is resumed.
-        settings: JSON-able; everything that decides the result. A resumed run must have the same.
-        parts: all that training changes, by name, each with `state_dict()` and `load_state_dict(state)`.
+        out: the folder; made if missing, and locked while this object exists. The files of an earlier run in it are
+            moved to a folder next to it, unless it is resumed.
+        settings: JSON-able; all settings that affect the result. A resumed run must have the same.
+        parts: the objects that training changes, by name, each with `state_dict()` and `load_state_dict(state)`.
         resume: continue from the checkpoint in `out`.
         every: seconds between checkpoints within an epoch.
         quiet: print nothing.
@@ -87,7 +87,7 @@ class Run:
             Their number of shards is saved with the settings.
 
     Raises:
-        CheckpointError: nothing to resume, no checkpoint that is whole, or one with other settings.
+        CheckpointError: nothing to resume, no complete checkpoint, or one with other settings.
         LockedError: another process writes in the folder.
         ValueError: the ranks have different settings.
     """
@@ -110,7 +110,7 @@ class Run:
         self.epoch = self.position = self.iteration = 0
         self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
-        self._earlier: str | None = None  # the folder, beside this one, with what an earlier run had left here
+        self._earlier: str | None = None  # the folder, next to this one, with the files of an earlier run
         self._interrupt = StopLater()
         self._saved = time.monotonic()
         self._clear()
@@ -121,11 +121,11 @@ class Run:
         if resume:
             self._resume()
         else:
-            self.save()  # so that a run that is killed at once can be resumed too
+            self.save()  # so that a run that is killed in its first epoch can be resumed too
 
     def _take_folder(self, resume: bool) -> None:
         if resume and not resumable(self.out):
-            load_checkpoint(self.out, self._say)  # says so, and makes no folder
+            load_checkpoint(self.out, self._say)  # raises, and makes no folder
         self._lock = FolderLock(self.out)
         weakref.finalize(self, self._lock.release)
         if not resume:
@@ -140,9 +140,8 @@ class Run:
     # --- the loops ---
 
     def epochs(self, total: int) -> Iterator[int]:
-        """The epochs that remain, from the present one on; within this loop Ctrl-C waits for the end of the step.
-
-        So do SIGTERM and SIGHUP.
+        """The remaining epochs, including the current one. In this loop Ctrl-C, SIGTERM and SIGHUP wait for the end of
+        the step.
 
         Raises:
             ValueError: no epochs.
@@ -157,11 +156,11 @@ class Run:
                     raise RuntimeError(f"epoch {epoch + 1} was not closed: call run.end_epoch once at its end")
 
     def batches(self, batches: Iterable[tuple[Array, Array]], count: int) -> Iterator[tuple[Array, Array]]:
-        """The remaining batches of the present epoch, with a progress bar, checkpoints, and the check for Ctrl-C.
+        """The remaining batches of the current epoch, with a progress bar, checkpoints, and the check for Ctrl-C.
 
         Args:
             batches: (x, y), without the first `position` of the epoch.
-            count: the number of batches in a whole epoch.
+            count: the number of batches in an epoch.
         """
         title = None if self.quiet else f"epoch {self.epoch + 1}"
         with ProgressBar(title, count, self.position) as bar:
@@ -185,7 +184,7 @@ class Run:
         """Record one batch: its mean loss, how many of its images were classified correctly, and its gradient's norm.
 
         A loss or norm that is not finite is not counted: `optim.clip_grad_norm` has cleared the gradients, so the step
-        changed nothing. The epoch's line says how many there were.
+        changed nothing. The epoch's line has their number.
 
         Raises:
             FloatingPointError: the tenth such batch in a row.
@@ -195,9 +194,9 @@ class Run:
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row == MOST_SKIPPED:
                 raise FloatingPointError(
-                    f"the loss is {loss} and the gradient's norm {gradient_norm} in {self._place()}, and neither was "
+                    f"the loss is {loss} and the gradient's norm {gradient_norm} in {self._where()}, and neither was "
                     f"finite in {MOST_SKIPPED} batches in a row: lower the learning rate, or find the layer with "
-                    "minivit.explain.debug_nans. The weights are those from before"
+                    "minivit.explain.debug_nans. The weights are those from before these batches"
                 )
             return
         self._skipped_in_a_row = 0
@@ -206,7 +205,7 @@ class Run:
         self._images += images
 
     def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None:
-        """Close the present epoch: a row in metrics.csv, a line on the screen, a checkpoint."""
+        """Close the current epoch: a row in metrics.csv, a printed line, a checkpoint."""
         self.epoch += 1
         skipped = f"  steps skipped (not finite): {self.skipped}" if self.skipped else ""
         row = (
@@ -232,17 +231,17 @@ class Run:
 
     @property
     def loss(self) -> float:
-        """The mean loss of the present epoch's images so far."""
+        """The mean loss of the current epoch's images so far."""
         return self._loss / max(1, self._images)
 
     @property
     def accuracy(self) -> float:
-        """The share of the present epoch's images classified correctly so far."""
+        """The share of the current epoch's images classified correctly so far."""
         return self._correct / max(1, self._images)
 
     @property
     def seconds(self) -> float:
-        """Time spent in training steps, over all epochs that are complete, interruptions left out."""
+        """Seconds in training steps, over all completed epochs, without interruptions."""
         return sum(row["seconds"] for row in self.history)
 
     def _clear(self) -> None:
@@ -253,12 +252,12 @@ class Run:
     # --- files ---
 
     def save(self) -> None:
-        """Write the checkpoint; the one before is kept, whole, as a second file. Every rank must call it.
+        """Write the checkpoint; the previous one is kept as a second file. Every rank must call it.
 
         Raises:
             LockedError: another process has taken the folder over.
-            OSError: names the file, if the disk is full for example; the checkpoint from before stays.
-            FloatingPointError: an array is not finite; the checkpoint from before stays.
+            OSError: names the file, for example if the disk is full; the previous checkpoint is unchanged.
+            FloatingPointError: an array is not finite; the previous checkpoint is unchanged.
         """
         if self._lock is not None:
             self._lock.check()
@@ -270,14 +269,14 @@ class Run:
                     numbers[f"{part}/{name}"] = value
                 elif not np.isfinite(to_numpy(value)).all():
                     raise FloatingPointError(
-                        f"{part}/{name} is not finite in {self._place()}, so {CHECKPOINT} stays as it was before: "
+                        f"{part}/{name} is not finite in {self._where()}, so {CHECKPOINT} is unchanged: "
                         "lower the learning rate, clip gradients with optim.clip_grad_norm, and resume"
                     )
                 else:
                     arrays[f"{part}/{name}"] = value
         within = [self._loss, self._correct, self._images, self._seconds]
-        place = {"epoch": self.epoch, "position": self.position, "step": self.iteration, "within": within}
-        content = {"settings": self.settings, "history": self.history, "numbers": numbers, **place}
+        progress = {"epoch": self.epoch, "position": self.position, "step": self.iteration, "within": within}
+        content = {"settings": self.settings, "history": self.history, "numbers": numbers, **progress}
         if self._earlier is not None:
             content["earlier"] = self._earlier
         if self.ranks.first:
@@ -298,10 +297,10 @@ class Run:
             ) from None
         if path.name != CHECKPOINT and self.ranks.first:
             fall_back(self.out)
-        self._say(f"resumed {path} in {self._place()}")
+        self._say(f"resumed {path} in {self._where()}")
 
     def _take(self, arrays: dict[str, Array], content: dict[str, Any]) -> None:
-        """Go on from what a checkpoint holds, once all that it says of the run makes sense."""
+        """Continue from a checkpoint, after checking its progress."""
         said = checked_position(content, METRICS)
         states: dict[str, dict[str, Any]] = {part: {} for part in self.parts}
         for key, value in {**arrays, **said.numbers}.items():
@@ -316,7 +315,7 @@ class Run:
         self._earlier = said.earlier
 
     def write_metrics(self) -> None:
-        """metrics.csv: one row an epoch."""
+        """metrics.csv: one row for each epoch."""
         if not self.ranks.first:
             return
         file = io.StringIO(newline="")
@@ -331,11 +330,11 @@ class Run:
         again = sys.orig_argv if "--resume" in sys.orig_argv else [*sys.orig_argv, "--resume"]
         again = [*(["mpiexec", "-n", str(self.ranks.size)] if self.ranks.size > 1 else []), *again]
         command = shlex.join(again) if os.name == "posix" else subprocess.list2cmdline(again)
-        self._say(f"\nstopped in {self._place()}; continue with\n  {command}")
+        self._say(f"\nstopped in {self._where()}; continue with\n  {command}")
         self.ranks.wait()  # the first that exits could end the others
-        raise SystemExit(128 + self._interrupt.asked)  # what a shell reports for a program that a signal ended
+        raise SystemExit(128 + self._interrupt.asked)  # the exit status of a program that a signal ended, as in shells
 
-    def _place(self) -> str:
+    def _where(self) -> str:
         return f"epoch {self.epoch + 1} after {self.position} batches"
 
     def _say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it completes its step and saves first."""
+"""Signals that stop a run after its current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import signal
 import threading
 from typing import Any
 
-# Ctrl-C, the end that a scheduler asks for before it kills, and the end of the terminal
+# Ctrl-C, a scheduler's request before it kills, and the end of the terminal
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class StopLater:
-    """Within it the first signal only sets `asked`, so that the present step is completed; a second Ctrl-C interrupts.
+    """A context in which the first signal only sets `asked`, so that the step is completed; a second Ctrl-C interrupts.
 
-    SIGTERM and SIGHUP are left alone where the program, or nohup, has arranged for them. Others are ignored once one
-    has come: `timeout` and schedulers send them twice.
+    Existing handlers of SIGTERM and SIGHUP, such as nohup's, are kept. After the first signal the others are ignored:
+    `timeout` and schedulers send them twice.
 
     Attributes:
-        asked: the signal's number, 0 before it comes. A shell reports 128 more than it.
+        asked: the signal's number, 0 before one arrives. A shell reports 128 more.
     """
 
     asked = 0
 
     def __enter__(self) -> StopLater:
         self._before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # only there may signals be caught
+        if threading.current_thread() is threading.main_thread():  # signals can be handled only there
             for number in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
                 if number == signal.SIGINT or signal.getsignal(number) == signal.SIG_DFL:
                     self._before[number] = signal.signal(number, self._ask)

@@ -26,15 +26,15 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
-    """Labeled images: to train on, to watch the run with, and to test with.
+    """Labeled images: for training, for validation, and for testing.
 
     Attributes:
-        source: where they come from, in words.
+        source: their origin, in words.
         classes: their names.
         learn: the training images.
-        held_out: images that choose the epoch that is kept.
+        held_out: images that select the best epoch.
         test: images for the final accuracy, or None.
-        preprocess: how a picture becomes the model's input.
+        preprocess: the transform from an image to the model's input.
         prepare: images or paths -> (B, C, H, W), the model's input.
         batches: (batch_size, seed=, epoch=, start=) -> the batches (x, y) of an epoch of `learn`, with augmentation.
         fingerprint: of the training images; a resumed run must have the same.
@@ -56,7 +56,7 @@ class Task:
         return f"Task({self.source!r}, {parts} images of {len(self.classes)} classes)"
 
     def config(self) -> dict[str, Any]:
-        """The content of a config.json beside the weights: the names of the classes and the preprocessing of pictures.
+        """The content of a config.json next to the weights: the names of the classes and the preprocessing.
 
         The keys are timm's; `minivit.pretrained` and examples/classify_image.py read them.
         """
@@ -69,8 +69,8 @@ def mnist_task(mnist: data.Mnist, limit: int | None = None, seed: int = 0, held_
 
     Args:
         mnist: from `data.load_mnist`.
-        limit: use only so many training images, the same number of each digit.
-        seed: decides which.
+        limit: the number of training images to use, equally many of each digit.
+        seed: of their choice.
         held_out: the number of training images held out; the same ones for every seed.
     """
     kept, watch = data.holdout(mnist.train_labels, held_out, seed=0)
@@ -95,19 +95,19 @@ def folder_task(
     """Images in files, mirrored left to right with probability 1/2 and moved by up to an eighth of their size.
 
     Args:
-        pictures, held_out: what `data.folder.split_folder` gives.
+        pictures, held_out: from `data.folder.split_folder`.
         preprocess: of the model.
-        limit: use only so many training images, the same number of each class.
-        seed: decides which.
+        limit: the number of training images to use, equally many of each class.
+        seed: of their choice.
     """
     if len(pictures.classes) < 2:
-        raise ValueError(f"there is one class, {pictures.classes[0]}: add images of another, to tell it from")
+        raise ValueError(f"there is one class, {pictures.classes[0]}: add images of another class")
     total = len(pictures) + len(held_out)
     if limit is not None:
         pictures = pictures.take(balanced(pictures.labels, limit, seed))
 
     return Task(
-        f"{total:,} pictures in {pictures.folder}",
+        f"{total:,} images in {pictures.folder}",
         pictures.classes,
         Part(pictures.paths, pictures.labels),
         Part(held_out.paths, held_out.labels),
@@ -128,7 +128,7 @@ def move(images: Array, rng: np.random.Generator) -> Array:
 
 
 def balanced(labels: Array, count: int, seed: int) -> Array:
-    """Indices of `count` images, the same number of each class, in random order.
+    """Indices of `count` images, equally many of each class, in random order.
 
     Raises:
         ValueError: a number that the classes do not divide, or a class with too few images.

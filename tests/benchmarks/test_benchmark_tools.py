@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import cuda_emulator
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -478,6 +480,41 @@ def test_a_stage_that_fails_is_reported(tmp_path, monkeypatch):
     assert "error" in found or "card" in found
     assert (tmp_path / "machine.log").exists()
     assert gpu.run_stage("example", tmp_path, None) == {"skipped": "no --mnist folder"}
+
+
+def test_a_stage_past_its_limit_is_stopped_with_what_it_started(tmp_path, monkeypatch):
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setitem(gpu.STAGES, "predict", (gpu.predict, 3))
+    found = gpu.run_stage("predict", tmp_path, None)
+    number = (tmp_path / "predict.log").read_text().strip()  # of the child
+    assert found == {"error": f"stopped after 3 s; predict.log ends with: {number}"}
+    child = Path("/proc") / number / "stat"
+    assert not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_the_sanitizer_watches_every_kernel(tmp_path, monkeypatch):
+    if cuda_emulator.compiler() is None:
+        pytest.skip("g++ is not installed: it compiles the kernels")
+    launched = set()
+    launch = cuda_emulator.Function._launch
+
+    def noted(function, *args):
+        launched.add(function.name)
+        return launch(function, *args)
+
+    monkeypatch.setattr(cuda_emulator.Function, "_launch", noted)
+    with fake_cupy.installed():
+        assert gpu.small_step(tmp_path, None)["parameters"] > 20
+    folder = Path(gpu.ROOT) / "minivit" / "fast" / "cupy" / "kernels"
+    every = {name for file in folder.glob("*.cu") for name in cuda_emulator.kernels(file.read_text())}
+    assert every - launched == set()
 
 
 def test_a_runtime_does_not_train_and_needs_its_file(tmp_path):

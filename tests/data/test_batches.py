@@ -167,7 +167,7 @@ def test_normalize_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0, expected a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size=0, expected an integer of at least 1"),
         ({"batch_size": 2.0}, r"batch_size=2\.0"),
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": 24}, "batch_size=24 leaves no full batch of 23 images: choose at most 23"),

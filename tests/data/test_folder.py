@@ -183,8 +183,8 @@ def broken(tmp_path, case):
 @pytest.mark.parametrize(
     "case, fragments",
     [
-        ("missing", ["nowhere", "is no folder"]),
-        ("file", ["file", "is no folder"]),
+        ("missing", ["nowhere", "is not a folder"]),
+        ("file", ["file", "is not a folder"]),
         ("no classes", ["holds no folders", "named after the class"]),
         ("empty class", ["dog", "holds no images", ".jpg"]),
         ("unknown class", [os.path.join("val", "cow"), "cat, dog"]),

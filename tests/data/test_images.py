@@ -167,8 +167,8 @@ def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="is a folder"):
         prepare(str(tmp_path))
     path = tmp_path / "text.png"
-    path.write_text("no picture")
-    with pytest.raises(DataError, match="text.png is no picture that Pillow can read"):
+    path.write_text("not an image")
+    with pytest.raises(DataError, match="text.png is not an image that Pillow can read"):
         prepare(path)
     photo().save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
@@ -177,7 +177,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, monkeypatch):
         prepare(path)
     with pytest.raises(DataError, match="floating-point"):
         prepare(Image.new("F", (4, 4)))
-    with pytest.raises(ValueError, match="ndarray is no picture: give a path or a PIL image"):
+    with pytest.raises(ValueError, match="ndarray is not an image: give a path or a PIL image"):
         prepare(np.zeros((4, 4, 3), np.uint8))
     for limit in (61 * 43 - 1, 61 * 43 // 3):  # a warning of Pillow's, and its error
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -268,7 +268,7 @@ def test_what_timm_says_is_used(tmp_path):
         (48, 64), 0.95, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), squash=True
     )
     cfg["crop_mode"] = "border"
-    with pytest.raises(CheckpointError, match="config.json says no preprocessing .* crop_mode='border'"):
+    with pytest.raises(CheckpointError, match="config.json has no usable preprocessing .* crop_mode='border'"):
         known(tmp_path, "timm", Swin(**SWIN), config={"pretrained_cfg": cfg})
 
 
@@ -311,7 +311,7 @@ def test_a_preprocessor_that_makes_no_sense_is_refused(tmp_path):
         {"crop_size": 300, "do_center_crop": True},
         {"image_std": [0, 1, 1]},
     ):
-        with pytest.raises(CheckpointError, match="preprocessor_config.json says no preprocessing that can be used"):
+        with pytest.raises(CheckpointError, match="preprocessor_config.json has no usable preprocessing"):
             known(tmp_path, "timm", ViT(**VIT), preprocessor_config=said)
 
 
@@ -329,7 +329,7 @@ def test_gray_takes_the_mean_of_three_and_other_channels_are_refused(tmp_path):
     path = exported(tmp_path, Swin(**SWIN))
     got = preprocessing(path, Swin(**SWIN, in_chans=1))
     assert got.channels == 1 and got.mean == pytest.approx([0.449], abs=1e-12) and got.std == pytest.approx([0.226])
-    with pytest.raises(ValueError, match="in_chans=2: a picture has 3 channels, or 1"):
+    with pytest.raises(ValueError, match="in_chans=2: an image has 3 channels, or 1"):
         preprocessing(path, Swin(**SWIN, in_chans=2))
 
 

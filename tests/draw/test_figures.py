@@ -61,7 +61,7 @@ def test_a_script_writes_a_file_and_says_where(folder, capsys):
     figures.show(a_figure(), "03_scores", alt="Three points.")
     file = folder / "runs" / "pictures" / "03_scores.png"
     assert file.read_bytes().startswith(PNG)
-    assert capsys.readouterr().out == f"[picture] {file.relative_to(folder)}: Three points.\n"
+    assert capsys.readouterr().out == f"[figure] {file.relative_to(folder)}: Three points.\n"
     from matplotlib.image import imread
 
     assert imread(file).shape == (300, 600, 4)  # 4 x 2 inches at 150 dots

@@ -375,7 +375,7 @@ def test_without_network_it_says_what_its_number_means(tmp_path):
 def test_without_the_optional_packages_only_the_pictures_are_missing(first):
     out, printed = first
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
-    assert "for the pictures: pip install" in printed and LAST.fullmatch(printed.splitlines()[-1])
+    assert "for the figures: pip install" in printed and LAST.fullmatch(printed.splitlines()[-1])
 
 
 def test_the_layer_example_finds_its_bugs(tmp_path):

@@ -79,7 +79,7 @@ def pictures(tmp_path_factory):
 def test_folder_task(pictures):
     preprocess = data.Preprocess((16, 20), crop=0.9, interpolation="bilinear")
     work = folder_task(*split_folder(pictures), preprocess, limit=20, seed=1)
-    assert work.source == f"40 pictures in {pictures}"
+    assert work.source == f"40 images in {pictures}"
     assert np.bincount(work.learn.labels).tolist() == [10, 10] and np.bincount(work.held_out.labels).tolist() == [2, 2]
     assert work.test is None
     batches = list(work.batches(8, seed=0, epoch=0, start=0))
@@ -208,7 +208,7 @@ def test_the_example_from_scratch(digits_folder, tmp_path):
     "code, options, fragment",
     [
         (2, [], "--data mnist"),
-        (1, ["--data", "nowhere", "--weights", "x"], "nowhere is no folder"),
+        (1, ["--data", "nowhere", "--weights", "x"], "nowhere is not a folder"),
         (1, ["--data", "{digits}", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (2, ["--data", "{digits}", "--limit", 101], "limit=101"),
         (2, ["--data", "{digits}", "--limit", 100, "--freeze", "block.*"], "'blocks.*'"),

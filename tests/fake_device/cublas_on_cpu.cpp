@@ -2,13 +2,14 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <vector>
 
 namespace {
 
 // op(a) is (m, k), op(b) is (k, n), c is (m, n); all columns first, as cuBLAS has them.
-template <class Real>
+template <class Real, Real (*Read)(Real)>
 void multiply(bool transpose_a, bool transpose_b, int m, int n, int k, Real alpha, const Real* a, int lda, const Real* b,
               int ldb, Real beta, Real* c, int ldc) {
     for (int j = 0; j < n; ++j) {
@@ -17,7 +18,7 @@ void multiply(bool transpose_a, bool transpose_b, int m, int n, int k, Real alph
             for (int l = 0; l < k; ++l) {
                 const Real left = transpose_a ? a[l + std::size_t(i) * lda] : a[i + std::size_t(l) * lda];
                 const Real right = transpose_b ? b[j + std::size_t(l) * ldb] : b[l + std::size_t(j) * ldb];
-                sum += left * right;
+                sum += Read(left) * Read(right);
             }
             Real& out = c[i + std::size_t(j) * ldc];
             out = alpha * sum + (beta == 0 ? 0 : beta * out);
@@ -25,11 +26,23 @@ void multiply(bool transpose_a, bool transpose_b, int m, int n, int k, Real alph
     }
 }
 
-template <class Real>
+// A factor as tensor cores read it: so many bits after the leading one are kept, the rest rounded to the nearest.
+template <int BITS> float rounded(float value) {
+    std::uint32_t word;
+    std::memcpy(&word, &value, sizeof word);
+    const std::uint32_t step = 1u << (23 - BITS);
+    word = (word + step / 2) & ~(step - 1);
+    std::memcpy(&value, &word, sizeof word);
+    return value;
+}
+
+template <class Real> Real exact(Real value) { return value; }
+
+template <class Real, Real (*Read)(Real) = exact<Real>>
 void stacked(int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a, int lda, long long step_a,
              const void* b, int ldb, long long step_b, const void* beta, void* c, int ldc, long long step_c, int count) {
     for (long long i = 0; i < count; ++i) {
-        multiply(op_a != 0, op_b != 0, m, n, k, *static_cast<const Real*>(alpha), static_cast<const Real*>(a) + i * step_a,
+        multiply<Real, Read>(op_a != 0, op_b != 0, m, n, k, *static_cast<const Real*>(alpha), static_cast<const Real*>(a) + i * step_a,
                  lda, static_cast<const Real*>(b) + i * step_b, ldb, *static_cast<const Real*>(beta),
                  static_cast<Real*>(c) + i * step_c, ldc);
     }
@@ -85,6 +98,18 @@ int cublasGemmStridedBatchedEx(void* handle, int op_a, int op_b, int m, int n, i
     if (type_a == 0 && compute == 68) {
         return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
             stacked<float>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc, step_c, count);
+        });
+    }
+    if (type_a == 0 && compute == 77) {  // TF32
+        return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
+            stacked<float, rounded<10>>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc,
+                                        step_c, count);
+        });
+    }
+    if (type_a == 0 && compute == 75) {  // bfloat16
+        return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
+            stacked<float, rounded<7>>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc,
+                                       step_c, count);
         });
     }
     if (type_a == 1 && compute == 70) {

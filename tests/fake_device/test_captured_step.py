@@ -115,6 +115,48 @@ def test_weights_that_were_replaced_are_seen(device: Any) -> None:
     assert float(step.loss_and_grad(images, labels)) != before
 
 
+def test_a_head_that_was_replaced_is_trained(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    step.loss_and_grad(images, labels)
+    old, new = model.head, minivit.to_device(nn.Linear(16, 3, seed=9), "gpu")
+    old.weight.grad, model.head = None, new
+    found = float(step.loss_and_grad(images, labels))
+    expected, _ = F.softmax_cross_entropy(model(device.put(images))[0], device.put(labels))
+    assert found == pytest.approx(float(expected), rel=1e-6)
+    assert old.weight.grad is None and device.get(new.weight.grad).any()
+
+
+def test_a_layer_that_was_replaced_is_used(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    before = float(step.loss_and_grad(images, labels))
+    model.blocks[1] = nn.Sequential()  # no parameter comes that was not there
+    after = float(step.loss_and_grad(images, labels))
+    expected, _ = F.softmax_cross_entropy(model(device.put(images))[0], device.put(labels))
+    assert after == pytest.approx(float(expected), rel=1e-6) and after != before
+
+
+def test_a_model_that_left_the_gpu_is_refused(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    step = parallel.CapturedStep(build("ViT"))
+    step.model.head = nn.Linear(16, 3)
+    with pytest.raises(ValueError, match=r"head\.weight is not there.*to_device"):
+        step.loss_and_grad(images, labels)
+
+
+def test_another_precision_of_products_is_recorded_anew(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    exact = float(step.loss_and_grad(images, labels))
+    with minivit.matmul_precision("medium"):
+        assert float(step.loss_and_grad(images, labels)) != exact
+    assert float(step.loss_and_grad(images, labels)) == exact
+
+
 def test_what_cannot_be_recorded_is_named(device: Any) -> None:
     model = build("ViT")
     (images, labels), *_ = batches(1)

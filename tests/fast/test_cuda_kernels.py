@@ -17,7 +17,10 @@ import numpy as np
 import nvrtc
 import pytest
 
+import minivit
 from minivit import functional as F
+from minivit.fast.precision import current_precision
+from minivit.optim import together
 from minivit.optim.optimizers import Share, adamw_step, update
 
 pytestmark = pytest.mark.skipif(
@@ -46,6 +49,13 @@ def attention(queries: int, keys: int, size: int, *, bias: bool = False, masked:
     )
 
 
+def forbidden(*shape: int) -> Any:
+    """Logits of -inf for the last class."""
+    logits = normal(*shape)
+    logits[:, -1] = -np.inf
+    return logits
+
+
 # name: a function and its arguments
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # a row in one warp, a full one, two, more than a block has threads; rows that fill groups and do not
@@ -70,6 +80,13 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         F.continuous_position_table,
         (F.log_spaced_offsets(3), normal(8, 2), normal(8), normal(2, 8)),
     ),
+    # a row of logits in one warp, two, more than a block has threads; a batch past the block that adds it up
+    "cross_entropy, 1 class": (F.softmax_cross_entropy, (normal(1, 1), np.array([0]))),
+    "cross_entropy, smoothed": (F.softmax_cross_entropy, (5 * normal(300, 10), np.arange(300) % 10, 0.1)),
+    "cross_entropy, 33 classes": (F.softmax_cross_entropy, (normal(3, 33), np.array([32, 0, 7], "int32"))),
+    "cross_entropy, 1100 classes": (F.softmax_cross_entropy, (100 * normal(2, 1100), np.array([3, 1099]), 0.2)),
+    "cross_entropy, soft targets": (F.softmax_cross_entropy, (normal(5, 40), abs(normal(5, 40)), 0.3)),
+    "cross_entropy, a forbidden class": (F.softmax_cross_entropy, (forbidden(4, 7), np.eye(7)[[0, 1, 0, 2]])),
     # tiles have 64 and 32 rows in float32, 32 and 16 in float64; head sizes are rounded up to 16
     "attention, 1 token": attention(1, 1, 1),
     "attention, 1 query": attention(1, 33, 16),
@@ -79,6 +96,25 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attention, wide heads": attention(5, 17, 64, masked=True),
     "attention, masked": attention(9, 40, 20, bias=True, masked=True),
     "attention, heads too wide for the kernel": attention(5, 7, 65, bias=True),
+    "attention, wide heads with a mask": attention(3, 40, 65, bias=True, masked=True),
+    "attention, a bias for each batch": (
+        F.scaled_dot_product_attention,
+        (normal(2, 1, 5, 8), normal(2, 1, 7, 8), normal(2, 1, 7, 8), mask(5, 7), normal(2, 1, 5, 1)),
+    ),
+    "attention, six axes": (
+        F.scaled_dot_product_attention,
+        (
+            normal(2, 1, 3, 2, 5, 8),
+            normal(2, 1, 3, 2, 4, 8),
+            normal(2, 1, 3, 2, 4, 8),
+            mask(3, 1, 5, 4),
+            normal(2, 1, 1, 2, 5, 4),
+        ),
+    ),
+    "softmax, 1 number": (F.softmax, (normal(3, 1),)),
+    "softmax, 33 numbers": (F.softmax, (100 * normal(2, 2, 33),)),
+    "softmax, 1100 numbers": (F.softmax, (normal(1100),)),
+    "softmax, nothing allowed": (F.softmax, (np.where(mask(4, 9), normal(4, 9), -np.inf),)),
     "attention, three axes": (F.scaled_dot_product_attention, (normal(3, 5, 8), normal(3, 7, 8), normal(3, 7, 8))),
     "attention of windows": (F.self_attention, (normal(2, 4, 9, 36), 3, mask(4, 1, 9, 9), normal(3, 9, 9))),
     "attention of a ViT": (F.self_attention, (normal(2, 10, 24), 2)),
@@ -101,9 +137,12 @@ def parts(value: Any) -> list[Any]:
 def results(f: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     """y and all gradients, on the host, from arguments on the host or the fake device."""
     y, back = f(*args)
-    dy = np.random.default_rng(5).standard_normal(y.shape).astype(y.dtype)
     fake = isinstance(y, fake_cupy.ndarray)
-    found = [y, *parts(back(fake_cupy.asarray(dy) if fake else dy))]
+    dy: Any = 0.7  # of a loss
+    if y.ndim:
+        dy = np.random.default_rng(5).standard_normal(y.shape).astype(y.dtype)
+        dy = fake_cupy.asarray(dy) if fake else dy
+    found = [y, *parts(back(dy))]
     return [part.get() if fake else part for part in found]
 
 
@@ -115,7 +154,7 @@ def difference(name: str, dtype: str) -> float:
     with fake_cupy.installed() as device:
         got = results(f, tuple(device.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
     assert {part.dtype.name for part in got} == {dtype} and len(got) == len(expected)
-    largest = max(np.abs(part).max() for part in expected)
+    largest = max(np.abs(part).max() for part in expected) or 1.0
     return float(max(np.abs(a - b).max() for a, b in zip(got, expected)) / largest)
 
 
@@ -169,6 +208,64 @@ def test_adamw_gives_what_its_formula_gives(sizes: tuple[int, ...], dtype: str) 
             np.testing.assert_allclose(ours.get(), theirs, rtol=10 * TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def of_all_parameters(sizes: tuple[int, ...], dtype: str, put: Any) -> dict[str, list[Any]]:
+    """What clipping and averaging make of arrays of these sizes, the last of which is transposed."""
+    grads, weights, averages = (
+        [put(np.ascontiguousarray(cast(normal(2, size + each), dtype)[:, :size])) for size in sizes]
+        for each in (0, 1, 2)
+    )
+    grads[-1] = grads[-1].T
+    norm = together.squared_norm(*grads)
+    together.scale(*grads, factor=0.3)
+    together.average(*averages, *weights, decay=0.9)
+    return {"norm": [norm], "scaled": grads, "averages": averages}
+
+
+def of_all_difference(sizes: tuple[int, ...], dtype: str) -> float:
+    """The largest difference from the formulas, relative to each array."""
+    with minivit.plain():
+        expected = of_all_parameters(sizes, "float64", lambda array: array)
+    with fake_cupy.installed() as device:
+        found = of_all_parameters(sizes, dtype, device.asarray)
+        got = {name: [array.get() for array in arrays] for name, arrays in found.items()}
+    assert {array.dtype.name for arrays in got.values() for array in arrays} == {dtype}
+    pairs = [pair for name, arrays in expected.items() for pair in zip(got[name], arrays)]
+    return max(float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("sizes", [(1,), (3, 300, 1), (2048, 1), (2049, 40)])
+def test_clipping_and_averaging_give_what_their_formulas_give(sizes: tuple[int, ...], dtype: str) -> None:
+    assert of_all_difference(sizes, dtype) <= TOLERANCE[dtype]
+
+
+def test_clipping_and_averaging_take_one_launch_or_two() -> None:
+    with fake_cupy.installed() as device:
+        arrays = [device.ones(size) for size in (3, 5000, 1)]
+        others = [device.ones(size) for size in (3, 5000, 1)]
+        before = fake_cupy.launches
+        together.squared_norm(*arrays)
+        assert fake_cupy.launches == before + 2
+        together.scale(*arrays, factor=0.5)
+        assert fake_cupy.launches == before + 3
+        together.average(*arrays, *others, decay=0.5)
+        assert fake_cupy.launches == before + 4
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_attention_drops_the_weights_that_its_formula_drops(dtype: str) -> None:
+    def run(attend: Any, put: Any, dtype: str) -> list[Any]:
+        q, k, v = (put(cast(normal(2, 3, count, 8), dtype)) for count in (5, 7, 7))
+        y, back = attend(q, k, v, put(mask(5, 7)), dropout_rate=0.4, rng=np.random.default_rng(3))
+        return [y, *parts(back(y))]
+
+    expected = run(F.scaled_dot_product_attention.plain, lambda array: array, "float64")
+    with fake_cupy.installed() as device:
+        got = [array.get() for array in run(F.scaled_dot_product_attention, device.asarray, dtype)]
+    for ours, theirs in zip(got, expected):
+        np.testing.assert_allclose(ours, theirs, rtol=10 * TOLERANCE[dtype], atol=10 * TOLERANCE[dtype])
+
+
 def test_rows_whose_squares_overflow_are_normalized() -> None:
     rows = np.array([[1e30, -1e30, 2e30, 0], [1, 2, 3, 5]], "float32")
     with fake_cupy.installed() as device:
@@ -177,6 +274,30 @@ def test_rows_whose_squares_overflow_are_normalized() -> None:
     expected, _ = F.layer_norm.plain(rows.astype("float64"), None, None)
     np.testing.assert_allclose(y.get(), expected, rtol=1e-6, atol=1e-6)
     assert np.isfinite(dx.get()).all()
+
+
+def test_matmul_precision_sets_the_digits_of_float32_products() -> None:
+    x, weight = normal(4, 64), normal(3, 64)
+    expected = x @ weight.T
+
+    def error(dtype: str) -> float:
+        y, _ = F.linear(fake_cupy.asarray(x.astype(dtype)), fake_cupy.asarray(weight.astype(dtype)))
+        return float(np.abs(y.get() - expected).max() / np.abs(expected).max())
+
+    with fake_cupy.installed():
+        assert error("float32") < 1e-6
+        with minivit.matmul_precision("high"):
+            assert 1e-5 < error("float32") < 1e-3 and error("float64") < 1e-14
+            with minivit.matmul_precision("medium"):
+                assert 1e-3 < error("float32") < 1e-2
+            assert error("float32") < 1e-3
+        assert error("float32") < 1e-6
+        with minivit.matmul_precision("highest"):  # for the rest of the program, if it is not undone
+            minivit.matmul_precision("high")
+            assert error("float32") > 1e-5
+    assert current_precision() == "highest"
+    with pytest.raises(ValueError, match="'tf32': choose one of 'highest', 'high', 'medium'"):
+        minivit.matmul_precision("tf32")
 
 
 def test_products_are_put_into_a_formula_and_its_backward_pass() -> None:
@@ -199,9 +320,13 @@ def test_products_are_put_into_a_formula_and_its_backward_pass() -> None:
 def test_no_launch_waits_for_the_device() -> None:
     with fake_cupy.installed() as device:
         for f, args in CASES.values():
-            given = [device.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
             if f is F.embedding:
                 continue  # looks at its indices
+            on_host = "iu" if f is F.softmax_cross_entropy else ""  # looks at class numbers
+            given = [
+                device.asarray(arg) if isinstance(arg, np.ndarray) and arg.dtype.kind not in on_host else arg
+                for arg in args
+            ]
             before = fake_cupy.synchronizations
             y, back = f(*given)
             back(device.ones_like(y))
@@ -365,6 +490,59 @@ BUGS = {
         "attention, past a tile",
         None,
     ),
+    "a loss that forgets half of the batch": Bug(
+        "sums",
+        "i < count; i += blockDim.x) {\n        sum",
+        "i < count / 2; i += blockDim.x) {\n        sum",
+        "cross_entropy, smoothed",
+        None,
+    ),
+    "a batch read past its end": Bug(
+        "sums",
+        "i < count; i += blockDim.x) {\n        sum",
+        "i <= count; i += blockDim.x) {\n        sum",
+        "cross_entropy, smoothed",
+        "outside of all arrays",
+    ),
+    "a stretch that begins where its array does": Bug(
+        "parameters",
+        "addresses[mine.number]) + mine.first",
+        "addresses[mine.number])",
+        "all parameters",
+        "race|outside",
+    ),
+    "a stretch that is longer than its array": Bug(
+        "parameters",
+        "i < mine.count; i += blockDim.x) {\n        a[i]",
+        "i <= mine.count; i += blockDim.x) {\n        a[i]",
+        "all parameters",
+        "race|outside",
+    ),
+    "weights that are taken for the average": Bug(
+        "parameters", "addresses[2 * mine.number + 1]", "addresses[2 * mine.number]", "all parameters", None
+    ),
+    "a softmax of a row of nothing": Bug(
+        "softmax", "total == 0 ? REAL(0) : out[c] / total", "out[c] / total", "softmax, nothing allowed", None
+    ),
+    "a mask read along the wrong axis": Bug(
+        "softmax", "query * strides[3]", "query * strides[2]", "attention, wide heads with a mask", "outside"
+    ),
+    "a softmax that drops its last numbers": Bug(
+        "softmax",
+        "c < count; c += blockDim.x) {\n        along",
+        "c < count - 1; c += blockDim.x) {\n        along",
+        "softmax, 1100 numbers",
+        None,
+    ),
+    "a class of probability 0 that counts": Bug(
+        "cross_entropy", "p == 0 ? REAL(0) : p *", "p *", "cross_entropy, a forbidden class", None
+    ),
+    "targets that are taken to add up to 1": Bug(
+        "cross_entropy", "- total) * mass -", "- total) * (mass > 0) -", "cross_entropy, soft targets", None
+    ),
+    "a largest logit that is not subtracted": Bug(
+        "cross_entropy", "top == -INFINITE ? REAL(0) : top", "REAL(-800)", "cross_entropy, 1100 classes", None
+    ),
     "the slope of GELU without its second term": Bug(
         "gelu",
         "below + z * density",
@@ -394,17 +572,29 @@ def test_a_bug_in_a_kernel_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -
             return found.replace(text, planted)
         return found
 
+    def run() -> float:
+        return of_all_difference((2049, 40), "float64") if case == "all parameters" else difference(case, "float64")
+
     monkeypatch.setattr(Path, "read_text", read_text)
     if error is None:
-        assert not difference(case, "float64") <= 1e-7
+        assert not run() <= 1e-7
     else:
         with pytest.raises(cuda_emulator.KernelError, match=error):
-            difference(case, "float64")
+            run()
 
 
 # --- as a GPU would compile them -------------------------------------------------------------------------------------
 
-SOURCES = ("adamw", "gelu", "layer_norm", "sums", *(f"attention, heads of {size}" for size in (16, 32, 48, 64)))
+SOURCES = (
+    "adamw",
+    "cross_entropy",
+    "gelu",
+    "layer_norm",
+    "parameters",
+    "softmax",
+    "sums",
+    *(f"attention, heads of {size}" for size in (16, 32, 48, 64)),
+)
 MOST_REGISTERS = 255  # of a thread: all that there are
 MOST_SPILLED = 32  # bytes, outside of the loops: attention was faster with it than with more registers or smaller tiles
 

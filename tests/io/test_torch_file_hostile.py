@@ -55,20 +55,20 @@ NUMPY = named("_reconstruct", Global("numpy", "ndarray"), (0,), b"b" and "b", of
 F8 = named("dtype", "f8", False, True, of="numpy")
 HOSTILE = {
     # (what is saved, what the message says)
-    "eval": (named("eval", "1", of="builtins"), "asks for builtins.eval, which is neither a tensor nor plain data"),
-    "eval of Python 2": (named("eval", "1", of="__builtin__"), "asks for builtins.eval"),
-    "exec": (named("exec", "1", of="builtins"), "asks for builtins.exec.*nothing in it was run"),
-    "getattr": (named("getattr", 1, "real", of="builtins"), "asks for builtins.getattr"),
-    "import": (named("__import__", "os", of="builtins"), "asks for builtins.__import__"),
-    "load_from_bytes": (named("_load_from_bytes", "", of="torch.storage"), "asks for torch.storage._load_from_bytes"),
-    "a module": (Global("torch.nn.modules.linear", "Linear"), "asks for torch.nn.modules.linear.Linear"),
-    "an attribute of what is admitted": (Global("collections", "OrderedDict.__init__"), "asks for collections.Ord"),
-    "a name out of Unicode": (Ops(b"cos\nsyst\xc3\xa9m\n"), r"asks for os.syst\\xe9m"),
+    "eval": (named("eval", "1", of="builtins"), "names builtins.eval, which is neither a tensor nor plain data"),
+    "eval of Python 2": (named("eval", "1", of="__builtin__"), "names builtins.eval"),
+    "exec": (named("exec", "1", of="builtins"), "names builtins.exec.*nothing in it was run"),
+    "getattr": (named("getattr", 1, "real", of="builtins"), "names builtins.getattr"),
+    "import": (named("__import__", "os", of="builtins"), "names builtins.__import__"),
+    "load_from_bytes": (named("_load_from_bytes", "", of="torch.storage"), "names torch.storage._load_from_bytes"),
+    "a module": (Global("torch.nn.modules.linear", "Linear"), "names torch.nn.modules.linear.Linear"),
+    "an attribute of what is admitted": (Global("collections", "OrderedDict.__init__"), "names collections.Ord"),
+    "a name out of Unicode": (Ops(b"cos\nsyst\xc3\xa9m\n"), r"names os.syst\\xe9m"),
     "a name that is no text": (Ops(b"cos\n\xff\n"), "makes no sense"),
     "a name without an end": (Ops(b"c" + b"o" * 400), "no end of line"),
-    "stack global": (Ops(b"X\x05\0\0\0posixX\6\0\0\0system\x93"), "asks for posix.system"),
-    "stack global of numbers": (Ops(b"K\1K\2\x93"), "asks for 2 as a class"),
-    "a class of two lines": (Ops(b"(ios\nsystem\n"), "asks for os.system"),
+    "stack global": (Ops(b"X\x05\0\0\0posixX\6\0\0\0system\x93"), "names posix.system"),
+    "stack global of numbers": (Ops(b"K\1K\2\x93"), "names 2 as a class"),
+    "a class of two lines": (Ops(b"(ios\nsystem\n"), "names os.system"),
     "an admitted class of two lines": (Ops(b"(icollections\nOrderedDict\n"), "instance of collections.OrderedDict"),
     "an instance off the stack": (Ops(b"(" + ask("collections", "OrderedDict") + b"o"), "uses an instance of a class"),
     "extension 1": (Ops(b"\x82\x01"), "uses an extension code"),
@@ -77,8 +77,8 @@ HOSTILE = {
     "persistent text": (Ops(b"P123\n"), "uses an object outside the file"),
     "next buffer": (Ops(b"\x97"), "uses a buffer outside the file"),
     "keyword arguments": (Ops(ask("argparse", "Namespace") + b")}\x92"), "uses a class with keyword"),
-    "call of a number": (Ops(b"K\1)R"), "calls 1, which is no function"),
-    "call of a dtype": (named("float32", of="torch"), "calls torch.float32, which is no function"),
+    "call of a number": (Ops(b"K\1)R"), "calls 1, which is not a function"),
+    "call of a dtype": (named("float32", of="torch"), "calls torch.float32, which is not a function"),
     "call of a storage class": (named("FloatStorage", 3, of="torch"), "calls torch.FloatStorage"),
     "call without a tuple": (Ops(ask("builtins", "set") + b"]R"), "damaged"),
     "call with many arguments": (named("OrderedDict", *range(17), of="collections"), "damaged"),
@@ -91,18 +91,18 @@ HOSTILE = {
     "attributes that are no dict": (state_of(named("Namespace", of="argparse"), [1]), "Namespace that makes no sense"),
     "attributes named by numbers": (state_of(named("Namespace", of="argparse"), {1: 1}), "Namespace that makes no"),
     # containers
-    "list in itself": (Ops(b"]q\0h\0a"), "within each other"),
-    "dict in itself": (Ops(b"}q\0X\1\0\0\0ah\0s"), "within each other"),
-    "tuple in itself": (Ops(b"]q\0h\0\x85a"), "within each other"),
-    "namespace in itself": (Ops(ask("argparse", "Namespace") + b")Rq\0}X\1\0\0\0ah\0sb"), "within each other"),
-    "lists 1,000 deep": (Ops(b"]" * 1000 + b"a" * 999), "within each other, more than 100 deep"),
-    "tuples 1,000 deep": (Ops(b")" + b"\x85" * 1000), "within each other"),
+    "list in itself": (Ops(b"]q\0h\0a"), "nested more than"),
+    "dict in itself": (Ops(b"}q\0X\1\0\0\0ah\0s"), "nested more than"),
+    "tuple in itself": (Ops(b"]q\0h\0\x85a"), "nested more than"),
+    "namespace in itself": (Ops(ask("argparse", "Namespace") + b")Rq\0}X\1\0\0\0ah\0sb"), "nested more than"),
+    "lists 1,000 deep": (Ops(b"]" * 1000 + b"a" * 999), "nested more than 100 deep"),
+    "tuples 1,000 deep": (Ops(b")" + b"\x85" * 1000), "nested more than"),
     "deep twice over": (
         Ops(b"](" + b"]" + b"\x85" * 90 + b"q\0" + b"h\0" + b"\x85" * 90 + b"e"),
-        "within each other",
+        "nested more than",
     ),
     "2 ** 60 lists": (Ops(BOMB), "more than 10000000 items"),
-    "2 ** 60 tuples": (Ops(b")" + b"q\0h\0\x86" * 60), "more than 10000000 items|within each other"),
+    "2 ** 60 tuples": (Ops(b")" + b"q\0h\0\x86" * 60), "more than 10000000 items|nested more than"),
     "a key of 2 ** 60 tuples": (Ops(b"})" + b"q\0h\0\x86" * 60 + b"K\1s"), "as a key of a dict"),
     "a key that is a list": (Ops(b"}]K\1s"), "has a list as a key"),
     "a key that is a tensor": (Ops(b"}" + Pickle().emit(named("set", [NUMPY], of="builtins")) + b"K\1s"), "in a set"),
@@ -144,13 +144,13 @@ HOSTILE = {
     "an integer of 2 GB": (Ops(b"\x8b\xff\xff\xff\x7f"), "integer of 2147483647 bytes"),
     "an integer of -1 bytes": (Ops(b"\x8b\xff\xff\xff\xff"), "integer of -1 bytes"),
     "an integer of 5,000 digits": (Ops(b"I" + b"9" * 5000 + b"\n"), "no end of line"),
-    "an integer that is code": (Ops(b"I__import__('os')\n"), "an integer that is none"),
+    "an integer that is code": (Ops(b"I__import__('os')\n"), "text that is not an integer"),
     "a memo at 2 ** 32 - 1, never filled": (Ops(b"j\xff\xff\xff\xff"), "makes no sense"),
     "more ends than beginnings": (Ops(b"t"), "makes no sense"),
     "a mark without an end": (Ops(b"(K\1"), "makes no sense|unfinished"),
     "nothing on the stack": (Ops(b"0"), "pickle protocol 0 or 1"),
     "a short tuple of nothing": (Ops(b"\x87"), "tuple before it has begun"),
-    "opcode ff": (Ops(b"\xff"), "where ff is no opcode"),
+    "opcode ff": (Ops(b"\xff"), "ff is no opcode"),
     "protocol 9": (Ops(b"\x80\x09K\1"), "has pickle protocol 9"),
     # NumPy
     "a dtype of objects": (named("dtype", "O8", False, True, of="numpy"), "dtype 'O8', and only numbers"),
@@ -193,7 +193,7 @@ TENSORS = {
     "without dtype": (named("_rebuild_tensor_v3", ROW, 0, (1,), (1,), False, None, "float32"), "without a dtype"),
     "float8": (
         named("_rebuild_tensor_v3", ROW, 0, (1,), (1,), False, None, Global("torch", "float8_e5m2")),
-        "asks for torch.float8_e5m2",
+        "names torch.float8_e5m2",
     ),
     "another dtype": (
         named("_rebuild_tensor_v3", ROW, 0, (1,), (1,), False, None, Global("torch", "int32")),
@@ -204,7 +204,7 @@ TENSORS = {
 }
 STORES = {
     "no class": ({"kind": 5}, "no dtype, name or size"),
-    "a quantized class": ({"kind": "QInt8Storage"}, "asks for torch.QInt8Storage"),
+    "a quantized class": ({"kind": "QInt8Storage"}, "names torch.QInt8Storage"),
     "a dtype for a class": ({"kind": "float32"}, "no dtype, name or size"),
     "a key of numbers": ({"key": 3}, "no dtype, name or size"),
     "a count of NaN": ({"count": float("nan")}, "no dtype, name or size"),
@@ -320,8 +320,8 @@ def test_the_message_says_what_to_do(place):
     with pytest.raises(ValueError) as error:
         read_torch_file(place)
     assert str(error.value) == (
-        f"{place} asks for os.system, which is neither a tensor nor plain data: the file was refused, and nothing in "
-        "it was run. If you trust it, load it with PyTorch and save its tensors alone: "
+        f"{place} names os.system, which is neither a tensor nor plain data: the file was refused, and nothing in "
+        "it was run. If you trust it, load it with PyTorch and save only its tensors: "
         "torch.save(model.state_dict(), path)"
     )
 

@@ -143,7 +143,7 @@ def test_a_shard_or_an_array_that_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}', "\xff\xfe", "3"])
 def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match=r"index\.json is no index of shards"):
+    with pytest.raises(CheckpointError, match=r"index\.json is not an index of shards"):
         read_weights(tmp_path)
 
 

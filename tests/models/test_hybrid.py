@@ -256,7 +256,7 @@ def test_a_file_is_fitted_to_gray_images_of_another_size(published: Any) -> None
         ),
         (
             lambda a: a.update({"patch_embed.backbone.conv1.0.weight": a.pop("patch_embed.backbone.stem.conv.weight")}),
-            "no other stem than a ResNetV2's",
+            "only stem is a ResNetV2's",
         ),
         (lambda a: a.update({"patch_embed.backbone.stages.0.blocks.0.se.weight": np.ones(7)}), "not the model's"),
     ],

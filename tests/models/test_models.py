@@ -331,13 +331,13 @@ def test_partial_patches_are_padded_or_dropped(dynamic):
 
 def test_no_image_is_dropped_whole():
     for kind in (minivit.ViT, minivit.Swin):
-        with pytest.raises(ValueError, match="an image of 3x3 pixels has no whole patch of 4x4"):
+        with pytest.raises(ValueError, match="an image of 3x3 pixels has no complete patch of 4x4"):
             kind(img_size=3, patch_size=4, partial_patches="drop")
         with pytest.raises(ValueError, match="partial_patches='cut': choose .*'drop'"):
             kind(img_size=8, patch_size=4, partial_patches="cut")
-    with pytest.raises(ValueError, match="partial_patches='pad': patches of a stem's map must be whole"):
+    with pytest.raises(ValueError, match="partial_patches='pad': patches of a stem's map must be complete"):
         minivit.ViT(**{**TINY, "resnet_layers": (), "resnet_groups": 4, "resnet_width": 4}, partial_patches="pad")
-    with pytest.raises(ValueError, match="an image of 3x8 pixels has no whole patch of 4x4: enlarge it"):
+    with pytest.raises(ValueError, match="an image of 3x8 pixels has no complete patch of 4x4: enlarge it"):
         minivit.Swin(img_size=8, partial_patches="drop").predict(np.zeros((1, 3, 3, 8), np.float32))
 
 

@@ -197,9 +197,9 @@ ERRORS: dict[str, Any] = {
     "one depth": ({"depths": 2}, ["depths=2", "each stage"]),
     "one number of heads": ({"num_heads": 2}, ["num_heads=2", "each stage"]),
     "no mask value": ({"mask_value": None}, ["mask_value=None", "-100 or less"]),
-    "half a class": ({"num_classes": 2.5}, ["num_classes=2.5", "whole number"]),
-    "half a window": ({"window_size": 2.5}, ["2.5", "whole number"]),
-    "three sides": ({"img_size": (8, 8, 8)}, ["(8, 8, 8)", "two of them"]),
+    "half a class": ({"num_classes": 2.5}, ["num_classes=2.5", "integer"]),
+    "half a window": ({"window_size": 2.5}, ["2.5", "integer"]),
+    "three sides": ({"img_size": (8, 8, 8)}, ["(8, 8, 8)", "or two"]),
     "dtype": ({"dtype": "float16"}, ["'float16'", "'float32' or 'float64'"]),
 }
 INPUT_ERRORS: dict[str, Any] = {

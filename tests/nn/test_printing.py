@@ -184,7 +184,7 @@ def test_a_layer_that_stands_twice_is_named_and_counted_once() -> None:
         "  (2): Linear(the same as (0))",
     ]
     loop.itself = loop  # type: ignore[attr-defined]
-    assert repr(loop).splitlines() == ["Sequential()", "  (0): ReLU()", "  (itself): Sequential(the same as the whole)"]
+    assert repr(loop).splitlines() == ["Sequential()", "  (0): ReLU()", "  (itself): Sequential(the same as the root)"]
 
 
 def test_a_very_deep_layer_prints() -> None:

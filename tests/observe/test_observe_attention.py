@@ -313,7 +313,7 @@ def test_blocks_that_recompute_show_the_same():
     [
         ({"classes": 3}, r"class \[3\] does not exist: the model has 3, 0 to 2"),
         ({"classes": [0, -1, 2]}, r"class \[-1\] does not exist"),
-        ({"classes": 0.5}, "classes=0.5: give one whole number, or one for each of the 3 images"),
+        ({"classes": 0.5}, "classes=0.5: give one integer, or one for each of the 3 images"),
         ({"classes": [0, 1]}, "or one for each of the 3 images"),
         ({"block": 3}, "block=3: the model has 3 blocks, choose -3 to 2"),
     ],
@@ -370,17 +370,18 @@ def test_the_picture_says_what_it_shows(tmp_path):
     text = " ".join(words)
     assert "seven: 99 %" in words and "Attention rollout" in words and "Grad-CAM" in words
     assert "Framed: 25 %" in text and "would be 17 %" in text and "raise the logit of seven most" in text
+    assert "not what the model sees there" in text
     assert [word for word in words if word.startswith("block")] == ["block 1", "block 2"]
     assert [word for word in words if word.startswith("head")] == ["head 1", "head 2", "head 3", "head 4"]
 
 
 def test_the_picture_leaves_out_what_there_is_not(tmp_path):
     words = drawn(tmp_path, cam=np.zeros((2, 3)), class_name="seven")
-    assert "Attention rollout" not in words and "No place raises" in " ".join(words)
+    assert "Attention rollout" not in words and "No patch raises" in " ".join(words)
     assert not any(word.startswith(("block", "head")) for word in words)
-    assert "What the model sees" in drawn(tmp_path) and "Grad-CAM" not in drawn(tmp_path)
+    assert "Input of the model" in drawn(tmp_path) and "Grad-CAM" not in drawn(tmp_path)
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"out.pdf: the picture must be a .png or .svg file"):
+    with pytest.raises(ValueError, match=r"out.pdf: the figure must be a .png or .svg file"):
         attention_pictures.write_explanation(tmp_path / "out.pdf", "", np.zeros((4, 4, 1), np.uint8))

@@ -101,8 +101,8 @@ def test_padding_can_be_hidden():
 def test_windows_of_a_kind_stand_together():
     masks = explain.window_masks(explain.layout((6, 6), (2, 2), (1, 1)))
     assert explain.kinds(masks) == [[0, 1, 3, 4], [2, 5], [6, 7], [8]]
-    assert explain.mask_title(masks, [0, 1, 3, 4]) == "windows 0, 1, 3, ...: 0 barred"
-    assert explain.mask_title(masks, [8]) == "window 8: 12 barred"
+    assert explain.mask_title(masks, [0, 1, 3, 4]) == "windows 0, 1, 3, ...: 0 masked"
+    assert explain.mask_title(masks, [8]) == "window 8: 12 masked"
 
 
 @layouts
@@ -169,15 +169,15 @@ def test_side_by_side_wraps_and_leaves_out_what_is_too_wide():
 def test_the_story_fits_a_terminal(real, window, shift):
     text = explain.describe(explain.layout(real, window, shift), 3)
     assert max(map(len, text.splitlines())) <= 120
-    for heading in ("1. WHERE", "2. LABELS", "3. MASKS", "4. RELATIVE", "5. HOW FAR", "6. MERGING"):
+    for heading in ("1. CYCLIC", "2. LABELS", "3. MASKS", "4. RELATIVE", "5. RECEPTIVE", "6. MERGING"):
         assert heading in text
 
 
 def test_the_story_of_the_smallest_map():
     text = explain.describe(SMALL, 2)
-    for line in ("5  6 |  7  4", "0 0 | 1 2", "window 3: 12 barred", "4 3 1 0", "holds the places 0, 4, 1, 5: down"):
+    for line in ("5  6 |  7  4", "0 0 | 1 2", "window 3: 12 masked", "4 3 1 0", "joins the pixels 0, 4, 1, 5: down"):
         assert line in text, line
-    assert "holds the places 0, --, 1, --" in explain.describe(explain.layout((1, 2), (1, 2), (0, 0)), 1)
+    assert "joins the pixels 0, --, 1, --" in explain.describe(explain.layout((1, 2), (1, 2), (0, 0)), 1)
 
 
 def test_a_large_window_shows_what_three_queries_read():
@@ -277,7 +277,7 @@ def test_the_example_prints_and_draws(run, tmp_path):
 def test_the_example_without_matplotlib_still_prints(run, tmp_path):
     done = run()
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "window 3: 192 barred" in done.stdout and "18 19 20 21 | 22 23 16 17" in done.stdout
+    assert "window 3: 192 masked" in done.stdout and "18 19 20 21 | 22 23 16 17" in done.stdout
     assert "pip install 'minivit[examples]'" in done.stdout
     assert not (tmp_path / "runs").exists()
 

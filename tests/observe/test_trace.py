@@ -508,9 +508,9 @@ def test_a_planted_nan_in_a_parameter_is_found_where_it_is(name, param, maker, k
     assert error.where == ("between parts" if "attention" in error.kind.lower() else "output")  # its proj comes next
     text = " ".join(str(error).split())
     place = tuple(int(at) for at in np.unravel_index(data.size - 1, data.shape))
-    assert f"{maker} ({error.kind}) made it in its forward pass" in text
+    assert f"{maker} ({error.kind}) produced it in its forward pass" in text
     assert f"{param.rpartition('.')[2]} {data.shape} has 1 NaN of {data.size} numbers, the first at {place}" in text
-    assert re.search(r"Forward, x: \([\d, ]+\) is finite|What itself was given, and its parts gave, is finite", text)
+    assert re.search(r"Forward, x: \([\d, ]+\) is finite|Its own input and its parts' outputs are finite", text)
     assert "The parameters were damaged before this call" in text
 
 
@@ -521,7 +521,7 @@ def test_a_damaged_parameter_is_found_even_where_it_does_no_harm_yet():
     assert (error.name, error.phase, error.where) == ("", "forward", "weight")
     text = " ".join(str(error).split())
     assert "the parameter weight: (4, 2) has 2 NaN of 8 numbers, the first at (3, 0)" in text
-    assert "it was not read, or a comparison" in text and "The parameters were damaged" in text
+    assert "the parameter was not read, or a comparison" in text and "The parameters were damaged" in text
 
 
 @everyone
@@ -535,7 +535,7 @@ def test_an_image_that_is_not_finite_is_no_layers_fault(name, bad):
         assert (error.name, error.phase, error.where) == ("", "forward", "input")
         text = " ".join(str(error).split())
         assert "has 1 NaN" in text if np.isnan(bad) else "has 1 infinite" in text
-        assert "first at (1, 0, 2, 3)" in text and "No layer made it: it is in what was given" in text
+        assert "first at (1, 0, 2, 3)" in text and "No layer produced it: it is in the input" in text
 
 
 @everyone
@@ -546,7 +546,7 @@ def test_a_gradient_that_is_not_finite_when_it_comes_is_no_layers_fault(name):
     dy[2, 1] = np.nan
     error = blamed(lambda: back(dy))
     assert (error.name, error.phase, error.where) == ("", "backward", "dy")
-    assert "No layer made it" in str(error) and "the first at (2, 1)" in " ".join(str(error).split())
+    assert "No layer produced it" in str(error) and "the first at (2, 1)" in " ".join(str(error).split())
     assert all(param.grad is None for param in model.parameters().values())
 
 
@@ -584,7 +584,7 @@ def test_a_back_that_makes_it():
 def test_a_nan_from_finite_numbers_in_a_forward_pass():
     error = blamed(lambda: explain.debug_nans(Root())(np.array([[-1.0, 4.0]])))
     text = " ".join(str(error).split())
-    assert (error.name, error.kind, error.where) == ("", "Root", "output") and "the model (Root) made it" in text
+    assert (error.name, error.kind, error.where) == ("", "Root", "output") and "the model (Root) produced it" in text
     assert "has 1 NaN of 2 numbers, the first at (0, 0)" in text and "Parameters: none" in text
     assert "A NaN from finite numbers is" in text
 
@@ -611,11 +611,11 @@ def test_arithmetic_between_parts_is_blamed_on_the_whole():
     error = blamed(lambda: explain.debug_nans(nn.Sequential(nn.Tanh(), Residual(np.inf, 1.0)))(x))
     assert (error.name, error.kind, error.phase, error.where) == ("1", "Residual", "forward", "between parts")
     text = " ".join(str(error).split())
-    assert "What it gave to 1.inner (Tanh): (2, 3) has 6 infinite" in text
+    assert "Its input to 1.inner (Tanh): (2, 3) has 6 infinite" in text
     y, back = explain.debug_nans(nn.Sequential(nn.Tanh(), Residual(1.0, np.inf)))(x)
     error = blamed(lambda: back(np.ones_like(y)))
     assert (error.name, error.kind, error.phase, error.where) == ("1", "Residual", "backward", "between parts")
-    assert "What it gave to 1.inner (Tanh)" in " ".join(str(error).split())
+    assert "Its gradient to 1.inner (Tanh)" in " ".join(str(error).split())
 
 
 class Overgrown(nn.Layer):

@@ -176,7 +176,7 @@ def outcomes(name: str, folder: Path, seed: int) -> dict[str, str]:
 
 # what a refusal of weights alone names: an argument to say, or a part that minivit's models do not have
 WORDS = ("num_heads", "window", "gelu=", "post_norm=", "minivit's models have no such parts", "no_embed_class")
-WORDS += ("minivit has no other stem", "known source", "names are not the model's", "parameters are missing")
+WORDS += ("minivit's only stem", "known source", "names are not the model's", "parameters are missing")
 
 
 @pytest.mark.parametrize("name", NAMES)

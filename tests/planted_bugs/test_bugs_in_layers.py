@@ -345,11 +345,11 @@ def test_gradients_without_a_place_are_refused() -> None:
     def forgets_to_return(x: Any) -> Any:
         return double, lambda dy: None
 
-    with pytest.raises(GradientError, match="no gradient at place 0"):
+    with pytest.raises(GradientError, match="no gradient at position 0"):
         minivit.check_vjp(forgets_to_return, x)
     with pytest.raises(GradientError, match="one gradient for 2 floating arguments"):
         minivit.check_vjp(lambda a, b: (a + b, lambda dy: dy), x, x)
-    with pytest.raises(GradientError, match="a gradient at place 1 of 2"):
+    with pytest.raises(GradientError, match="a gradient at position 1 of 2"):
         minivit.check_vjp(lambda a: (a * 2, lambda dy: (dy * 2, dy)), x)
 
 

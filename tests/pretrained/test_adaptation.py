@@ -182,7 +182,7 @@ def test_an_image_that_is_not_square_is_resampled_or_refused(tmp_path: Any) -> N
     (tmp_path / "config.json").write_text('{"image_size": [8, 12]}')
     assert from_pretrained(tmp_path / "file").config["img_size"] == (8, 12)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"file.*6 positions, which make no square: say img_size=\(H, W\)"):
+    with pytest.raises(CheckpointError, match=r"file.*6 positions, which make no square: give img_size=\(H, W\)"):
         from_pretrained(tmp_path / "file")
 
 
@@ -257,8 +257,7 @@ def test_pre_logits_are_left_out_when_asked(fitted: Any) -> None:
     other, lines = fitted(model, representation_size=None)
     assert np.array_equal(other.features(images(12)), _run_without_pre_logits(model))
     assert sorted(lines) == [
-        f"minivit: pre_logits.fc.{part}: left out, the model has no layer before its head"
-        for part in ("bias", "weight")
+        f"minivit: pre_logits.fc.{part}: omitted, the model has no layer before its head" for part in ("bias", "weight")
     ]
 
 

@@ -130,7 +130,7 @@ def test_foreign_files_load_without_a_hash(tmp_path, metadata):
     safetensors.numpy.save_file(model.state_dict(), tmp_path / "file", metadata)
     assert minivit.load(other, tmp_path / "file") is other
     assert np.array_equal(model.predict(IMAGES), other.predict(IMAGES))
-    with pytest.raises(CheckpointError, match="ViT of timm.*no square: say img_size"):
+    with pytest.raises(CheckpointError, match="ViT of timm.*no square: give img_size"):
         minivit.from_pretrained(tmp_path / "file")
 
 

@@ -53,7 +53,7 @@ def test_timms_pooling_at_the_top_of_config_json_is_honored(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "vit_so400m_patch14_siglip_224"}, "architecture='vit_so400m.*does not know.*say num_heads"),
+        ({"architecture": "vit_so400m_patch14_siglip_224"}, "architecture='vit_so400m.*does not know.*give num_heads"),
         ({"model_args": {"act_layer": "silu"}}, "model_args act_layer='silu'"),
         ({"model_args": {"reg_tokens": 4}}, "model_args reg_tokens=4"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args norm_layer='rmsnorm'"),
@@ -121,7 +121,7 @@ def test_a_token_of_masked_pretraining_is_left_out_and_said(tmp_path: Path) -> N
         found = from_pretrained(tmp_path / "y.safetensors", num_heads=2, norm_eps=1e-6, report=lines.append)
         x = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
         np.testing.assert_array_equal(found.predict(x), model.predict(x))
-        assert lines == [f"minivit: left out, as it is not the model's: '{name}'"]
+        assert lines == [f"minivit: omitted, as not part of the model: '{name}'"]
         load(drawn(ViT, **SIZES), tmp_path / "y.safetensors")
 
 
@@ -152,5 +152,5 @@ def test_positions_without_one_for_the_class_token_are_refused_as_such(tmp_path:
     arrays = drawn(ViT, **SIZES).state_dict()
     arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
     save_arrays(tmp_path / "x.safetensors", arrays, None)
-    with pytest.raises(CheckpointError, match="16 positions, a square, and so none for the class token"):
+    with pytest.raises(CheckpointError, match="16 positions, a square, so none for the class token"):
         from_pretrained(tmp_path / "x.safetensors")

@@ -108,18 +108,18 @@ def test_what_a_name_means(name, place):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("vit_bas_patch16_224", "no file or folder.*did you mean vit_base_patch16_224"),
-        ("qqqq", "no file or folder.*list_models"),
+        ("vit_bas_patch16_224", "not a file or folder.*did you mean vit_base_patch16_224"),
+        ("qqqq", "not a file or folder.*list_models"),
         ("weights/vit.safetensors", "no such file"),
         ("vit_tiny_patch16_224.pth", "no such file"),
         ("./vit", "no such file"),
         ("/tmp/none/vit", "no such file"),
         ("~/vit", "no such file"),
         ("some\\folder", "no such file"),
-        ("a/b/c", "no such file or folder, and no owner/repository"),
-        ("owner/", "no such file or folder, and no owner/repository"),
+        ("a/b/c", "no such file or folder, nor an owner/repository"),
+        ("owner/", "no such file or folder, nor an owner/repository"),
         ("../owner/x", "no such file"),
-        ("", "no file or folder"),
+        ("", "not a file or folder"),
     ],
 )
 def test_what_is_no_name_is_refused_before_anything_is_asked(fake, name, says):
@@ -281,9 +281,9 @@ def test_weights_without_a_stated_hash_come_with_a_line_that_says_so(fake):
 @pytest.mark.parametrize(
     ("status", "headers", "says"),
     [
-        (404, {"X-Error-Code": "RepoNotFound"}, "no file or folder here, and the hub shows no repository of this name"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "not a file or folder here, and the hub shows no such repository"),
         (401, {"X-Error-Code": "RepoNotFound"}, "if it is private, log in"),
-        (403, {"X-Error-Code": "GatedRepo"}, "is gated: ask for access on its page.*HF_TOKEN"),
+        (403, {"X-Error-Code": "GatedRepo"}, "is gated: request access on its page.*HF_TOKEN"),
         (404, {"X-Error-Code": "RevisionNotFound"}, "has no revision 'main'"),
         (403, {}, "refuses model.safetensors .*check HF_TOKEN"),
         (500, {}, "could not be fetched .*500.*with a browser"),

@@ -161,9 +161,7 @@ def test_every_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_config_json_that_cannot_be_read_is_refused_where_it_decides(tmp_path: Path, name: str) -> None:
     path = UNREADABLE_CONFIGS[name](tmp_path)
     assert same(DOORS["load"](path), ARRAYS)  # into a model that is there, it decides nothing
-    with pytest.raises(
-        CheckpointError, match=r"config\.json .*It decides how the model computes: mend it, or remove it"
-    ):
+    with pytest.raises(CheckpointError, match=r"config\.json .*It affects the computation: correct it, or remove it"):
         DOORS["from_pretrained"](path)
 
 

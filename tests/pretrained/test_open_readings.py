@@ -34,7 +34,7 @@ def same(found: Any, model: Any) -> bool:
 @pytest.mark.parametrize(("dim", "heads"), [(1152, 16), (1088, 17), (96, 3)])
 def test_heads_of_a_width_that_does_not_tell_are_not_guessed(tmp_path: Path, dim: int, heads: int) -> None:
     path, model = written(tmp_path, embed_dim=dim, num_heads=heads, mlp_ratio=0.1)
-    with pytest.raises(CheckpointError, match=f"how many heads share its {dim} channels: say num_heads="):
+    with pytest.raises(CheckpointError, match=f"the number of heads of its {dim} channels: give num_heads="):
         from_pretrained(path)
     assert same(from_pretrained(path, num_heads=heads, report=pytest.fail), model)
 
@@ -43,7 +43,7 @@ def test_heads_in_which_published_sizes_differ_are_not_guessed(tmp_path: Path) -
     path, model = written(
         tmp_path, embed_dim=768, depth=12, num_heads=16, **{**GAP, "fc_norm": True, "mlp_ratio": 0.01}
     )
-    with pytest.raises(CheckpointError, match="models of this size have 12 or 16: say num_heads="):
+    with pytest.raises(CheckpointError, match="models of this size have 12 or 16: give num_heads="):
         from_pretrained(path)
     assert same(from_pretrained(path, num_heads=16), model)
     assert published_heads({"embed_dim": 768, "depth": 12, "class_token": True}) == {12}
@@ -54,7 +54,7 @@ def test_heads_that_are_guessed_are_said(tmp_path: Path) -> None:
     lines: list[str] = []
     assert from_pretrained(path, report=lines.append).config["num_heads"] == 2
     assert lines == [
-        "minivit: num_heads=2: assumed, as no array shows it; pass what the file's name or its authors say"
+        "minivit: num_heads=2: assumed, as no array shows it; pass the value of the file's name or its authors"
     ]
 
 
@@ -70,9 +70,9 @@ def test_heads_are_read_off_googles_arrays(tmp_path: Path, heads: int) -> None:
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
 def test_the_gelu_of_a_model_with_the_norm_before_the_mean_is_not_guessed(tmp_path: Path, gelu: str) -> None:
     path, model = written(tmp_path, embed_dim=64, num_heads=1, gelu=gelu, **GAP)
-    with pytest.raises(CheckpointError, match="one GELU or the other.*say num_heads= and gelu="):
+    with pytest.raises(CheckpointError, match="one GELU or the other.*give num_heads= and gelu="):
         from_pretrained(path)
-    with pytest.raises(CheckpointError, match="say gelu="):
+    with pytest.raises(CheckpointError, match="give gelu="):
         from_pretrained(path, num_heads=1)
     assert same(from_pretrained(path, num_heads=1, gelu=gelu), model)
     assert same(load(drawn(ViT, **{**SIZES, **GAP, "embed_dim": 64, "num_heads": 1, "gelu": gelu}), path), model)
@@ -81,9 +81,7 @@ def test_the_gelu_of_a_model_with_the_norm_before_the_mean_is_not_guessed(tmp_pa
 @pytest.mark.parametrize("behind", [False, True])
 def test_norms_that_may_stand_behind_the_branches_are_not_guessed(tmp_path: Path, behind: bool) -> None:
     path, model = written(tmp_path, embed_dim=64, num_heads=1, post_norm=behind, **POST_NORM)
-    with pytest.raises(
-        CheckpointError, match="before the branches or behind them.*vit_base_patch16_rpn.*say post_norm="
-    ):
+    with pytest.raises(CheckpointError, match="precede or follow the branches.*vit_base_patch16_rpn.*give post_norm="):
         from_pretrained(path, num_heads=1)
     assert same(from_pretrained(path, num_heads=1, post_norm=behind), model)
 

@@ -83,7 +83,7 @@ def test_the_window_of_timms_swin_v2_is_known_by_its_architecture(tmp_path: Path
     found = from_pretrained(path).config
     assert (found["window_size"], found["img_size"]) == (32, 512)
     config.write_text(json.dumps({"architecture": 3, "pretrained_cfg": {"input_size": [3, 256, 512]}}))
-    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: say window_size="):
+    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: give window_size="):
         from_pretrained(path)
     found = from_pretrained(path, window_size=8).config
     assert (found["window_size"], found["img_size"]) == (8, (256, 512))
@@ -94,7 +94,7 @@ def test_the_window_of_timms_swin_v2_is_known_by_its_architecture(tmp_path: Path
     [
         ({"hidden_act": "relu"}, "hidden_act='relu', and minivit has only GELU"),
         ({"hidden_act": ["gelu"]}, "hidden_act=.*only GELU"),
-        ({"layer_norm_eps": "1e-6"}, "norm_eps='1e-6', which makes no sense: mend or remove"),
+        ({"layer_norm_eps": "1e-6"}, "norm_eps='1e-6', which makes no sense: correct or remove"),
         ({"layer_norm_eps": 0}, "norm_eps=0, which makes no sense"),
         ({"num_attention_heads": 1.5}, "num_heads=1.5, which makes no sense"),
         ({"num_attention_heads": [2, 2]}, "num_heads=.2, 2., expected one number"),
@@ -179,7 +179,7 @@ def test_classes_keeps_rows_of_the_head(tmp_path: Path) -> None:
         assert np.allclose(found.predict(x), model.predict(x)[:, [3, 0]], rtol=0, atol=1e-12)
         assert found.num_classes == 2
     for wrong in ([5], [-1], [], [0.5], "ab", [[0]]):
-        with pytest.raises(CheckpointError, match="classes must be whole numbers from 0 to 4"):
+        with pytest.raises(CheckpointError, match="classes must be integers from 0 to 4"):
             from_pretrained(path, classes=wrong)
     headless = stored(tmp_path / "y", drawn(ViT, **{**VIT, "num_classes": 0}).state_dict())
     with pytest.raises(CheckpointError, match="classes: the file has no head"):

@@ -41,7 +41,7 @@ def test_a_window_that_was_asked_for_is_the_one_that_v2_was_trained_in(tmp_path:
 
 def test_a_window_of_v2_that_nothing_tells_is_not_guessed(tmp_path: Path) -> None:
     export(drawn(SwinV2, **SMALL), tmp_path / "model.safetensors", "timm")
-    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: say window_size=,"):
+    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: give window_size=,"):
         from_pretrained(tmp_path / "model.safetensors")
     assert from_pretrained(tmp_path / "model.safetensors", window_size=8).config["window_size"] == 8
     (tmp_path / "config.json").write_text(json.dumps({"window_size": 8, "image_size": 32}))
@@ -56,7 +56,7 @@ def test_a_published_v2_without_config_json_has_its_published_image(window: int,
     assert sizes == {"window_size": window, "img_size": image}
     asked: dict[str, Any] = {"window_size": window}
     if said:
-        with pytest.raises(ValueError, match="windows of a Swin v2: say pretrained_window_sizes="):
+        with pytest.raises(ValueError, match="windows of a Swin v2: give pretrained_window_sizes="):
             check_windows_told("SwinV2", {**found, **sizes}, {}, {}, asked)
         asked["pretrained_window_sizes"] = 0
     check_windows_told("SwinV2", {**found, **sizes}, {}, {}, asked)
@@ -121,7 +121,7 @@ def test_the_windows_of_pretraining_fit_any_number_of_stages(tmp_path: Path, dep
 def test_a_position_table_of_swin_that_is_not_square_fits_the_image_that_is_said(tmp_path: Path) -> None:
     model = drawn(Swin, **{**SMALL, "img_size": (16, 24)}, window_size=4, ape=True)
     export(model, tmp_path / "file.safetensors", "timm")
-    with pytest.raises(CheckpointError, match=r"absolute_pos_embed has 96 positions.*say img_size=\(H, W\)"):
+    with pytest.raises(CheckpointError, match=r"absolute_pos_embed has 96 positions.*give img_size=\(H, W\)"):
         from_pretrained(tmp_path / "file.safetensors")
     found = from_pretrained(tmp_path / "file.safetensors", img_size=(16, 24), report=pytest.fail)
     x = np.random.default_rng(5).standard_normal((2, 3, 16, 24))
@@ -136,7 +136,7 @@ def test_a_window_that_is_not_square_is_taken_where_it_is_said(tmp_path: Path, l
     assert found.config["window_size"] == (2, 4) and same(found, model)
     if layout == "huggingface":
         with pytest.raises(
-            CheckpointError, match=r"21 offsets, which is of no square window: say window_size=\(Mh, Mw\)"
+            CheckpointError, match=r"21 offsets, which is of no square window: give window_size=\(Mh, Mw\)"
         ):
             from_pretrained(tmp_path / "file.safetensors")
         (tmp_path / "config.json").write_text(json.dumps({"window_size": [2, 4]}))

@@ -54,6 +54,6 @@ def test_of_two_models_none_is_guessed(tmp_path: Path) -> None:
     arrays = drawn(ViT, **SIZES).state_dict()
     both = {f"{which}.{name}": array for which in ("teacher", "student") for name, array in arrays.items()}
     with pytest.raises(
-        CheckpointError, match="several models, under 'student.', 'teacher.': save the arrays of the one"
+        CheckpointError, match="several models, under 'student.', 'teacher.': save the arrays of one of them"
     ):
         from_pretrained(stored(tmp_path, both))

@@ -151,9 +151,9 @@ def test_it_draws(kind, picture, tmp_path, classify):
         (1, ["--weights", "none.safetensors"], "none.safetensors: no such file or folder"),
         (2, ["--class", "6", "--explain", "out.png"], "--class 6 does not exist: the model has 6 classes, 0 to 5"),
         (2, ["--class", "-1", "--explain", "out.png"], "--class -1 does not exist: the model has 6 classes, 0 to 5"),
-        (2, ["--class", "3"], "--class 3 is for the picture of the explanation: add --explain"),
-        (2, ["--block", "0"], "--block 0 is for the picture of the explanation: add --explain"),
-        (2, ["--explain", "out.pdf"], "the picture must be a .png or .svg file"),
+        (2, ["--class", "3"], "--class 3 is for the figure of the explanation: add --explain"),
+        (2, ["--block", "0"], "--block 0 is for the figure of the explanation: add --explain"),
+        (2, ["--explain", "out.pdf"], "the figure must be a .png or .svg file"),
         (1, ["--labels", "none.txt"], "none.txt: no labels could be read"),
         (2, ["--block", "2", "--explain", "out.png"], "block=2: the model has 2 blocks"),
         (2, ["--profile", "nobody"], "profile='nobody': choose one of"),
@@ -177,7 +177,7 @@ def test_what_is_no_picture_or_no_classifier_is_said(picture, tmp_path, refusal)
     )
     minivit.save(ViT(**VIT), tmp_path / "model.safetensors")
     code, line = refusal(tmp_path / "model.safetensors", "--weights", tmp_path / "model.safetensors")
-    assert code == 1 and "model.safetensors is no picture that Pillow can read" in line
+    assert code == 1 and "model.safetensors is not an image that Pillow can read" in line
 
 
 @pytest.mark.parametrize("missing", ["PIL", "matplotlib"])

@@ -114,12 +114,19 @@ def arrays_of(rng: Random) -> tuple[Any, dict[str, Any]]:
     return model, arrays
 
 
+def built(path: Path) -> None:
+    """The model of a file, and how its images are prepared; a ValueError says that those of 2 channels are not."""
+    model = minivit.from_pretrained(path, report=quiet)
+    if model.config["in_chans"] in (1, 3):
+        preprocessing(path, model)
+
+
 def opened(path: Path, model: Any) -> Callable[[], Any]:
     """Everything that is done with a file of weights."""
 
     def read() -> None:
         for reader in (
-            lambda: preprocessing(path, minivit.from_pretrained(path, report=quiet)),
+            lambda: built(path),
             lambda: minivit.load(copy.deepcopy(model), path),
             lambda: labels_beside(read_weights(path).config, 3),
         ):

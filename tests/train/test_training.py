@@ -377,7 +377,7 @@ def test_the_previous_checkpoint_stands_in_for_a_damaged_one(tmp_path, uninterru
         path.unlink()
     run = Run(tmp_path / "run", SETTINGS, parts_of(minivit.ViT(8, 4, 1, 3, 8, 1, 2)), resume=True)
     said = capsys.readouterr().out
-    assert "The checkpoint before it is whole" in said and PREVIOUS in said
+    assert "The previous checkpoint is complete" in said and PREVIOUS in said
     assert run.iteration == load_arrays(path)[1]["step"] < 6
     assert (tmp_path / "run" / DAMAGED).exists() == (damage != "missing"), "nothing is thrown away"
     assert_same(train(tmp_path / "run", resume=True), uninterrupted)

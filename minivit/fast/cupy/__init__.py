@@ -6,12 +6,12 @@ here: memory comes from CuPy's pool.
 - `kernels/`      the CUDA source, each kernel below the formula that it computes
 - `launch.py`     compiles and launches them, and sums over rows
 - `products.py`   matrix products through cuBLAS, and formulas with these for `@`
-- `linear.py`, `norm.py`, `attention.py`, `adamw.py`   the replacements
+- `linear.py`, `norm.py`, `softmax.py`, `attention.py`, `loss.py`, `parameters.py`   the replacements
 - `capture.py`    a step recorded as a CUDA graph, for `minivit.parallel.CapturedStep`
 """
 
 from minivit import functional as F
-from minivit.fast.cupy import adamw, attention, linear, norm
+from minivit.fast.cupy import attention, linear, loss, norm, parameters, softmax
 from minivit.fast.cupy.products import with_products
 from minivit.fast.dispatch import Replacement, with_parts
 
@@ -38,5 +38,10 @@ REPLACEMENTS = {
     "cosine_attention": Replacement(
         with_parts(F.cosine_attention.plain, scaled_dot_product_attention=attention.scaled_dot_product_attention), _REAL
     ),
-    "adamw_step": Replacement(adamw.adamw_step, _REAL),
+    "softmax": Replacement(softmax.softmax, _REAL),
+    "softmax_cross_entropy": Replacement(loss.softmax_cross_entropy, _REAL),
+    "adamw_step": Replacement(parameters.adamw_step, _REAL),
+    "sum_of_squares": Replacement(parameters.sum_of_squares, _REAL),
+    "scale_all": Replacement(parameters.scale_all, _REAL),
+    "average_all": Replacement(parameters.average_all, _REAL),
 }

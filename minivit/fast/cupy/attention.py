@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import inf, prod
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 from minivit import functional as F
 from minivit.device import constant
 from minivit.fast.blocks import in_blocks_where_large
-from minivit.fast.cupy.launch import column_sums, launch
-from minivit.fast.cupy.products import with_products
+from minivit.fast.cupy.launch import column_sums, launch, numbers
+from minivit.fast.cupy.softmax import attention_with_weights
 from minivit.fast.dispatch import with_parts
 from minivit.functional.attention import sum_to
 from minivit.functional.heads import split_qkv
@@ -27,8 +26,8 @@ _NARROW = {"float32": 32, "float64": 16}
 _THREADS = 128
 
 
-# the formula, with products that can be captured, for what the kernel does not compute
-_in_blocks = in_blocks_where_large(with_products(F.scaled_dot_product_attention.plain))
+# for what the kernel does not compute
+_in_blocks = in_blocks_where_large(attention_with_weights)
 _by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
 
 
@@ -44,7 +43,7 @@ def scaled_dot_product_attention(
     dropout_rate: float = 0.0,
     rng: Rng = None,
 ) -> tuple[Array, Back]:
-    """The kernel; the formula for heads of more than 64 channels and where weights are dropped."""
+    """The kernel; heads of more than 64 channels, and weights that are dropped, by a softmax between two products."""
     if (rng is not None and dropout_rate > 0) or not _fits(q, k, v, bias):
         return _in_blocks(q, k, v, mask, bias, scale=scale, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng)
     y, back = _attend(q, k, v, mask, bias, q.shape[-1] ** -0.5 if scale is None else scale, mask_value)
@@ -115,10 +114,10 @@ def _attend(
         """A block for each `wide` of the rows; it keeps so many wide and narrow tiles, and one of scores."""
         wide, narrow = min(_WIDE[dtype.name], key=lambda wide: -(-rows // wide) * wide), _NARROW[dtype.name]
         lanes = 16 // dtype.itemsize
-        numbers = (tiles[0] * wide + tiles[1] * narrow) * (head + lanes) + wide * (narrow + lanes)
+        reals = (tiles[0] * wide + tiles[1] * narrow) * (head + lanes) + wide * (narrow + lanes)
         grid = (batches * -(-rows // wide),)
         launch(
-            "attention", name, dtype, grid, (_THREADS,), *arguments, *counts, shared=numbers * dtype.itemsize,
+            "attention", name, dtype, grid, (_THREADS,), *arguments, *counts, shared=reals * dtype.itemsize,
             WIDE=wide, **defines,
         )  # fmt: skip
 
@@ -158,11 +157,4 @@ def _layout(like: Array, *others: Array | None) -> Array:
     for number, array in enumerate((like, *others)):
         axes = 5 if number in (4, 5) else 4
         strides += (0,) * axes if array is None else [step // array.itemsize for step in array.strides[:axes]]
-    return constant(_numbers(tuple(strides)), like)
-
-
-@lru_cache(maxsize=512)  # a model asks for the same few at every step
-def _numbers(numbers: tuple[int, ...]) -> Array:
-    array = np.array(numbers, np.int64)
-    array.setflags(write=False)
-    return array
+    return constant(numbers(tuple(strides)), like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def _function(source: str, name: str, dtype: str, defines: tuple[tuple[str, int]
     return function
 
 
+@lru_cache(maxsize=512)  # a model asks for the same few at every step
+def numbers(values: tuple[int, ...]) -> Array:
+    """A read-only array on the host, the same one each time, so that `device.constant` moves it once."""
+    array = np.array(values, np.int64)
+    array.setflags(write=False)
+    return array
+
+
 def row_threads(length: int) -> int:
     """Threads of a block that works on one row: whole warps, about four numbers for each thread."""
     return min(1024, max(32, -(-length // 128) * 32))
@@ -99,7 +107,15 @@ def column_sums(x: Array) -> Array:
     if not x.size:
         return cupy.zeros(columns, x.dtype)
     groups, length = row_groups(rows)
-    y = cupy.empty((groups, columns), x.dtype)
+    # an array of its own, not a view of one row: it may become a parameter's gradient without a copy
+    y = cupy.empty(columns if groups == 1 else (groups, columns), x.dtype)
     grid = (-(-columns // 32), groups)
     launch("sums", "column_sums", x.dtype, grid, (32, 8), cupy.ascontiguousarray(x), y, rows, columns, length)
-    return y[0] if groups == 1 else column_sums(y)
+    return y if groups == 1 else column_sums(y)
+
+
+def total(x: Array) -> Array:
+    """(R,) -> (): the sum, in a fixed order; R is at least 1."""
+    y = cupy.empty((), x.dtype)
+    launch("sums", "total", x.dtype, (1,), (256,), x, y, x.size)
+    return y

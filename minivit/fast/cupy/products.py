@@ -17,12 +17,15 @@ from typing import Any, cast
 
 import cupy
 
+from minivit.fast.precision import current_precision
 from minivit.protocol import Array
 
-# cublasOperation_t, cudaDataType and cublasComputeType_t, as cublas_api.h and library_types.h number them
+# cublasOperation_t, cudaDataType and cublasComputeType_t, as cublas_api.h and library_types.h number them;
+# the last by the level of minivit.matmul_precision
 _PLAIN, _TRANSPOSED = 0, 1
 _DATA = {"float32": 0, "float64": 1}
-_COMPUTE = {"float32": 68, "float64": 70}  # no TF32, whose products have 3 digits
+_COMPUTE = {"highest": {"float32": 68, "float64": 70}, "high": {"float32": 77, "float64": 70},
+            "medium": {"float32": 75, "float64": 70}}  # fmt: skip
 _SCALAR: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 _DEFAULT_ALGORITHM = -1
 _WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for Hopper, and more than older cards need
@@ -30,8 +33,8 @@ _WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for Hopper, and more than
 _handles = threading.local()
 
 
-def product(a: Array, b: Array) -> Array:
-    """a @ b, (..., N, K) (..., K, M) -> (..., N, M), for float32 and float64; transposed views cost no copy."""
+def product(a: Array, b: Array, scale: float = 1.0) -> Array:
+    """scale * a @ b, (..., N, K) (..., K, M) -> (..., N, M), for float32 and float64; transposed views cost no copy."""
     batch, n, k, m = _broadcast(a, b), a.shape[-2], a.shape[-1], b.shape[-1]
     y = cupy.empty((*batch, n, m), a.dtype)
     if y.size == 0 or k == 0:
@@ -42,10 +45,10 @@ def product(a: Array, b: Array) -> Array:
     # cuBLAS counts columns first, and so sees every matrix here transposed: y^T = b^T a^T
     status = cublas().cublasGemmStridedBatchedEx(
         _handle(), _TRANSPOSED if b_transposed else _PLAIN, _TRANSPOSED if a_transposed else _PLAIN, m, n, k,
-        ctypes.byref(scalar(1)), _address(b), data, b_rows, ctypes.c_longlong(b_step),
+        ctypes.byref(scalar(scale)), _address(b), data, b_rows, ctypes.c_longlong(b_step),
         _address(a), data, a_rows, ctypes.c_longlong(a_step),
         ctypes.byref(scalar(0)), _address(y), data, m, ctypes.c_longlong(n * m),
-        y.size // (n * m), _COMPUTE[a.dtype.name], _DEFAULT_ALGORITHM,
+        y.size // (n * m), _COMPUTE[current_precision()][a.dtype.name], _DEFAULT_ALGORITHM,
     )  # fmt: skip
     _check(status, f"the product of {a.shape} and {b.shape}")
     return y

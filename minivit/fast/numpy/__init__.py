@@ -1,6 +1,6 @@
-"""Replacements for NumPy: in place where that is safe, few temporaries, sums as products with ones.
+"""Fast implementations for NumPy: in place where that is safe, few temporaries, sums as products with ones.
 
-Each is compared with its formula in float32, and proven in float64 as the formula is (tests/table.py).
+Tests compare each with its formula in float32, and check gradients in float64 like the formula's (tests/table.py).
 """
 
 from minivit import functional as F
@@ -8,7 +8,7 @@ from minivit.fast.dispatch import Replacement, with_parts
 from minivit.fast.numpy import activation, adamw, attention, convolution, linear, norm, pooling
 
 REPLACEMENTS = {
-    # GELU in float64 runs by its formula: the fit is made for the precision of float32
+    # GELU in float64 runs by its formula: the fit has the precision of float32
     "gelu": Replacement(activation.gelu, ("float32",)),
     "linear_gelu": Replacement(activation.linear_gelu, ("float32",)),
     "softmax": Replacement(activation.softmax),

@@ -13,7 +13,7 @@ from minivit.protocol import Array, Back, in_inference, once
 # The normal distribution function as Phi(x) = (1 + tanh h(x)) / 2, with u = x^2 and h(x) / x =
 #     _FIT_RATE (u + _FIT_START + a0 / (u + b0 + a1 / (u + b1 + a2 / (u + b2)))),  (a, b) in _FIT_TERMS,
 # fitted by weighted least squares, reweighted until the largest error of x Phi(x) was least: 1.1e-9; float32 resolves
-# 6e-8. The margin is for the gradient checks: the slope of the fit is off by 7.7e-9 from the true one below.
+# 6e-8. The margin is for the gradient checks: the slope of the fit differs by 7.7e-9 from the exact one below.
 # docs/derivations/gelu.md explains the fit.
 _FIT_RATE = 0.006799366470464714
 _FIT_START = 416.97510161553714
@@ -29,7 +29,7 @@ _CHUNK, _CHUNK_IN_INFERENCE = 1 << 18, 1 << 16
 
 
 def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
-    """GELU in the memory of the linear map's output, which nobody else holds."""
+    """GELU in the memory of the linear map's output, to which no other reference exists."""
     hidden, back_linear = linear(x, weight, bias)
     y, back_gelu = _gelu_in_place(hidden, approximate)
 
@@ -42,18 +42,18 @@ def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate:
 
 
 def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
-    """GELU with the fitted Phi: 6 times faster than through erf in float32, and as exact as float32 is."""
+    """GELU with the fitted Phi: 6 times faster than through erf in float32, with the accuracy of float32."""
     return _gelu_in_place(np.array(x, order="C"), approximate)
 
 
 def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
-    """GELU in place: y takes the memory of x, which the caller must not use any more."""
+    """GELU in place: y takes the memory of x, which the caller must not use afterwards."""
     cdf_and_density = _tanh_cdf if approximate == "tanh" else _fitted_cdf
     inference = in_inference()
     chunk = max(1, min(x.size, _CHUNK_IN_INFERENCE if inference else _CHUNK))
     y, slope = x, np.empty(chunk if inference else x.shape, x.dtype)
     flat, flat_slope, memory = x.reshape(-1), slope.reshape(-1), np.empty(chunk, x.dtype)
-    with np.errstate(over="ignore"):  # x^2 may overflow far out, where Phi is 0 or 1 all the same
+    with np.errstate(over="ignore"):  # x^2 may overflow for large |x|, where Phi is 0 or 1 anyway
         for start in range(0, x.size, chunk):
             part = flat[start : start + chunk]
             first = 0 if inference else start
@@ -72,7 +72,7 @@ def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
 
 
 def _fitted_cdf(x: Array, cdf: Array, density: Array, with_density: bool) -> None:
-    """cdf gets Phi(x), and density its derivative exp(-x^2 / 2) / sqrt(2 pi)."""
+    """Write Phi(x) into cdf, and into density its derivative exp(-x^2 / 2) / sqrt(2 pi)."""
     squares = np.multiply(x, x, out=density)
     *outer, (a, b) = _FIT_TERMS
     np.add(squares, b, out=cdf)
@@ -95,7 +95,7 @@ def _fitted_cdf(x: Array, cdf: Array, density: Array, with_density: bool) -> Non
 
 
 def _tanh_cdf(x: Array, cdf: Array, density: Array, with_density: bool) -> None:
-    """cdf gets (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3), density its derivative by 1 - tanh^2."""
+    """Write (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3), into cdf, its derivative into density."""
     root = (2 / pi) ** 0.5
     squares = np.multiply(x, x, out=density)
     np.minimum(
@@ -115,7 +115,7 @@ def _tanh_cdf(x: Array, cdf: Array, density: Array, with_density: bool) -> None:
 
 
 def softmax(x: Array) -> tuple[Array, Back]:
-    """In one new array: half of the formula's passes over memory."""
+    """Softmax in one new array, with half of the formula's passes over memory."""
     y = x.copy()
     y *= exponentials(y)
 
@@ -137,8 +137,8 @@ def exponentials(scores: Array, mask: Array | None = None, mask_value: float = -
     The row maximum, half as expensive as the exponential, is subtracted only when some score lies outside +-30.
 
     Args:
-        mask: broadcasts to scores; where it is False, mask_value is added. A row in which nothing takes part, or all
-            of whose scores are -inf, gets weights 0 and the factor 1.
+        mask: broadcasts to scores; where it is False, mask_value is added. A row that is fully masked, or whose
+            scores are all -inf, gets weights 0 and the factor 1.
     """
     total = np.zeros((*scores.shape[:-1], 1), scores.dtype)
     if scores.size == 0:
@@ -152,8 +152,8 @@ def exponentials(scores: Array, mask: Array | None = None, mask_value: float = -
         if mask is not None:
             scores += np.where(mask, scores.dtype.type(0), scores.dtype.type(mask_value))
         top = activation.row_maximum(scores)
-        top[np.abs(top) <= _SAFE_SCORE] = 0  # such a row has the same bits whatever stands in the others
-        with np.errstate(over="ignore"):  # a difference beyond the range becomes -inf, and its weight 0, as it should
+        top[np.abs(top) <= _SAFE_SCORE] = 0  # such a row has the same bits for any content of the other rows
+        with np.errstate(over="ignore"):  # a difference beyond the range becomes -inf, and its weight 0, as intended
             scores -= top
         np.exp(scores, out=scores)
     ones = np.ones((scores.shape[-1], 1), scores.dtype)

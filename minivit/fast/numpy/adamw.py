@@ -12,12 +12,12 @@ from minivit.fast.threads import in_threads
 from minivit.protocol import Array
 
 _PIECE = 1 << 18  # elements: a megabyte of float32; smaller ones cost more in calls, larger ones miss the cache
-_WORTH_THREADS = 3  # pieces; fewer are done before a second thread has started
+_WORTH_THREADS = 3  # pieces; fewer finish before a second thread has started
 
 
 @dataclass
 class _Piece:
-    """A stretch of the flat moments with one learning rate; its parts: flat views of data and gradient, and a decay."""
+    """A range of the flat moments with one learning rate; its parts: flat views of data and gradient, and a decay."""
 
     start: int
     stop: int
@@ -35,7 +35,7 @@ def adamw_step(
     step: int,
     threads: int = 1,
 ) -> None:
-    """Each number travels from memory once; the threads change no bit. `shares` are optim.optimizers.Share."""
+    """Each number is read from memory once; threads change no bit. `shares` are optim.optimizers.Share."""
     pieces = _pieces(shares)
 
     def update(piece: _Piece) -> None:
@@ -56,7 +56,7 @@ def adamw_step(
 
 
 def _pieces(shares: Sequence[Any]) -> list[_Piece]:
-    """A part of a large parameter, in place, or several small ones, which `update` gathers."""
+    """A part of a large parameter, updated in place, or several small ones, which `update` gathers."""
     pieces: list[_Piece] = []
     for share in shares:
         data, grad = share.data.reshape(-1), share.grad.reshape(-1)

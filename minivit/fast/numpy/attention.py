@@ -28,10 +28,10 @@ def attend(
     rng: Rng = None,
     y: Array | None = None,
 ) -> tuple[Array, Back]:
-    """All queries at once. Its vjp takes arrays `dq`, `dk`, `dv` to write into; None makes new ones.
+    """Attention for all queries in one step. Its vjp takes arrays `dq`, `dk`, `dv` to write into; None makes new ones.
 
     Args:
-        y: the output, where it is known, and only the vjp is wanted.
+        y: the output, if it is known and only the vjp is needed.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     weights = (q if scale == 1 else q * scale) @ k.swapaxes(-1, -2)  # (..., N, M): scores, soon their exponentials
@@ -50,11 +50,11 @@ def attend(
     ) -> tuple[Array, Array, Array, Array | None]:
         dsum = dy * norm  # y = norm * ((weights * keep) @ v)
         dv = np.matmul((weights if keep is None else weights * keep).swapaxes(-1, -2), dsum, out=dv)
-        dsum *= scale  # all that follows is linear in it, and dq and dk have this factor
+        dsum *= scale  # the rest is linear in it, and dq and dk have this factor
         dscores = dsum @ v.swapaxes(-1, -2)  # (..., N, M)
         if keep is not None:
             dscores *= keep
-        # softmax: dscores = softmax * (dsoftmax - sum over M of softmax dsoftmax), and that sum is dy's product with y
+        # softmax: dscores = softmax * (dsoftmax - sum over M of softmax dsoftmax); the sum is the product of dy and y
         dscores -= np.einsum("...nd,...nd->...n", dsum, y)[..., None]
         dscores *= weights
         # scores = scale q k^T + bias
@@ -69,7 +69,7 @@ def attend(
 def _by_token(weights: Array, v: Array) -> Array:
     """weights (..., H, N, M) @ v (..., H, M, d) -> (..., H, N, d), in memory as (..., N, H, d).
 
-    That is the order in which the heads' outputs are laid side by side, which then copies nothing.
+    In this order, concatenating the heads' outputs needs no copy.
     """
     if weights.ndim < 3:
         return weights @ v
@@ -84,7 +84,7 @@ scaled_dot_product_attention = in_blocks_where_large(attend, reuse=True)
 def self_attention(
     qkv: Array, num_heads: int, mask: Array | None = None, bias: Array | None = None, **options: Any
 ) -> tuple[Array, Back]:
-    """The gradients of q, k and v are written where they stand side by side, so nothing is stacked."""
+    """The gradients of q, k and v are written into one array, so no copy is needed to stack them."""
     shape = qkv.shape
     (q, k, v), _ = split_qkv(qkv, num_heads)  # views, each (..., H, N, d)
     heads, back_attention = scaled_dot_product_attention(q, k, v, mask, bias, **options)  # (..., H, N, d)

@@ -1,4 +1,4 @@
-"""Convolution with the windows unfolded block by block, so that they never exist all at once.
+"""Convolution with the windows unfolded block by block, which bounds the memory.
 
 Notation: B batch, G groups, C input channels, O output channels, H x W the map, Kh x Kw the kernel, F = C/G Kh Kw
 numbers of a filter, Oh x Ow the output, P its pixels in one block.
@@ -17,7 +17,7 @@ from minivit.functional.sliding import Padding, Slide, inner, output_size, slide
 from minivit.protocol import Array, Back, once
 from minivit.sizes import Size
 
-# The unfolded windows of one block. They are Kh Kw times as large as the map, so they must not exist all at once. 2 MiB
+# The unfolded windows of one block. All windows together are Kh Kw times as large as the map. 2 MiB
 # lose no time: on one core, forward and backward, a 7x7 stem of 8 images took 82 ms with blocks of 0.5 MiB, 76 with 1,
 # 74 with 2, 3 and 4; a 3x3 convolution of 64 channels 55 to 57 with all of them.
 _MOST_BYTES = 2 << 20
@@ -94,7 +94,7 @@ def _gradient_by_flipped_filters(dmaps: Array, filters: Array, how: Slide, size:
 
 
 def _gradient_by_folding(dmaps: Array, filters: Array, how: Slide, size: Size) -> Array:
-    """dx for any stride: dcolumns = W^T dy, and every tap added where it was read; the padding is cut off."""
+    """dx for any stride: dcolumns = W^T dy, and every tap added to the pixel that it read; the padding is cut off."""
     batch, groups, _, *count = dmaps.shape
     inputs, numbers = filters.shape[2], prod(filters.shape[2:])
     matrices = filters.reshape(groups, filters.shape[1], numbers)  # (G, O/G, F)
@@ -131,15 +131,15 @@ def _views(maps: Array, how: Slide, count: Size) -> Iterator[tuple[Block, Array]
 
 
 def _unfold(part: Array) -> Array:
-    """A view of windows (b, G, C/G, Kh, Kw, rows, columns) as a matrix (G, F, P): here the numbers are copied."""
+    """A view of windows (b, G, C/G, Kh, Kw, rows, columns) as a matrix (G, F, P), a copy."""
     turned = part.transpose(1, 2, 3, 4, 0, 5, 6)  # (G, C/G, Kh, Kw, b, rows, columns)
     return turned.reshape(turned.shape[0], prod(turned.shape[1:4]), prod(turned.shape[4:]))
 
 
 def _blocks(batch: int, count: Size, bytes_per_pixel: int) -> Iterator[tuple[slice, list[Block]]]:
-    """The output cut so that a block unfolds to _MOST_BYTES or less: whole images, or rows of one, or a part of a row.
+    """The output in blocks that unfold to _MOST_BYTES or less: several images, or rows of one, or a part of a row.
 
-    Never less than one pixel, whatever it takes. Yields some images, and the blocks that are made of them.
+    A block has at least one pixel. Yields some images, and the blocks of their output.
     """
     most = max(1, _MOST_BYTES // max(1, bytes_per_pixel))  # pixels
     columns = min(count[1], most)
@@ -159,7 +159,7 @@ def _read(maps: Array, block: Block) -> Array:
 
 
 def _write(maps: Array, block: Block, values: Array) -> None:
-    """The opposite of `_read`: values (G, O/G, P) into a block of maps."""
+    """The inverse of `_read`: values (G, O/G, P) into a block of maps."""
     part = maps[block[0], :, :, block[1], block[2]]  # (b, G, O/G, rows, columns)
     images, groups, outputs, *rest = part.shape
     part[...] = values.reshape(groups, outputs, images, *rest).transpose(2, 0, 1, 3, 4)

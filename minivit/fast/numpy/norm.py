@@ -1,4 +1,4 @@
-"""Norms over rows: reused buffers, sums as products with ones, and rows that the plain formula cannot handle."""
+"""Norms over rows: reused buffers, sums as products with ones, and rows where the plain formula overflows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minivit.protocol import Array, Back, once
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-6) -> tuple[Array, Back]:
-    """Right also for rows near 1e20, whose squares overflow, and for rows whose mean is large beside their spread."""
+    """Also correct for rows near 1e20, whose squares overflow, and for a mean much larger than the spread."""
     shape = x.shape  # `back` must not hold x itself
     rows = x.reshape(prod(shape[:-1]), shape[-1])  # (R, D)
     xhat, rstd = normalize_rows(rows, eps)  # (R, D), (R, 1)
@@ -58,8 +58,8 @@ def normalize_rows(x: Array, eps: float) -> tuple[Array, Array]:
 def _center_carefully(x: Array) -> tuple[Array, Array, Array]:
     """Centered rows and variances where the plain formula overflows (values near 1e20) or cancels (mean >> spread).
 
-    Rows too large to square are first scaled by `shrink`, a factor (R, 1) that is 1 for the others; eps is nothing
-    beside their variance. The first element is subtracted first, so that a constant row comes out exactly 0.
+    Rows too large to square are first scaled by `shrink`, a factor (R, 1) that is 1 for the others; eps is negligible
+    relative to their variance. The first element is subtracted first, so that a constant row comes out exactly 0.
     """
     size = np.abs(x).max(axis=1, keepdims=True)
     limit = np.finfo(x.dtype).max ** 0.5 / (4 * x.shape[1])
@@ -108,7 +108,7 @@ def group_norm(
 
 
 def normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Back]:
-    """Squares are summed without their array in memory."""
+    """As the formula, with squares summed without their array in memory."""
     length = np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]  # (..., 1)
     short = length.real < eps
     length[short] = eps

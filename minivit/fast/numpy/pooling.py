@@ -1,4 +1,4 @@
-"""The largest number of each window: the maximum first, then where it stood, in half the time of an argmax."""
+"""Max pooling: the maximum first, then its index, in half the time of an argmax."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minivit.sizes import Size
 def max_pool2d(
     x: Array, kernel_size: int | Size, stride: int | Size | None = None, padding: Padding = 0
 ) -> tuple[Array, Back]:
-    """Kept for the backward pass is one byte for each number of y (four for kernels of more than 256 taps)."""
+    """The backward pass keeps one byte for each number of y (four for kernels of more than 256 taps)."""
     how = slide("max_pool2d", x.shape[2:], kernel_size, kernel_size if stride is None else stride, padding)
     count = output_size("max_pool2d", x.shape[2:], how)
     size, met = x.shape[2:], taps(how, count)
@@ -21,7 +21,7 @@ def max_pool2d(
     for tap in met[1:]:
         np.maximum(y, padded[tap], out=y)  # a NaN stays
     taken = np.zeros(y.shape, "uint8" if len(met) <= 256 else "int32")  # which tap, in reading order
-    for number in reversed(range(len(met))):  # of equal ones the first is written last
+    for number in reversed(range(len(met))):  # the first of equal numbers is written last
         np.copyto(taken, number, where=padded[met[number]] == y)
     nothing, unknown = y.real == -np.inf, np.isnan(y.real)
     if nothing.any():  # the padding is -inf as well, and must not be taken

@@ -1,4 +1,4 @@
-"""Every window of a map as one strided view, in which nothing is copied."""
+"""All windows of a map as one strided view, without a copy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def windows(x: Array, how: Slide, count: Size) -> Array:
     """(..., H, W), already padded -> (..., Kh, Kw, Oh, Ow): view[..., i, j, u, v] = x[..., s u + d i, s v + d j].
 
     A view, because the address of an element is a sum of index times stride: a step from one position to the next is s
-    rows, a step from one tap to the next d rows, and likewise columns. Windows overlap, so one number of x stands in
-    many positions of the view. For one tap (i, j), all positions are different numbers: there, `+=` is safe.
+    rows, a step from one tap to the next d rows, and likewise columns. Windows overlap, so one number of x has
+    many positions in the view. For one tap (i, j), all positions are different numbers: there, `+=` is safe.
     """
     *lead, down, right = x.strides  # bytes from one element to the next
     taps = (how.dilation[0] * down, how.dilation[1] * right)

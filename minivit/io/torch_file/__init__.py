@@ -1,7 +1,7 @@
-"""Files of torch.save read without PyTorch, and without running anything in them.
+"""Files of torch.save read without PyTorch, and without running code in them.
 
-Read in this order: `bounds.py` (every claim is compared with the file), `globals.py` and `tensors.py` (what a pickle
-may name), `unpickler.py`, `zip_entries.py`, `reader.py`.
+Read in this order: `bounds.py` (every claim is compared with the file), `globals.py` and `tensors.py` (the names that
+a pickle may use), `unpickler.py`, `zip_entries.py`, `reader.py`.
 """
 
 from minivit.io.torch_file.reader import read_torch_file

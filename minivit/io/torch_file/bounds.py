@@ -1,4 +1,4 @@
-"""Reading an untrusted file within its bounds: what it claims is compared with what is there before it is used.
+"""Reading an untrusted file within its bounds: its claims are compared with its content before they are used.
 
 Every fault is an Unreadable, which `torch_file/__init__.py` turns into the CheckpointError that names the file.
 """
@@ -13,7 +13,7 @@ MAX_NAME = 256  # characters of a module or class; the longest that torch writes
 
 
 class Unreadable(Exception):
-    """What is wrong with the file, as the end of a sentence that begins with its name."""
+    """A fault of the file, as the end of a sentence that begins with its name."""
 
 
 def check(condition: Any, fault: str) -> None:
@@ -32,7 +32,7 @@ class Source:
 
     @property
     def position(self) -> int:
-        """The place in the file of the next byte."""
+        """The position of the next byte in the file."""
         return self._end - self.left
 
     def take(self, count: int) -> bytes:
@@ -40,12 +40,12 @@ class Source:
         self._check_left(count)
         data = self._file.read(count)
         if len(data) != count:
-            raise Unreadable(f"ends at byte {self.position + len(data)}, sooner than its size says: fetch it again")
+            raise Unreadable(f"ends at byte {self.position + len(data)}, before its claimed size: fetch it again")
         self.left -= count
         return data
 
     def skip(self, count: int) -> None:
-        """Go on behind the next `count` bytes."""
+        """Skip the next `count` bytes."""
         self._check_left(count)
         self.left -= count
         self._file.seek(self.position)

@@ -1,4 +1,4 @@
-"""The plain data that a pickle may ask for: each name is answered with a function of ours, and never with an import.
+"""The plain data that a pickle may name: each name maps to a function of this library, never to an import.
 
 Python's containers, argparse.Namespace, yacs' CfgNode, and NumPy's numbers and arrays.
 """
@@ -21,9 +21,9 @@ _KEYS = (str, bytes, float, bool, type(None))
 
 
 class Named:
-    """What stands for a global of the file: its name and, if it may be called, our own function.
+    """The placeholder of a global in the file: its name and, if it may be called, our own function.
 
-    Left as data, as in `{"dtype": torch.float32}`, it becomes its name.
+    As data, such as in `{"dtype": torch.float32}`, it becomes its name.
     """
 
     __slots__ = ("make", "name", "new")
@@ -52,7 +52,7 @@ class NumpyType:
         self.order: Any = "="
 
     def build(self, state: Any) -> None:
-        """Take the byte order out of the dtype's state."""
+        """Read the byte order from the dtype's state."""
         check(type(state) is tuple and len(state) >= 2 and _is_one_of(state[1], "<>|="), _damaged("NumPy dtype"))
         self.order = state[1]
 
@@ -71,17 +71,18 @@ class NumpyArray:
         self.value: Any = None
 
     def build(self, state: Any) -> None:
-        """Take the content out of the array's state."""
+        """Read the content from the array's state."""
         check(type(state) is tuple and len(state) == 5, _damaged("NumPy array"))
         _, shape, dtype, fortran, raw = state
         self.value = _array(raw, dtype, shape, "F" if type(fortran) in (bool, int) and fortran else "C")
 
 
 def is_key(key: Any) -> bool:
-    """Whether it may be a key of a dict or stand in a set.
+    """Whether it may be a key of a dict or an element of a set.
 
-    Tuples of tuples could take for ever to hash. Unlike text, whose hash differs from run to run, numbers can be chosen
-    so that thousands have the same hash, and a dict of those takes hours: integers stay within what hashes to itself.
+    Nested tuples could take forever to hash. Unlike text, whose hash differs from run to run, numbers can be chosen so
+    that thousands have the same hash, and a dict of those takes hours: integers are limited to those equal to their
+    hash.
     """
     if type(key) is int:
         return abs(key) < 1 << 61
@@ -95,8 +96,8 @@ def check_keys(keys: Any) -> None:
     for key in keys:
         if not is_key(key):
             raise Unreadable(
-                f"has {quoted(key)} as a key of a dict or in a set, where only text and common numbers may "
-                "stand: save the state dict alone"
+                f"has {quoted(key)} as a key of a dict or in a set, where only text and common numbers are "
+                "allowed: save only the state dict"
             )
 
 
@@ -160,7 +161,7 @@ def _byte_array(value: Any = b"", encoding: Any = "latin1") -> bytearray:
 
 
 def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
-    """How copyreg builds an object of a class that does not say how, in pickle protocols 0 and 1."""
+    """How copyreg builds an object of a class without its own rule, in pickle protocols 0 and 1."""
     check(isinstance(cls, Named) and cls.new is not None and isinstance(base, Named), _damaged("copied object"))
     made = cls.new()
     if base.name == "builtins.dict":
@@ -176,7 +177,7 @@ def _numpy_type(code: Any, *_: Any) -> NumpyType:
 
 
 def _numpy_array(cls: Any, *_: Any) -> NumpyArray:
-    """The array of no content that NumPy makes first; its state is built into it."""
+    """The empty array that NumPy makes first, before its state is set."""
     check(isinstance(cls, Named) and cls.name == "numpy.ndarray", _damaged("NumPy array"))
     return NumpyArray()
 
@@ -211,7 +212,7 @@ def check_shape(shape: Any, itemsize: int) -> None:
     check(type(shape) is tuple and len(shape) <= MAX_NDIM, _damaged("shape"))
     for dim in shape:
         check(type(dim) is int and dim >= 0, f"holds a dimension of {quoted(dim)}: {DAMAGED}")
-    # a dimension of 0 must not hide others that NumPy could not represent
+    # a dimension of 0 must not hide others that NumPy cannot represent
     nbytes = math.prod(max(dim, 1) for dim in shape) * itemsize
     check(nbytes < 1 << 62, f"holds an array too large for any computer: {DAMAGED}")
 

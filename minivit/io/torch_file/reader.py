@@ -1,6 +1,6 @@
 """Files of torch.save, in both of its formats, read without PyTorch: tensors as NumPy arrays, the rest as plain data.
 
-Nothing in a file is run, and what it claims is compared with its size before memory is taken.
+No code in a file is run, and its claims are compared with its size before memory is allocated.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format, and its protocol, the second
 PROTOCOL = 1001
 CHUNK = 1 << 20  # 1 MiB: read and summed at a time, while it is in the processor's cache
-MAX_DEPTH = 100  # containers within containers; those who walk through them by recursion reach 1000
-MAX_ITEMS = 10_000_000  # items if everything that stands in several places is counted in each
+MAX_DEPTH = 100  # nested containers; Python's recursion limit is 1000
+MAX_ITEMS = 10_000_000  # items, with shared objects counted once for each reference
 
 _OTHERS = [
     (b"<", "it is a web page: the download went wrong, check the address and fetch it again"),
-    (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file that it stands for with `git lfs pull`"),
+    (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the file itself with `git lfs pull`"),
     (b"\x1f\x8b", "it is compressed with gzip: decompress it first"),
     (b"\x89HDF", "it is an HDF5 file, as Keras writes them: fetch the weights in PyTorch's format or as safetensors"),
 ]
@@ -44,20 +44,20 @@ def read_torch_file(path: StrPath) -> Any:
 
     Tensors, parameters and storages become NumPy arrays of their dtype and in native byte order, except that bfloat16
     becomes float32, exactly. Attributes of an argparse.Namespace and items of a yacs CfgNode, an OrderedDict, a
-    defaultdict or a Counter come as a plain dict; torch.Size as a tuple; a dtype, a device or a class as its name.
+    defaultdict or a Counter become a plain dict; torch.Size a tuple; a dtype, a device or a class its name.
 
-    The arrays are in memory of their own, so that the file may be changed or deleted afterwards. They are read-only,
-    because tensors that shared a storage still do: copy one before changing it.
+    The arrays do not map the file, which may be changed or deleted afterwards. They are read-only, because tensors that
+    shared a storage still do: copy one before changing it.
 
     Args:
         path: the file, in the zip format (since PyTorch 1.6) or in the older one; its content decides which.
 
     Returns:
-        What was saved: a dict, usually, of arrays or of further dicts, lists, tuples, sets, numbers and text.
+        The saved object, usually a dict of arrays or of further dicts, lists, tuples, sets, numbers and text.
 
     Raises:
-        CheckpointError: the file cannot be opened, is no such file, is truncated or damaged, or asks for anything but
-            tensors and plain data.
+        CheckpointError: the file cannot be opened, is not of this kind, is truncated or damaged, or contains anything
+            but tensors and plain data.
     """
     name = os.fspath(path)
     if not os.path.isfile(name):
@@ -100,8 +100,8 @@ def _read_zip(file: BufferedReader, size: int) -> Any:
         raise Unreadable("is a TorchScript program: save the weights alone, torch.save(module.state_dict(), path)")
     order = b"little"
     if f"{root}/byteorder" in entries:
-        place = entries[f"{root}/byteorder"]
-        order = _content(file, place).tobytes() if place.size <= 6 else b""
+        entry = entries[f"{root}/byteorder"]
+        order = _content(file, entry).tobytes() if entry.size <= 6 else b""
         check(order in (b"little", b"big"), f"has numbers of unknown byte order, {quoted(order)}: fetch it again")
 
     storages: dict[str, Storage] = {}
@@ -117,11 +117,11 @@ def _read_zip(file: BufferedReader, size: int) -> Any:
         )
         return storage
 
-    place = entries[f"{root}/data.pkl"]
-    _content(file, place)  # for its checksum
-    source = Source(file, place.start, place.size)
+    entry = entries[f"{root}/data.pkl"]
+    _content(file, entry)  # for its checksum
+    source = Source(file, entry.start, entry.size)
     result = Unpickler(source, persistent).load()
-    check(source.left == 0, f"has {source.left} bytes behind the end of its pickle: {DAMAGED}")
+    check(source.left == 0, f"has {source.left} bytes after the end of its pickle: {DAMAGED}")
 
     def read(storage: Storage) -> Any:
         raw = _content(file, entries[f"{root}/data/{storage.key}"])
@@ -135,7 +135,7 @@ def _read_pickles(file: BufferedReader, size: int) -> Any:
     source, storages = Source(file, 0, size), dict[str, Storage]()
     first = Unpickler(source, _nothing_outside).load()
     if type(first) is not int:
-        check(source.left == 0, f"has {source.left} bytes behind the end of its pickle: {DAMAGED}")
+        check(source.left == 0, f"has {source.left} bytes after the end of its pickle: {DAMAGED}")
         return _Finish(lambda storage: None).value(first)
     check(first == MAGIC, f"begins with the number {first:#x}, expected {MAGIC:#x}: it is no PyTorch file or damaged")
     version = Unpickler(source, _nothing_outside).load()
@@ -143,19 +143,19 @@ def _read_pickles(file: BufferedReader, size: int) -> Any:
     Unpickler(source, _nothing_outside).load()  # the machine that wrote it; the storages are little-endian on any
     result = Unpickler(source, lambda identity: _named_storage(identity, storages)).load()
     keys = Unpickler(source, _nothing_outside).load()
-    check(type(keys) is list and all(type(key) is str for key in keys), f"lists its storages not by name: {DAMAGED}")
+    check(type(keys) is list and all(type(key) is str for key in keys), f"lists storages without names: {DAMAGED}")
     check(sorted(keys) == sorted(storages), f"lists other storages than its tensors use: {DAMAGED}")
-    places = {key: _place(source, storages[key]) for key in keys}
-    check(source.left == 0, f"has {source.left} bytes behind its last storage: {DAMAGED}")
+    stored = {key: _stored(source, storages[key]) for key in keys}
+    check(source.left == 0, f"has {source.left} bytes after its last storage: {DAMAGED}")
 
     def read(storage: Storage) -> Any:
-        return to_numbers(_content(file, places[storage.key]), storage.dtype or "uint8", False)
+        return to_numbers(_content(file, stored[storage.key]), storage.dtype or "uint8", False)
 
     return _Finish(read).value(result)
 
 
-def _place(source: Source, storage: Storage) -> Entry:
-    """Where the next storage lies: behind the number of its items, 8 bytes."""
+def _stored(source: Source, storage: Storage) -> Entry:
+    """The position of the next storage, after the number of its items, 8 bytes."""
     (count,) = struct.unpack("<q", source.take(8))
     check(
         count == storage.count,
@@ -167,7 +167,7 @@ def _place(source: Source, storage: Storage) -> Entry:
 
 
 def _nothing_outside(identity: Any) -> Any:
-    raise Unreadable(f"asks for an object outside its pickle, and nothing in it was run: {REFUSED}")
+    raise Unreadable(f"names an object outside its pickle, and nothing in it was run: {REFUSED}")
 
 
 def _named_storage(identity: Any, storages: dict[str, Storage]) -> Storage:
@@ -189,36 +189,36 @@ def _named_storage(identity: Any, storages: dict[str, Storage]) -> Storage:
     return storage
 
 
-def _content(file: BufferedReader, place: Entry) -> Any:
-    """The bytes of an entry, compared with its checksum; one of 0 says that torch.save was told to write none."""
-    raw, crc = np.empty(place.size, np.uint8), 0
-    file.seek(place.start)
-    for at in range(0, place.size, CHUNK):
+def _content(file: BufferedReader, entry: Entry) -> Any:
+    """The bytes of an entry, compared with its checksum; 0 means that torch.save wrote none."""
+    raw, crc = np.empty(entry.size, np.uint8), 0
+    file.seek(entry.start)
+    for at in range(0, entry.size, CHUNK):
         part = raw[at : at + CHUNK].data
-        check(file.readinto(part) == len(part), "ends sooner than its size says: fetch it again")
-        if place.crc:
+        check(file.readinto(part) == len(part), "ends before its claimed size: fetch it again")
+        if entry.crc:
             crc = zlib.crc32(part, crc)
-    check(crc == place.crc, f"has bytes after byte {place.start} that differ from their checksum: fetch it again")
+    check(crc == entry.crc, f"has bytes after byte {entry.start} that differ from their checksum: fetch it again")
     return raw
 
 
 class _Finish:
-    """Puts arrays in the places of tensors, and plain data in those of the other placeholders.
+    """Replaces tensors by arrays, and the other placeholders by plain data.
 
-    Pickles may name one object in many places: a list that holds the same list twice, which does the same, 60 levels
-    deep, is a few hundred bytes of file and of memory, but would never end for a reader that walks through it.
+    Pickles may reference one object many times. A list that holds the same list twice, which does the same, 60 levels
+    deep, takes a few hundred bytes of file and memory, but would never end for a reader that follows each reference.
     """
 
     def __init__(self, read: Callable[[Storage], Any]) -> None:
         self._read = read
-        self._done: dict[int, tuple[Any, Any, int, int]] = {}  # by id: the object, so that it lives, and the answer
+        self._done: dict[int, tuple[Any, Any, int, int]] = {}  # by id: the object, to keep it alive, and the result
 
     def value(self, value: Any) -> Any:
-        """What a user gets."""
+        """The value that the user gets."""
         return self._visit(value, 0)[0]
 
     def _visit(self, value: Any, depth: int) -> tuple[Any, int, int]:
-        """The finished value, how many levels it has, and how many items."""
+        """The finished value, its number of levels, and of items."""
         if not isinstance(value, _UNFINISHED):
             return value, 0, 1 + (len(value) if isinstance(value, (set, frozenset)) else 0)
         _, result, height, items = self._done.get(id(value)) or self._finish(value, depth)
@@ -226,7 +226,7 @@ class _Finish:
         return result, height, items
 
     def _finish(self, value: Any, depth: int) -> tuple[Any, Any, int, int]:
-        _check_depth(depth)  # an object that contains itself comes here again and again
+        _check_depth(depth)  # an object that contains itself reaches this again and again
         parts, results, height, items = _parts(value), [], 0, 1
         for part in parts:
             result, levels, inside = self._visit(part, depth + 1)
@@ -266,4 +266,4 @@ def _parts(value: Any) -> Any:
 
 
 def _check_depth(depth: int) -> None:
-    check(depth <= MAX_DEPTH, f"holds lists or dicts within each other, more than {MAX_DEPTH} deep: {REFUSED}")
+    check(depth <= MAX_DEPTH, f"holds lists or dicts nested more than {MAX_DEPTH} deep: {REFUSED}")

@@ -1,6 +1,6 @@
-"""PyTorch's tensors: what the pickle says of each one, checked against its storage, and then the array it describes.
+"""PyTorch's tensors: their description in the pickle, checked against their storage, and the array it describes.
 
-A storage is a row of numbers; a tensor is a window on one, given by offset, size and strides.
+A storage is a row of numbers; a tensor is a view of one, given by offset, size and strides.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ STORAGES = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
-    "UntypedStorage": "",  # bytes, whose dtype each tensor says itself
+    "UntypedStorage": "",  # bytes, whose dtype is given by each tensor
 }
-MAX_EXPANDED = 1 << 20  # bytes of an array that repeats its storage: masks do, weights do not, and some will copy it
+MAX_EXPANDED = 1 << 20  # bytes of an array that repeats its storage: masks do, weights do not, and some readers copy it
 
 
 class Storage:
-    """A row of numbers in the file, which is read when it is known that the file is whole."""
+    """A row of numbers in the file, read once the file is known to be complete."""
 
     __slots__ = ("base", "count", "dtype", "key", "stored_as")
 
     def __init__(self, key: str, stored_as: str, count: int) -> None:
-        self.key, self.stored_as, self.count = key, stored_as, count  # as the file says it: "" is a row of bytes
+        self.key, self.stored_as, self.count = key, stored_as, count  # as in the file: "" is a row of bytes
         self.dtype = stored_as
         self.base: Any = None  # its content as an array, once read
 
@@ -65,23 +65,23 @@ class Storage:
         """Fix the dtype; a storage of two dtypes would be converted, and held in memory, once for each."""
         check(
             self.dtype in ("", dtype),
-            f"has tensors of both {self.dtype} and {dtype} over the storage {quoted(self.key)}: save them apart",
+            f"has tensors of both {self.dtype} and {dtype} over the storage {quoted(self.key)}: save them separately",
         )
         self.dtype = dtype
 
     @property
     def nbytes(self) -> int:
-        """How long it is in the file."""
+        """Its bytes in the file."""
         return self.count * np.dtype(DTYPES[self.stored_as or "uint8"]).itemsize
 
     @property
     def numel(self) -> int:
-        """How many numbers of its dtype it holds."""
+        """The number of its items."""
         return self.nbytes // np.dtype(DTYPES[self.dtype]).itemsize
 
 
 class Tensor:
-    """A window on a storage that has been found to lie within it."""
+    """A view of a storage, checked to lie within it."""
 
     __slots__ = ("offset", "size", "storage", "stride")
 
@@ -129,7 +129,7 @@ def to_numbers(raw: Any, dtype: str, big_endian: bool) -> Any:
         typed <<= 16
         typed = typed.view(np.float32)
     elif dtype == "bool":
-        typed = typed != 0  # a byte of 2, taken for a bool as it is, would be neither True nor False
+        typed = typed != 0  # a byte of 2 as a bool would be neither True nor False
     typed.flags.writeable = False
     return typed
 
@@ -144,7 +144,7 @@ def _v1(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
 
 
 def _v2(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None) -> Any:
-    if metadata is not None:  # the numbers are to be negated or conjugated as they are read
+    if metadata is not None:  # the numbers must be negated or conjugated when read
         raise Unreadable("holds a tensor of a conjugate or negative view: save it after .resolve_conj().resolve_neg()")
     return Tensor(storage, offset, size, stride)
 

@@ -1,7 +1,7 @@
-"""A reader of pickles that cannot run anything: of pickle's opcodes it knows those that build data, and no others.
+"""A reader of pickles that cannot run code: it implements only the opcodes that build data.
 
-Python's own Unpickler, even with its `find_class` replaced, calls methods of what it has built by their names, lets one
-opcode allocate gigabytes for its memo, and follows extension codes; here, memory and time are bounded by the file.
+Python's Unpickler, even with another `find_class`, calls methods of the built objects by name, lets one opcode allocate
+gigabytes for its memo, and follows extension codes. Here the file's size bounds memory and time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_ARGUMENTS = 16
 COPIES = 4  # bytes copied for each byte read, and items for each opcode: what programs write stays below 2
 
 ADMITTED = {**PLAIN, **TORCH}
-_REMEDY = "If you trust it, load it with PyTorch and save its tensors alone: torch.save(model.state_dict(), path)"
+_REMEDY = "If you trust it, load it with PyTorch and save only its tensors: torch.save(model.state_dict(), path)"
 # their names in Python 2, which pickle protocol 2 keeps
 _MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _NAMES = {"builtins.long": "builtins.int", "builtins.unicode": "builtins.str"}
@@ -52,9 +52,9 @@ _REFUSED = {
 
 
 class Unpickler:
-    """Reads one pickle. `persistent(identity)` answers for what lies outside it: PyTorch's storages.
+    """Reads one pickle. `persistent(identity)` returns objects outside it: PyTorch's storages.
 
-    What comes back still holds Tensor, Storage, Named, Attributes and NumPy placeholders.
+    The result still holds Tensor, Storage, Named, Attributes and NumPy placeholders.
     """
 
     def __init__(self, source: Source, persistent: Callable[[Any], Any]) -> None:
@@ -66,7 +66,7 @@ class Unpickler:
         self._start = source.position
 
     def load(self) -> Any:
-        """The object; afterwards the source stands behind it."""
+        """The object; afterwards the source is positioned after it."""
         source, start = self._source, self._start
         try:
             while (code := source.take(1)) != b".":
@@ -79,7 +79,7 @@ class Unpickler:
                 handler(self, code)
             (result,) = self._stack
             check(not self._marked, f"has an unfinished pickle at byte {start}: {DAMAGED}")
-        # what a damaged pickle provokes: too few objects on the stack, no such memo, or objects of the wrong type
+        # raised for a damaged pickle: too few objects on the stack, no such memo, or objects of the wrong type
         except (LookupError, TypeError, ValueError, OverflowError, struct.error) as error:
             raise Unreadable(
                 f"makes no sense before byte {source.position} ({type(error).__name__} in its pickle): {DAMAGED}"
@@ -93,7 +93,7 @@ class Unpickler:
         check(2 <= version <= 5, f"has pickle protocol {version}, expected 2 to 5: save it again")
 
     def _frame(self, code: bytes) -> None:
-        self._source.take(8)  # the length of what follows, for readers that fetch it ahead
+        self._source.take(8)  # the length of the following frame, for readers that prefetch it
 
     def _constant(self, code: bytes) -> None:
         self._stack.append(_CONSTANTS[code])
@@ -112,7 +112,7 @@ class Unpickler:
     def _int(self, code: bytes) -> None:
         """INT, by which Python 2 wrote integers of more than 32 bits."""
         line = self._source.line()
-        check(re.fullmatch(rb"-?[0-9]{1,256}", line), f"holds an integer that is none: {DAMAGED}")
+        check(re.fullmatch(rb"-?[0-9]{1,256}", line), f"holds text that is not an integer: {DAMAGED}")
         self._stack.append({b"00": False, b"01": True}.get(line, int(line)))
 
     def _string(self, code: bytes) -> None:
@@ -188,7 +188,7 @@ class Unpickler:
 
     def _stack_global(self, code: bytes) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        check(type(name) is str and type(module) is str, f"asks for {quoted(name)} as a class: {DAMAGED}")
+        check(type(name) is str and type(module) is str, f"names {quoted(name)} as a class: {DAMAGED}")
         self._stack.append(_find(module, name))
 
     def _inst(self, code: bytes) -> None:
@@ -200,7 +200,7 @@ class Unpickler:
         check(type(args) is tuple and len(args) <= MAX_ARGUMENTS, f"calls something with no arguments: {DAMAGED}")
         if not isinstance(function, Named) or function.make is None:
             what = function.name if isinstance(function, Named) else quoted(function)
-            raise Unreadable(f"calls {what}, which is no function: it was refused. {_REMEDY}")
+            raise Unreadable(f"calls {what}, which is not a function: it was refused. {_REMEDY}")
         self._copy(*args)
         self._stack.append(function.make(*args))
 
@@ -224,7 +224,7 @@ class Unpickler:
     def _persistent_object(self, code: bytes) -> None:
         self._stack.append(self._persistent(self._stack.pop()))
 
-    # --- what they share ---
+    # --- common parts ---
 
     def _unpack(self, form: str) -> Any:
         return struct.unpack(form, self._source.take(struct.calcsize(form)))[0]
@@ -252,19 +252,19 @@ class Unpickler:
         target.update(zip(items[::2], items[1::2]))
 
     def _copy(self, *values: Any) -> None:
-        """Count what is about to be copied: three bytes of a pickle can ask for a copy of all that came before."""
+        """Count items before they are copied: three bytes of a pickle can request a copy of all previous ones."""
         self._bytes_copied += sum(len(value) for value in values if type(value) in (str, bytes, bytearray))
         self._items_copied += sum(len(value) for value in values if type(value) in (tuple, list, dict))
         too_many = self._items_copied > COPIES * self._opcodes
         if too_many or self._bytes_copied > COPIES * (self._source.position - self._start):
-            raise Unreadable(f"asks for copies of copies, as no program writes it: it was refused. {_REMEDY}")
+            raise Unreadable(f"requests copies of copies, which no program writes: it was refused. {_REMEDY}")
 
     def _unknown(self, code: bytes) -> NoReturn:
         what = _REFUSED.get(code)
-        place = f"at byte {self._source.position - 1}"
+        where = f"at byte {self._source.position - 1}"
         if what is None:
-            raise Unreadable(f"makes no sense {place}, where {code.hex()} is no opcode: {DAMAGED}")
-        raise Unreadable(f"uses {what} {place}: it was refused, and nothing in it was run. {_REMEDY}")
+            raise Unreadable(f"makes no sense {where}: {code.hex()} is no opcode: {DAMAGED}")
+        raise Unreadable(f"uses {what} {where}: it was refused, and nothing in it was run. {_REMEDY}")
 
 
 def _find(module: str, name: str) -> Named:
@@ -274,7 +274,7 @@ def _find(module: str, name: str) -> Named:
     found = ADMITTED.get(_NAMES.get(f"{module}.{name}", f"{module}.{name}"))
     if found is None:
         raise Unreadable(
-            f"asks for {quoted(f'{module}.{name}')[1:-1]}, which is neither a tensor nor plain data: the file was "
+            f"names {quoted(f'{module}.{name}')[1:-1]}, which is neither a tensor nor plain data: the file was "
             f"refused, and nothing in it was run. {_REMEDY}"
         )
     return found

@@ -1,6 +1,6 @@
-"""Where the entries of a zip archive lie: read from the directory at its end, and compared with their own headers.
+"""The entries of a zip archive: read from the directory at its end, and compared with their headers.
 
-PyTorch stores its entries as they are, so a compressed one is refused, and no entry can be larger than the file. NumPy
+PyTorch stores its entries uncompressed, so a compressed one is refused, and no entry can be larger than the file. NumPy
 may deflate those of an .npz.
 """
 
@@ -22,18 +22,18 @@ _END64 = struct.Struct("<4sQHHIIQQQQ")
 _LOCATOR64 = struct.Struct("<4sIQI")
 _END = struct.Struct("<4sHHHHIIH")
 _DEFLATE = 8  # the method
-_FULL = 0xFFFFFFFF  # a field that stands in a longer one elsewhere
+_FULL = 0xFFFFFFFF  # marks a field whose value is in a longer field
 
 
 class Entry(NamedTuple):
-    """A stretch of the file, and the checksum that it must have.
+    """A range of the file, and its checksum.
 
     Attributes:
         start: of its content.
         size: in bytes, unpacked.
         crc: its checksum.
-        packed: its size in the file, where that is another.
-        offset: of its own header.
+        packed: its size in the file, if different.
+        offset: of its header.
     """
 
     start: int
@@ -59,7 +59,7 @@ def find_entries(file: BinaryIO, size: int, *, deflated: bool = False) -> dict[s
     """The entries of the archive in a file of `size` bytes, by their names; no two overlap.
 
     Args:
-        deflated: entries may be compressed; their sizes are then what the archive claims.
+        deflated: entries may be compressed; their sizes are then claims of the archive.
     """
     count, directory = _directory(file, size)
     end = directory.position
@@ -74,39 +74,41 @@ def find_entries(file: BinaryIO, size: int, *, deflated: bool = False) -> dict[s
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, Source]:
-    """How many entries there are, and the stretch in which they are listed."""
+    """The number of entries, and the range of the directory."""
     first = max(0, size - _END.size - 0xFFFF)  # a comment of up to 65,535 bytes may follow
     tail = Source(file, first, size - first).take(size - first)
-    place = tail.rfind(b"PK\5\6")
-    while place >= 0 and not _ends_there(tail, place):
-        place = tail.rfind(b"PK\5\6", 0, place)
-    check(place >= 0, "begins as a zip archive but has no directory at its end: it is truncated, fetch it again")
-    _, disk, first_disk, here, count, nbytes, offset, _ = _END.unpack_from(tail, place)
-    end = first + place
+    position = tail.rfind(b"PK\5\6")
+    while position >= 0 and not _ends_there(tail, position):
+        position = tail.rfind(b"PK\5\6", 0, position)
+    check(position >= 0, "begins as a zip archive but has no directory at its end: it is truncated, fetch it again")
+    _, disk, first_disk, here, count, nbytes, offset, _ = _END.unpack_from(tail, position)
+    end = first + position
     if 0xFFFF in (here, count) or _FULL in (nbytes, offset):
         disk, first_disk, here, count, nbytes, offset, end = _directory64(file, end)
     check((disk, first_disk) == (0, 0) and here == count, f"is one part of a zip archive in several: {DAMAGED}")
     check(count <= MAX_ENTRIES, f"claims {count} entries, expected at most {MAX_ENTRIES}: {DAMAGED}")
     fits = offset + nbytes <= end and count * _CENTRAL.size <= nbytes <= count * (_CENTRAL.size + 3 * 0xFFFF)
-    check(fits, f"has a zip directory whose place or size cannot be: {DAMAGED}")
+    check(fits, f"has a zip directory with an impossible position or size: {DAMAGED}")
     return count, Source(file, offset, nbytes)
 
 
-def _ends_there(tail: bytes, place: int) -> bool:
-    """Whether the record at this place is whole, and its comment ends where the file does."""
-    return len(tail) - place >= _END.size and place + _END.size + _END.unpack_from(tail, place)[-1] == len(tail)
+def _ends_there(tail: bytes, position: int) -> bool:
+    """Whether the record at this offset is complete, and its comment ends with the file."""
+    start = position + _END.size
+    return len(tail) >= start and start + _END.unpack_from(tail, position)[-1] == len(tail)
 
 
 def _directory64(file: BinaryIO, end: int) -> tuple[int, int, int, int, int, int, int]:
-    """The same of an archive of 4 GB or more, and where its directory must have ended."""
-    check(end >= _LOCATOR64.size, f"has a zip directory whose place or size cannot be: {DAMAGED}")
-    mark, _, place, _ = _LOCATOR64.unpack(Source(file, end - _LOCATOR64.size, _LOCATOR64.size).take(_LOCATOR64.size))
-    check(mark == b"PK\6\7" and place + _END64.size <= end, f"has a zip directory whose place cannot be: {DAMAGED}")
+    """The same for an archive of 4 GB or more, and the end of its directory."""
+    check(end >= _LOCATOR64.size, f"has a zip directory with an impossible position or size: {DAMAGED}")
+    mark, _, position, _ = _LOCATOR64.unpack(Source(file, end - _LOCATOR64.size, _LOCATOR64.size).take(_LOCATOR64.size))
+    possible = mark == b"PK\6\7" and position + _END64.size <= end
+    check(possible, f"has a zip directory with an impossible position: {DAMAGED}")
     mark, *_, disk, first_disk, here, count, nbytes, offset = _END64.unpack(
-        Source(file, place, _END64.size).take(_END64.size)
+        Source(file, position, _END64.size).take(_END64.size)
     )
-    check(mark == b"PK\6\6", f"has a zip directory whose place cannot be: {DAMAGED}")
-    return disk, first_disk, here, count, nbytes, offset, place
+    check(mark == b"PK\6\6", f"has a zip directory with an impossible position: {DAMAGED}")
+    return disk, first_disk, here, count, nbytes, offset, position
 
 
 def _header(directory: Source, end: int, deflated: bool) -> _Header:
@@ -123,9 +125,9 @@ def _header(directory: Source, end: int, deflated: bool) -> _Header:
         nbytes, packed, offset = _sizes64(extra, nbytes, packed, offset)
     check(not flags & 0x2041, f"has an encrypted entry, {quoted(name)}: save it without a password")
     if method and not (deflated and method == _DEFLATE):
-        usual = "NumPy deflates them at most" if deflated else "PyTorch stores them as they are"
+        usual = "NumPy deflates them at most" if deflated else "PyTorch does not compress them"
         raise Unreadable(
-            f"has a compressed entry, {quoted(name)}, and {usual}: it was unpacked and packed again, or is no file of "
+            f"has a compressed entry, {quoted(name)}, and {usual}: it was unpacked and packed again, or is not one of "
             "theirs. Fetch it again"
         )
     claimed = packed if method else max(packed, nbytes)
@@ -148,11 +150,11 @@ def _sizes64(extra: bytes, *fields: int) -> list[int]:
 
 
 def _checked(raw: bytes) -> str:
-    """The name of an entry, which must lead down from the archive's own folder and nowhere else."""
+    """The name of an entry, which must stay within the archive's folder."""
     try:
         name = raw.decode()
     except UnicodeDecodeError:
-        raise Unreadable(f"has an entry whose name is no text: {DAMAGED}") from None
+        raise Unreadable(f"has an entry whose name is not text: {DAMAGED}") from None
     parts = name.removesuffix("/").split("/")
     good = name.isprintable() and not any(part in ("", ".", "..") for part in parts)
     check(good and "\\" not in name and parts[0][1:] != ":", f"has an entry named {quoted(name)}: {REFUSED}")
@@ -160,15 +162,15 @@ def _checked(raw: bytes) -> str:
 
 
 def _content(file: BinaryIO, entry: _Header, following: int) -> int:
-    """Where an entry's content starts; its own header must say the same as the directory."""
+    """The start of an entry's content; its header must agree with the directory."""
     header = Source(file, entry.offset, following - entry.offset)
     mark, _, flags, method, _, _, _, packed, nbytes, length, more = _LOCAL.unpack(header.take(_LOCAL.size))
     same = mark == b"PK\3\4" and (flags, method) == (entry.flags, entry.method)
     same = same and header.take(length) == entry.name.encode()
-    if not flags & 8:  # otherwise the sizes stand behind the content
+    if not flags & 8:  # otherwise the sizes follow the content
         same = same and (packed, nbytes) in ((entry.packed, entry.size), (_FULL, _FULL))
     name = quoted(entry.name)
-    check(same, f"says of its entry {name} one thing in the zip directory and another before it: {DAMAGED}")
+    check(same, f"has a header of its entry {name} that contradicts the zip directory: {DAMAGED}")
     header.take(more)
     check(header.left >= entry.packed, f"has entries that overlap, {name} among them: {DAMAGED}")
     return header.position

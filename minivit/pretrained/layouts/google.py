@@ -1,4 +1,4 @@
-"""The names and axes of Google's JAX code, vision_transformer and big_vision: (in, out), and heads apart."""
+"""The names and axes of Google's JAX code, vision_transformer and big_vision: (in, out), with an axis for heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minivit.protocol import Array
 
 
 def _unstacked(arrays: dict[str, Array]) -> dict[str, Array]:
-    """One entry for each block, where a scan over the blocks left arrays with a first axis for the depth."""
+    """One entry for each block, for arrays with a first axis for the depth, from a scan over blocks."""
     found: dict[str, Array] = {}
     for name, array in arrays.items():
         if "/encoderblock/" in name and array.ndim:
@@ -24,21 +24,21 @@ def _unstacked(arrays: dict[str, Array]) -> dict[str, Array]:
 
 
 def _with_place_of_class(arrays: dict[str, Array]) -> dict[str, Array]:
-    """A row of zeros before the positions, where the class token got none: big_vision adds it after them.
+    """Prepend a row of zeros to the positions where the class token has none: big_vision adds it after them.
 
     vision_transformer, whose table is under `posembed_input`, always has the row.
     """
-    cls, places = (next((n for n in arrays if n.endswith(end)), "") for end in ("cls", "pos_embedding"))
+    cls, positions = (next((n for n in arrays if n.endswith(end)), "") for end in ("cls", "pos_embedding"))
     if (
         not cls
-        or not places
-        or places.endswith("posembed_input/pos_embedding")
-        or arrays[places].ndim != 3
-        or isqrt(arrays[places].shape[1]) ** 2 != arrays[places].shape[1]
+        or not positions
+        or positions.endswith("posembed_input/pos_embedding")
+        or arrays[positions].ndim != 3
+        or isqrt(arrays[positions].shape[1]) ** 2 != arrays[positions].shape[1]
     ):
         return arrays
-    table = arrays[places]
-    return {**arrays, places: np.concatenate((np.zeros_like(table[:, :1]), table), axis=1)}
+    table = arrays[positions]
+    return {**arrays, positions: np.concatenate((np.zeros_like(table[:, :1]), table), axis=1)}
 
 
 def _heads(arrays: dict[str, Array]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _google_block(attention: int, norm2: int, mlp: int) -> tuple[Rule, ...]:
 
 
 def _convolution(ours: str, our_number: str, theirs: str, their_number: str) -> tuple[Rule, ...]:
-    """The rules of a standardized convolution and the GroupNorm behind it."""
+    """The rules of a standardized convolution and the GroupNorm after it."""
     return (
         Rule(f"{ours}.conv{our_number}.weight", f"{theirs}conv{their_number}/kernel", HWIO),
         Rule(f"{ours}.norm{our_number}.weight", f"{theirs}gn{their_number}/scale", FLAT),

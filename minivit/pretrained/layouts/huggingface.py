@@ -1,11 +1,11 @@
-"""The names of Hugging Face transformers, whose q, k and v stand apart: ViT, DeiT, Swin and Swin v2."""
+"""The names of Hugging Face transformers, with separate q, k and v: ViT, DeiT, Swin and Swin v2."""
 
 from __future__ import annotations
 
 from minivit.pretrained.layouts.layout import IGNORED, Layout
 from minivit.pretrained.renaming import STACKED, Rule
 
-# transformers publishes under the names of its first years, and since version 5 has others in memory, which
+# published files have the names of transformers' early versions; since version 5 its models have others, which
 # torch.save(model.state_dict()) writes: (block, where q, k and v are, projection, fc1, fc2)
 _PUBLISHED = ("attention.output.dense", "intermediate.dense", "output.dense")
 _MEMORY = ("attention.o_proj", "mlp.fc1", "mlp.fc2")

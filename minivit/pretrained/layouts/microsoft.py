@@ -1,6 +1,6 @@
-"""The names of microsoft/Swin-Transformer, and of two projects beside it: timm, whose names are ours, and WZMIAOMIAO.
+"""The names of microsoft/Swin-Transformer, of timm, whose names are ours, and of WZMIAOMIAO.
 
-Merging stands at the end of its stage here, and the head is one layer. WZMIAOMIAO is
+Here patch merging ends its stage, and the head is one layer. WZMIAOMIAO is
 deep-learning-for-image-processing, a Chinese course.
 """
 
@@ -47,7 +47,7 @@ _MICROSOFT_RULES = (
 
 
 def tables_of_biases(arrays: dict[str, Array]) -> dict[str, Array]:
-    """The tables of relative biases, by the same name in their names and in ours."""
+    """The tables of relative biases, with the same name in their layout and in ours."""
     return {name: array for name, array in arrays.items() if name.endswith("relative_position_bias_table")}
 
 
@@ -56,8 +56,8 @@ _MICROSOFT_SIGN = r"head\.weight|layers\.0\.downsample\.norm\.weight"
 _V1_SIGNS = (_ATTENTION + "relative_position_bias_table", _MICROSOFT_SIGN)
 MICROSOFT = [
     Layout("microsoft", "SwinV2", (_ATTENTION + "logit_scale", _MICROSOFT_SIGN), _MICROSOFT_RULES, IGNORED),
-    # the same names, with the index but without the masks of the shifted blocks: it makes them from the image. Its
-    # windows never shrink; Microsoft's that cover every map, which have no masks either, do
+    # the same names, with the index but without the masks of the shifted blocks: it computes them from the image,
+    # and never reduces windows. Microsoft's code reduces windows that cover every map, and then has no masks either
     Layout(
         "wzmiaomiao",
         "Swin",

@@ -1,4 +1,4 @@
-"""The names of torchvision, which are numbers for the most part: ViT, Swin and Swin v2."""
+"""The names of torchvision, mostly numbers: ViT, Swin and Swin v2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Sums over the rows of a matrix, in a fixed order, without atomics.
+// Sums over the rows of a matrix and of a vector, in a fixed order, without atomics.
 //
 // A block has 32 columns and 8 rows of threads. The rows of x are cut into gridDim.y groups of `group` rows, and each
 // group has a row of its own in y; where there are several, a second launch adds those.
@@ -35,5 +35,17 @@ extern "C" __global__ void __launch_bounds__(128)
     total = block_sum(total);
     if (threadIdx.x == 0) {
         y[(long long)blockIdx.x * columns + blockIdx.y] = total;
+    }
+}
+
+// The sum of a vector, in one block: the order is fixed by its length alone.
+extern "C" __global__ void __launch_bounds__(256) total(const REAL* x, REAL* y, int count) {
+    REAL sum = 0;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        sum += x[i];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        y[0] = sum;
     }
 }

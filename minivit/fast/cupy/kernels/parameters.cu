@@ -1,0 +1,49 @@
+// What is done to all parameters at once (minivit/optim/together.py), each in one launch:
+//
+//     sum of all g^2,   g = factor g,   a = decay a + (1 - decay) p
+//
+// The arrays lie anywhere: `addresses` has where each one begins, and for averages also where its weights do. A block
+// works on one stretch of one array, as in adamw.cu.
+
+struct Stretch {
+    int number, first, count;
+};
+
+__device__ Stretch stretch_of_block(const int* stretches) {
+    const int* numbers = stretches + 3 * blockIdx.x;
+    return {numbers[0], numbers[1], numbers[2]};
+}
+
+// A block's part of the sum; `total` in sums.cu adds the parts.
+extern "C" __global__ void __launch_bounds__(256)
+    squares(const long long* addresses, const int* stretches, REAL* parts) {
+    const Stretch mine = stretch_of_block(stretches);
+    const REAL* g = reinterpret_cast<const REAL*>(addresses[mine.number]) + mine.first;
+    REAL sum = 0;
+    for (int i = threadIdx.x; i < mine.count; i += blockDim.x) {
+        sum += g[i] * g[i];
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) {
+        parts[blockIdx.x] = sum;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    scale(const long long* addresses, const int* stretches, REAL factor) {
+    const Stretch mine = stretch_of_block(stretches);
+    REAL* g = reinterpret_cast<REAL*>(addresses[mine.number]) + mine.first;
+    for (int i = threadIdx.x; i < mine.count; i += blockDim.x) {
+        g[i] *= factor;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    average(const long long* addresses, const int* stretches, REAL decay, REAL rest) {
+    const Stretch mine = stretch_of_block(stretches);
+    REAL* a = reinterpret_cast<REAL*>(addresses[2 * mine.number]) + mine.first;
+    const REAL* p = reinterpret_cast<const REAL*>(addresses[2 * mine.number + 1]) + mine.first;
+    for (int i = threadIdx.x; i < mine.count; i += blockDim.x) {
+        a[i] = decay * a[i] + rest * p[i];
+    }
+}
