@@ -38,6 +38,7 @@ CHAPTERS = {
     "Published weights": ("pretrained",),
     "Observing a model": ("observe", "explain.py"),
     "Figures": ("draw",),
+    "Many processes": ("distributed",),
     "Runs": ("train", "publish.py", "sklearn.py"),
     "Programs": ("programs",),
     "The package": ("__init__.py", "__main__.py"),

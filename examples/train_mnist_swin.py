@@ -13,13 +13,14 @@ from dataclasses import asdict, replace
 
 import minivit
 from minivit import data, optim
-from minivit.parallel import DataParallel
 from minivit.train import CountingLoss, Run, accuracy, command_line, fingerprint, noise_generator, report
 from minivit.train.presets import PRESETS
 
 
 def main(args: argparse.Namespace) -> None:
     """Train, evaluate, and write model, metrics, pictures and model card to args.out."""
+    ranks = command_line.join(args)  # the processes that mpiexec has started, or this one alone
+
     # Data: images (n, 28, 28) uint8, labels (n,).
     mnist = data.load_mnist(args.data)
     preset = PRESETS["swin"][args.preset or ("subset" if mnist.is_subset else "default")]
@@ -36,14 +37,16 @@ def main(args: argparse.Namespace) -> None:
 
     # Optimizer, averaged weights, loss, and the forward and backward pass, with a thread for each shard of a batch.
     opt = optim.AdamW(model.parameters(), preset.lr, weight_decay=preset.weight_decay, no_decay=optim.no_decay(model))
+    opt = ranks.optimizer(opt)  # each rank updates its share of the parameters
     average = optim.ModelEma(model, preset.ema)
     criterion = CountingLoss()
-    step = DataParallel(model, 1 if args.device == "gpu" else args.threads, loss=criterion)
+    step = ranks.data_parallel(model, opt, 1 if args.device == "gpu" else args.threads, criterion)
 
     # Training, from the first epoch or from the position of a resumed run.
     settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
     count = data.num_batches(len(images), preset.batch_size)
-    run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
+    parts = {"model": model, "optimizer": opt, "average": average}
+    run = Run(args.out, settings, parts, resume=args.resume, ranks=ranks)
     total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
     for epoch in run.epochs(preset.epochs):
         batches = data.batches(
@@ -56,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
             opt.zero_grad()
             loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)
-            norm = optim.clip_grad_norm(opt.params, 1.0)
+            norm = ranks.clip_grad_norm(opt.params, 1.0)
             opt.step()
 
             average.update()
@@ -71,6 +74,8 @@ def main(args: argparse.Namespace) -> None:
     test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalize, args.device)
     result = f"{100 * test_accuracy:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
 
+    if not ranks.first:  # one rank writes
+        return
     # Report: the model, three pictures, and a model card.
     minivit.save(model, run.out / "model.safetensors")
     report.write_pictures(run.out, run.history, mnist.test_images, mnist.test_labels, logits)

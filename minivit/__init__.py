@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         argument_checks as argument_checks,
         data,
         device as device,
+        distributed as distributed,
         draw as draw,
         explain,
         fast as fast,
@@ -57,7 +58,19 @@ _LATER = {
 }
 # every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
 _MODULES = (
-    *("argument_checks", "data", "device", "draw", "explain", "fast", "fork", "functional", "gradcheck", "io"),
+    *(
+        "argument_checks",
+        "data",
+        "device",
+        "distributed",
+        "draw",
+        "explain",
+        "fast",
+        "fork",
+        "functional",
+        "gradcheck",
+        "io",
+    ),
     *("models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish", "random"),
     *("renamed", "sizes", "tables", "train", "version"),
 )

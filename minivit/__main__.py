@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from minivit import distributed
 from minivit.data import DataError
 from minivit.device import check_device
 from minivit.io.safetensors import CheckpointError
@@ -55,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = next((word for word in words if not word.startswith("-")), None)
     stdout = sys.stdout
     try:
-        with contextlib.redirect_stdout(Console(stdout, needed=named not in UNATTENDED)) as console:
+        shown = stdout if distributed.launched_rank() in (None, 0) else None  # of several ranks only one prints
+        with contextlib.redirect_stdout(Console(shown, needed=named not in UNATTENDED)) as console:
             code = _run(words or ["--help"], named)
             console.flush()  # so that a broken pipe shows here and not at exit
             return code
@@ -77,11 +79,15 @@ def _run(words: list[str], named: str | None) -> int:
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
+        if distributed.launched_rank() is not None:
+            distributed.fail(interruption(args))
         note(interruption(args))
         return INTERRUPTED
     except Exception as error:
         if "debug" in args:
             traceback.print_exc()
+        if distributed.launched_rank() is not None:
+            distributed.fail(f"error: {one_line(error)}")
         note(f"error: {one_line(error)}")
         wrong_call = isinstance(error, ValueError) and not isinstance(error, CheckpointError | DataError)
         return 2 if wrong_call else 1

@@ -97,23 +97,23 @@ class DataParallel:
         batch, dloss = _checked_batch(self.model, images, labels), float(dloss)
         count = min(self._shards_for(images), batch)
         bounds = [batch * shard // count for shard in range(count + 1)]
-        generators = split_generator(rng, count)
+        generators, here = split_generator(rng, count), self._shards_here(count)
 
         def run(shard: int) -> float:
             part = slice(bounds[shard], bounds[shard + 1])
             weight = (part.stop - part.start) / batch
-            logits, back = self.replicas[shard](images[part], generators[shard])
+            logits, back = self.replicas[shard - here.start](images[part], generators[shard])
             loss, back_loss = self.loss(logits, labels[part], **loss_options)
             back(back_loss(dloss * weight))
             return float(loss) * weight
 
         # one BLAS thread for each shard, even if one thread runs all shards: more would change the last bits
         with self._turn, limit_threads(1):
-            self._prepare_replicas(count)
+            self._prepare_replicas(len(here))
             try:
-                losses = in_threads(run, range(count), self.threads)
+                losses = in_threads(run, here, self.threads)
                 with _adding:
-                    self._add_gradients(count)
+                    losses = self._add_shards(losses, here, count)
             except ValueError as error:
                 raise (self._error_of_whole(images, labels, loss_options) if count > 1 else None) or error from None
             finally:
@@ -169,8 +169,15 @@ class DataParallel:
         if moved or count > len(self.replicas) or self._parts != [part for _, part in self.model.parts()]:
             self._make_replicas(max(count, len(self.replicas)))
 
-    def _add_gradients(self, count: int) -> None:
-        """Add the shards' gradients, always in the same order; the threads take the parameters in turn."""
+    def _shards_here(self, count: int) -> range:
+        """Those of a batch's `count` shards that this process computes: all."""
+        return range(count)
+
+    def _add_shards(self, losses: list[float], here: range, count: int) -> list[float]:
+        """Add the gradients of the shards to the model's; returns the losses of all `count` shards.
+
+        Shard after shard, always in the same order; the threads take the parameters in turn.
+        """
 
         def add(first: int) -> None:
             for index in range(first, len(self._params), self.threads):
@@ -180,6 +187,7 @@ class DataParallel:
                         self._params[index].accumulate(grad, fresh=True)  # the replica releases it
 
         in_threads(add, range(self.threads), self.threads)
+        return losses
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K): `model.predict` on parts of at most `batch_size` images, with this object's threads."""

@@ -160,7 +160,7 @@ FLOORS = [
     {"nn"},
     {"models"},
     {"optim", "parallel", "data", "gradcheck", "summary", "strategies", "observe"},
-    {"draw", "explain", "pretrained"},
+    {"draw", "explain", "pretrained", "distributed"},
     {"train"},
     {"sklearn", "publish"},
     {"programs"},

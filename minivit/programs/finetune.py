@@ -100,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
     """Fine-tune, and write model, config.json, metrics and model card to args.out."""
     if args.weights and args.resume:
         args.weights = original(args.weights, args.out)
+    ranks = command_line.join(args)
     model, task = model_and_task(args)
     layer_decay = Recipe.layer_decay if args.weights else 1.0  # random weights have no features to preserve
     recipe = Recipe(lr=usual_lr(model), layer_decay=layer_decay)
@@ -112,7 +113,9 @@ def main(args: argparse.Namespace) -> None:
     print(f"classes: {', '.join(task.classes[:20])}{' ...' if len(task.classes) > 20 else ''}")
     print(overview(model, recipe, frozen))
     options = {"frozen": frozen, "seed": args.seed, "threads": args.threads, "device": args.device}
-    outcome = fine_tune(model, task, recipe, args.out, resume=args.resume, **options)
+    outcome = fine_tune(model, task, recipe, args.out, resume=args.resume, ranks=ranks, **options)
+    if not ranks.first:  # one rank writes
+        return
 
     out = Path(args.out)
     minivit.save(model, out / "model.safetensors")

@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 
 import minivit
 from minivit import data, optim
-from minivit.parallel import DataParallel
 from minivit.train import CountingLoss, Run, accuracy, command_line, fingerprint, fit, report
 from minivit.train.loop import Batches
 from minivit.train.presets import CLASSES, PRESETS, TITLES, table
@@ -32,6 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Train, evaluate, and write model, metrics, pictures and model card to args.out."""
     command_line.check_mnist_options(args, PRESETS)
+    ranks = command_line.join(args)
     mnist = data.load_mnist(args.data)
     preset = PRESETS[args.model][args.preset or ("subset" if mnist.is_subset else "default")]
     preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
@@ -44,10 +44,12 @@ def main(args: argparse.Namespace) -> None:
     parameters = f"{optim.parameter_count(model.parameters()):,}"
     print(f"model: {parameters} parameters")
     opt = optim.AdamW(model.parameters(), preset.lr, weight_decay=preset.weight_decay, no_decay=optim.no_decay(model))
+    opt = ranks.optimizer(opt)
     average = optim.ModelEma(model, preset.ema)
-    step = DataParallel(model, 1 if args.device == "gpu" else args.threads, loss=CountingLoss())
+    step = ranks.data_parallel(model, opt, 1 if args.device == "gpu" else args.threads, CountingLoss())
     settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
-    run = Run(args.out, settings, {"model": model, "optimizer": opt, "average": average}, resume=args.resume)
+    parts = {"model": model, "optimizer": opt, "average": average}
+    run = Run(args.out, settings, parts, resume=args.resume, ranks=ranks)
 
     def batches(epoch: int, start: int) -> Batches:
         order = {"seed": args.seed, "epoch": epoch, "start": start}
@@ -72,11 +74,14 @@ def main(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         average=average,
+        ranks=ranks,
     )
 
     average.swap()  # the averaged weights are tested and saved
     tested, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalize, args.device)
     result = f"{100 * tested:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
+    if not ranks.first:  # one rank writes
+        return
     minivit.save(model, run.out / "model.safetensors")
     report.write_pictures(run.out, run.history, mnist.test_images, mnist.test_labels, logits)
     facts = {

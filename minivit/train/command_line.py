@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minivit import distributed
 from minivit.device import check_device
 from minivit.io.text import printable
 from minivit.train.console import Console, flush_or_discard
-from minivit.train.folder import resumable
+from minivit.train.folder import load_checkpoint, resumable
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -87,6 +88,13 @@ def add_options(
         "--seed", type=at_least(0), default=0, help="of initial weights, order of the images, and noise"
     )
     parser.add_argument("--threads", type=at_least(1), help="default: the cores that this process may use")
+    parser.add_argument(
+        "--shards",
+        type=at_least(1),
+        metavar="N",
+        help="parts of a batch; with it the result has the same bits on any number of ranks "
+        "(default: as the threads need; under mpiexec 8)",
+    )
     add_device(parser)
     parser.add_argument("--limit", type=at_least(1), metavar="N", help=f"{limit} (default: all)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
@@ -166,6 +174,23 @@ def interruption(args: argparse.Namespace) -> str:
     return "interrupted; the last checkpoint is kept: add --resume to continue" if kept else "interrupted"
 
 
+def join(args: argparse.Namespace) -> distributed.Ranks:
+    """The ranks of a run with these options. A resumed run has the number of shards that was saved with it.
+
+    Raises:
+        ValueError: ranks or shards on a GPU, and as of `distributed.join`.
+    """
+    shards = getattr(args, "shards", None)
+    rank = distributed.launched_rank()
+    if args.device == "gpu" and (shards or rank is not None):
+        raise ValueError("ranks compute on CPUs: leave out --device gpu, or mpiexec and --shards")
+    if shards is None and args.resume and rank in (None, 0) and resumable(Path(args.out)):
+        settings = load_checkpoint(Path(args.out), lambda text: None)[1].get("settings")
+        saved = settings.get("shards") if isinstance(settings, dict) else None
+        shards = saved if isinstance(saved, int) and saved > 0 else None
+    return distributed.join(shards)
+
+
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call main(args); an error becomes one line on stderr and exit code 1; `--debug` prints its traceback.
 
@@ -174,14 +199,19 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     """
     stdout = sys.stdout
     try:
-        with contextlib.redirect_stdout(Console(stdout)):
+        first = distributed.launched_rank() in (None, 0)  # of several ranks only one prints
+        with contextlib.redirect_stdout(Console(stdout if first else None)):
             check_device(getattr(args, "device", "cpu"))
             main(args)
     except EXPECTED as error:
         if getattr(args, "debug", False):
             raise
+        if distributed.launched_rank() is not None:
+            distributed.fail(f"error: {one_line(error)}")
         raise SystemExit(f"error: {one_line(error)}") from None
     except KeyboardInterrupt:
+        if distributed.launched_rank() is not None:
+            distributed.fail(interruption(args))
         raise SystemExit(interruption(args)) from None
     finally:
         flush_or_discard(stdout)

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minivit import data, optim, parallel
+from minivit import data, optim
 from minivit.device import to_device, to_numpy
+from minivit.distributed import Ranks
 from minivit.models import Model
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer
@@ -151,6 +152,7 @@ def fine_tune(
     device: str = "cpu",
     resume: bool = False,
     quiet: bool = False,
+    ranks: Ranks | None = None,
 ) -> Outcome:
     """Train a model on a task, in place.
 
@@ -165,6 +167,7 @@ def fine_tune(
         device: "cpu" or "gpu".
         resume: continue from the checkpoint in `out`.
         quiet: print nothing.
+        ranks: the processes that share the work, each of which makes this call.
 
     Raises:
         ValueError: a wrong number of classes, no epochs, or no parameters to train.
@@ -180,8 +183,9 @@ def fine_tune(
     count = data.num_batches(len(task.learn.labels), recipe.batch_size)
     learner = PartlyFrozen(model, frozen)
     to_device(model, device)
-    step = parallel.DataParallel(learner, 1 if device == "gpu" else threads, loss=CountingLoss())
-    opt = optimizer(model, recipe, frozen, threads)
+    ranks = Ranks() if ranks is None else ranks
+    opt = ranks.optimizer(optimizer(model, recipe, frozen, threads))
+    step = ranks.data_parallel(learner, opt, 1 if device == "gpu" else threads, CountingLoss())
     lr = opt.lr
     best = Best(model, recipe.keep)
     settings = {
@@ -192,7 +196,8 @@ def fine_tune(
         "data": task.fingerprint,
         "weights": fingerprint(*(to_numpy(array) for array in best.weights.values())),
     }
-    run = Run(out, settings, {"model": model, "optimizer": opt, "best": best}, resume=resume, every=60, quiet=quiet)
+    parts = {"model": model, "optimizer": opt, "best": best}
+    run = Run(out, settings, parts, resume=resume, every=60, quiet=quiet, ranks=ranks)
 
     def score_of(part: Part) -> float:
         return accuracy(step.predict, *part, task.prepare, device, batch_size=_EVALUATED)[0]
@@ -219,6 +224,7 @@ def fine_tune(
         label_smoothing=recipe.label_smoothing,
         seed=seed,
         device=device,
+        ranks=ranks,
     )
     model.load_state_dict(best.weights)
     test = None if task.test is None else score_of(task.test)

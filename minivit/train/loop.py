@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from minivit import nn, optim
 from minivit.device import to_device
+from minivit.distributed import Ranks
 from minivit.parallel import DataParallel
 from minivit.protocol import Array
 from minivit.train.metrics import CountingLoss
@@ -33,7 +34,7 @@ class TrainingRun(Protocol):
 def fit(
     run: TrainingRun,
     step: DataParallel,
-    opt: optim.AdamW | optim.SGD,
+    opt: Any,
     batches: Callable[[int, int], Batches],
     evaluate: Callable[[], float],
     *,
@@ -45,13 +46,15 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
     average: optim.ModelEma | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train from the run's position to its last epoch.
 
     Args:
         run: the parts of a `Run` are the model, `opt` and, if given, `average`.
         step: the model, with `loss=CountingLoss()`.
-        opt: parameters of the model that it does not have are frozen.
+        opt: AdamW or SGD, or what `Ranks.optimizer` made of it; parameters of the model that it does not have are
+            frozen.
         batches: (epoch, start) -> the batches (x, y) of an epoch, without the first `start`.
         evaluate: () -> the held-out accuracy, called after each epoch; the model then has the averaged weights.
         epochs: their total number.
@@ -62,6 +65,7 @@ def fit(
         seed: of dropout and drop path.
         device: "cpu" or "gpu", where the model is.
         average: averaged weights, updated after each step.
+        ranks: the processes of the run, with whose `optimizer` and `data_parallel` opt and step were made.
 
     Raises:
         ValueError: `step` with another loss.
@@ -71,6 +75,7 @@ def fit(
     criterion = step.loss
     if not isinstance(criterion, CountingLoss):
         raise ValueError(f"the loss of `step` is {criterion!r}: build DataParallel with loss=CountingLoss()")
+    ranks = Ranks() if ranks is None else ranks
     has_statistics = len(step.model.state()) > len(step.model.parameters())  # buffers, such as BatchNorm's
     frozen = [param for name, param in step.model.parameters().items() if name not in opt.params]
     for epoch in run.epochs(epochs):
@@ -79,7 +84,7 @@ def fit(
             rng = noise_generator(seed, run.iteration)
             opt.zero_grad()
             loss = step.loss_and_grad(to_device(x, device), y, rng, label_smoothing=label_smoothing)
-            norm = optim.clip_grad_norm(opt.params, 1.0)
+            norm = ranks.clip_grad_norm(opt.params, 1.0)
             opt.step()
             for param in frozen:
                 param.grad = None  # opt.zero_grad() clears only the optimizer's parameters

@@ -37,6 +37,11 @@ class CountingLoss:
             correct, self._correct = self._correct, 0
         return correct
 
+    def add_correct(self, correct: int) -> None:
+        """Count predictions that were made elsewhere."""
+        with self._lock:
+            self._correct += correct
+
 
 def accuracy(
     predict: Callable[[Array], Array],

@@ -23,11 +23,14 @@ from typing import Any
 import numpy as np
 
 from minivit.device import to_numpy
+from minivit.distributed import Ranks
+from minivit.distributed.agreement import check_agreement
 from minivit.io.atomic import write_atomically
 from minivit.io.lock import FolderLock
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
 from minivit.protocol import Array
+from minivit.train.bar import ProgressBar
 from minivit.train.console import Console
 from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_checkpoint, resumable, save_checkpoint
 from minivit.train.progress import check_settings, checked_position
@@ -80,10 +83,13 @@ class Run:
         resume: continue from the checkpoint in `out`.
         every: seconds between checkpoints within an epoch.
         quiet: print nothing.
+        ranks: the processes of the run, all of which make the same calls; only rank 0 prints, and uses the folder.
+            Their number of shards is saved with the settings.
 
     Raises:
         CheckpointError: nothing to resume, no complete checkpoint, or one with other settings.
         LockedError: another process writes in the folder.
+        ValueError: the ranks have different settings.
     """
 
     def __init__(
@@ -95,29 +101,38 @@ class Run:
         resume: bool = False,
         every: float = 30.0,
         quiet: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.out, self.settings, self.parts = Path(out), settings, parts
-        self.every, self.quiet = every, quiet
+        self.ranks = Ranks() if ranks is None else ranks
+        shards = {} if self.ranks.shards is None else {"shards": self.ranks.shards}
+        self.out, self.settings, self.parts = Path(out), {**settings, **shards}, parts
+        self.every, self.quiet = every, quiet or not self.ranks.first
         self.epoch = self.position = self.iteration = 0
         self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
-        self._hinted = False  # at tqdm, once
         self._earlier: str | None = None  # the folder, next to this one, with the files of an earlier run
         self._interrupt = StopLater()
         self._saved = time.monotonic()
         self._clear()
+        check_agreement(self.ranks, self.settings, "the ranks have different settings")
+        self._lock: FolderLock | None = None
+        if self.ranks.first:
+            self._take_folder(resume)
+        if resume:
+            self._resume()
+        else:
+            self.save()  # so that a run that is killed in its first epoch can be resumed too
+
+    def _take_folder(self, resume: bool) -> None:
         if resume and not resumable(self.out):
             load_checkpoint(self.out, self._say)  # raises, and makes no folder
         self._lock = FolderLock(self.out)
         weakref.finalize(self, self._lock.release)
-        if resume:
-            self._resume()
-        else:
+        if not resume:
             kept = keep_earlier(self.out)
             if kept is not None:
                 self._earlier = kept.name
                 self._say(f"kept the earlier run as {kept}")
-            self.save()  # so that a run that is killed in its first epoch can be resumed too
 
     def __repr__(self) -> str:
         return f"Run({str(self.out)!r}, epoch={self.epoch}, position={self.position}, iteration={self.iteration})"
@@ -147,17 +162,23 @@ class Run:
             batches: (x, y), without the first `position` of the epoch.
             count: the number of batches in an epoch.
         """
-        with _Progress(self, count) as progress:
+        title = None if self.quiet else f"epoch {self.epoch + 1}"
+        with ProgressBar(title, count, self.position) as bar:
             for batch in batches:
                 start = time.perf_counter()
                 yield batch
                 self._seconds += time.perf_counter() - start
                 self.position += 1
                 self.iteration += 1
-                progress.update()
-                if self._interrupt.asked or time.monotonic() - self._saved > self.every:
+                bar.update(self.loss, self.accuracy, self._images / max(self._seconds, 1e-9))
+                if self._agreed(time.monotonic() - self._saved > self.every) or self._interrupt.asked:
                     self.save()
                 self._stop_if_asked()
+
+    def _agreed(self, is_due: bool) -> bool:
+        """Whether a checkpoint is due on any rank; where one of them was asked to stop, all are."""
+        self._interrupt.asked, due = self.ranks.most(self._interrupt.asked, is_due)
+        return bool(due)
 
     def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None:
         """Record one batch: its mean loss, how many of its images were classified correctly, and its gradient's norm.
@@ -205,6 +226,7 @@ class Run:
         self._clear()
         self.write_metrics()
         self.save()
+        self._agreed(False)
         self._stop_if_asked()
 
     @property
@@ -230,14 +252,15 @@ class Run:
     # --- files ---
 
     def save(self) -> None:
-        """Write the checkpoint; the previous one is kept as a second file.
+        """Write the checkpoint; the previous one is kept as a second file. Every rank must call it.
 
         Raises:
             LockedError: another process has taken the folder over.
             OSError: names the file, for example if the disk is full; the previous checkpoint is unchanged.
             FloatingPointError: an array is not finite; the previous checkpoint is unchanged.
         """
-        self._lock.check()
+        if self._lock is not None:
+            self._lock.check()
         arrays: dict[str, Array] = {}
         numbers: dict[str, Any] = {}
         for part, owner in self.parts.items():
@@ -256,11 +279,14 @@ class Run:
         content = {"settings": self.settings, "history": self.history, "numbers": numbers, **progress}
         if self._earlier is not None:
             content["earlier"] = self._earlier
-        save_checkpoint(self.out, arrays, content)
+        if self.ranks.first:
+            with self.ranks.slow():
+                save_checkpoint(self.out, arrays, content)
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        arrays, content, path = load_checkpoint(self.out, self._say)
+        loaded = load_checkpoint(self.out, self._say) if self.ranks.first else None
+        arrays, content, path = self.ranks.broadcast(loaded)
         check_settings(path, content.get("settings"), json.loads(json.dumps(self.settings)))
         try:
             self._take(arrays, content)
@@ -269,7 +295,7 @@ class Run:
             raise CheckpointError(
                 f"{path} is not the checkpoint of this run ({reason}): start without --resume"
             ) from None
-        if path.name != CHECKPOINT:
+        if path.name != CHECKPOINT and self.ranks.first:
             fall_back(self.out)
         self._say(f"resumed {path} in {self._where()}")
 
@@ -290,6 +316,8 @@ class Run:
 
     def write_metrics(self) -> None:
         """metrics.csv: one row for each epoch."""
+        if not self.ranks.first:
+            return
         file = io.StringIO(newline="")
         writer = csv.DictWriter(file, METRICS)
         writer.writeheader()
@@ -300,8 +328,10 @@ class Run:
         if not self._interrupt.asked:
             return
         again = sys.orig_argv if "--resume" in sys.orig_argv else [*sys.orig_argv, "--resume"]
+        again = [*(["mpiexec", "-n", str(self.ranks.size)] if self.ranks.size > 1 else []), *again]
         command = shlex.join(again) if os.name == "posix" else subprocess.list2cmdline(again)
         self._say(f"\nstopped in {self._where()}; continue with\n  {command}")
+        self.ranks.wait()  # the first that exits could end the others
         raise SystemExit(128 + self._interrupt.asked)  # the exit status of a program that a signal ended, as in shells
 
     def _where(self) -> str:
@@ -310,38 +340,3 @@ class Run:
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(text, file=Console(sys.stdout), flush=True)
-
-
-class _Progress:
-    """A tqdm bar on a terminal, nothing otherwise (the epoch's line is then enough)."""
-
-    def __init__(self, run: Run, count: int) -> None:
-        self.run, self.count = run, count
-        self.bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        console = Console(sys.stderr)
-        if not self.run.quiet and console.isatty():
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                if not self.run._hinted:
-                    print("for a progress bar: pip install 'minivit[examples]'", file=console)
-                self.run._hinted = True
-                return self
-            title = f"epoch {self.run.epoch + 1}"
-            bounds = {"total": self.count, "initial": self.run.position}
-            self.bar = tqdm(**bounds, desc=title, leave=False, unit=" batches", file=console)
-        return self
-
-    def update(self) -> None:
-        if self.bar is not None:
-            run = self.run
-            speed = run._images / max(run._seconds, 1e-9)
-            text = f"loss {run.loss:.3f}, accuracy {run.accuracy:.1%}, {speed:,.0f} images/s"
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update()
-
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "lr": None,
     "seed": 0,
     "threads": None,
+    "shards": None,
     "device": "cpu",
     "limit": None,
     "resume": False,
@@ -36,7 +37,9 @@ def test_options_that_are_left_out_have_these_values() -> None:
 
 
 def test_options_are_read_as_numbers_words_and_switches() -> None:
-    words = "--data d --out o --epochs 3 --batch-size 5 --lr 1e-2 --seed 7 --threads 2 --device gpu --limit 20"
+    words = (
+        "--data d --out o --epochs 3 --batch-size 5 --lr 1e-2 --seed 7 --threads 2 --shards 6 --device gpu --limit 20"
+    )
     assert options(*words.split(), "--resume", "--debug") == {
         "data": "d",
         "out": "o",
@@ -45,6 +48,7 @@ def test_options_are_read_as_numbers_words_and_switches() -> None:
         "lr": 0.01,
         "seed": 7,
         "threads": 2,
+        "shards": 6,
         "device": "gpu",
         "limit": 20,
         "resume": True,

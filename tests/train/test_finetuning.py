@@ -11,6 +11,7 @@ from test_examples import ROOT
 
 import minivit
 from minivit import data, nn, optim, parallel
+from minivit.distributed import ranks
 from minivit.io.safetensors import load_arrays
 from minivit.train import finetuning, fingerprint
 from minivit.train.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
@@ -268,7 +269,7 @@ def test_a_gpu_is_fed_by_one_thread(tmp_path, monkeypatch):
         asked.append(threads)
         raise InterruptedError
 
-    monkeypatch.setattr(parallel, "DataParallel", recorded)
+    monkeypatch.setattr(ranks, "DataParallel", recorded)
     monkeypatch.setattr(finetuning, "to_device", lambda model, device: None)
     for device in ("gpu", "cpu"):
         with pytest.raises(InterruptedError):

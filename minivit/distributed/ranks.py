@@ -1,0 +1,215 @@
+"""The processes of a run. `Ranks` is a single one; `MpiRanks` are those that mpiexec has started.
+
+A program is written once, for any number of ranks:
+
+    ranks = distributed.join(shards)
+    opt = ranks.optimizer(optim.AdamW(...))
+    step = ranks.data_parallel(model, opt, loss=criterion)
+    run = Run(out, settings, parts, ranks=ranks)
+    ...
+        norm = ranks.clip_grad_norm(opt.params, 1.0)
+    if ranks.first: ...  # prints, draws, writes
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minivit import functional as F
+from minivit.distributed.messages import Messages
+from minivit.distributed.optimizer import SegmentedOptimizer
+from minivit.distributed.step import ShardedStep
+from minivit.distributed.supervisor import Watched, patience
+from minivit.fast.blas_threads import limit_threads
+from minivit.fast.threads import usable_cores
+from minivit.nn.layer import Layer
+from minivit.optim import Optimizer, Params, clip_grad_norm
+from minivit.parallel import DataParallel, Loss
+from minivit.protocol import Array
+
+
+class Ranks(Messages):
+    """One process by itself; `MpiRanks` are several.
+
+    Args:
+        shards: at least 1. With it the result has the same bits on any number of ranks and threads.
+    """
+
+    def threads(self, wanted: int | None = None) -> int:
+        """How many threads this rank has: those wanted, else its share of the cores that it may use."""
+        return usable_cores() if wanted is None else wanted
+
+    # --- what training consists of ---
+
+    def optimizer(self, opt: Optimizer) -> Any:
+        """The optimizer, whose memory and work the ranks divide."""
+        return opt
+
+    def data_parallel(
+        self, model: Layer, opt: Any, threads: int | None = None, loss: Loss = F.softmax_cross_entropy
+    ) -> DataParallel:
+        """The forward and backward pass of a batch, whose shards the ranks divide.
+
+        Args:
+            model: the model.
+            opt: what `optimizer` returned; gradients of parameters that it does not have are dropped.
+            threads: of this rank.
+            loss: see `DataParallel`.
+        """
+        if self.shards is None:
+            return DataParallel(model, threads, loss=loss)
+        return ShardedStep(self, model, opt, self.threads(threads), loss)
+
+    def clip_grad_norm(self, params: Params, max_norm: float) -> float:
+        """`optim.clip_grad_norm` by the norm over the gradients of all ranks; params are this rank's, `opt.params`."""
+        if self.shards is None:
+            return clip_grad_norm(params, max_norm)
+        with limit_threads(1):  # a long product on several threads has other last bits
+            return clip_grad_norm(params, max_norm, gather=self._gather_lists)
+
+    def _gather_lists(self, values: list[Any]) -> list[Any]:
+        return [value for part in self.gather(values) for value in part]
+
+
+class MpiRanks(Ranks):
+    """The processes that mpiexec has started; made by `join`.
+
+    Attributes:
+        processes: each rank in words, with its host and process.
+
+    Args:
+        comm: a communicator of mpi4py.
+        shards: see `Ranks`.
+        watched: the process that watches this rank.
+    """
+
+    def __init__(self, comm: Any, shards: int | None, watched: Watched) -> None:
+        from mpi4py import MPI
+
+        self._mpi, self._comm, self._ends, self._watched = MPI, comm.Dup(), comm.Dup(), watched
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
+        self._ended: set[int] = set()
+        super().__init__(self.broadcast(shards))
+        shards = self.shards or 0
+        if self.size > shards:
+            raise ValueError(
+                f"{self.size} ranks but {shards} shards: start at most {shards} ranks, or choose --shards {self.size}"
+            )
+        # mpiexec may bind each rank to cores of its own: only those of one machine with the same cores share them
+        here = (platform.node(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ())
+        self._sharing = self.gather(here).count(here)
+
+    def threads(self, wanted: int | None = None) -> int:
+        return wanted or max(1, usable_cores() // self._sharing)
+
+    def optimizer(self, opt: Optimizer) -> Any:
+        return SegmentedOptimizer(self, opt)
+
+    def gather(self, value: Any) -> list[Any]:
+        mine = np.frombuffer(pickle.dumps(value), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        self._finish(self._comm.Iallgather(np.array([mine.size], np.int64), lengths))
+        everything = np.empty(int(lengths.sum()), np.uint8)
+        self._finish(self._comm.Iallgatherv(mine, [everything, lengths.tolist()]))
+        ends = np.cumsum(lengths)
+        return [pickle.loads(everything[end - length : end].tobytes()) for end, length in zip(ends, lengths)]
+
+    def broadcast(self, value: Any) -> Any:
+        content = np.frombuffer(pickle.dumps(value, protocol=5), np.uint8) if self.first else None
+        length = np.array([content.size if content is not None else 0], np.int64)
+        self._finish(self._comm.Ibcast(length))
+        if content is None:
+            content = np.empty(int(length[0]), np.uint8)
+        for start in range(0, content.size, _LARGEST):
+            self._finish(self._comm.Ibcast(content[start : start + _LARGEST]))
+        return value if self.first else pickle.loads(content.data)
+
+    def most(self, *values: int) -> tuple[int, ...]:
+        largest = np.array(values, np.int64)
+        self._finish(self._comm.Iallreduce(self._mpi.IN_PLACE, largest, op=self._mpi.MAX))
+        return tuple(largest.tolist())
+
+    def wait(self) -> None:
+        self._finish(self._comm.Ibarrier())
+
+    def exchange(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
+        requests = []
+        for other, arrays in enumerate(incoming):
+            requests += [self._comm.Irecv(part, other) for array in arrays for part in _messages(array)]
+        for other, arrays in enumerate(outgoing):
+            requests += [self._comm.Isend(part, other) for array in arrays for part in _messages(array)]
+            self.sent += sum(array.nbytes for array in arrays)
+        self._finish(*requests)
+
+    def share(self, flat: Array, bounds: Sequence[int]) -> None:
+        parts = [flat[start:end] for start, end in zip(bounds, bounds[1:])]
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        self.exchange(
+            [[parts[self.rank]] if rank in others else [] for rank in range(self.size)],
+            [[parts[rank]] if rank in others else [] for rank in range(self.size)],
+        )
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        self._watched.mark(slow=True)
+        yield
+        self._watched.mark(slow=False)
+
+    def leave(self) -> None:
+        """Called at the end of the program: return when all ranks have come to theirs."""
+        note = np.zeros(1, np.uint8)
+        requests = [self._ends.Isend(note, other) for other in range(self.size) if other != self.rank]
+        while len(self._ended) < self.size - 1:
+            self._hear_of_ends()
+            time.sleep(_NAP)
+        self._mpi.Request.Waitall(requests)
+
+    def _hear_of_ends(self) -> None:
+        status = self._mpi.Status()
+        while self._ends.Iprobe(status=status):
+            self._ends.Recv(np.empty(1, np.uint8), status.Get_source())
+            self._ended.add(status.Get_source())
+
+    def _finish(self, *requests: Any) -> None:
+        """Wait for requests. Most end within microseconds; then the core is left to ranks that compute.
+
+        Raises:
+            RuntimeError: another rank has come to the end of its program, or none answers.
+        """
+        begin = time.monotonic()
+        look = begin + 1.0
+        while not self._mpi.Request.Testall(list(requests)):
+            now = time.monotonic()
+            if now - begin > _SPIN:
+                time.sleep(_NAP)
+            if now < look:
+                continue
+            look = now + 1.0
+            self._hear_of_ends()
+            if self._ended:
+                raise RuntimeError(f"{self.processes[min(self._ended)]} has ended, while this rank waits for it")
+            if now - begin > _LONGEST * patience():
+                raise RuntimeError(
+                    f"waited {now - begin:.0f} s for other ranks, of which none has ended: a network link may be cut, "
+                    "or a rank computes forever. MINIVIT_PATIENCE sets a thirtieth of this time"
+                )
+        self.waited += time.monotonic() - begin
+
+
+_LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
+_SPIN, _NAP = 200e-6, 50e-6  # seconds: an exchange in shared memory takes some microseconds
+_LONGEST = 30  # times the patience with a silent rank: 10 minutes, in which rank 0 may load or write a checkpoint
+
+
+def _messages(array: Array) -> list[Array]:
+    step = max(1, _LARGEST // max(1, array.itemsize))
+    return [array[start : start + step] for start in range(0, array.size, step)]

@@ -1,0 +1,56 @@
+"""What mpiexec tells a process, and what a process without it does."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from minivit import distributed
+from minivit.distributed import Ranks, launch, launched_rank
+from minivit.train import command_line
+
+
+@pytest.mark.parametrize(
+    "environment, rank",
+    [
+        ({}, None),
+        ({"PMI_RANK": "2", "PMI_SIZE": "4"}, 2),
+        ({"OMPI_COMM_WORLD_RANK": "1"}, 1),
+        ({"PMIX_RANK": "0"}, 0),
+        ({"PMI_RANK": ""}, None),
+        ({"SLURM_PROCID": "3"}, None),  # of a program that no MPI started
+    ],
+)
+def test_the_rank_is_read_from_the_environment(environment: dict[str, str], rank: int | None) -> None:
+    assert launched_rank(environment) == rank
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*launch._RANKS, *launch._SIZES):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_process_is_alone() -> None:
+    ranks = distributed.join(3)
+    assert type(ranks) is Ranks and (ranks.rank, ranks.size, ranks.shards, ranks.first) == (0, 1, 3, True)
+    assert repr(ranks) == "Ranks(rank 0 of 1, shards=3)"
+    assert distributed.join().shards is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_scheduler_that_starts_one_process_needs_no_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert type(distributed.join()) is Ranks
+
+
+@pytest.mark.usefixtures("alone")
+def test_ranks_on_a_gpu_are_refused() -> None:
+    args: Any = argparse.Namespace(device="gpu", shards=2, resume=False, out="nowhere")
+    with pytest.raises(ValueError, match="leave out --device gpu, or mpiexec and --shards"):
+        command_line.join(args)
