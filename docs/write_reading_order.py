@@ -32,7 +32,7 @@ CHAPTERS = {
     "Layers": ("nn",),
     "Gradient checks": ("gradcheck.py", "strategies.py"),
     "Models": ("models", "tables.py", "summary.py"),
-    "Training": ("optim", "parallel.py"),
+    "Training": ("optim", "parallel"),
     "Files": ("io",),
     "Data": ("data",),
     "Published weights": ("pretrained",),

@@ -1,4 +1,4 @@
-"""The command `minivit`, also `python -m minivit`: finds the program that is asked for, and reports its errors."""
+"""The command `minivit`, also `python -m minivit`: runs the requested program, and reports its errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minivit.train.command_line import Help, interruption, one_line
 from minivit.train.console import Console, flush_or_discard
 from minivit.version import __version__
 
-BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that wrote to nobody
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program whose reader has gone
 INTERRUPTED = 130  # 128 + SIGINT
 
 

@@ -118,7 +118,7 @@ from minivit.nn import map_norm
 
 loss = CountingLoss()
 step = DataParallel(minivit.ViT(8, 4, 1, 3, 8, 1, 2), threads=2, loss=loss)
-for lock in (parallel._adding, step._turn, map_norm._turn, loss._lock, dispatch._turn):
+for lock in (parallel.data_parallel._adding, step._turn, map_norm._turn, loss._lock, dispatch._turn):
     leave = held(lock)
     code = in_child(lambda: F.linear and step.loss_and_grad(np.zeros((4, 1, 8, 8), "float32"), np.arange(4) % 3) > 0
                     and loss.take_correct() >= 0 and (map_norm._turn.__enter__() or True))

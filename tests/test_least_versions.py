@@ -76,7 +76,7 @@ def test_ci_tests_exactly_these_versions():
     if not script.is_file():
         pytest.skip("an installed package has no .ci")
     text = script.read_text(encoding="utf-8")
-    assert "pip install -e '.[test]' -c tests/least_versions.txt" in text
+    assert "install -e '.[test]' -c tests/least_versions.txt" in text
     python = settings()["options"]["python_requires"].removeprefix(">=")
     assert f"python{python}" in text
 

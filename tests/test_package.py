@@ -209,7 +209,7 @@ def test_a_floor_stands_only_on_those_below(file):
 @pytest.mark.parametrize("file", [file for file in TREES if not file.startswith(("fast/numpy/", "fast/cupy/"))])
 def test_only_the_choice_knows_the_replacements(file):
     modules = {module for module, _ in imported(TREES[file]) if module.split(".")[0] == "minivit"}
-    if file == "parallel.py":  # which records a step, and replaces no formula
+    if file == "parallel/captured_step.py":  # which records a step, and replaces no formula
         modules = {module for module in modules if not module.startswith("minivit.fast.cupy.capture")}
     assert not {room_of(module) for module in modules} & {"fast.numpy", "fast.cupy"}
 
@@ -221,7 +221,7 @@ def test_these_rules_can_fail():
         ("fast/blocks.py", "from minivit import functional as F"),
         ("fast/cupy/norm.py", "import minivit.fast.numpy.norm"),
         ("nn/basic.py", "def f():\n    from minivit.models import ViT"),
-        ("parallel.py", "from minivit.optim import AdamW"),
+        ("parallel/data_parallel.py", "from minivit.optim import AdamW"),
     ):
         assert list(wrong_imports(file, ast.parse(source))), source
     assert list(private_imports("nn/basic.py", ast.parse("from minivit.functional.windows import _cut")))

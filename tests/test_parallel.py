@@ -12,10 +12,10 @@ import pytest
 import threadpoolctl
 
 import minivit
-from minivit import functional as F, nn, parallel
+from minivit import functional as F, nn
 from minivit.fast.threads import usable_cores
 from minivit.nn.counting import cost
-from minivit.parallel import DataParallel
+from minivit.parallel import DataParallel, data_parallel
 
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 8, "depth": 2, "num_heads": 2}
 NOISE = {"drop_rate": 0.2, "pos_drop_rate": 0.2, "proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.2}
@@ -54,7 +54,10 @@ def same(found, expected, tolerance):
 
 
 def blas_threads():
-    return [info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+    """Those of NumPy's BLAS: another test may have loaded SciPy, which brings its own."""
+    found = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+    of_numpy = [info for info in found if "numpy" in info["filepath"]]
+    return [info["num_threads"] for info in of_numpy or found]
 
 
 @pytest.fixture
@@ -285,7 +288,7 @@ import threading
 import numpy as np
 import threadpoolctl
 from minivit import functional as F, nn
-from minivit.parallel import DataParallel
+from minivit.parallel import DataParallel, data_parallel
 
 def blas_threads():
     return [info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
@@ -390,7 +393,7 @@ def test_a_batch_is_cut_further_where_that_saves_memory_and_leaves_enough_to_do(
 
 @pytest.mark.parametrize("threads, images", [(2, 3000), (3, 3000), (2, 12000)])
 def test_where_all_shards_have_enough_to_do_their_number_takes_least_memory(threads, images, monkeypatch):
-    monkeypatch.setattr(parallel, "_WORTH_A_SHARD", 1)
+    monkeypatch.setattr(data_parallel, "_WORTH_A_SHARD", 1)
     model = minivit.ViT(img_size=28, in_chans=1, num_classes=10, **SMALL)
     x = np.broadcast_to(np.float32(0), (images, 1, 28, 28))
     kept, gradients = cost(model, x.shape, every_token=True).kept, sum(p.size for p in model.parameters().values())
@@ -404,7 +407,7 @@ def test_shards_are_planned_without_a_forward_pass(monkeypatch):
     seen = []
     plain = minivit.ViT.forward
     monkeypatch.setattr(minivit.ViT, "forward", lambda model, x, rng=None: seen.append(len(x)) or plain(model, x, rng))
-    monkeypatch.setattr(parallel, "_WORTH_A_SHARD", 1)
+    monkeypatch.setattr(data_parallel, "_WORTH_A_SHARD", 1)
     model, (x, y) = vit(), batch(200)
     DataParallel(model, threads=2).loss_and_grad(x, y)
     assert len(seen) > 2 and sum(seen) == 200
@@ -426,7 +429,7 @@ def test_replicas_are_added_when_a_larger_batch_comes(monkeypatch):
     model, (x, y) = vit(), batch()
     step = DataParallel(model, threads=2)
     assert len(step.replicas) == 2
-    monkeypatch.setattr(parallel, "_WORTH_A_SHARD", 1)
+    monkeypatch.setattr(data_parallel, "_WORTH_A_SHARD", 1)
     many = np.concatenate([x] * (1 + 200 // len(x))), np.concatenate([y] * (1 + 200 // len(y)))
     loss = step.loss_and_grad(*many)
     assert len(step.replicas) > 2

@@ -95,7 +95,7 @@ def crop(
     fill: float = 0.0,
     reflect: bool = False,
 ) -> Array:
-    """Pad each image on all sides and crop a random window (He et al. 2015, section 4.2).
+    """Pad each image on all sides and crop a random window (He et al. 2016, section 4.2).
 
     Args:
         images: (B, C, H, W), floating or uint8.

@@ -48,7 +48,7 @@ def join(shards: int | None = None) -> Ranks:
     """The ranks of this run: all processes that mpiexec has started, or this one alone.
 
     Without mpiexec nothing is imported, and without `shards` nothing changes. With it, the program goes on in a child
-    process that the present one watches, so call it early; and an error that nobody catches ends all ranks.
+    process that the present one watches, so call it early; and an uncaught error ends all ranks.
 
     Args:
         shards: into how many parts a batch is cut; under mpiexec 8 by default. Rank 0's count.
@@ -91,7 +91,7 @@ def _link(ranks: MpiRanks, watched: Watched) -> None:
     host, port = said[(ranks.rank + 1) % ranks.size]
     if watched.link is None or len({host for host, _ in said}) == 1:
         return
-    with suppress(OSError):  # a name that nobody knows; the rank behind will say that it hears nothing
+    with suppress(OSError):  # an unknown name; the rank behind will say that it hears nothing
         host = socket.gethostbyname(host)
     watched.link.connect(host, port, token, ranks.processes[ranks.rank - 1])
 

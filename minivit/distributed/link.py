@@ -41,7 +41,7 @@ class Link:
 
         Args:
             address, port: of the rank behind.
-            token: what all ranks of this run know, and nobody else.
+            token: a secret of the ranks of this run.
             before: the rank before this one, in words.
         """
         content = json.dumps([address, port, token, before]).encode()[: _SIZE - 1]

@@ -2,7 +2,7 @@
 
 `supervise` forks. The child goes on as the rank; the parent only waits for it. When the rank is killed, fails, or falls
 silent, the parent prints one line with the rank, the host, the process and the cause, and exits with an error, upon
-which mpiexec ends all other ranks. A rank whose parent is gone ends too. So nobody waits forever for a dead rank.
+which mpiexec ends all other ranks. A rank whose parent is gone ends too. So no rank waits forever for a dead one.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Watched:
     """What a rank says to the process that watches it.
 
     Attributes:
-        link: to the ranks beside this one; None where nobody watches.
+        link: to the ranks beside this one; None where no process watches.
 
     Args:
         page: one byte, shared with it.
-        pipe: where the reason of a failure is written; None where nobody watches.
+        pipe: where the reason of a failure is written; None where no process watches.
     """
 
     def __init__(self, page: mmap.mmap | None = None, pipe: int | None = None, link: Link | None = None) -> None:
@@ -61,11 +61,11 @@ class Watched:
             self._page[0] = _SLOW if slow else _BUSY
 
     def end(self, cause: str) -> NoReturn:
-        """End this process at once, without MPI's own end, which would wait for the other ranks."""
+        """End this process immediately, without MPI's own end, which would wait for the other ranks."""
         with suppress(OSError, ValueError):
             sys.stdout.flush()
         if self._pipe is not None:
-            os.write(self._pipe, cause.encode("utf-8", "replace")[:60_000])  # what a pipe takes at once
+            os.write(self._pipe, cause.encode("utf-8", "replace")[:60_000])  # what a pipe takes in one call
         elif cause:
             sys.stderr.write(cause + "\n")
         with suppress(OSError, ValueError):

@@ -60,15 +60,15 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
-    chosen: dict[tuple[type, Any], Callable[P, R]] = {}  # by the array's type and dtype
+    chosen: dict[tuple[Any, Any], Callable[P, R]] = {}  # by library and dtype: the search is not free
 
     def choose(*arguments: Any) -> Callable[P, R]:
         array = _first_float(arguments)
         if array is None:
             return formula
-        key = (type(array), array.dtype)
+        key = (array_module(array), array.dtype)
         if key not in chosen:
-            chosen[key] = _choose(name, formula, array_module(array), array.dtype)
+            chosen[key] = _choose(name, formula, *key)
         return chosen[key]
 
     @wraps(formula)
@@ -79,7 +79,8 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
             run = formula
             if (getattr(_of_thread, "mode", None) or _mode) != "plain":
                 first: Any = args[0] if args else None  # nearly always the array that decides
-                run = chosen.get((type(first), getattr(first, "dtype", None))) or choose(*args, *options.values())
+                key = (array_module(first), getattr(first, "dtype", None))
+                run = chosen[key] if key in chosen else choose(*args, *options.values())
             result = run(*args, **options)
         except (AttributeError, TypeError):
             if args:  # every function's first argument is an array

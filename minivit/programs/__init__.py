@@ -19,7 +19,7 @@ COMMANDS = {
     "inspect": "what a file of weights holds",
     "convert": "write a file of weights under another project's names",
 }
-UNATTENDED = ("train", "finetune")  # they are there for the files that they leave, so they go on when nobody reads
+UNATTENDED = ("train", "finetune")  # what counts is the files that they leave: a closed output does not stop them
 
 
 def note(line: str) -> None:

@@ -1,4 +1,4 @@
-"""What `classify` and `explain` share: a classifier as a file of weights describes it, and the picture of an answer."""
+"""What `classify` and `explain` share: a classifier as a file of weights describes it, and the figure of an answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_explanation_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the picture of an answer."""
+    """The options of the figure of an answer."""
     parser.add_argument("--class", dest="class_number", type=int, metavar="N", help="Grad-CAM's (default: predicted)")
     parser.add_argument("--block", type=int, metavar="N", help="Grad-CAM's: the map that enters it (default: the last)")
 
@@ -104,7 +104,7 @@ def load(args: argparse.Namespace) -> Classifier:
     labels = read_labels(args.labels, model.num_classes) if args.labels else None
     labels = labels or labels_beside(found.weights.config, model.num_classes)
     print(f"model: {type(model).__name__} of {found.source}, {model.num_classes:,} classes, from {found.path}")
-    print(f"pictures: {prepare}")
+    print(f"images: {prepare}")
     labels = labels or [f"class {k}" for k in range(model.num_classes)]
     return Classifier(to_device(model, args.device), prepare, labels, args.device)
 
@@ -114,7 +114,7 @@ def image_of(pixels: Array) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError("pictures need Pillow: pip install 'minivit[examples]'") from None
+        raise ImportError("images need Pillow: pip install 'minivit[examples]'") from None
     return Image.fromarray(pixels)
 
 

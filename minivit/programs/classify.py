@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the most probable classes of each image, and draw the explanations that are asked for."""
+    """Print the most probable classes of each image, and draw the requested explanations."""
     for option, value in (("--class", args.class_number), ("--block", args.block)):
         if value is not None and not args.explain:
             raise ValueError(f"{option} {value} is for the figure of the explanation: add --explain OUT.png")

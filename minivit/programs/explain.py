@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     classifier.add_options(parser)
     classifier.add_explanation_options(parser)
     parser.add_argument(
-        "--out", type=Path, metavar="OUT.png", help=f"the picture, .png or .svg (default: {FOLDER / 'NAME.png'})"
+        "--out", type=Path, metavar="OUT.png", help=f"the figure, .png or .svg (default: {FOLDER / 'NAME.png'})"
     )
 
 

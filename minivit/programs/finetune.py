@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained model on your own pictures, every gradient by hand.
+"""Fine-tune a pretrained model on your own images, every gradient by hand.
 
     minivit finetune --weights model.safetensors --data pets        # pets/cat/*.jpg, pets/dog/*.jpg, ...
     minivit finetune --weights model.safetensors --data pets --head-only

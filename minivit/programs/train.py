@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, evaluate, and write model, metrics, pictures and model card to args.out."""
+    """Train, evaluate, and write model, metrics, figures and model card to args.out."""
     command_line.check_mnist_options(args, PRESETS)
     ranks = command_line.join(args)
     mnist = data.load_mnist(args.data)

@@ -120,7 +120,7 @@ def folder_task(
 
 
 def move(images: Array, rng: np.random.Generator) -> Array:
-    """Images (B, C, H, W) moved by up to an eighth of their size, as CIFAR's by 4 of 32 pixels (He et al. 2015).
+    """Images (B, C, H, W) moved by up to an eighth of their size, as CIFAR's by 4 of 32 pixels (He et al. 2016).
 
     New pixels at the border are 0, the mean color of normalized images.
     """

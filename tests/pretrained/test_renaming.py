@@ -33,7 +33,7 @@ def same_bits(a, b):
 @given(pieces=TEMPLATES, between=st.sampled_from("./"), values=VALUES)
 def test_reading_finds_what_filling_put_in(pieces, between, values):
     template = Template(between.join(pieces))
-    places = {place for place, _, _ in template.places}
+    places = {place for place, _, _ in template.fields}
     assert template.read(template.fill(values)) == {place: values[place] for place in places}
 
 

@@ -101,7 +101,7 @@ def test_it_prints_what_the_model_says_of_the_picture_as_its_source_prepares_it(
     order = np.argsort(-expected, kind="stable")[:5]
     assert [label for _, label in answers(printed)] == [f"class {k}" for k in order]
     assert np.abs(np.array([share for share, _ in answers(printed)]) - expected[order]).max() < 0.01
-    assert f"model: {kind.__name__} of {layout}, 6 classes" in printed and f"pictures: {prepare}" in printed
+    assert f"model: {kind.__name__} of {layout}, 6 classes" in printed and f"images: {prepare}" in printed
 
 
 def test_a_model_of_digits(tmp_path, classify):

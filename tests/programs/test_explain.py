@@ -76,7 +76,7 @@ def test_pictures_go_where_they_are_asked_for_and_none_replaces_another(home, ex
     pytest.importorskip("matplotlib")
     assert explain(home / "one.png", "--out", "why.svg", "--class", 4, "--block", 0)[0] == 0
     words = re.findall(r">([^<>\n]+)</(?:text|tspan)>", (tmp_path / "why.svg").read_text(encoding="utf-8"))
-    assert "class 4" in " ".join(words) and {"Attention rollout", "Grad-CAM", "What each head looks at"} <= set(words)
+    assert "class 4" in " ".join(words) and {"Attention rollout", "Grad-CAM", "Attention of each head"} <= set(words)
     assert explain(home / "one.png", home / "one.png")[0] == 0
     made = sorted(path.name for path in (tmp_path / "runs" / "explain").iterdir())
     assert made == ["one-1.png", "one-2.png"]

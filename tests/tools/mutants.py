@@ -46,7 +46,7 @@ from mutations import Mutant, lines_around, lines_in_functions, mutants_of
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 # what computes numbers, or reads, writes and trains; fast/cupy runs on a GPU alone
-FOLDERS = ("functional", "fast", "nn", "models", "optim", "parallel.py", "io", "train")
+FOLDERS = ("functional", "fast", "nn", "models", "optim", "parallel", "io", "train")
 LEFT_OUT = ("fast/cupy",)
 # tests that plant bugs themselves would notice any change of the source, others need what is not here or take long and
 # compute nothing new

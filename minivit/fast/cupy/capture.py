@@ -1,7 +1,7 @@
 """Forward and backward as one CUDA graph: recorded once, then launched as a whole, without Python between the kernels.
 
 What changes from step to step enters through arrays that the graph reads: images, targets, and the random numbers of
-dropout and drop path, which the host draws in the order in which the recorded step asked for them.
+dropout and drop path, which the host draws in the order in which the recorded step requested them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Draws:
         self._next = start
 
     def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """The next array; a new one where the step asks for the first time."""
+        """The next array; a new one at the first request."""
         if self._next == len(self.arrays):
             self.arrays.append(cupy.zeros(shape, dtype))
         self._next += 1

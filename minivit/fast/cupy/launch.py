@@ -72,7 +72,7 @@ def _function(source: str, name: str, dtype: str, defines: tuple[tuple[str, int]
     return function
 
 
-@lru_cache(maxsize=512)  # a model asks for the same few at every step
+@lru_cache(maxsize=512)  # a model uses the same few at every step
 def numbers(values: tuple[int, ...]) -> Array:
     """A read-only array on the host, the same one each time, so that `device.constant` moves it once."""
     array = np.array(values, np.int64)

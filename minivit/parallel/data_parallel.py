@@ -7,7 +7,7 @@ threads of one BLAS call.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from minivit.argument_checks import check_array
 from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
-from minivit.fast.precision import current_precision
 from minivit.fast.threads import at_most, in_threads, usable_cores
 from minivit.fork import Lock, at_fork
 from minivit.nn.counting import cost
 from minivit.nn.layer import Layer, check_layer
-from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Rng, inference
 from minivit.random import split_generator
 
@@ -94,7 +92,7 @@ class DataParallel:
         Raises:
             any error of a shard; the model's gradients are then unchanged.
         """
-        batch, dloss = _checked_batch(self.model, images, labels), float(dloss)
+        batch, dloss = checked_batch(self.model, images, labels), float(dloss)
         count = min(self._shards_for(images), batch)
         bounds = [batch * shard // count for shard in range(count + 1)]
         generators, here = split_generator(rng, count), self._shards_here(count)
@@ -195,7 +193,7 @@ class DataParallel:
             return self.model.predict(images, batch_size)
 
 
-def _checked_batch(model: Any, images: Array, labels: Array) -> int:
+def checked_batch(model: Any, images: Array, labels: Array) -> int:
     """The number of images, after checking images and labels."""
     check_array("loss_and_grad", "labels", labels)
     model.check_input(images)
@@ -217,151 +215,3 @@ def _forget_in_child() -> None:
 
 
 at_fork(_forget_in_child)
-
-
-class CapturedStep:
-    """loss_and_grad(images, labels, rng) on a GPU as one CUDA graph: the kernels follow each other without the host.
-
-    The first batch of each shape runs twice and is recorded; later ones are launched in one call. A model with a
-    replaced head, other parameters or other weight arrays is recorded anew. The result is that of
-    `DataParallel` with one shard to the last bit: dropout and drop path draw the same numbers from the same generator.
-    The gradients are in the same memory after each call.
-
-        step = parallel.CapturedStep(model)   # after minivit.to_device(model, "gpu")
-        loss = step.loss_and_grad(images, labels, rng)
-        opt.step()
-
-    Args:
-        model: on a GPU, without running statistics (BatchNorm).
-        loss: `loss(logits, targets, **options) -> loss, back`; it is given targets (B, K), never class numbers.
-
-    Raises:
-        ValueError: for a model on the CPU, or with running statistics.
-    """
-
-    def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy) -> None:
-        check_layer("CapturedStep", model)
-        self.model: Any = model
-        self.loss = loss
-        self._graphs: dict[Any, Any] = {}
-        self._parts: list[Layer] = []
-        self._params: list[Parameter] = []
-        self._data: list[Array] = []
-        self._renew()
-
-    def __repr__(self) -> str:
-        return f"CapturedStep({type(self.model).__name__}, graphs={len(self._graphs)})"
-
-    def loss_and_grad(
-        self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
-    ) -> Array:
-        """The mean loss over the batch; adds dloss * its gradient to the model's `.grad`.
-
-        Args:
-            images: (B, C, H, W), on the GPU or the host.
-            labels: class numbers (B,) on the host, or distributions (B, K).
-            rng: a generator (training) or None.
-            dloss: factor of the gradient.
-            loss_options: passed to the loss, such as label_smoothing=0.1. They are recorded: other options start a new
-                recording.
-
-        Returns:
-            the loss, of shape () on the GPU; `float(loss)` waits for it. The next call writes into the same memory.
-
-        Raises:
-            RuntimeError: naming the part of the step that cannot be captured.
-        """
-        _checked_batch(self.model, images, labels)
-        self._renew()
-        targets = self._targets(labels)
-        key = (
-            current_precision(),
-            images.shape,
-            targets.shape,
-            rng is None,
-            dloss,
-            tuple(sorted(loss_options.items())),
-        )
-        (generator,) = split_generator(rng, 1)
-        if key not in self._graphs:
-            while len(self._graphs) >= _MOST_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = self._record(images, targets, rng is not None, dloss, loss_options)
-        graph = self._graphs[key]
-        _, grads = graph.outputs
-        for param, grad in zip(self._params, grads):
-            if param.grad is grad and grad is not None:  # the launch writes into its memory
-                param.grad = grad.copy()
-        loss, _ = graph.launch((images, targets), generator)
-        for param, grad in zip(self._params, grads):
-            if grad is not None:
-                param.accumulate(grad, fresh=True)
-        return loss
-
-    def _renew(self) -> None:
-        """Forget the graphs of a model that has got other layers, parameters or weights: they have the old addresses.
-
-        `__init__` refuses by this what no graph can be made of, and so does a step after the model was changed.
-        """
-        parts, params = list(_every_part(self.model)), list(self.model.parameters().values())
-        data = [param.data for param in params]
-        if _same(parts, self._parts) and _same(params, self._params) and _same(data, self._data):
-            return
-        if not params:
-            raise ValueError("a model without parameters has no step to capture")
-        if len(self.model.state()) > len(params):
-            raise ValueError("a model with running statistics cannot be captured: use DataParallel")
-        on_host = next((name for name, each in self.model.parameters().items() if array_module(each.data) is np), None)
-        if on_host is not None:
-            raise ValueError(
-                f"a step is captured on a GPU, and {on_host} is not there: move the model by "
-                'minivit.to_device(model, "gpu")'
-            )
-        self._graphs, self._parts, self._params, self._data = {}, parts, params, data
-
-    def memory(self) -> int:
-        """Bytes of GPU memory that the recorded steps hold: activations, gradients and inputs."""
-        return sum(graph.memory() for graph in self._graphs.values())
-
-    def _record(self, images: Array, targets: Array, noise: bool, dloss: float, options: dict[str, Any]) -> Any:
-        from minivit.fast.cupy.capture import Draws, Graph
-
-        draws: Any = Draws() if noise else None
-        replica: Any = self.model.replica()
-        params = list(replica.parameters().values())
-
-        def run(images: Array, targets: Array) -> tuple[Array, list[Array | None]]:
-            for param in params:
-                param.grad = None
-            logits, back = replica(images, draws)
-            loss, back_loss = self.loss(logits, targets, **options)
-            back(back_loss(dloss))
-            return loss, [param.grad for param in params]
-
-        return Graph(run, (images, targets), draws)
-
-    def _targets(self, labels: Array) -> Array:
-        """(B, K): class numbers as distributions, checked here, because the graph cannot check them."""
-        if labels.dtype.kind not in "iu":
-            return labels
-        if array_module(labels) is not np:
-            raise ValueError("class numbers on the GPU cannot be checked without waiting for it: give them on the host")
-        classes = self.model.num_classes
-        if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"labels must be (B,) numbers from 0 to {classes - 1}, got {labels.shape}: {labels[:8]}")
-        return (labels[:, None] == np.arange(classes)).astype(self._params[0].data.dtype)
-
-
-def _every_part(layer: Layer) -> Iterator[Layer]:
-    """All layers of a tree, parents first."""
-    yield layer
-    for _, part in layer.parts():
-        yield from _every_part(part)
-
-
-def _same(found: Sequence[object], known: Sequence[object]) -> bool:
-    """Whether both hold the same objects."""
-    return len(found) == len(known) and all(a is b for a, b in zip(found, known))
-
-
-_MOST_GRAPHS = 4  # each has separate memory; an epoch needs two, for full batches and the last one
