@@ -36,8 +36,8 @@ MODELS = {
     "swin-t-b1": "Swin-T, one image",
     "swin-t-b8": "Swin-T, eight images",
 }
-README_TRAINING = ("flagship", "vit-s16", "swin-t")
-README_INFERENCE = ("vit-b16-b1", "swin-t-b1")
+README_TRAINING = ("flagship", "swin-t")
+README_INFERENCE = ("vit-b16-b1", "vit-b16-b8", "swin-t-b1")
 
 Entry = dict[str, Any]
 
