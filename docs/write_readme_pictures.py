@@ -30,7 +30,7 @@ LEFT = (0.03, 0.235, 0.475, 0.735)  # of the four columns, in shares of the widt
 WIDTH = (0.15, 0.17, 0.19, 0.23)
 ROWS = (0.575, 0.095)  # bottom of the forward and of the backward row
 HEIGHT = 0.3
-RANK = 10  # of its loss, from the top: a digit that people read at once and the model doubts
+RANK = 10  # of its probability, from the lowest: a digit that people read at once and the model doubts
 
 
 def draw_pass(figure: Any, model: Any, image: Any, label: int) -> None:
@@ -68,9 +68,9 @@ def draw_pass(figure: Any, model: Any, image: Any, label: int) -> None:
     for panel, values in ((forward[1], outputs[1]), (backward[1], gradients[1])):
         limit = np.abs(values).max()
         panel.imshow(values[0], cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    _grid_of_maps(figure, forward[2], [_asked(each) for each in attention_weights(model, image)])
+    _grid_of_maps(forward[2], [_asked(each) for each in attention_weights(model, image)])
     sizes = [np.linalg.norm(each[0, 1:], axis=-1).reshape(_square(tokens)) for each in gradients[1:-1]]
-    _grid_of_maps(figure, backward[2], sizes)
+    _grid_of_maps(backward[2], sizes)
     classes = np.arange(logits.shape[1])
     forward[3].bar(classes, logits[0], color=[RED if each == label else BLUE for each in classes])
     backward[3].bar(classes, dlogits[0], color=[RED if each == label else BLUE for each in classes])
@@ -123,8 +123,8 @@ def _square(tokens: int) -> tuple[int, int]:
     return side, side
 
 
-def _grid_of_maps(figure: Any, panel: Any, maps: list[Any]) -> None:
-    """Small heat maps side by side in the place of a panel, the first block on the left."""
+def _grid_of_maps(panel: Any, maps: list[Any]) -> None:
+    """Small heat maps side by side in the area of a panel, the first block on the left."""
     panel.set_axis_off()
     columns = -(-len(maps) // 2)
     for number, values in enumerate(maps):
@@ -154,12 +154,11 @@ def _arrow(figure: Any, start: int, end: int, row: int) -> None:
     )
 
 
-def doubtful_digit(model: Any, images: Any, labels: Any) -> int:
-    """The index of a test image that the model classifies correctly, though its loss is among the largest."""
-    logits = model.predict(images)
-    scores = logits - logits.max(axis=1, keepdims=True)
-    loss = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(labels)), labels]
-    return int(np.argsort(np.where(logits.argmax(axis=1) == labels, loss, 0))[-RANK])
+def doubtful_digit(logits: Any, labels: Any) -> int:
+    """The index of an image that is classified correctly, though with one of the lowest probabilities."""
+    probability = F.softmax(logits)[0][np.arange(len(labels)), labels]
+    correct = logits.argmax(axis=1) == labels
+    return int(np.argsort(np.where(correct, probability, np.inf), kind="stable")[RANK - 1])
 
 
 def draw_run(figure: Any, history: list[dict[str, float]], images: Any, labels: Any, logits: Any) -> None:
@@ -172,27 +171,28 @@ def draw_run(figure: Any, history: list[dict[str, float]], images: Any, labels: 
     right.suptitle(right.get_suptitle().replace(" among", "\namong"))  # narrower than a figure of its own
 
 
-def main(run: Path, folder: str | None) -> None:
+def main(run: Path, folder: str | Path | None, out: Path = IMAGES) -> None:
     """Write both pictures.
 
     Args:
         run: the output folder of examples/train_mnist_vit.py.
         folder: of MNIST, or None.
+        out: where the pictures go.
     """
     mnist = data.load_mnist(folder)
     model = minivit.from_pretrained(run / "model.safetensors")
     images = data.normalize(mnist.test_images)
     logits = model.predict(images)
     with rc_context(STYLE):
-        index = doubtful_digit(model, images, mnist.test_labels)
+        index = doubtful_digit(logits, mnist.test_labels)
         figure = Figure(figsize=(10, 5.2), facecolor="white")
         draw_pass(figure, model, images[index : index + 1], int(mnist.test_labels[index]))
-        figure.savefig(IMAGES / "pass.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out / "pass.svg", metadata={"Date": None, "Creator": None})
         with (run / "metrics.csv").open(encoding="utf-8") as file:
             history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
         figure = Figure(figsize=(16, 4.6), layout="constrained", facecolor="white")
         draw_run(figure, history, mnist.test_images, mnist.test_labels, logits)
-        figure.savefig(IMAGES / "run.png", dpi=75, metadata={"Software": None})
+        figure.savefig(out / "run.png", dpi=75, metadata={"Software": None})
 
 
 if __name__ == "__main__":

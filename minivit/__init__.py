@@ -58,22 +58,10 @@ _LATER = {
 }
 # every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
 _MODULES = (
-    *(
-        "argument_checks",
-        "data",
-        "device",
-        "distributed",
-        "draw",
-        "explain",
-        "fast",
-        "fork",
-        "functional",
-        "gradcheck",
-        "io",
-    ),
-    *("models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish", "random"),
-    *("renamed", "sizes", "tables", "train", "version"),
-)
+    "argument_checks", "data", "device", "distributed", "draw", "explain", "fast", "fork", "functional", "gradcheck",
+    "io", "models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish", "random",
+    "renamed", "sizes", "tables", "train", "version",
+)  # fmt: skip
 _NEED_MORE = ("sklearn", "strategies")  # not in dir(): without their extras they cannot be imported
 
 

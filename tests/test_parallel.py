@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import threadpoolctl
+from blas_tools import blas_threads
 
 import minivit
 from minivit import functional as F, nn
@@ -51,13 +52,6 @@ def same(found, expected, tolerance):
     return found.keys() == expected.keys() and all(
         np.allclose(found[name], expected[name], rtol=tolerance, atol=tolerance) for name in expected
     )
-
-
-def blas_threads():
-    """Those of NumPy's BLAS: another test may have loaded SciPy, which brings its own."""
-    found = [info for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
-    of_numpy = [info for info in found if "numpy" in info["filepath"]]
-    return [info["num_threads"] for info in of_numpy or found]
 
 
 @pytest.fixture

@@ -161,8 +161,10 @@ class MpiRanks(Ranks):
     @contextmanager
     def slow(self) -> Iterator[None]:
         self._watched.mark(slow=True)
-        yield
-        self._watched.mark(slow=False)
+        try:
+            yield
+        finally:
+            self._watched.mark(slow=False)
 
     def leave(self) -> None:
         """Called at the end of the program: return when all ranks have come to theirs."""

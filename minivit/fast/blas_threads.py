@@ -1,6 +1,6 @@
 """The number of BLAS threads: contexts that set it and restore it.
 
-`minivit/parallel.py` runs shards of a batch in its own threads, and limits BLAS to one thread meanwhile.
+`minivit/parallel/` runs shards of a batch in its own threads, and limits BLAS to one thread meanwhile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Work shared among threads: NumPy releases Python's lock inside its loops and products, so threads run in parallel.
 
-Threads get shards of a batch (`minivit/parallel.py`). Single operations are not split: a thread that returns from a
+Threads get shards of a batch (`minivit/parallel/`). Single operations are not split: a thread that returns from a
 loop of NumPy's waits for the lock, and below about 50 microseconds that costs more than the second core gains.
 """
 

@@ -1,7 +1,7 @@
 """The cost of a layer from shapes alone: output shape, multiply-adds, numbers kept for the backward pass.
 
 One function for each type of layer. Only the products in linear maps, convolutions and
-attention count. `minivit/parallel.py` plans a step with these costs, and summaries print them.
+attention count. `minivit/parallel/` plans a step with these costs, and summaries print them.
 
 Notation: B batch, N tokens, n queries, D channels, H x W a map.
 """

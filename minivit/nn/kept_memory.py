@@ -1,6 +1,6 @@
 """The memory that the backs of a forward pass hold. Each block is counted once, for the first back that holds it.
 
-Summaries, traces and the repr of a back print it, and `minivit/parallel.py` plans with it.
+Summaries, traces and the repr of a back print it, and `minivit/parallel/` plans with it.
 """
 
 from __future__ import annotations

@@ -65,18 +65,18 @@ class Classifier:
         if number is not None and not 0 <= number < count:
             raise ValueError(f"--class {number} does not exist: the model has {count:,} classes, 0 to {count - 1}")
 
-    def draw(self, image: Any, file: Path, number: int | None, block: int | None) -> None:
+    def draw(self, image: Any, probabilities: Array, file: Path, number: int | None, block: int | None) -> None:
         """One figure: the image, attention rollout (ViT) and Grad-CAM over it, and the map of every head.
 
         Args:
             image: a PIL image.
+            probabilities: what `probabilities` returned for it.
             file: a .png or .svg to write.
             number: of the class that Grad-CAM explains; None is the most probable one.
             block: Grad-CAM's; None is the last.
         """
         check_matplotlib()
-        probabilities, images = self.probabilities(image), self._input(image)
-        answer = int(probabilities.argmax())
+        images, answer = self._input(image), int(probabilities.argmax())
         chosen = answer if number is None else number
         rollout = to_numpy(explain.attention_rollout(self.model, images))[0] if isinstance(self.model, ViT) else None
         write_explanation(
@@ -107,6 +107,11 @@ def load(args: argparse.Namespace) -> Classifier:
     print(f"images: {prepare}")
     labels = labels or [f"class {k}" for k in range(model.num_classes)]
     return Classifier(to_device(model, args.device), prepare, labels, args.device)
+
+
+def numbered(file: Path, number: int, count: int) -> Path:
+    """The file of one of several images: with more than one, its number stands behind the name."""
+    return file if count == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
 def image_of(pixels: Array) -> Any:

@@ -43,6 +43,5 @@ def main(args: argparse.Namespace) -> None:
         for k in np.argsort(-probabilities, kind="stable")[: args.top]:
             print(f"{100 * probabilities[k]:7.2f} %  {found.labels[k]}")
         if args.explain:
-            file = Path(args.explain)
-            file = file if len(args.images) == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
-            found.draw(image, file, args.class_number, args.block)
+            file = classifier.numbered(Path(args.explain), number, len(args.images))
+            found.draw(image, probabilities, file, args.class_number, args.block)

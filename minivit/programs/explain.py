@@ -56,9 +56,8 @@ def main(args: argparse.Namespace) -> None:
         answer = int(probabilities.argmax())
         print(f"\n{name}\n{100 * probabilities[answer]:7.2f} %  {found.labels[answer]}")
         file = args.out or FOLDER / f"{Path(name).stem}.png"
-        if len(args.images) > 1:
-            file = file.with_name(f"{file.stem}-{number}{file.suffix}")
-        found.draw(image, file, args.class_number, args.block)
+        file = classifier.numbered(file, number, max(1, len(args.images)))  # no files: a digit
+        found.draw(image, probabilities, file, args.class_number, args.block)
 
 
 def _images(args: argparse.Namespace) -> Iterator[tuple[str, Any]]:

@@ -54,3 +54,12 @@ def test_ranks_on_a_gpu_are_refused() -> None:
     args: Any = argparse.Namespace(device="gpu", shards=2, resume=False, out="nowhere")
     with pytest.raises(ValueError, match="leave out --device gpu, or mpiexec and --shards"):
         command_line.join(args)
+
+
+def test_a_rank_that_fails_to_write_is_watched_again() -> None:
+    marks: list[bool] = []
+    ranks: Any = object.__new__(distributed.MpiRanks)
+    ranks._watched = argparse.Namespace(mark=lambda slow: marks.append(slow))
+    with pytest.raises(OSError, match="full"), ranks.slow():
+        raise OSError("the disk is full")
+    assert marks == [True, False]

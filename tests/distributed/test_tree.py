@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import threadpoolctl
+from blas_tools import blas_threads
 
 import minivit
 from minivit import nn, optim
@@ -146,9 +147,7 @@ def test_the_norm_is_computed_on_one_thread_of_blas() -> None:
 
     class Recording(Ranks):
         def gather(self, value: Any) -> list[Any]:
-            threads.extend(
-                info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"
-            )
+            threads.extend(blas_threads())
             return [value]
 
     param = Parameter(np.ones(3, np.float32))

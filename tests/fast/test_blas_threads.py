@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import blas_tools
 import pytest
 import threadpoolctl
 
@@ -76,7 +77,7 @@ def test_threads_that_want_one_number_share_it_and_another_waits(controller: Con
 
 
 def blas_numbers() -> set[int]:
-    return {info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"}
+    return set(blas_tools.blas_threads())
 
 
 def test_the_last_holder_restores_the_number_while_the_first_thread_lives_on() -> None:
