@@ -123,7 +123,9 @@ def unfold(x: Array, how: Slide, count: Size, value: float = 0.0) -> tuple[Array
     """
     padded = surround(x, how, value)
     met = taps(how, count)
-    y = array_module(x).stack([padded[tap] for tap in met], axis=-3)
+    y = array_module(x).empty((*x.shape[:-2], len(met), *count), x.dtype)
+    for number, tap in enumerate(met):
+        y[..., number, :, :] = padded[tap]
     shape, size = padded.shape, x.shape[-2:]
 
     @once

@@ -1003,6 +1003,7 @@ _METHODS = _words("""
     prod repeat round searchsorted squeeze std sum swapaxes take trace var
 """)
 _WAITING = frozenset(("argwhere", "bincount", "flatnonzero", "nonzero", "unique"))
+_COPIED_BY_ADDRESS = 8  # CuPy joins more arrays than this by a table of addresses, which it copies from the host
 
 
 def _function(name: str, arrays: int, parameters: str, host: Any = None) -> Callable[..., Any]:
@@ -1026,6 +1027,8 @@ def _function(name: str, arrays: int, parameters: str, host: Any = None) -> Call
             _operand(x) if arrays < 0 else _memory(x)
         if name in _WAITING:
             _synchronize()
+        if arrays == 0 and len(leading) > _COPIED_BY_ADDRESS:
+            _allocate_pinned(8 * len(leading))
 
         # NumPy warns of empty slices as Python warnings, CuPy never does.
         def work() -> Any:
