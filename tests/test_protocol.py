@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from device_tools import Device
-from table import EVERYTHING, LAYERS, MODELS, Case, name_of
+from table import EVERYTHING, FUNCTIONS, LAYERS, MODELS, Case, name_of
 
 import minivit
 from minivit import nn
+from minivit.fast.half import activation_dtype
 from minivit.functional import position_bias, windows
 from minivit.protocol import compose, inference, once
 
@@ -117,6 +118,64 @@ def test_dtype_is_kept(case: Case, device: Device, dtype: str) -> None:
     if case.layer:
         for name, param in f.parameters().items():
             assert param.grad.dtype == dtype and param.data.dtype == dtype, name
+
+
+# largest difference of half precision from float32, relative to the size of all numbers of an array: some digits of the
+# format, which has 11 or 8
+HALF = {"float16": 0.02, "bfloat16": 0.15}
+
+
+def half(precision: str) -> Any:
+    if precision == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: it has bfloat16")
+    return activation_dtype(precision)
+
+
+def close_to(found: Any, expected: Any, precision: str, name: str) -> None:
+    found, expected = np.asarray(found, "float64"), np.asarray(expected, "float64")
+    size = max(np.sqrt((expected**2).mean()), 1e-3) if expected.size else 1.0
+    assert np.sqrt(((found - expected) ** 2).mean() if found.size else 0) <= HALF[precision] * size, name
+
+
+@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("case", FUNCTIONS, ids=name_of)
+def test_functions_of_half_precision(case: Case, device: Device, precision: str) -> None:
+    dtype = half(precision)
+    if case.host_only or not case.analytic or case.name == "batch_norm_given":
+        pytest.skip("of float32 alone, or with steps that rounding moves, or the case adds numbers that are not half")
+    host = tuple(arg.astype(dtype) for arg in case.arguments(dtype="float32"))
+    y, back = case.build(*map(device.put, host))
+    wide, wide_back = case.build(*(arg.astype("float32") for arg in host))
+    dy = gradient_for(wide)
+    given = [part if isinstance(part, float) else part.astype(dtype) for part in dy]
+    grads = back(*(part if isinstance(part, float) else device.put(part) for part in given))
+    expected = wide_back(*(part if isinstance(part, float) else part.astype("float32") for part in given))
+    for part, exact in [*zip(parts(y), parts(wide)), *zip(parts(grads), parts(expected))]:
+        if exact is not None:
+            assert part.dtype == (dtype if part.ndim else np.float32)  # a loss keeps its digits
+            close_to(device.get(part), exact, precision, case.name)
+
+
+@pytest.mark.parametrize("precision", HALF)
+@every_layer
+def test_layers_compute_in_the_half_precision_of_their_input(case: Case, device: Device, precision: str) -> None:
+    dtype = half(precision)
+    (x,) = (arg.astype(dtype) for arg in case.arguments(dtype="float32"))
+    layer, exact = case.build(x.astype("float32")), case.build(x.astype("float32"))
+    if not device.on_host:
+        minivit.to_device(layer, "gpu")
+    y, back = layer(device.put(x), noise(case))
+    wide, wide_back = exact(x.astype("float32"), noise(case))
+    (dy,) = gradient_for(wide)
+    dx, wide_dx = back(device.put(dy.astype(dtype))), wide_back(dy.astype(dtype).astype("float32"))
+    assert y.dtype == dtype and dx.dtype == dtype
+    close_to(device.get(y), wide, precision, "y")
+    if not case.analytic:
+        return
+    close_to(device.get(dx), wide_dx, precision, "dx")
+    for (name, param), other in zip(layer.parameters().items(), exact.parameters().values()):
+        assert param.grad.dtype == np.float32, name
+        close_to(device.get(param.grad), other.grad, precision, name)
 
 
 @every_layer

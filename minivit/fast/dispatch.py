@@ -26,6 +26,7 @@ import numpy as np
 
 from minivit.argument_checks import check_array, check_gradients
 from minivit.device import array_module
+from minivit.fast.half import in_float32, is_floating, is_half
 from minivit.fork import Lock, at_fork
 from minivit.protocol import once
 
@@ -52,11 +53,14 @@ class Accelerated(Protocol[P, R_co]):
     def __call__(self, *args: P.args, **options: P.kwargs) -> R_co: ...
 
 
-def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
+def accelerated(formula: Callable[P, R], any_dtype: bool = False) -> Accelerated[P, R]:
     """The formula with its arguments checked, or a fast implementation for the arrays' library and dtype.
 
     The check is the function `check_<name>` next to the formula, called with the same arguments; it raises ValueError.
     Neither implementation repeats it.
+
+    Half precision without a fast implementation computes in float32 (half.py). With `any_dtype` the formula is as good
+    in the dtype of x itself: it only moves numbers, or multiplies each once.
     """
     name = formula.__name__
     check = vars(sys.modules[formula.__module__]).get(f"check_{name}")
@@ -68,7 +72,10 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
             return formula
         key = (array_module(array), array.dtype)
         if key not in chosen:
-            chosen[key] = _choose(name, formula, *key)
+            found = _choose(name, *key)
+            if found is None:
+                found = in_float32(function) if is_half(array.dtype) and not any_dtype else formula
+            chosen[key] = found
         return chosen[key]
 
     @wraps(formula)
@@ -77,9 +84,12 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
             if check is not None:
                 check(*args, **options)
             run = formula
-            if (getattr(_of_thread, "mode", None) or _mode) != "plain":
-                first: Any = args[0] if args else None  # nearly always the array that decides
-                key = (array_module(first), getattr(first, "dtype", None))
+            first: Any = args[0] if args else None  # nearly always the array that decides
+            dtype = getattr(first, "dtype", None)
+            if (getattr(_of_thread, "mode", None) or _mode) == "plain":
+                run = in_float32(function) if is_half(dtype) and not any_dtype else formula
+            else:
+                key = (array_module(first), dtype)
                 run = chosen[key] if key in chosen else choose(*args, *options.values())
             result = run(*args, **options)
         except (AttributeError, TypeError):
@@ -97,15 +107,15 @@ def accelerated(formula: Callable[P, R]) -> Accelerated[P, R]:
 def _first_float(arguments: tuple[Any, ...]) -> Any:
     """The first floating or complex array among the arguments, or None. Its library and dtype decide."""
     for argument in arguments:
-        dtype = getattr(argument, "dtype", None)
-        if dtype is not None and dtype.kind in "fc":
+        if is_floating(getattr(argument, "dtype", None)):
             return argument
     return None
 
 
-def _choose(name: str, formula: Callable[P, R], library: Any, dtype: np.dtype[Any]) -> Callable[P, R]:
+def _choose(name: str, library: Any, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
+    """The fast implementation, or None."""
     found = replacements("numpy" if library is np else "cupy").get(name)
-    return found.function if found and dtype.name in found.dtypes else formula
+    return found.function if found and dtype.name in found.dtypes else None
 
 
 @lru_cache(maxsize=4)

@@ -53,8 +53,8 @@ batch_norm = accelerated(_batch_norm.batch_norm)
 conv2d = accelerated(_convolution.conv2d)
 standardize_weight = accelerated(_convolution.standardize_weight)
 
-drop_path = accelerated(_dropout.drop_path)
-dropout = accelerated(_dropout.dropout)
+drop_path = accelerated(_dropout.drop_path, any_dtype=True)
+dropout = accelerated(_dropout.dropout, any_dtype=True)
 
 embedding = accelerated(_linear.embedding)
 linear = accelerated(_linear.linear)
@@ -70,11 +70,11 @@ patch_merging = accelerated(_patch_merging.patch_merging)
 
 patch_embed = accelerated(_patches.patch_embed)
 
-merge_heads = accelerated(_heads.merge_heads)
-patchify = accelerated(_patches.patchify)
-split_heads = accelerated(_heads.split_heads)
-split_qkv = accelerated(_heads.split_qkv)
-unpatchify = accelerated(_patches.unpatchify)
+merge_heads = accelerated(_heads.merge_heads, any_dtype=True)
+patchify = accelerated(_patches.patchify, any_dtype=True)
+split_heads = accelerated(_heads.split_heads, any_dtype=True)
+split_qkv = accelerated(_heads.split_qkv, any_dtype=True)
+unpatchify = accelerated(_patches.unpatchify, any_dtype=True)
 
 adaptive_avg_pool2d = accelerated(_pooling.adaptive_avg_pool2d)
 avg_pool2d = accelerated(_pooling.avg_pool2d)
@@ -87,11 +87,11 @@ relative_position_bias = accelerated(_position_bias.relative_position_bias)
 resize_grid = accelerated(_resize.resize_grid)
 resize_images = accelerated(_resize.resize_images)
 
-crop = accelerated(_windows.crop)
-pad = accelerated(_windows.pad)
-roll = accelerated(_windows.roll)
-window_partition = accelerated(_windows.window_partition)
-window_reverse = accelerated(_windows.window_reverse)
+crop = accelerated(_windows.crop, any_dtype=True)
+pad = accelerated(_windows.pad, any_dtype=True)
+roll = accelerated(_windows.roll, any_dtype=True)
+window_partition = accelerated(_windows.window_partition, any_dtype=True)
+window_reverse = accelerated(_windows.window_reverse, any_dtype=True)
 
 __all__ = [
     "adaptive_avg_pool2d",

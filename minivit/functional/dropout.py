@@ -64,7 +64,8 @@ def dropout_factor(rng: Rng, rate: float, shape: tuple[int, ...], like: Array) -
     """m, on the device and in the dtype of `like`; None where nothing is dropped."""
     if rng is None or rate == 0:
         return None
-    return keep_mask(rng, 1 - rate, shape, like).astype(like.dtype) * (1 / (1 - rate))
+    factor = keep_mask(rng, 1 - rate, shape, like).astype(like.dtype) * (1 / (1 - rate))
+    return factor.astype(like.dtype, copy=False)  # bfloat16 times a number of Python's is float32
 
 
 def _times(x: Array, factor: Array | None) -> tuple[Array, Back]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from minivit.argument_checks import check_array
 from minivit.device import array_module
+from minivit.fast.half import is_floating
 from minivit.functional.activation import log_softmax
 from minivit.protocol import Array, Back, once
 
@@ -59,7 +60,7 @@ def check_softmax_cross_entropy(logits: Array, labels: Array, label_smoothing: f
         raise ValueError(f"{count} labels for the {batch} rows of logits {logits.shape}: give each image its label")
     if labels.dtype.kind in "iu" and labels.ndim == 1:
         _check_class_numbers(labels, classes)
-    elif labels.dtype.kind not in "fcb" or labels.shape != logits.shape:
+    elif not (is_floating(labels.dtype) or labels.dtype.kind == "b") or labels.shape != logits.shape:
         raise ValueError(
             f"labels must be class numbers, integers of shape ({batch},), or target distributions of shape "
             f"{logits.shape}, got {labels.dtype} of shape {labels.shape}: {_remedy(labels, classes)}"
@@ -85,7 +86,7 @@ def _check_class_numbers(labels: Array, classes: int) -> None:
 
 def _remedy(labels: Array, classes: int) -> str:
     """How to convert these labels to a form that the loss accepts."""
-    if labels.dtype.kind not in "fciub":
+    if not (is_floating(labels.dtype) or labels.dtype.kind in "iub"):
         return "number the classes, names, labels = numpy.unique(labels, return_inverse=True)"
     if labels.ndim == 2 and labels.shape[1] == classes:
         return "one-hot integers become class numbers by labels.argmax(axis=1)"

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from minivit import functional as F
 from minivit.device import array_module
+from minivit.fast.half import in_dtype_of, is_half
 from minivit.nn import Layer, Parameter, PatchEmbed
 from minivit.nn.init import normal
 from minivit.protocol import Array, Back, Rng, once
@@ -69,7 +72,7 @@ class Tokens(Layer):
         )
         patches, back_patches = self.patch_embed(padded)  # (B, N, D)
         batch, _, dim = patches.shape
-        front = [xp.broadcast_to(token.data, (batch, 1, dim)) for token in prefix]
+        front = [xp.broadcast_to(in_dtype_of(patches, token.data), (batch, 1, dim)) for token in prefix]
         tokens = xp.concatenate([*front, patches], axis=1)  # (B, T, D)
         placed, back_positions = add_positions(tokens, self.positions, grid)
         y, back_drop = F.dropout(placed, self.drop, rng)
@@ -78,7 +81,9 @@ class Tokens(Layer):
         def back(dy: Array) -> Array:
             dtokens = back_positions(back_drop(dy))  # (B, T, D)
             for number, token in enumerate(prefix):
-                token.accumulate(dtokens[:, number].sum(axis=0).reshape(1, 1, dim))  # the same token for every image
+                token.accumulate(
+                    _sum_over_batch(dtokens[:, number]).reshape(1, 1, dim)
+                )  # the same token for every image
             dwhole = back_patches(dtokens[:, len(prefix) :])
             return dwhole if back_padded is None else back_padded(dwhole)
 
@@ -111,10 +116,15 @@ def add_positions(tokens: Array, positions: Any, grid: tuple[int, int]) -> tuple
 
     @once
     def back(dy: Array) -> Array:
-        back_table(dy.sum(axis=0))
+        back_table(_sum_over_batch(dy))
         return dy
 
-    return tokens + table, back
+    return tokens + in_dtype_of(tokens, table), back
+
+
+def _sum_over_batch(dy: Array) -> Array:
+    """The gradient of what is the same for every image; float32 where dy has half precision."""
+    return dy.sum(axis=0, dtype=np.float32 if is_half(dy.dtype) else None)
 
 
 class MapTokens(Layer):

@@ -86,7 +86,7 @@ class DistilledHead(Layer):
 
         @once
         def back(dy: Array) -> Array:
-            half = dy * 0.5
+            half = dy / 2  # bfloat16 times 0.5 is float32
             return back_both(half, half)
 
-        return (logits + distilled) * 0.5, back
+        return (logits + distilled) / 2, back

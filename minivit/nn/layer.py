@@ -16,6 +16,7 @@ import numpy as np
 
 from minivit.argument_checks import check_array, check_generator, check_gradients
 from minivit.device import array_module
+from minivit.fast.half import is_floating, is_half
 from minivit.nn.init import MODEL_DTYPES
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, Rng, compose, once
@@ -55,11 +56,15 @@ class Layer:
             self.check_dtype(x)
 
     def check_dtype(self, x: Array) -> None:
-        """Refuse an input that is not of the parameters' dtype; complex inputs pass, for gradient checks."""
+        """Refuse an input that is not of the parameters' dtype.
+
+        Half precision passes where the parameters are float32 (minivit/fast/half.py), and complex numbers, for
+        gradient checks.
+        """
         name = type(self).__name__
         check_array(name, "input", x)
         kind, dtype = x.dtype.kind, self.dtype
-        if x.dtype == dtype or kind == "c":
+        if x.dtype == dtype or kind == "c" or (is_half(x.dtype) and dtype in (None, np.float32)):
             return
         known = dtype is not None and dtype.kind == "f"
         wanted = str(dtype) if known else "float32"
@@ -229,7 +234,7 @@ def apply(function: Callable[..., tuple[Any, Back]], *arguments: Any, **options:
     for value in arguments:
         taker = value if isinstance(value, Parameter) else None
         data.append(value if taker is None else taker.data)
-        if taker is not None or value is None or getattr(value, "dtype", _WHOLE).kind in "fc":
+        if taker is not None or value is None or is_floating(getattr(value, "dtype", None)):
             takers.append(taker)
     y, vjp = function(*data, **options)
 
@@ -257,9 +262,6 @@ def check_layer(name: str, model: Any) -> None:
         raise ValueError(
             f"{name} takes the model itself, got {what}: give the object that minivit.create_model returns"
         )
-
-
-_WHOLE = np.dtype(int)  # a value without dtype counts as an integer: it has no gradient
 
 
 def _is_array(value: Any) -> bool:

@@ -8,23 +8,11 @@
 
 namespace {
 
-// op(a) is (m, k), op(b) is (k, n), c is (m, n); all columns first, as cuBLAS has them.
-template <class Real, Real (*Read)(Real)>
-void multiply(bool transpose_a, bool transpose_b, int m, int n, int k, Real alpha, const Real* a, int lda, const Real* b,
-              int ldb, Real beta, Real* c, int ldc) {
-    for (int j = 0; j < n; ++j) {
-        for (int i = 0; i < m; ++i) {
-            Real sum = 0;
-            for (int l = 0; l < k; ++l) {
-                const Real left = transpose_a ? a[l + std::size_t(i) * lda] : a[i + std::size_t(l) * lda];
-                const Real right = transpose_b ? b[j + std::size_t(l) * ldb] : b[l + std::size_t(j) * ldb];
-                sum += Read(left) * Read(right);
-            }
-            Real& out = c[i + std::size_t(j) * ldc];
-            out = alpha * sum + (beta == 0 ? 0 : beta * out);
-        }
-    }
-}
+struct BFloat16 {
+    std::uint16_t bits;
+};
+
+using Float16 = _Float16;  // GCC's name for IEEE's 16 bits
 
 // A factor as tensor cores read it: so many bits after the leading one are kept, the rest rounded to the nearest.
 template <int BITS> float rounded(float value) {
@@ -38,13 +26,50 @@ template <int BITS> float rounded(float value) {
 
 template <class Real> Real exact(Real value) { return value; }
 
-template <class Real, Real (*Read)(Real) = exact<Real>>
-void stacked(int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a, int lda, long long step_a,
-             const void* b, int ldb, long long step_b, const void* beta, void* c, int ldc, long long step_c, int count) {
-    for (long long i = 0; i < count; ++i) {
-        multiply<Real, Read>(op_a != 0, op_b != 0, m, n, k, *static_cast<const Real*>(alpha), static_cast<const Real*>(a) + i * step_a,
-                 lda, static_cast<const Real*>(b) + i * step_b, ldb, *static_cast<const Real*>(beta),
-                 static_cast<Real*>(c) + i * step_c, ldc);
+float wide(BFloat16 value) {
+    const std::uint32_t word = std::uint32_t(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &word, sizeof result);
+    return result;
+}
+
+float wide(Float16 value) { return float(value); }
+
+void write(float value, float& out) { out = value; }
+void write(double value, double& out) { out = value; }
+void write(float value, Float16& out) { out = Float16(value); }
+
+void write(float value, BFloat16& out) {  // the upper half, rounded to the nearest, of two to the even one
+    std::uint32_t word;
+    std::memcpy(&word, &value, sizeof word);
+    out.bits = value != value ? 0x7fff : std::uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
+}
+
+// Where a matrix begins, numbers from column to column, and from one matrix of a stack to the next.
+struct Stack {
+    void* start;
+    int lead;
+    long long step;
+};
+
+// c = alpha op(a) op(b), where op(a) is (m, k), op(b) is (k, n), c is (m, n); all columns first, as cuBLAS has them.
+template <class Sum, class Factor, class Result>
+void multiply(bool transpose_a, bool transpose_b, int m, int n, int k, Sum alpha, Stack a, Stack b, Stack c, int count,
+              Sum (*read)(Factor)) {
+    for (long long number = 0; number < count; ++number) {
+        const Factor *left = static_cast<Factor*>(a.start) + number * a.step, *right = static_cast<Factor*>(b.start) + number * b.step;
+        Result* out = static_cast<Result*>(c.start) + number * c.step;
+        for (int j = 0; j < n; ++j) {
+            for (int i = 0; i < m; ++i) {
+                Sum sum = 0;
+                for (int l = 0; l < k; ++l) {
+                    const Factor x = transpose_a ? left[l + std::size_t(i) * a.lead] : left[i + std::size_t(l) * a.lead];
+                    const Factor y = transpose_b ? right[j + std::size_t(l) * b.lead] : right[l + std::size_t(j) * b.lead];
+                    sum += read(x) * read(y);
+                }
+                write(alpha * sum, out[i + std::size_t(j) * c.lead]);
+            }
+        }
     }
 }
 
@@ -91,31 +116,44 @@ int cublasGemmStridedBatchedEx(void* handle, int op_a, int op_b, int m, int n, i
     if (!handle || !sizes || (op_a & ~1) || (op_b & ~1)) {
         return INVALID_VALUE;
     }
-    if (type_a != type_b || type_b != type_c || algorithm != -1) {
+    // cudaDataType and cublasComputeType_t by NVIDIA's numbers: the types of the factors, of the result, and of the sums
+    constexpr int FLOAT = 0, DOUBLE = 1, HALF = 2, BFLOAT = 14;
+    constexpr int IN_FLOAT = 68, IN_DOUBLE = 70, FAST_BFLOAT = 75, FAST_TF32 = 77;
+    const Stack left{const_cast<void*>(a), lda, step_a}, right{const_cast<void*>(b), ldb, step_b}, result{c, ldc, step_c};
+    // the numbers are read now, as cuBLAS does, and not when a graph runs
+    auto run = [&](auto sum, auto factor, auto out, auto read) {
+        using Sum = decltype(sum);
+        if (*static_cast<const Sum*>(beta) != 0) {
+            return NOT_SUPPORTED;
+        }
+        return perform([=, alpha = *static_cast<const Sum*>(alpha)] {
+            multiply<Sum, decltype(factor), decltype(out)>(op_a != 0, op_b != 0, m, n, k, alpha, left, right, result,
+                                                           count, read);
+        });
+    };
+    if (type_a != type_b || algorithm != -1) {
         return NOT_SUPPORTED;
     }
-    // the factors are read now, as cuBLAS does, and not when a graph runs
-    if (type_a == 0 && compute == 68) {
-        return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
-            stacked<float>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc, step_c, count);
-        });
+    if (type_a == DOUBLE && type_c == DOUBLE && compute == IN_DOUBLE) {
+        return run(0.0, 0.0, 0.0, exact<double>);
     }
-    if (type_a == 0 && compute == 77) {  // TF32
-        return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
-            stacked<float, rounded<10>>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc,
-                                        step_c, count);
-        });
+    if (type_a == FLOAT && type_c == FLOAT) {
+        return compute == IN_FLOAT ? run(0.f, 0.f, 0.f, exact<float>)
+               : compute == FAST_TF32 ? run(0.f, 0.f, 0.f, rounded<10>)
+               : compute == FAST_BFLOAT ? run(0.f, 0.f, 0.f, rounded<7>) : NOT_SUPPORTED;
     }
-    if (type_a == 0 && compute == 75) {  // bfloat16
-        return perform([=, alpha = *static_cast<const float*>(alpha), beta = *static_cast<const float*>(beta)] {
-            stacked<float, rounded<7>>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc,
-                                       step_c, count);
-        });
+    if (compute != IN_FLOAT) {
+        return NOT_SUPPORTED;
     }
-    if (type_a == 1 && compute == 70) {
-        return perform([=, alpha = *static_cast<const double*>(alpha), beta = *static_cast<const double*>(beta)] {
-            stacked<double>(op_a, op_b, m, n, k, &alpha, a, lda, step_a, b, ldb, step_b, &beta, c, ldc, step_c, count);
-        });
+    float (*half)(Float16) = wide;
+    float (*bfloat)(BFloat16) = wide;
+    if (type_a == HALF) {
+        return type_c == HALF ? run(0.f, Float16(), Float16(), half)
+               : type_c == FLOAT ? run(0.f, Float16(), 0.f, half) : NOT_SUPPORTED;
+    }
+    if (type_a == BFLOAT) {
+        return type_c == BFLOAT ? run(0.f, BFloat16(), BFloat16(), bfloat)
+               : type_c == FLOAT ? run(0.f, BFloat16(), 0.f, bfloat) : NOT_SUPPORTED;
     }
     return NOT_SUPPORTED;
 }

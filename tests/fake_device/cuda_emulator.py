@@ -53,7 +53,8 @@ class Parameter(NamedTuple):
 _KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{")
 _PARAMETER = re.compile(r"(const\s+)?(unsigned char|long long|\w+)\s*(\*)?\s*(?:__restrict__\s+)?(\w+)$")
 _DYNAMIC = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
-_TYPES = {"bool": "?", "int": "i4", "long long": "i8", "float": "f4", "double": "f8", "unsigned char": "u1"}
+_TYPES: dict[str, Any] = {"bool": "?", "int": "i4", "long long": "i8", "float": "f4", "double": "f8",
+                          "unsigned char": "u1", "Float16": "f2", "BFloat16": "bfloat16"}  # fmt: skip
 
 
 def kernels(code: str) -> dict[str, list[Parameter]]:
@@ -137,8 +138,8 @@ def _run(command: list[str]) -> None:
 class Function:
     """A kernel, called as CuPy calls it."""
 
-    def __init__(self, library: ctypes.CDLL, name: str, parameters: list[Parameter], real: str | None) -> None:
-        self._library, self._parameters, self.name, self._real = library, parameters, name, real
+    def __init__(self, library: ctypes.CDLL, name: str, parameters: list[Parameter], defined: Any) -> None:
+        self._library, self._parameters, self.name, self._defined = library, parameters, name, defined
         self.max_dynamic_shared_size_bytes = 48 * 1024
         self.run: Callable[[Callable[[], None]], None] = lambda work: work()  # may count and record launches
         self.at_address: Callable[[int], Any] = lambda address: None  # the memory of the array that begins there
@@ -164,7 +165,7 @@ class Function:
 
     def _pass(self, parameter: Parameter, value: Any) -> Any:
         """One argument; CuPy would pass a wrong type's bytes as they are."""
-        dtype = np.dtype(_TYPES[self._real if parameter.type == "REAL" and self._real else parameter.type])
+        dtype = np.dtype(_TYPES[self._defined.get(parameter.type, parameter.type)])
         where = f"{self.name}: argument {parameter.name}"
         if not parameter.pointer:
             if not isinstance(value, np.generic) or value.dtype != dtype:
@@ -209,5 +210,5 @@ class RawModule:
         found = kernels(self.code)
         if name not in found:
             raise KernelError(f"the source has no kernel {name}: it has {', '.join(found)}")
-        real = next((option[7:] for option in self.options if option.startswith("-DREAL=")), None)
-        return Function(_library(self.code, self.options), name, found[name], real)
+        defined = dict(option[2:].split("=") for option in self.options if option.startswith("-D"))
+        return Function(_library(self.code, self.options), name, found[name], defined)

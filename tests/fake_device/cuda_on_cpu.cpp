@@ -52,6 +52,8 @@ struct Fiber {
 #endif
 };
 
+constexpr std::size_t WORD = 2;  // bytes of the smallest number that threads side by side may write
+
 // Who touched a word last. A thread is numbered within its block; MANY stands for several.
 constexpr int NOBODY = -1, MANY = -2;
 struct Touch {
@@ -181,7 +183,7 @@ void touch(const char* address, std::size_t size, bool write) {
         if (write && !region.writable) {
             return fail("writes into an array that is only to be read");
         }
-        for (std::size_t at = (address - region.low) / 4, end = (address - region.low + size - 1) / 4; at <= end; ++at) {
+        for (std::size_t at = (address - region.low) / WORD, end = (address - region.low + size - 1) / WORD; at <= end; ++at) {
             Word& word = region.words[at];
             if (!ordered(word.write, now) || (write && !ordered(word.read, now))) {
                 const Touch& other = ordered(word.write, now) ? word.read : word.write;
@@ -326,7 +328,7 @@ extern "C" {
 
 // An argument of the next launch; shared memory is added by the launch itself.
 void cuda_register(const char* low, std::size_t size, int writable) {
-    regions.push_back(Region{low, low + size, writable != 0, std::vector<Word>(size / 4 + 1)});
+    regions.push_back(Region{low, low + size, writable != 0, std::vector<Word>(size / WORD + 1)});
 }
 
 void cuda_block_barrier(int line) { wait(State::AT_BLOCK_BARRIER, 0, line); }
@@ -369,8 +371,8 @@ const char* cuda_launch(void (*call)(void*), void* closure, const unsigned* grid
     dynamic_shared.resize(dynamic / sizeof(double) + 1);
     const char* given = reinterpret_cast<const char*>(dynamic_shared.data());
     regions.insert(regions.begin(), {Region{__start_shared_memory, __start_shared_memory + shared, true,
-                                            std::vector<Word>(shared / 4 + 1)},
-                                     Region{given, given + dynamic, true, std::vector<Word>(dynamic / 4 + 1)}});
+                                            std::vector<Word>(shared / WORD + 1)},
+                                     Region{given, given + dynamic, true, std::vector<Word>(dynamic / WORD + 1)}});
     if (threads == 0 || threads > 1024 || threads % WARP || blocks == 0 || grid[1] > 65535 || grid[2] > 65535) {
         std::snprintf(message, sizeof message, "a block has %zu threads and the grid %zu blocks: take whole warps", threads,
                       blocks);

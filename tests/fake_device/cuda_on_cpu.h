@@ -44,6 +44,35 @@ __attribute__((no_sanitize("thread"))) inline T cuda_from_lane(unsigned mask, T 
     return value;
 }
 
+// bits of a float, and IEEE's 16 bits, which GCC knows by this name
+__attribute__((no_sanitize("thread"))) inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+__attribute__((no_sanitize("thread"))) inline float __uint_as_float(unsigned bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+__attribute__((no_sanitize("thread"))) inline unsigned short cuda_to_half(float value) {
+    const _Float16 half = _Float16(value);
+    unsigned short bits;
+    std::memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+
+__attribute__((no_sanitize("thread"))) inline float cuda_from_half(unsigned short bits) {
+    _Float16 half;
+    std::memcpy(&half, &bits, sizeof half);
+    return float(half);
+}
+
+#define float_to_half cuda_to_half
+#define half_to_float cuda_from_half
+
 using std::erf;
 using std::exp;
 using std::fabs;

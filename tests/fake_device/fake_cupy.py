@@ -92,7 +92,7 @@ def _device_rules() -> Iterator[None]:
 
 def _supported(dtype: Any) -> np.dtype:
     dtype = np.dtype(dtype)
-    if dtype.char not in _DTYPES:
+    if dtype.char not in _DTYPES and dtype.name != "bfloat16":  # which CuPy has where ml_dtypes is installed
         raise ValueError(f"Unsupported dtype {dtype}")
     return dtype
 
@@ -619,7 +619,7 @@ def _plain(x: Any) -> Any:
 def _uninitialized(host: np.ndarray) -> np.ndarray:
     """Fills fresh memory with the worst that may be in it, so that reading it too early shows."""
     kind = host.dtype.kind
-    host.fill(np.nan if kind in "fc" else True if kind == "b" else np.iinfo(host.dtype).max)
+    host.fill(np.nan if kind in "fcV" else True if kind == "b" else np.iinfo(host.dtype).max)
     return host
 
 

@@ -14,14 +14,16 @@ from minivit import functional as F
 from minivit.fast.cupy import attention, linear, loss, norm, parameters, softmax
 from minivit.fast.cupy.products import with_products
 from minivit.fast.dispatch import Replacement, with_parts
+from minivit.fast.half import HALF
 
 _REAL = ("float32", "float64")
+_ANY = (*_REAL, *HALF)  # the others compute in float32 where x has half precision
 
 REPLACEMENTS = {
-    "gelu": Replacement(linear.gelu, _REAL),
-    "linear": Replacement(linear.linear, _REAL),
-    "linear_gelu": Replacement(linear.linear_gelu, _REAL),
-    "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear), _REAL),
+    "gelu": Replacement(linear.gelu, _ANY),
+    "linear": Replacement(linear.linear, _ANY),
+    "linear_gelu": Replacement(linear.linear_gelu, _ANY),
+    "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear), _ANY),
     "embedding": Replacement(with_parts(F.embedding.plain, scatter_add=linear.scatter_add), _REAL),
     "relative_position_bias": Replacement(
         with_parts(F.relative_position_bias.plain, scatter_add=linear.scatter_add), _REAL
@@ -30,11 +32,11 @@ REPLACEMENTS = {
         with_parts(F.continuous_position_table.plain, linear=linear.linear), _REAL
     ),
     "conv2d": Replacement(with_products(F.conv2d.plain), _REAL),
-    "layer_norm": Replacement(norm.layer_norm, _REAL),
+    "layer_norm": Replacement(norm.layer_norm, _ANY),
     "group_norm": Replacement(with_parts(F.group_norm.plain, layer_norm=norm.layer_norm), _REAL),
     "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=norm.layer_norm), _REAL),
-    "scaled_dot_product_attention": Replacement(attention.scaled_dot_product_attention, _REAL),
-    "self_attention": Replacement(attention.self_attention, _REAL),
+    "scaled_dot_product_attention": Replacement(attention.scaled_dot_product_attention, _ANY),
+    "self_attention": Replacement(attention.self_attention, _ANY),
     "cosine_attention": Replacement(
         with_parts(F.cosine_attention.plain, scaled_dot_product_attention=attention.scaled_dot_product_attention), _REAL
     ),

@@ -87,7 +87,7 @@ def self_attention(
 def _fits(q: Array, k: Array, v: Array, bias: Array | None) -> bool:
     """Whether the kernel computes this attention: at most two batch axes before the heads, one bias for all of them."""
     batched = bias is not None and bias.ndim > 3 and prod(bias.shape[:-3]) != 1
-    sizes = q.shape[-1] == v.shape[-1] <= _MOST_CHANNELS
+    sizes = q.shape[-1] == v.shape[-1] <= _MOST_CHANNELS and q.dtype.name in _WIDE
     return sizes and 2 <= q.ndim <= 5 and not batched and q.size > 0 and k.size > 0
 
 

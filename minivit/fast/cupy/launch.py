@@ -9,9 +9,16 @@ from typing import Any
 import cupy
 import numpy as np
 
+from minivit.fast.half import is_half
 from minivit.protocol import Array
 
 _FOLDER = Path(__file__).parent / "kernels"
+_TYPES = {  # of arrays and of what is computed, by the dtype of activations
+    "float32": ("float", "float"),
+    "float64": ("double", "double"),
+    "float16": ("Float16", "float"),
+    "bfloat16": ("BFloat16", "float"),
+}
 _STATIC_SHARED = 48 * 1024  # bytes of shared memory that a block may have without asking for more
 
 
@@ -29,7 +36,7 @@ def launch(
 
     Args:
         source, name: the file and the kernel.
-        dtype: what REAL is, float32 or float64.
+        dtype: of the activations. STORED is this, REAL what the kernels compute in: float for half precision.
         grid, block: blocks, and threads of a block.
         arguments: arrays; None for a null pointer; a Python int for an int, a float for a REAL, and NumPy's scalars for
             themselves.
@@ -45,7 +52,17 @@ def _argument(value: Any, dtype: np.dtype[Any]) -> Any:
         return np.intp(0)
     if isinstance(value, int):
         return np.int32(value)
-    return dtype.type(value) if isinstance(value, float) else value
+    return real(dtype).type(value) if isinstance(value, float) else value
+
+
+def real(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of sums, statistics and parameters beside activations of this dtype."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
+
+
+def in_real(array: Array | None) -> Any:
+    """A parameter as kernels take it."""
+    return None if array is None else array.astype(real(array.dtype), copy=False)
 
 
 def code(source: str) -> str:
@@ -54,9 +71,9 @@ def code(source: str) -> str:
 
 
 def options(dtype: str, **defines: int) -> tuple[str, ...]:
-    """The compiler's options for one dtype."""
-    real = {"float32": "float", "float64": "double"}[dtype]
-    return ("--std=c++17", f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines.items()))
+    """The compiler's options for one dtype of activations."""
+    stored, computed = _TYPES[dtype]
+    return ("--std=c++17", f"-DREAL={computed}", f"-DSTORED={stored}", *(f"-D{n}={v}" for n, v in defines.items()))
 
 
 @cache
@@ -102,13 +119,13 @@ def row_groups(rows: int) -> tuple[int, int]:
 
 
 def column_sums(x: Array) -> Array:
-    """(R, C) -> (C,): the sum over the rows, in a fixed order."""
+    """(R, C) -> (C,): the sum over the rows, in a fixed order; float32 for half precision."""
     rows, columns = x.shape
     if not x.size:
-        return cupy.zeros(columns, x.dtype)
+        return cupy.zeros(columns, real(x.dtype))
     groups, length = row_groups(rows)
     # an array of its own, not a view of one row: it may become a parameter's gradient without a copy
-    y = cupy.empty(columns if groups == 1 else (groups, columns), x.dtype)
+    y = cupy.empty(columns if groups == 1 else (groups, columns), real(x.dtype))
     grid = (-(-columns // 32), groups)
     launch("sums", "column_sums", x.dtype, grid, (32, 8), cupy.ascontiguousarray(x), y, rows, columns, length)
     return y if groups == 1 else column_sums(y)

@@ -5,33 +5,36 @@ from __future__ import annotations
 import cupy
 import numpy as np
 
-from minivit.fast.cupy.launch import column_sums, element_grid, launch
+from minivit.fast.cupy.launch import column_sums, element_grid, in_real, launch
 from minivit.fast.cupy.products import product
+from minivit.fast.half import in_dtype_of
 from minivit.functional.linear import rows
 from minivit.protocol import Array, Back, once
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Back]:
     """The formula, with the sum over rows by a kernel."""
-    y = _map(x, weight)
+    rounded = in_dtype_of(x, weight)
+    y = _map(x, rounded)
     if bias is not None:
-        y += bias
+        y += in_dtype_of(x, bias)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
-        return _gradients(dy, x, weight, bias)
+        return _gradients(dy, x, rounded, weight, bias)
 
     return y, vjp
 
 
 def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
     """Bias and GELU in one launch; the backward pass keeps the product and computes the slope again."""
-    hidden = _map(x, weight)
+    rounded = in_dtype_of(x, weight)
+    hidden = _map(x, rounded)
     y, back_gelu = bias_gelu(hidden, bias, approximate)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
-        return _gradients(back_gelu(dy), x, weight, bias)
+        return _gradients(back_gelu(dy), x, rounded, weight, bias)
 
     return y, vjp
 
@@ -44,7 +47,7 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
 def bias_gelu(hidden: Array, bias: Array | None, approximate: str) -> tuple[Array, Back]:
     """y = gelu(hidden + bias), and vjp(dy) -> dhidden; kernels/gelu.cu."""
     y, settings = cupy.empty_like(hidden), (np.int64(hidden.size), hidden.shape[-1] if hidden.ndim else 1)
-    exact = int(approximate == "tanh")
+    exact, bias = int(approximate == "tanh"), in_real(bias)
     grid, block = element_grid(hidden.size)
     launch("gelu", "bias_gelu_forward", hidden.dtype, grid, block, hidden, bias, y, *settings, exact)
 
@@ -72,8 +75,11 @@ def _map(x: Array, weight: Array) -> Array:
     return product(rows(x), weight.T).reshape(*x.shape[:-1], len(weight))
 
 
-def _gradients(dy: Array, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Array, Array | None]:
-    """dx, dweight and dbias of y = x W^T + b."""
+def _gradients(
+    dy: Array, x: Array, rounded: Array, weight: Array, bias: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """dx, dweight and dbias of y = x W^T + b, where W was rounded to the dtype of x."""
     flat = rows(dy)
-    dx = product(flat, weight).reshape(x.shape)
-    return dx, product(flat.T, rows(x)), None if bias is None else column_sums(flat)
+    dx = product(flat, rounded).reshape(x.shape)
+    dbias = None if bias is None else column_sums(flat).astype(bias.dtype, copy=False)
+    return dx, product(flat.T, rows(x), dtype=weight.dtype), dbias

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cupy
 
 from minivit import functional as F
-from minivit.fast.cupy.launch import column_sums, launch, row_groups, row_threads
+from minivit.fast.cupy.launch import column_sums, in_real, launch, real, row_groups, row_threads
 from minivit.functional.linear import rows
 from minivit.protocol import Array, Back, once
 
@@ -16,10 +16,11 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
         return F.layer_norm.plain(x, weight, bias, eps)
     flat, channels, dtype = cupy.ascontiguousarray(rows(x)), x.shape[-1], x.dtype
     count, threads = len(flat), row_threads(channels)
-    y, statistics = cupy.empty(x.shape, dtype), cupy.empty((count, 3), dtype)
-    limit = float(cupy.finfo(dtype).max) ** 0.5 / (4 * channels)  # of numbers whose squares can be summed
+    y, statistics = cupy.empty(x.shape, dtype), cupy.empty((count, 3), real(dtype))
+    gain, offset = in_real(weight), in_real(bias)
+    limit = float(cupy.finfo(real(dtype)).max) ** 0.5 / (4 * channels)  # of numbers whose squares can be summed
     launch(
-        "layer_norm", "layer_norm_forward", dtype, (count,), (threads,), flat, weight, bias, y, statistics, channels,
+        "layer_norm", "layer_norm_forward", dtype, (count,), (threads,), flat, gain, offset, y, statistics, channels,
         float(eps), limit,
     )  # fmt: skip
 
@@ -27,17 +28,18 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
         dx, flat_dy = cupy.empty(x.shape, dtype), cupy.ascontiguousarray(rows(dy))
         launch(
-            "layer_norm", "layer_norm_backward", dtype, (count,), (threads,), flat_dy, flat, weight, statistics, dx,
+            "layer_norm", "layer_norm_backward", dtype, (count,), (threads,), flat_dy, flat, gain, statistics, dx,
             channels,
         )  # fmt: skip
         if weight is None:
-            return dx, None, None if bias is None else column_sums(flat_dy)
+            return dx, None, None if bias is None else column_sums(flat_dy).astype(bias.dtype, copy=False)
         groups, length = row_groups(count)
-        parts = cupy.empty((2, groups, channels), dtype)
+        parts = cupy.empty((2, groups, channels), real(dtype))
         launch(
             "layer_norm", "layer_norm_weight_gradients", dtype, (-(-channels // 32), groups), (32, 8), flat_dy, flat,
             statistics, parts, count, channels, length,
         )  # fmt: skip
-        return dx, column_sums(parts[0]), None if bias is None else column_sums(parts[1])
+        dweight = column_sums(parts[0]).astype(weight.dtype, copy=False)
+        return dx, dweight, None if bias is None else column_sums(parts[1]).astype(bias.dtype, copy=False)
 
     return y, vjp

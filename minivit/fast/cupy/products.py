@@ -20,35 +20,41 @@ import cupy
 from minivit.fast.precision import current_precision
 from minivit.protocol import Array
 
-# cublasOperation_t, cudaDataType and cublasComputeType_t, as cublas_api.h and library_types.h number them;
-# the last by the level of minivit.matmul_precision
+# cublasOperation_t, cudaDataType and cublasComputeType_t, as cublas_api.h and library_types.h number them; the last of
+# float32 factors by the level of minivit.matmul_precision. Sums of half precision are float32
 _PLAIN, _TRANSPOSED = 0, 1
-_DATA = {"float32": 0, "float64": 1}
-_COMPUTE = {"highest": {"float32": 68, "float64": 70}, "high": {"float32": 77, "float64": 70},
-            "medium": {"float32": 75, "float64": 70}}  # fmt: skip
-_SCALAR: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
+_DATA = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+_FLOAT32, _FLOAT64 = 68, 70
+_LEVEL = {"highest": _FLOAT32, "high": 77, "medium": 75}
 _DEFAULT_ALGORITHM = -1
 _WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for Hopper, and more than older cards need
 
 _handles = threading.local()
 
 
-def product(a: Array, b: Array, scale: float = 1.0) -> Array:
-    """scale * a @ b, (..., N, K) (..., K, M) -> (..., N, M), for float32 and float64; transposed views cost no copy."""
+def product(a: Array, b: Array, scale: float = 1.0, dtype: Any = None) -> Array:
+    """scale * a @ b, (..., N, K) (..., K, M) -> (..., N, M); transposed views cost no copy.
+
+    Args:
+        a, b: both float64, float32, float16 or bfloat16.
+        dtype: of the result: that of the factors, the default, or float32 for factors of half precision.
+    """
     batch, n, k, m = _broadcast(a, b), a.shape[-2], a.shape[-1], b.shape[-1]
-    y = cupy.empty((*batch, n, m), a.dtype)
+    factors = a.dtype.name
+    y = cupy.empty((*batch, n, m), dtype or a.dtype)
     if y.size == 0 or k == 0:
         y[...] = 0
         return y
     (a, a_rows, a_transposed, a_step), (b, b_rows, b_transposed, b_step) = _layout(a, batch), _layout(b, batch)
-    scalar, data = _SCALAR[a.dtype.name], _DATA[a.dtype.name]
+    scalar: Any = ctypes.c_double if factors == "float64" else ctypes.c_float
+    compute = {"float32": _LEVEL[current_precision()], "float64": _FLOAT64}.get(factors, _FLOAT32)
     # cuBLAS counts columns first, and so sees every matrix here transposed: y^T = b^T a^T
     status = cublas().cublasGemmStridedBatchedEx(
         _handle(), _TRANSPOSED if b_transposed else _PLAIN, _TRANSPOSED if a_transposed else _PLAIN, m, n, k,
-        ctypes.byref(scalar(scale)), _address(b), data, b_rows, ctypes.c_longlong(b_step),
-        _address(a), data, a_rows, ctypes.c_longlong(a_step),
-        ctypes.byref(scalar(0)), _address(y), data, m, ctypes.c_longlong(n * m),
-        y.size // (n * m), _COMPUTE[current_precision()][a.dtype.name], _DEFAULT_ALGORITHM,
+        ctypes.byref(scalar(scale)), _address(b), _DATA[b.dtype.name], b_rows, ctypes.c_longlong(b_step),
+        _address(a), _DATA[factors], a_rows, ctypes.c_longlong(a_step),
+        ctypes.byref(scalar(0)), _address(y), _DATA[y.dtype.name], m, ctypes.c_longlong(n * m),
+        y.size // (n * m), compute, _DEFAULT_ALGORITHM,
     )  # fmt: skip
     _check(status, f"the product of {a.shape} and {b.shape}")
     return y

@@ -1,7 +1,41 @@
-// What the kernels share. The text stands before each of them; REAL is float or double.
+// What the kernels share. The text stands before each of them. REAL, float or double, is what they compute in; STORED is
+// what arrays of activations hold: REAL, or 16 bits (minivit/fast/half.py) that become a float when they are read.
 
 #define ALL_LANES 0xffffffffu
 #define INFINITE (REAL(1) / REAL(0))
+
+#ifndef float_to_half  // where the kernels run on a CPU, a header has it
+__device__ unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ float half_to_float(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+#endif
+
+// The upper half of a float, rounded to the nearest, of two to the even one; a NaN stays one.
+struct BFloat16 {
+    unsigned short bits;
+    BFloat16() = default;
+    __device__ BFloat16(float value) {
+        const unsigned word = __float_as_uint(value);
+        bits = value != value ? 0x7fff : (unsigned short)((word + 0x7fff + (word >> 16 & 1)) >> 16);
+    }
+    __device__ operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+
+// IEEE's format of 16 bits, which the processor converts.
+struct Float16 {
+    unsigned short bits;
+    Float16() = default;
+    __device__ Float16(float value) { bits = float_to_half(value); }
+    __device__ operator float() const { return half_to_float(bits); }
+};
 
 // The sum, or the largest, of a number over a warp or over each `width` lanes of it; every lane gets its own.
 __device__ REAL warp_sum(REAL value, int width = 32) {

@@ -20,23 +20,23 @@ __device__ REAL distribution(REAL z, int approximate, REAL* density) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    bias_gelu_forward(const REAL* h, const REAL* bias, REAL* y, long long count, int channels, int approximate) {
+    bias_gelu_forward(const STORED* h, const REAL* bias, STORED* y, long long count, int channels, int approximate) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
          i += (long long)gridDim.x * blockDim.x) {
-        const REAL z = h[i] + (bias ? bias[i % channels] : REAL(0));
+        const REAL z = REAL(h[i]) + (bias ? bias[i % channels] : REAL(0));
         REAL density;
-        y[i] = z * distribution(z, approximate, &density);
+        y[i] = STORED(z * distribution(z, approximate, &density));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    bias_gelu_backward(const REAL* dy, const REAL* h, const REAL* bias, REAL* dh, long long count, int channels,
+    bias_gelu_backward(const STORED* dy, const STORED* h, const REAL* bias, STORED* dh, long long count, int channels,
                        int approximate) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
          i += (long long)gridDim.x * blockDim.x) {
-        const REAL z = h[i] + (bias ? bias[i % channels] : REAL(0));
+        const REAL z = REAL(h[i]) + (bias ? bias[i % channels] : REAL(0));
         REAL density;
         const REAL below = distribution(z, approximate, &density);
-        dh[i] = dy[i] * (below + z * density);
+        dh[i] = STORED(REAL(dy[i]) * (below + z * density));
     }
 }

@@ -8,17 +8,19 @@
 // scaled where its squares would overflow. `statistics` keeps three numbers per row: the mean and rstd of the scaled
 // and shifted row, and the scale.
 
-__device__ REAL shifted(const REAL* row, int channel, REAL scale) { return row[channel] * scale - row[0] * scale; }
+__device__ REAL shifted(const STORED* row, int channel, REAL scale) {
+    return REAL(row[channel]) * scale - REAL(row[0]) * scale;
+}
 
 // One block per row.
-extern "C" __global__ void layer_norm_forward(const REAL* x, const REAL* weight, const REAL* bias, REAL* y,
+extern "C" __global__ void layer_norm_forward(const STORED* x, const REAL* weight, const REAL* bias, STORED* y,
                                               REAL* statistics, int channels, REAL eps, REAL limit) {
-    const REAL* row = x + (long long)blockIdx.x * channels;
-    REAL* out = y + (long long)blockIdx.x * channels;
+    const STORED* row = x + (long long)blockIdx.x * channels;
+    STORED* out = y + (long long)blockIdx.x * channels;
 
     REAL size = 0;
     for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-        size = max(size, REAL(fabs(row[c])));
+        size = max(size, REAL(fabs(REAL(row[c]))));
     }
     size = block_max(size);
     const REAL scale = size > limit ? limit / size : REAL(1);
@@ -38,7 +40,7 @@ extern "C" __global__ void layer_norm_forward(const REAL* x, const REAL* weight,
 
     for (int c = threadIdx.x; c < channels; c += blockDim.x) {
         const REAL xhat = (shifted(row, c, scale) - mean) * rstd;
-        out[c] = xhat * (weight ? weight[c] : REAL(1)) + (bias ? bias[c] : REAL(0));
+        out[c] = STORED(xhat * (weight ? weight[c] : REAL(1)) + (bias ? bias[c] : REAL(0)));
     }
     if (threadIdx.x == 0) {
         statistics[3 * blockIdx.x] = mean;
@@ -48,16 +50,16 @@ extern "C" __global__ void layer_norm_forward(const REAL* x, const REAL* weight,
 }
 
 // One block per row.
-extern "C" __global__ void layer_norm_backward(const REAL* dy, const REAL* x, const REAL* weight, const REAL* statistics,
-                                               REAL* dx, int channels) {
+extern "C" __global__ void layer_norm_backward(const STORED* dy, const STORED* x, const REAL* weight,
+                                               const REAL* statistics, STORED* dx, int channels) {
     const long long start = (long long)blockIdx.x * channels;
-    const REAL *row = x + start, *given = dy + start;
+    const STORED *row = x + start, *given = dy + start;
     const REAL mean = statistics[3 * blockIdx.x], rstd = statistics[3 * blockIdx.x + 1];
     const REAL scale = statistics[3 * blockIdx.x + 2];
 
     REAL total = 0, along = 0;
     for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-        const REAL dxhat = given[c] * (weight ? weight[c] : REAL(1));
+        const REAL dxhat = REAL(given[c]) * (weight ? weight[c] : REAL(1));
         total += dxhat;
         along += dxhat * ((shifted(row, c, scale) - mean) * rstd);
     }
@@ -66,16 +68,16 @@ extern "C" __global__ void layer_norm_backward(const REAL* dy, const REAL* x, co
 
     for (int c = threadIdx.x; c < channels; c += blockDim.x) {
         const REAL xhat = (shifted(row, c, scale) - mean) * rstd;
-        const REAL dxhat = given[c] * (weight ? weight[c] : REAL(1));
+        const REAL dxhat = REAL(given[c]) * (weight ? weight[c] : REAL(1));
         // the scale last: rstd * scale may be subnormal, which a GPU takes for 0
-        dx[start + c] = rstd * (dxhat - by_mean - xhat * by_std) * scale;
+        dx[start + c] = STORED(rstd * (dxhat - by_mean - xhat * by_std) * scale);
     }
 }
 
 // The rows' parts of dweight and dbias, group by group of rows as in column_sums: y is (2, groups, channels).
 extern "C" __global__ void __launch_bounds__(256)
-    layer_norm_weight_gradients(const REAL* dy, const REAL* x, const REAL* statistics, REAL* y, int rows, int channels,
-                                int group) {
+    layer_norm_weight_gradients(const STORED* dy, const STORED* x, const REAL* statistics, REAL* y, int rows,
+                                int channels, int group) {
     __shared__ REAL parts[2][8][32];
     const int c = blockIdx.x * 32 + threadIdx.x;
     const int first = blockIdx.y * group, stop = min(first + group, rows);
@@ -84,8 +86,8 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int r = first + int(threadIdx.y); r < stop; r += 8) {
             const long long start = (long long)r * channels;
             const REAL xhat = (shifted(x + start, c, statistics[3 * r + 2]) - statistics[3 * r]) * statistics[3 * r + 1];
-            dweight += dy[start + c] * xhat;
-            dbias += dy[start + c];
+            dweight += REAL(dy[start + c]) * xhat;
+            dbias += REAL(dy[start + c]);
         }
     }
     parts[0][threadIdx.y][threadIdx.x] = dweight;

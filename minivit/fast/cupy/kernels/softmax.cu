@@ -19,45 +19,51 @@ __device__ REAL score(const REAL* x, const bool* mask, const REAL* bias, int c, 
     return z + (mask && !mask[c * mask_step] ? mask_value : REAL(0));
 }
 
-// One block per row.
-extern "C" __global__ void softmax_forward(const REAL* x, const bool* mask, const REAL* bias, REAL* y,
-                                           const long long* layout, int inner, int heads, int queries, int count,
-                                           REAL scale, REAL mask_value) {
-    const long long row = blockIdx.x;
+// One warp per row. A score is computed again where it is needed again: that takes less time than writing and reading it.
+extern "C" __global__ void __launch_bounds__(128)
+    softmax_forward(const REAL* x, const bool* mask, const REAL* bias, STORED* y, const long long* layout, int inner,
+                    int heads, int queries, int count, long long rows, REAL scale, REAL mask_value) {
+    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= rows) {
+        return;
+    }
     const REAL* in = x + row * count;
-    REAL* out = y + row * count;
+    STORED* out = y + row * count;
     const bool* allowed = mask ? mask + row_start(row, inner, heads, queries, layout) : mask;
     const REAL* added = bias ? bias + row_start(row, inner, heads, queries, layout + 5) : bias;
 
     REAL top = -INFINITE;
-    for (int c = threadIdx.x; c < count; c += blockDim.x) {
-        const REAL z = score(in, allowed, added, c, layout[4], layout[9], scale, mask_value);
-        out[c] = z;
-        top = max(top, z);
+    for (int c = threadIdx.x; c < count; c += 32) {
+        top = max(top, score(in, allowed, added, c, layout[4], layout[9], scale, mask_value));
     }
-    top = block_max(top);
+    top = warp_max(top);
     top = top == -INFINITE ? REAL(0) : top;
 
     REAL total = 0;
-    for (int c = threadIdx.x; c < count; c += blockDim.x) {  // each thread reads what it wrote itself
-        out[c] = exp(out[c] - top);
-        total += out[c];
+    for (int c = threadIdx.x; c < count; c += 32) {
+        total += exp(score(in, allowed, added, c, layout[4], layout[9], scale, mask_value) - top);
     }
-    total = block_sum(total);
-    for (int c = threadIdx.x; c < count; c += blockDim.x) {
-        out[c] = total == 0 ? REAL(0) : out[c] / total;
+    total = warp_sum(total);
+    const REAL share = total == 0 ? REAL(0) : 1 / total;
+    for (int c = threadIdx.x; c < count; c += 32) {
+        out[c] = STORED(exp(score(in, allowed, added, c, layout[4], layout[9], scale, mask_value) - top) * share);
     }
 }
 
-// One block per row; dx may be dy.
-extern "C" __global__ void softmax_backward(const REAL* dy, const REAL* y, REAL* dx, int count) {
-    const long long start = (long long)blockIdx.x * count;
-    REAL along = 0;
-    for (int c = threadIdx.x; c < count; c += blockDim.x) {
-        along += dy[start + c] * y[start + c];
+// One warp per row; dx may be dy where both have one type.
+extern "C" __global__ void __launch_bounds__(128)
+    softmax_backward(const REAL* dy, const STORED* y, STORED* dx, int count, long long rows) {
+    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= rows) {
+        return;
     }
-    along = block_sum(along);
-    for (int c = threadIdx.x; c < count; c += blockDim.x) {
-        dx[start + c] = y[start + c] * (dy[start + c] - along);
+    const long long start = row * count;
+    REAL along = 0;
+    for (int c = threadIdx.x; c < count; c += 32) {
+        along += dy[start + c] * REAL(y[start + c]);
+    }
+    along = warp_sum(along);
+    for (int c = threadIdx.x; c < count; c += 32) {
+        dx[start + c] = STORED(REAL(y[start + c]) * (dy[start + c] - along));
     }
 }

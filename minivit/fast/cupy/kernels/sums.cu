@@ -3,14 +3,15 @@
 // A block has 32 columns and 8 rows of threads. The rows of x are cut into gridDim.y groups of `group` rows, and each
 // group has a row of its own in y; where there are several, a second launch adds those.
 
-extern "C" __global__ void __launch_bounds__(256) column_sums(const REAL* x, REAL* y, int rows, int columns, int group) {
+extern "C" __global__ void __launch_bounds__(256) column_sums(const STORED* x, REAL* y, int rows, int columns,
+                                                                   int group) {
     __shared__ REAL parts[8][32];
     const int column = blockIdx.x * 32 + threadIdx.x;
     const int first = blockIdx.y * group, stop = min(first + group, rows);
     REAL total = 0;
     if (column < columns) {
         for (int row = first + int(threadIdx.y); row < stop; row += 8) {
-            total += x[(long long)row * columns + column];
+            total += REAL(x[(long long)row * columns + column]);
         }
     }
     parts[threadIdx.y][threadIdx.x] = total;
