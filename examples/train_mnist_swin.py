@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from math import isfinite
 
 import minivit
 from minivit import data, optim
@@ -40,12 +41,12 @@ def main(args: argparse.Namespace) -> None:
     opt = ranks.optimizer(opt)  # each rank updates its share of the parameters
     average = optim.ModelEma(model, preset.ema)
     criterion = CountingLoss()
-    step = ranks.data_parallel(model, opt, 1 if args.device == "gpu" else args.threads, criterion)
+    step = ranks.data_parallel(model, opt, args.threads, criterion, args.precision)
 
     # Training, from the first epoch or from the position of a resumed run.
-    settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
+    settings = {**asdict(preset), **command_line.settings(args), "data": fingerprint(images, labels)}
     count = data.num_batches(len(images), preset.batch_size)
-    parts = {"model": model, "optimizer": opt, "average": average}
+    parts = {"model": model, "optimizer": opt, "average": average, **step.saved_parts()}
     run = Run(args.out, settings, parts, resume=args.resume, ranks=ranks)
     total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
     for epoch in run.epochs(preset.epochs):
@@ -60,7 +61,8 @@ def main(args: argparse.Namespace) -> None:
             opt.zero_grad()
             loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)
             norm = ranks.clip_grad_norm(opt.params, 1.0)
-            opt.step()
+            if isfinite(norm):  # else clip_grad_norm has cleared the gradients
+                opt.step()
 
             average.update()
             run.log(loss, criterion.take_correct(), len(x), norm)

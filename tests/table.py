@@ -244,6 +244,15 @@ FUNCTIONS = [
     Case("sigmoid", "BND", F.sigmoid),
     Case("normalize", "BND", F.normalize, fixed={"D": 3}),
     Case("normalize_short", "BND", lambda x: F.normalize(x, 50.0), fixed={"D": 3}),
+    Case(
+        "shifted_windows", "BabD", lambda x: F.shifted_windows(x, (2, 3), (1, 2), (4, 6)), fixed={"a": 3, "b": 6},
+        empty="B",
+    ),
+    Case(
+        "shifted_windows_reverse", "WabD",
+        lambda x: F.shifted_windows_reverse(x, (2, 3), (1, 0), (4, 6), (3, 6), pad_first=False),
+        fixed={"W": 8, "a": 2, "b": 3}, empty="",
+    ),
     Case("window_partition", "BabD", lambda x: F.window_partition(x, (2, 3)), fixed={"a": 4, "b": 6}, empty="B"),
     Case(
         "window_reverse", "WabD", lambda x: F.window_reverse(x, (2, 3), 4, 3), fixed={"W": 4, "a": 2, "b": 3}, empty=""

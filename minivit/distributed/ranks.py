@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from minivit import functional as F
+from minivit.device import array_module
 from minivit.distributed.messages import Messages
 from minivit.distributed.optimizer import SegmentedOptimizer
 from minivit.distributed.step import ShardedStep
@@ -32,7 +33,7 @@ from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import usable_cores
 from minivit.nn.layer import Layer
 from minivit.optim import Optimizer, Params, clip_grad_norm
-from minivit.parallel import DataParallel, Loss
+from minivit.parallel import CapturedStep, DataParallel, Loss
 from minivit.protocol import Array
 
 
@@ -54,18 +55,33 @@ class Ranks(Messages):
         return opt
 
     def data_parallel(
-        self, model: Layer, opt: Any, threads: int | None = None, loss: Loss = F.softmax_cross_entropy
-    ) -> DataParallel:
-        """The forward and backward pass of a batch, whose shards the ranks divide.
+        self,
+        model: Layer,
+        opt: Any,
+        threads: int | None = None,
+        loss: Loss = F.softmax_cross_entropy,
+        precision: str = "float32",
+    ) -> Any:
+        """The forward and backward pass of a batch, whose shards the ranks divide; on a GPU a `CapturedStep`.
 
         Args:
             model: the model.
             opt: what `optimizer` returned; gradients of parameters that it does not have are dropped.
             threads: of this rank.
             loss: see `DataParallel`.
+            precision: of activations on a GPU; see `CapturedStep`.
+
+        Raises:
+            ValueError: another precision than float32 on the CPU, or for a model with running statistics.
         """
+        on_gpu = any(array_module(param.data) is not np for param in model.parameters().values())
+        if on_gpu and self.shards is None and len(model.state()) == len(model.parameters()):
+            return CapturedStep(model, loss, precision)
+        if precision != "float32":
+            where = "a model with BatchNorm is" if on_gpu else "on a CPU models are"
+            raise ValueError(f"precision={precision!r}: {where} trained in float32")
         if self.shards is None:
-            return DataParallel(model, threads, loss=loss)
+            return DataParallel(model, 1 if on_gpu else threads, 1 if on_gpu else None, loss)
         return ShardedStep(self, model, opt, self.threads(threads), loss)
 
     def clip_grad_norm(self, params: Params, max_norm: float) -> float:

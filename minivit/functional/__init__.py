@@ -90,6 +90,8 @@ resize_images = accelerated(_resize.resize_images)
 crop = accelerated(_windows.crop, any_dtype=True)
 pad = accelerated(_windows.pad, any_dtype=True)
 roll = accelerated(_windows.roll, any_dtype=True)
+shifted_windows = accelerated(_windows.shifted_windows, any_dtype=True)
+shifted_windows_reverse = accelerated(_windows.shifted_windows_reverse, any_dtype=True)
 window_partition = accelerated(_windows.window_partition, any_dtype=True)
 window_reverse = accelerated(_windows.window_reverse, any_dtype=True)
 
@@ -132,6 +134,8 @@ __all__ = [
     "self_attention",
     "shift_mask",
     "shift_regions",
+    "shifted_windows",
+    "shifted_windows_reverse",
     "sigmoid",
     "softmax",
     "softmax_cross_entropy",

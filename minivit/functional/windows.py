@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from minivit.device import array_module
-from minivit.protocol import Array, Back, permutation
+from minivit.protocol import Array, Back, compose, permutation
 from minivit.sizes import Size, pair
 
 
@@ -87,6 +87,52 @@ def check_crop(x: Array, size: Size, axis: Size = (1, 2)) -> None:
     start = _axis_lengths("crop", x, axis)
     if not (0 <= size[0] <= start[0] and 0 <= size[1] <= start[1]):
         raise ValueError(f"crop: size {size} must lie between 0 and the map's {start}")
+
+
+# --- all moves of one block together ---------------------------------------------------------------------------------
+
+
+def shifted_windows(
+    x: Array, window_size: int | Size, shift: Size, size: Size, pad_first: bool = True
+) -> tuple[Array, Back]:
+    """(B, H, W, C) -> (B nW, Mh, Mw, C): the map padded to `size`, rolled up and left by `shift`, and partitioned.
+
+    Args:
+        window_size: Mh x Mw, which divides `size`.
+        shift: (sh, sw), each from 0 to below the window.
+        size: H' x W' of the padded map.
+        pad_first: pad, then roll; False: roll, then pad.
+
+    Raises:
+        ValueError: if the window does not divide `size`, or `size` is smaller than the map.
+    """
+    window = pair(window_size)
+    steps = [lambda a: pad(a, size), lambda a: roll(a, (-shift[0], -shift[1]))]
+    return compose(x, *(steps if pad_first else steps[::-1]), lambda a: window_partition(a, window))
+
+
+def check_shifted_windows(x: Array, window_size: int | Size, shift: Size, size: Size, pad_first: bool = True) -> None:
+    _check_map("shifted_windows", x)
+    check_pad(x, size)
+    _check_shift("shifted_windows", size, pair(window_size), shift)
+
+
+def shifted_windows_reverse(
+    windows: Array, window_size: int | Size, shift: Size, size: Size, real: Size, pad_first: bool = True
+) -> tuple[Array, Back]:
+    """(B nW, Mh, Mw, C) -> (B, H, W, C): the inverse of `shifted_windows`, for a map of height and width `real`."""
+    window = pair(window_size)
+    steps = [lambda a: roll(a, shift), lambda a: crop(a, real)]
+    return compose(windows, lambda a: window_reverse(a, window, *size), *(steps if pad_first else steps[::-1]))
+
+
+def check_shifted_windows_reverse(
+    windows: Array, window_size: int | Size, shift: Size, size: Size, real: Size, pad_first: bool = True
+) -> None:
+    check_window_reverse(windows, window_size, *size)
+    _check_shift("shifted_windows_reverse", size, pair(window_size), shift)
+    if not (0 < real[0] <= size[0] and 0 < real[1] <= size[1]):
+        raise ValueError(f"shifted_windows_reverse: the map's {real} must lie between 1 and the padded {size}")
 
 
 # --- which pixels of a window attend to each other -------------------------------------------------------------------
@@ -189,6 +235,12 @@ def _first(ndim: int, size: Size, axis: Size) -> tuple[slice, ...]:
     index = [slice(None)] * ndim
     index[axis[0]], index[axis[1]] = slice(size[0]), slice(size[1])
     return tuple(index)
+
+
+def _check_shift(name: str, size: Size, window: Size, shift: Size) -> None:
+    _check_window(size, window)
+    if not all(0 <= step < side for step, side in zip(shift, window)):
+        raise ValueError(f"{name}: shift {shift} must lie from 0 to below the window {window}")
 
 
 def _check_map(name: str, x: Array) -> None:

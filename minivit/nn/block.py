@@ -6,12 +6,21 @@ With attention over all tokens this is ViT's block; with attention in shifted wi
 from __future__ import annotations
 
 from minivit import functional as F
+from minivit.fast.dispatch import accelerated
 from minivit.nn.attention import Attention
 from minivit.nn.basic import LayerNorm
 from minivit.nn.layer import Layer
 from minivit.nn.mlp import Mlp
 from minivit.nn.window_attention import ShiftedWindows
 from minivit.protocol import Array, Back, Rng, compose, once
+
+
+def sum_of_two(a: Array, b: Array) -> Array:
+    """a + b, of one shape: a residual connection forward, the two parts of its gradient backward."""
+    return a + b
+
+
+add = accelerated(sum_of_two, any_dtype=True)
 
 
 class Block(Layer):
@@ -44,18 +53,18 @@ class Block(Layer):
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         attended, back_attn = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
         shortcut, back_shortcut = F.crop(x, attended.shape[1:3])  # all tokens, or the first n
-        middle = shortcut + attended
+        middle = add(shortcut, attended)
         del attended  # before the activations of the MLP are made
         transformed, back_mlp = self._branch(self.norm2, self.mlp, middle, rng)
 
         @once
         def back(dy: Array) -> Array:
             # y = middle + transformed(middle)
-            dmiddle = dy + back_mlp(dy)
+            dmiddle = add(dy, back_mlp(dy))
             # middle = shortcut(x) + attended(x)
-            return back_shortcut(dmiddle) + back_attn(dmiddle)
+            return add(back_shortcut(dmiddle), back_attn(dmiddle))
 
-        return middle + transformed, back
+        return add(middle, transformed), back
 
     def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Rng) -> tuple[Array, Back]:
         """drop_path(layer(norm(x))), or drop_path(norm(layer(x)))."""

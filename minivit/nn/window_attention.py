@@ -253,17 +253,12 @@ class ShiftedWindows(Layer):
         window, shift, size = self.plan(*real)
         mask = F.shift_mask(size, window, shift, real if self.mask_padding else None)  # (nW, N, N) or None
         mask = None if mask is None else constant(mask, x)
-        shifted = [lambda a: F.pad(a, size), lambda a: F.roll(a, (-shift[0], -shift[1]))]
-        restored = [lambda a: F.roll(a, shift), lambda a: F.crop(a, real)]
-        if not self.pad_first:
-            shifted, restored = shifted[::-1], restored[::-1]
+        how = (window, shift, size)
         return compose(
             x,
-            *shifted,  # (B, H', W', D)
-            lambda a: F.window_partition(a, window),  # (B nW, Mh, Mw, D)
+            lambda a: F.shifted_windows(a, *how, self.pad_first),  # (B nW, Mh, Mw, D)
             lambda a: self.attention(a, rng, mask=mask),
-            lambda a: F.window_reverse(a, window, *size),  # (B, H', W', D)
-            *restored,  # (B, H, W, D)
+            lambda a: F.shifted_windows_reverse(a, *how, real, self.pad_first),  # (B, H, W, D)
         )
 
 

@@ -15,12 +15,14 @@ from minivit.optim.average import ModelEma
 from minivit.optim.base import Optimizer, Params
 from minivit.optim.groups import layer_decay, matching, no_decay, parameter_count
 from minivit.optim.optimizers import SGD, AdamW
+from minivit.optim.scale import LossScale
 from minivit.optim.schedule import clip_grad_norm, warmup_cosine
 from minivit.renamed import old_names
 
 __all__ = [
     "SGD",
     "AdamW",
+    "LossScale",
     "ModelEma",
     "Optimizer",
     "Params",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from minivit import functional as F
 from minivit.device import array_module
+from minivit.fast.half import activation_dtype
 from minivit.fast.precision import current_precision
 from minivit.nn.layer import Layer, check_layer
 from minivit.nn.parameter import Parameter
+from minivit.optim import LossScale, together
 from minivit.parallel.data_parallel import Loss, checked_batch
 from minivit.protocol import Array, Rng
 from minivit.random import split_generator
@@ -33,16 +36,26 @@ class CapturedStep:
 
     Args:
         model: on a GPU, without running statistics (BatchNorm).
-        loss: `loss(logits, targets, **options) -> loss, back`; it is given targets (B, K), never class numbers.
+        loss: `loss(logits, targets, **options) -> loss, back`; it is given targets (B, K), never class numbers. A
+            `train.CountingLoss` is told how many predictions were correct.
+        precision: of activations, "float32", "bfloat16" or "float16"; see minivit/fast/half.py.
+
+    Attributes:
+        scale: the `optim.LossScale` in float16, else None.
 
     Raises:
-        ValueError: for a model on the CPU, or with running statistics.
+        ValueError: for a model on the CPU, or with running statistics, or another precision.
+        RuntimeError: for bfloat16 without the package ml_dtypes.
     """
 
-    def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy) -> None:
+    threads = 1  # of the host
+
+    def __init__(self, model: Layer, loss: Loss = F.softmax_cross_entropy, precision: str = "float32") -> None:
         check_layer("CapturedStep", model)
         self.model: Any = model
-        self.loss = loss
+        self.loss: Any = loss
+        self.dtype = activation_dtype(precision)
+        self.scale = LossScale() if precision == "float16" else None
         self._graphs: dict[Any, Any] = {}
         self._parts: list[Layer] = []
         self._params: list[Parameter] = []
@@ -50,7 +63,8 @@ class CapturedStep:
         self._renew()
 
     def __repr__(self) -> str:
-        return f"CapturedStep({type(self.model).__name__}, graphs={len(self._graphs)})"
+        precision = "" if self.dtype == np.float32 else f", precision={self.dtype.name!r}"
+        return f"CapturedStep({type(self.model).__name__}{precision}, graphs={len(self._graphs)})"
 
     def loss_and_grad(
         self, images: Array, labels: Array, rng: Rng = None, *, dloss: float = 1.0, **loss_options: Any
@@ -73,30 +87,43 @@ class CapturedStep:
         """
         checked_batch(self.model, images, labels)
         self._renew()
-        targets = self._targets(labels)
-        key = (
-            current_precision(),
-            images.shape,
-            targets.shape,
-            rng is None,
-            dloss,
-            tuple(sorted(loss_options.items())),
-        )
+        inputs: tuple[Array, ...] = (images, self._targets(labels))
+        if self.scale is not None:
+            inputs += (np.array(dloss * self.scale.value, np.float32),)
+        options = tuple(sorted(loss_options.items()))
+        key = (current_precision(), *(array.shape for array in inputs), rng is None, dloss, options)
         (generator,) = split_generator(rng, 1)
         if key not in self._graphs:
             while len(self._graphs) >= _MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = self._record(images, targets, rng is not None, dloss, loss_options)
+            self._graphs[key] = self._record(inputs, rng is not None, dloss, loss_options)
         graph = self._graphs[key]
-        _, grads = graph.outputs
+        _, _, grads = graph.outputs
         for param, grad in zip(self._params, grads):
             if param.grad is grad and grad is not None:  # the launch writes into its memory
                 param.grad = grad.copy()
-        loss, _ = graph.launch((images, targets), generator)
+        loss, correct, _ = graph.launch(inputs, generator)
+        if self.scale is not None:
+            self._unscale(self.scale, [grad for grad in grads if grad is not None])
         for param, grad in zip(self._params, grads):
             if grad is not None:
                 param.accumulate(grad, fresh=True)
+        if hasattr(self.loss, "add_correct"):
+            self.loss.add_correct(int(correct))
         return loss
+
+    def predict(self, images: Array, batch_size: int = 256) -> Array:
+        """The logits (B, K): `model.predict` in this step's precision, on parts of at most `batch_size` images."""
+        return self.model.predict(images.astype(self.dtype, copy=False), batch_size)
+
+    def saved_parts(self) -> dict[str, Any]:
+        """What a run must save beside the model, to continue with the same bits: the scale of float16, by name."""
+        return {} if self.scale is None else {"scale": self.scale}
+
+    def _unscale(self, scale: LossScale, grads: list[Array]) -> None:
+        """Divide the gradients by the scale, and adapt it; this waits for the GPU."""
+        together.scale(*grads, factor=1 / scale.value)
+        scale.update(isfinite(float(together.squared_norm(*grads))))
 
     def _renew(self) -> None:
         """Forget the graphs of a model that has got other layers, parameters or weights: they have the old addresses.
@@ -123,22 +150,24 @@ class CapturedStep:
         """Bytes of GPU memory that the recorded steps hold: activations, gradients and inputs."""
         return sum(graph.memory() for graph in self._graphs.values())
 
-    def _record(self, images: Array, targets: Array, noise: bool, dloss: float, options: dict[str, Any]) -> Any:
+    def _record(self, inputs: tuple[Array, ...], noise: bool, dloss: float, options: dict[str, Any]) -> Any:
         from minivit.fast.cupy.capture import Draws, Graph
 
         draws: Any = Draws() if noise else None
         replica: Any = self.model.replica()
         params = list(replica.parameters().values())
+        loss_function = getattr(self.loss, "uncounted", self.loss)
 
-        def run(images: Array, targets: Array) -> tuple[Array, list[Array | None]]:
+        def run(images: Array, targets: Array, scaled: Any = dloss) -> tuple[Array, Array, list[Array | None]]:
             for param in params:
                 param.grad = None
-            logits, back = replica(images, draws)
-            loss, back_loss = self.loss(logits, targets, **options)
-            back(back_loss(dloss))
-            return loss, [param.grad for param in params]
+            logits, back = replica(images.astype(self.dtype, copy=False), draws)
+            loss, back_loss = loss_function(logits, targets, **options)
+            correct = (logits.argmax(axis=1) == targets.argmax(axis=1)).sum()
+            back(back_loss(scaled))
+            return loss, correct, [param.grad for param in params]
 
-        return Graph(run, (images, targets), draws)
+        return Graph(run, inputs, draws)
 
     def _targets(self, labels: Array) -> Array:
         """(B, K): class numbers as distributions, checked here, because the graph cannot check them."""

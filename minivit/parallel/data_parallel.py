@@ -192,6 +192,10 @@ class DataParallel:
         with at_most(self.threads):
             return self.model.predict(images, batch_size)
 
+    def saved_parts(self) -> dict[str, Any]:
+        """What a run must save beside the model, to continue with the same bits: nothing."""
+        return {}
+
 
 def checked_batch(model: Any, images: Array, labels: Array) -> int:
     """The number of images, after checking images and labels."""

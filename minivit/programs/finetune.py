@@ -112,7 +112,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"data: {task.source}; {len(task.learn.labels):,} training images, {len(task.held_out.labels):,} held out")
     print(f"classes: {', '.join(task.classes[:20])}{' ...' if len(task.classes) > 20 else ''}")
     print(overview(model, recipe, frozen))
-    options = {"frozen": frozen, "seed": args.seed, "threads": args.threads, "device": args.device}
+    options = {"frozen": frozen, "seed": args.seed, "threads": args.threads, "device": args.device,
+               "precision": args.precision}  # fmt: skip
     outcome = fine_tune(model, task, recipe, args.out, resume=args.resume, ranks=ranks, **options)
     if not ranks.first:  # one rank writes
         return

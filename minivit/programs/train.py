@@ -46,9 +46,9 @@ def main(args: argparse.Namespace) -> None:
     opt = optim.AdamW(model.parameters(), preset.lr, weight_decay=preset.weight_decay, no_decay=optim.no_decay(model))
     opt = ranks.optimizer(opt)
     average = optim.ModelEma(model, preset.ema)
-    step = ranks.data_parallel(model, opt, 1 if args.device == "gpu" else args.threads, CountingLoss())
-    settings = {**asdict(preset), "seed": args.seed, "data": fingerprint(images, labels)}
-    parts = {"model": model, "optimizer": opt, "average": average}
+    step = ranks.data_parallel(model, opt, args.threads, CountingLoss(), args.precision)
+    settings = {**asdict(preset), **command_line.settings(args), "data": fingerprint(images, labels)}
+    parts = {"model": model, "optimizer": opt, "average": average, **step.saved_parts()}
     run = Run(args.out, settings, parts, resume=args.resume, ranks=ranks)
 
     def batches(epoch: int, start: int) -> Batches:

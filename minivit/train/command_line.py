@@ -12,6 +12,7 @@ from typing import Any
 
 from minivit import distributed
 from minivit.device import check_device
+from minivit.fast.half import PRECISIONS
 from minivit.io.text import printable
 from minivit.train.console import Console, flush_or_discard
 from minivit.train.folder import load_checkpoint, resumable
@@ -96,6 +97,7 @@ def add_options(
         "(default: as the threads need; under mpiexec 8)",
     )
     add_device(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of activations, with --device gpu")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help=f"{limit} (default: all)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
 
@@ -156,6 +158,11 @@ def mnist_options(description: str | None, presets: Mapping[str, Mapping[str, ob
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The named options that were given a value."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that a resumed run must have again, beside its preset."""
+    return {"seed": args.seed} | ({} if args.precision == "float32" else {"precision": args.precision})
 
 
 # what a program's user can do something about; anything else is a fault of the program

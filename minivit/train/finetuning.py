@@ -104,7 +104,7 @@ class PartlyFrozen(Layer):
     """
 
     def __init__(self, model: Model, frozen: Collection[str]) -> None:
-        self.model = model
+        self.model, self.num_classes = model, model.num_classes
         learning = {id(param) for name, param in model.parameters().items() if name not in frozen}
         stages = [stage for _, stage in model.leaves()]
         learns = [any(id(param) in learning for param in stage.parameters().values()) for stage in stages]
@@ -150,6 +150,7 @@ def fine_tune(
     seed: int = 0,
     threads: int | None = None,
     device: str = "cpu",
+    precision: str = "float32",
     resume: bool = False,
     quiet: bool = False,
     ranks: Ranks | None = None,
@@ -165,6 +166,7 @@ def fine_tune(
         seed: of the order of the images, and of noise.
         threads: see `DataParallel`.
         device: "cpu" or "gpu".
+        precision: of activations on a GPU; see `CapturedStep`.
         resume: continue from the checkpoint in `out`.
         quiet: print nothing.
         ranks: the processes that share the work, each of which makes this call.
@@ -185,7 +187,7 @@ def fine_tune(
     to_device(model, device)
     ranks = Ranks() if ranks is None else ranks
     opt = ranks.optimizer(optimizer(model, recipe, frozen, threads))
-    step = ranks.data_parallel(learner, opt, 1 if device == "gpu" else threads, CountingLoss())
+    step = ranks.data_parallel(learner, opt, threads, CountingLoss(), precision)
     lr = opt.lr
     best = Best(model, recipe.keep)
     settings = {
@@ -196,7 +198,9 @@ def fine_tune(
         "data": task.fingerprint,
         "weights": fingerprint(*(to_numpy(array) for array in best.weights.values())),
     }
-    parts = {"model": model, "optimizer": opt, "best": best}
+    if precision != "float32":
+        settings["precision"] = precision
+    parts = {"model": model, "optimizer": opt, "best": best, **step.saved_parts()}
     run = Run(out, settings, parts, resume=resume, every=60, quiet=quiet, ranks=ranks)
 
     def score_of(part: Part) -> float:

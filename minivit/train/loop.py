@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import isfinite
 from typing import Any, Protocol, TypeAlias
 
 from minivit import nn, optim
 from minivit.device import to_device
 from minivit.distributed import Ranks
-from minivit.parallel import DataParallel
+from minivit.parallel import CapturedStep, DataParallel
 from minivit.protocol import Array
 from minivit.train.metrics import CountingLoss
 from minivit.train.run import noise_generator
@@ -26,14 +27,14 @@ class TrainingRun(Protocol):
 
     def batches(self, batches: Batches, count: int) -> Iterator[tuple[Array, Array]]: ...
 
-    def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None: ...
+    def log(self, loss: Any, correct: int, images: int, gradient_norm: float = 0.0) -> None: ...
 
     def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None: ...
 
 
 def fit(
     run: TrainingRun,
-    step: DataParallel,
+    step: DataParallel | CapturedStep,
     opt: Any,
     batches: Callable[[int, int], Batches],
     evaluate: Callable[[], float],
@@ -85,7 +86,8 @@ def fit(
             opt.zero_grad()
             loss = step.loss_and_grad(to_device(x, device), y, rng, label_smoothing=label_smoothing)
             norm = ranks.clip_grad_norm(opt.params, 1.0)
-            opt.step()
+            if isfinite(norm):  # else clip_grad_norm has cleared the gradients, and the step changes nothing
+                opt.step()
             for param in frozen:
                 param.grad = None  # opt.zero_grad() clears only the optimizer's parameters
             if has_statistics:

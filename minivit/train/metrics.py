@@ -14,7 +14,13 @@ from minivit.protocol import Array, Back
 
 
 class CountingLoss:
-    """softmax_cross_entropy that also counts correct predictions; several threads may call it concurrently."""
+    """softmax_cross_entropy that also counts correct predictions; several threads may call it concurrently.
+
+    Attributes:
+        uncounted: the loss alone, for `CapturedStep`, which counts on the GPU: a graph cannot look at the predictions.
+    """
+
+    uncounted = staticmethod(F.softmax_cross_entropy)
 
     def __init__(self) -> None:
         self._lock = Lock()

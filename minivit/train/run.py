@@ -180,8 +180,14 @@ class Run:
         self._interrupt.asked, due = self.ranks.most(self._interrupt.asked, is_due)
         return bool(due)
 
-    def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None:
-        """Record one batch: its mean loss, how many of its images were classified correctly, and its gradient's norm.
+    def log(self, loss: Any, correct: int, images: int, gradient_norm: float = 0.0) -> None:
+        """Record one batch.
+
+        Args:
+            loss: its mean loss, a number or an array of shape () on any device.
+            correct: how many of its images were classified correctly.
+            images: their number.
+            gradient_norm: of its gradient.
 
         A loss or norm that is not finite is not counted: `optim.clip_grad_norm` has cleared the gradients, so the step
         changed nothing. The epoch's line has their number.
@@ -189,6 +195,7 @@ class Run:
         Raises:
             FloatingPointError: the tenth such batch in a row.
         """
+        loss = float(loss)
         if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
             self.skipped += 1
             self._skipped_in_a_row += 1

@@ -328,6 +328,12 @@ extern "C" {
 
 // An argument of the next launch; shared memory is added by the launch itself.
 void cuda_register(const char* low, std::size_t size, int writable) {
+    for (Region& region : regions) {  // one array for two arguments: what either may do
+        if (region.low == low && region.high == low + size) {
+            region.writable |= writable != 0;
+            return;
+        }
+    }
     regions.push_back(Region{low, low + size, writable != 0, std::vector<Word>(size / WORD + 1)});
 }
 

@@ -113,6 +113,24 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
             normal(2, 1, 1, 2, 5, 4),
         ),
     ),
+    "windows": (lambda x: F.shifted_windows(x, 2, (1, 1), (4, 6)), (normal(2, 3, 5, 3),)),
+    "windows, 16 bytes at a time": (lambda x: F.shifted_windows(x, (2, 3), (0, 2), (4, 6)), (normal(2, 4, 6, 8),)),
+    "windows, rolled before they are padded": (
+        lambda x: F.shifted_windows(x, (2, 3), (1, 2), (4, 6), pad_first=False),
+        (normal(2, 3, 5, 4),),
+    ),
+    "windows of a map of 1": (
+        lambda x: F.shifted_windows(x, 2, (1, 1), (2, 2), pad_first=False),
+        (normal(1, 1, 1, 1),),
+    ),
+    "windows to a map": (
+        lambda x: F.shifted_windows_reverse(x, (2, 3), (1, 2), (4, 6), (3, 5)),
+        (normal(8, 2, 3, 4),),
+    ),
+    "windows to a map, rolled before it was padded": (
+        lambda x: F.shifted_windows_reverse(x, (2, 3), (1, 1), (4, 6), (4, 5), pad_first=False),
+        (normal(8, 2, 3, 3),),
+    ),
     "softmax, 1 number": (F.softmax, (normal(3, 1),)),
     "softmax, 33 numbers": (F.softmax, (100 * normal(2, 2, 33),)),
     "softmax, 1100 numbers": (F.softmax, (normal(1100),)),
@@ -152,7 +170,8 @@ def difference(name: str, dtype: str) -> float:
     """The largest difference of a kernel's results from the formula's in float64, of the largest of all elements."""
     f, args = CASES[name]
     args = tuple(cast(arg, activation_dtype(dtype) if dtype in ROUNDED else dtype) for arg in args)
-    expected = results(f.plain, tuple(cast(arg, "float64") for arg in args))
+    with minivit.plain():
+        expected = results(f, tuple(cast(arg, "float64") for arg in args))
     with fake_cupy.installed() as device:
         got = results(f, tuple(device.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
     assert {part.dtype.name for part in got if part.ndim} == {dtype} and len(got) == len(expected)
@@ -372,6 +391,7 @@ class Bug(NamedTuple):
     planted: str
     case: str
     error: str | None  # None: the results differ from the formula's
+    dtype: str = "float64"  # of the activations
 
 
 BUGS = {
@@ -569,6 +589,34 @@ BUGS = {
         "softmax, 1 number",
         "outside of all arrays",
     ),
+    "heads that take another's numbers": Bug(
+        "heads", "row / tokens % heads", "row / tokens % 2", "attention of windows", "race", "float16"
+    ),
+    "heads that are read past the last": Bug(
+        "heads", "i < count;", "i <= count;", "attention of windows", "outside of all arrays|race", "float16"
+    ),
+    "a sum that forgets its last numbers": Bug("add", "i < count;", "i < count - 1;", "linear", None),
+    "a bias whose last numbers are not read": Bug("add", "row[i % columns]", "row[i % (columns - 1)]", "linear", None),
+    "a softmax that is computed again without its bias": Bug(
+        "softmax",
+        "added, c, layout, scale, mask_value) - top) * share;\n        const REAL gradient",
+        "nullptr, c, layout, scale, mask_value) - top) * share;\n        const REAL gradient",
+        "attention, past a tile",
+        None,
+        "float16",
+    ),
+    "a gradient that is not centered": Bug(
+        "softmax", "weight * (given[c] - along)", "weight * given[c]", "attention, full tiles", None, "float16"
+    ),
+    "padding that is read from the map": Bug(
+        "windows", "if (row < rows.real && column < columns.real)", "if (row < rows.real)", "windows", "outside|race"
+    ),
+    "a shift in the wrong direction": Bug(
+        "windows", "at + length - shift % length", "at + shift % length", "windows to a map", None
+    ),
+    "a map that is rolled as if it were padded": Bug(
+        "windows", "(at + shift) % real", "(at + shift) % padded", "windows, rolled before they are padded", None
+    ),
     "16 bits that are cut off instead of rounded": Bug(
         "common", "(word + 0x7fff + (word >> 16 & 1)) >> 16", "word >> 16", "rounding", None
     ),
@@ -600,7 +648,7 @@ BUGS = {
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_in_a_kernel_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, text, planted, case, error = BUGS[bug]
+    file, text, planted, case, error, dtype = BUGS[bug]
     read = Path.read_text
 
     def read_text(path: Path, *args: Any, **named: Any) -> str:
@@ -613,11 +661,11 @@ def test_a_bug_in_a_kernel_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -
     def run() -> float:
         if case == "rounding":
             return wrongly_rounded("bfloat16")
-        return of_all_difference((2049, 40), "float64") if case == "all parameters" else difference(case, "float64")
+        return of_all_difference((2049, 40), dtype) if case == "all parameters" else difference(case, dtype)
 
     monkeypatch.setattr(Path, "read_text", read_text)
     if error is None:
-        assert not run() <= 1e-7
+        assert not run() <= ROUNDED.get(dtype, 1e-7)
     else:
         with pytest.raises(cuda_emulator.KernelError, match=error):
             run()
@@ -634,6 +682,9 @@ SOURCES = (
     "parameters",
     "softmax",
     "sums",
+    "windows",
+    "add",
+    "heads",
     *(f"attention, heads of {size}" for size in (16, 32, 48, 64)),
 )
 MOST_REGISTERS = 255  # of a thread: all that there are
@@ -653,7 +704,9 @@ def test_nvrtc_compiles_without_warnings(source: str, dtype: str, architecture: 
 
         code = launch.code(file)
         common = {"HEAD": int(size or 0), "NARROW": attention._NARROW.get(dtype, 0), "THREADS": attention._THREADS}
-        tiles = [{"WIDE": wide} | common for wide in attention._WIDE[dtype]] if size else [{}]
+        tiles = (
+            [{"WIDE": wide} | common for wide in attention._WIDE[dtype]] if size else [{"CHUNKED": 0}, {"CHUNKED": 1}]
+        )
         variants = [launch.options(dtype, **defines) for defines in tiles]
     log = "".join(nvrtc.compile_log(code, (*options, f"--gpu-architecture={architecture}")) for options in variants)
     assert not [line for line in log.splitlines() if "warning" in line and "Registers are spilled" not in line]

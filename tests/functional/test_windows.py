@@ -42,6 +42,21 @@ MOVES: dict[str, Any] = {
     "pad other axes": ("BCab", {}, lambda x: F.pad(x, (3, 4), (2, 3))),
     "crop": ("BabD", {"a": st.sampled_from([2, 3]), "b": SIDES}, lambda x: F.crop(x, (2, 1))),
     "crop other axes": ("abD", {}, lambda x: F.crop(x, (1, 1), (0, 1))),
+    "shifted_windows": (
+        "BabD",
+        {"a": SIDES, "b": SIDES},
+        lambda x: F.shifted_windows(x, (2, 3), (1, 2), (4, 6)),
+    ),
+    "shifted_windows, rolled before it is padded": (
+        "BabD",
+        {"a": st.sampled_from([3, 4]), "b": st.sampled_from([4, 5, 6])},
+        lambda x: F.shifted_windows(x, (2, 3), (1, 2), (4, 6), pad_first=False),
+    ),
+    "shifted_windows_reverse": (
+        "WabD",
+        {"W": st.sampled_from([4, 8]), "a": 2, "b": 3},
+        lambda x: F.shifted_windows_reverse(x, (2, 3), (1, 2), (4, 6), (3, 5)),
+    ),
     "patch_merging": ("BabD", {"a": SIDES, "b": SIDES}, F.patch_merging),
     "relative_position_bias": (
         "RH",
@@ -245,6 +260,14 @@ ERRORS: dict[str, Any] = {
     "too few windows": (lambda: F.window_reverse(np.zeros((3, 2, 3, 1)), (2, 3), 4, 6), ["(3, 2, 3, 1)", "B * 4"]),
     "flat windows": (lambda: F.window_reverse(np.zeros((4, 2, 3)), (2, 3), 4, 6), ["(4, 2, 3)", "(B * 4, 2, 3, C)"]),
     "reverse to a wrong map": (lambda: F.window_reverse(np.zeros((4, 2, 3, 1)), (2, 3), 5, 6), ["5x6", "2x3", "pad"]),
+    "a shift of a window": (
+        lambda: F.shifted_windows(MAP, 2, (2, 0), (4, 6)),
+        ["shifted_windows", "(2, 0)", "below the window (2, 2)"],
+    ),
+    "shifted windows of a map that does not fit": (
+        lambda: F.shifted_windows_reverse(np.zeros((4, 2, 3, 1)), (2, 3), (1, 0), (4, 6), (5, 6)),
+        ["(5, 6)", "the padded (4, 6)"],
+    ),
     "pad smaller": (lambda: F.pad(MAP, (3, 6)), ["(3, 6)", "smaller", "(4, 6)"]),
     "pad smaller on one axis": (lambda: F.pad(MAP, (8, 5)), ["(8, 5)", "smaller", "(4, 6)"]),
     "crop larger": (lambda: F.crop(MAP, (4, 7)), ["(4, 7)", "between 0 and", "(4, 6)"]),

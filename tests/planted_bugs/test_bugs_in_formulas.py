@@ -102,7 +102,8 @@ def test_a_changed_formula_is_caught(
 
 def test_every_function_with_a_derivative_has_a_bug_here() -> None:
     moves = {"merge_heads", "split_heads", "patchify", "unpatchify", "pad", "crop", "roll", "patch_merging"}
-    moves |= {"window_partition", "window_reverse", "resize_grid", "resize_images"}  # permutations, and linear resizing
+    moves |= {"window_partition", "window_reverse", "shifted_windows", "shifted_windows_reverse"}
+    moves |= {"resize_grid", "resize_images"}  # permutations, and linear resizing
     simple = {"relu", "dropout", "drop_path", "adaptive_avg_pool2d"}
     differentiable = {name for name in F.__all__ if hasattr(getattr(F, name), "plain")}
     assert differentiable - moves - simple == {name for name, *_ in BUGS}

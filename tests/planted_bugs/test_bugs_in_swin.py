@@ -15,6 +15,7 @@ import minivit
 import minivit.models.embedding
 from minivit import functional as F, models
 from minivit.fast.numpy import linear as fast_linear, norm as fast_norm
+from minivit.functional import windows as moves  # the formula of a block calls them
 from minivit.functional.attention import sum_to
 from minivit.functional.linear import scatter_add
 from minivit.gradcheck import GradientError
@@ -25,15 +26,18 @@ from minivit.protocol import once
 
 def roll_not_undone(patch: Any) -> None:
     """The gradient of the cyclic shift is passed on where it stands."""
-    plain = F.roll
-    patch.setattr(F, "roll", lambda x, shift, axis=(1, 2): (plain(x, shift, axis)[0], once(lambda dy: dy)))
+    plain = moves.roll
+    for module in (F, moves):
+        patch.setattr(module, "roll", lambda x, shift, axis=(1, 2): (plain(x, shift, axis)[0], once(lambda dy: dy)))
 
 
 def roll_repeated(patch: Any) -> None:
     """The gradient of the cyclic shift is shifted once more in the same direction."""
-    plain = F.roll
+    plain = moves.roll
     patch.setattr(
-        F, "roll", lambda x, shift, axis=(1, 2): (plain(x, shift, axis)[0], once(lambda dy: plain(dy, shift, axis)[0]))
+        moves,
+        "roll",
+        lambda x, shift, axis=(1, 2): (plain(x, shift, axis)[0], once(lambda dy: plain(dy, shift, axis)[0])),
     )
 
 
@@ -45,22 +49,24 @@ def columns_of_windows_first(windows: Any, size: Any, height: int, width: int) -
 
 def windows_joined_in_another_order(patch: Any) -> None:
     """window_reverse lays the windows column by column; its backward cuts them row by row."""
-    plain = F.window_reverse
+    plain = moves.window_reverse
     patch.setattr(
-        F, "window_reverse", lambda y, size, h, w: (columns_of_windows_first(y, size, h, w), plain(y, size, h, w)[1])
+        moves,
+        "window_reverse",
+        lambda y, size, h, w: (columns_of_windows_first(y, size, h, w), plain(y, size, h, w)[1]),
     )
 
 
 def padding_keeps_its_gradient(patch: Any) -> None:
     """The crop's backward fills what it had cut off with ones instead of zeros."""
-    plain = F.crop
+    plain = moves.crop
 
     def crop(x: Any, size: Any, axis: Any = (1, 2)) -> Any:
         y, vjp = plain(x, size, axis)
         cut_off = 1 - vjp(np.ones_like(y))
         return y, once(lambda dy: plain(x, size, axis)[1](dy) + cut_off)
 
-    patch.setattr(F, "crop", crop)
+    patch.setattr(moves, "crop", crop)
 
 
 def merging_split_right_before_down(patch: Any) -> None:

@@ -19,6 +19,7 @@ from test_bugs_in_swin import columns_of_windows_first, quick, right_before_down
 
 from minivit import functional as F, nn
 from minivit.fast.numpy import REPLACEMENTS
+from minivit.functional import windows as moves  # the formula of a block calls them
 from minivit.models import Swin, SwinV2
 from minivit.nn import window_attention
 from minivit.protocol import once, permutation
@@ -36,7 +37,7 @@ def windows_joined_wrongly_both_ways(patch: Any) -> None:
 
         return columns_of_windows_first(y, size, h, w), once(undo)
 
-    patch.setattr(F, "window_reverse", both)
+    patch.setattr(moves, "window_reverse", both)
 
 
 def merging_right_before_down(patch: Any) -> None:
@@ -57,13 +58,13 @@ def no_mask(patch: Any) -> None:
 
 def shift_the_other_way(patch: Any) -> None:
     """The map is rolled right and down, while the mask expects the seam at the end."""
-    plain = F.roll
-    patch.setattr(F, "roll", lambda x, shift, axis=(1, 2): plain(x, (-shift[0], -shift[1]), axis))
+    plain = moves.roll
+    patch.setattr(moves, "roll", lambda x, shift, axis=(1, 2): plain(x, (-shift[0], -shift[1]), axis))
 
 
 def no_shift(patch: Any) -> None:
     """Windows never meet."""
-    patch.setattr(F, "roll", lambda x, shift, axis=(1, 2): permutation(x, lambda a: a, lambda a: a))
+    patch.setattr(moves, "roll", lambda x, shift, axis=(1, 2): permutation(x, lambda a: a, lambda a: a))
     patch.setattr(F, "shift_mask", lambda *_: None)
 
 
@@ -153,7 +154,7 @@ def mask_of_images_in_turn(patch: Any) -> None:
 
 def padded_in_front(patch: Any) -> None:
     """Maps are padded in front instead of behind."""
-    plain, plain_crop = F.pad, F.crop
+    plain, plain_crop = F.pad, moves.crop
 
     def mirrored(f: Any) -> Any:
         def both(x: Any, size: Any, axis: Any = (1, 2)) -> Any:
@@ -162,8 +163,8 @@ def padded_in_front(patch: Any) -> None:
 
         return both
 
-    patch.setattr(F, "pad", mirrored(plain))
-    patch.setattr(F, "crop", mirrored(plain_crop))
+    patch.setattr(moves, "pad", mirrored(plain))
+    patch.setattr(moves, "crop", mirrored(plain_crop))
 
 
 LOOPS = test_window_attention.test_shifted_windows_equal_loops_over_pairs_of_places

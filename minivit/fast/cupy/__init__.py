@@ -6,12 +6,13 @@ here: memory comes from CuPy's pool.
 - `kernels/`      the CUDA source, each kernel below the formula that it computes
 - `launch.py`     compiles and launches them, and sums over rows
 - `products.py`   matrix products through cuBLAS, and formulas with these for `@`
-- `linear.py`, `norm.py`, `softmax.py`, `attention.py`, `loss.py`, `parameters.py`   the replacements
+- `linear.py`, `add.py`, `norm.py`, `softmax.py`, `windows.py`, `loss.py`, `parameters.py`   the replacements
+- `attention.py`, `attention_by_products.py`   attention, in tiles that fit a block's memory, or by cuBLAS
 - `capture.py`    a step recorded as a CUDA graph, for `minivit.parallel.CapturedStep`
 """
 
 from minivit import functional as F
-from minivit.fast.cupy import attention, linear, loss, norm, parameters, softmax
+from minivit.fast.cupy import add, attention, linear, loss, norm, parameters, softmax, windows
 from minivit.fast.cupy.products import with_products
 from minivit.fast.dispatch import Replacement, with_parts
 from minivit.fast.half import HALF
@@ -20,6 +21,7 @@ _REAL = ("float32", "float64")
 _ANY = (*_REAL, *HALF)  # the others compute in float32 where x has half precision
 
 REPLACEMENTS = {
+    "sum_of_two": Replacement(add.sum_of_two, _ANY),
     "gelu": Replacement(linear.gelu, _ANY),
     "linear": Replacement(linear.linear, _ANY),
     "linear_gelu": Replacement(linear.linear_gelu, _ANY),
@@ -40,6 +42,8 @@ REPLACEMENTS = {
     "cosine_attention": Replacement(
         with_parts(F.cosine_attention.plain, scaled_dot_product_attention=attention.scaled_dot_product_attention), _REAL
     ),
+    "shifted_windows": Replacement(windows.shifted_windows, _ANY),
+    "shifted_windows_reverse": Replacement(windows.shifted_windows_reverse, _ANY),
     "softmax": Replacement(softmax.softmax, _REAL),
     "softmax_cross_entropy": Replacement(loss.softmax_cross_entropy, _REAL),
     "adamw_step": Replacement(parameters.adamw_step, _REAL),

@@ -11,9 +11,11 @@ import numpy as np
 from minivit import functional as F
 from minivit.device import constant
 from minivit.fast.blocks import in_blocks_where_large
-from minivit.fast.cupy.launch import column_sums, launch, numbers
-from minivit.fast.cupy.softmax import attention_with_weights
+from minivit.fast.cupy.attention_by_products import attend, attention_with_weights, to_heads, to_tokens
+from minivit.fast.cupy.launch import column_sums, launch, numbers, real
 from minivit.fast.dispatch import with_parts
+from minivit.fast.half import is_half
+from minivit.fast.precision import current_precision
 from minivit.functional.attention import sum_to
 from minivit.functional.heads import split_qkv
 from minivit.protocol import Array, Back, Rng, once
@@ -26,9 +28,9 @@ _NARROW = {"float32": 32, "float64": 16}
 _THREADS = 128
 
 
-# for what the kernel does not compute
-_in_blocks = in_blocks_where_large(attention_with_weights)
+_in_blocks = in_blocks_where_large(attention_with_weights)  # where weights are dropped, or scores would be too many
 _by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
+_MOST_SCORES = 1 << 29  # bytes that products may need for a short while: several layers' activations of a usual batch
 
 
 def scaled_dot_product_attention(
@@ -43,10 +45,11 @@ def scaled_dot_product_attention(
     dropout_rate: float = 0.0,
     rng: Rng = None,
 ) -> tuple[Array, Back]:
-    """The kernel; heads of more than 64 channels, and weights that are dropped, by a softmax between two products."""
-    if (rng is not None and dropout_rate > 0) or not _fits(q, k, v, bias):
+    """By products, by the kernel, or in blocks, whichever fits."""
+    compute = _choose(q, k, v, bias, rng is not None and dropout_rate > 0)
+    if compute is None:
         return _in_blocks(q, k, v, mask, bias, scale=scale, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng)
-    y, back = _attend(q, k, v, mask, bias, q.shape[-1] ** -0.5 if scale is None else scale, mask_value)
+    y, back = compute(q, k, v, mask, bias, q.shape[-1] ** -0.5 if scale is None else scale, mask_value)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
@@ -69,8 +72,11 @@ def self_attention(
     """The kernel reads q, k and v where they stand in `qkv`, and writes their gradients where they stand in `dqkv`."""
     qkv = cupy.ascontiguousarray(qkv)
     (q, k, v), _ = split_qkv(qkv, num_heads)
-    if (rng is not None and dropout_rate > 0) or not _fits(q, k, v, bias):
+    compute = _choose(q, k, v, bias, rng is not None and dropout_rate > 0)
+    if compute is None:
         return _by_parts(qkv, num_heads, mask, bias, mask_value=mask_value, dropout_rate=dropout_rate, rng=rng)
+    if compute is attend:
+        return _self_attention_by_products(qkv, num_heads, mask, bias, mask_value)
     heads, back = _attend(q, k, v, mask, bias, q.shape[-1] ** -0.5, mask_value)  # (..., H, N, d)
     y = heads.swapaxes(-3, -2).reshape(*qkv.shape[:-1], qkv.shape[-1] // 3)  # (..., N, D), a view
 
@@ -84,11 +90,43 @@ def self_attention(
     return y, vjp
 
 
+def _self_attention_by_products(
+    qkv: Array, num_heads: int, mask: Array | None, bias: Array | None, mask_value: float
+) -> tuple[Array, Back]:
+    """cuBLAS needs q, k and v each in one piece; they are moved there and back once each way."""
+    parts = to_heads(qkv, 3, num_heads)  # (3, ..., H, N, d)
+    q, k, v = parts
+    heads, back = attend(q, k, v, mask, bias, q.shape[-1] ** -0.5, mask_value)
+    y = to_tokens(heads[None])  # (..., N, D)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array | None]:
+        dparts = cupy.empty_like(parts)
+        dbias = back(to_heads(dy, 1, num_heads)[0], *dparts)
+        return to_tokens(dparts), dbias
+
+    return y, vjp
+
+
+def _choose(q: Array, k: Array, v: Array, bias: Array | None, drops: bool) -> Any:
+    """What computes this attention from q, k, v, mask, bias, scale and mask value; None: the formula's parts."""
+    if drops or not q.size or not k.size:
+        return None
+    scores = q[..., 0].size * k.shape[-2] * real(q.dtype).itemsize  # bytes
+    if _on_tensor_cores(q.dtype) and scores <= _MOST_SCORES:
+        return attend
+    return _attend if _fits(q, k, v, bias) else None
+
+
+def _on_tensor_cores(dtype: np.dtype[Any]) -> bool:
+    return is_half(dtype) or (dtype == np.float32 and current_precision() != "highest")
+
+
 def _fits(q: Array, k: Array, v: Array, bias: Array | None) -> bool:
     """Whether the kernel computes this attention: at most two batch axes before the heads, one bias for all of them."""
     batched = bias is not None and bias.ndim > 3 and prod(bias.shape[:-3]) != 1
     sizes = q.shape[-1] == v.shape[-1] <= _MOST_CHANNELS and q.dtype.name in _WIDE
-    return sizes and 2 <= q.ndim <= 5 and not batched and q.size > 0 and k.size > 0
+    return sizes and 2 <= q.ndim <= 5 and not batched
 
 
 def _attend(

@@ -88,7 +88,7 @@ class Graph:
             if isinstance(given, cupy.ndarray):
                 ours[...] = given
             else:
-                ours.set(np.ascontiguousarray(given))
+                ours.set(np.asarray(given, order="C"))
 
     def memory(self) -> int:
         """Bytes that it holds on the GPU."""

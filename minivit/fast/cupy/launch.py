@@ -38,8 +38,8 @@ def launch(
         source, name: the file and the kernel.
         dtype: of the activations. STORED is this, REAL what the kernels compute in: float for half precision.
         grid, block: blocks, and threads of a block.
-        arguments: arrays; None for a null pointer; a Python int for an int, a float for a REAL, and NumPy's scalars for
-            themselves.
+        arguments: arrays; None for a null pointer; Python's bool for a bool, int for an int, float for a REAL; NumPy's
+            scalars for themselves.
         shared: bytes of dynamic shared memory.
         defines: what else the source leaves open.
     """
@@ -51,7 +51,7 @@ def _argument(value: Any, dtype: np.dtype[Any]) -> Any:
     if value is None:
         return np.intp(0)
     if isinstance(value, int):
-        return np.int32(value)
+        return np.bool_(value) if isinstance(value, bool) else np.int32(value)
     return real(dtype).type(value) if isinstance(value, float) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cupy
 import numpy as np
 
+from minivit.fast.cupy.add import add_bias
 from minivit.fast.cupy.launch import column_sums, element_grid, in_real, launch
 from minivit.fast.cupy.products import product
 from minivit.fast.half import in_dtype_of
@@ -17,7 +18,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, B
     rounded = in_dtype_of(x, weight)
     y = _map(x, rounded)
     if bias is not None:
-        y += in_dtype_of(x, bias)
+        add_bias(y, bias)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:

@@ -32,16 +32,17 @@ _WORKSPACE = 32 << 20  # bytes; what NVIDIA recommends for Hopper, and more than
 _handles = threading.local()
 
 
-def product(a: Array, b: Array, scale: float = 1.0, dtype: Any = None) -> Array:
+def product(a: Array, b: Array, scale: float = 1.0, dtype: Any = None, out: Array | None = None) -> Array:
     """scale * a @ b, (..., N, K) (..., K, M) -> (..., N, M); transposed views cost no copy.
 
     Args:
         a, b: both float64, float32, float16 or bfloat16.
         dtype: of the result: that of the factors, the default, or float32 for factors of half precision.
+        out: a contiguous array for the result.
     """
     batch, n, k, m = _broadcast(a, b), a.shape[-2], a.shape[-1], b.shape[-1]
     factors = a.dtype.name
-    y = cupy.empty((*batch, n, m), dtype or a.dtype)
+    y: Any = cupy.empty((*batch, n, m), dtype or a.dtype) if out is None else out
     if y.size == 0 or k == 0:
         y[...] = 0
         return y
