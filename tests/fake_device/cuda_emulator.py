@@ -53,7 +53,7 @@ class Parameter(NamedTuple):
 _KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)\s*\{")
 _PARAMETER = re.compile(r"(const\s+)?(unsigned char|long long|\w+)\s*(\*)?\s*(?:__restrict__\s+)?(\w+)$")
 _DYNAMIC = re.compile(r"extern __shared__ (\w+) (\w+)\[\];")
-_TYPES: dict[str, Any] = {"bool": "?", "int": "i4", "long long": "i8", "float": "f4", "double": "f8",
+_TYPES: dict[str, Any] = {"bool": "?", "int": "i4", "unsigned": "u4", "long long": "i8", "float": "f4", "double": "f8",
                           "unsigned char": "u1", "Float16": "f2", "BFloat16": "bfloat16"}  # fmt: skip
 
 

@@ -399,21 +399,21 @@ BUGS = {
         "common",
         "    __syncthreads();  // the numbers of the call before have been read\n",
         "",
-        "layer_norm, 129 channels",
+        "cross_entropy, 1100 classes",
         "race in shared",
     ),
     "a missing barrier after the numbers of the warps were written": Bug(
         "common",
         "        of_warp[threadIdx.x / 32] = value;\n    }\n    __syncthreads();\n    REAL total",
         "        of_warp[threadIdx.x / 32] = value;\n    }\n    REAL total",
-        "layer_norm, 129 channels",
+        "cross_entropy, 1100 classes",
         "race in shared",
     ),
     "a reduction that drops the last warp": Bug(
         "common",
         "warp < int(blockDim.x / 32); ++warp) {\n        total",
         "warp < int(blockDim.x / 32) - 1; ++warp) {\n        total",
-        "layer_norm, 129 channels",
+        "cross_entropy, 1100 classes",
         None,
     ),
     "a reduction that drops half of the lanes": Bug(
@@ -474,7 +474,7 @@ BUGS = {
     ),
     "two blocks write one row": Bug(
         "layer_norm",
-        "y + (long long)blockIdx.x * channels",
+        "y + (long long)number * channels",
         "y",
         "layer_norm, 31 channels",
         "race in global",
@@ -688,7 +688,7 @@ SOURCES = (
     *(f"attention, heads of {size}" for size in (16, 32, 48, 64)),
 )
 MOST_REGISTERS = 255  # of a thread: all that there are
-MOST_SPILLED = 32  # bytes, outside of the loops: attention was faster with it than with more registers or smaller tiles
+MOST_SPILLED = 40  # bytes, outside of the loops: attention was faster with it than with more registers or smaller tiles
 
 
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc")

@@ -8,7 +8,7 @@ from typing import Any
 import cupy
 
 from minivit import functional as F
-from minivit.fast.cupy.add import wide_lanes
+from minivit.fast.cupy.add import chunk
 from minivit.fast.cupy.launch import column_sums, element_grid, in_real, launch, real
 from minivit.fast.cupy.products import product
 from minivit.fast.cupy.softmax import Scores, softmax_backward
@@ -92,7 +92,7 @@ def to_tokens(x: Array) -> Array:
 
 def _move(x: Array, y: Array, by_heads: Array, to_tokens: bool) -> None:
     parts, *lead, heads, tokens, size = by_heads.shape
-    lanes = wide_lanes(x.dtype, size)
+    lanes = chunk(x.dtype, size, x, y)
     launch(
         "heads", "move_heads", x.dtype, *element_grid(x.size // lanes), x, y, prod(lead), tokens, parts, heads,
         size // lanes, to_tokens, CHUNKED=int(lanes > 1),

@@ -103,12 +103,24 @@ def row_threads(length: int) -> int:
 
 
 def element_grid(count: int) -> tuple[tuple[int], tuple[int]]:
-    """Grid and block of a kernel that walks over `count` numbers in a loop: enough to fill any card."""
-    return (max(1, min(-(-count // 256), 4096)),), (256,)
+    """Grid and block of a kernel that walks over `count` numbers or chunks in a loop: enough to fill any card."""
+    return (max(1, min(-(-_index(count) // 256), 4096)),), (256,)
+
+
+def warp_grid(rows: int) -> tuple[tuple[int], tuple[int, int]]:
+    """Grid and block of a kernel with a warp for each row, four rows in a block."""
+    return (-(-_index(rows) // 4),), (32, 4)
+
+
+def _index(count: int) -> int:
+    """The count, which kernels index by 32 bits: a division of 64 bits takes several times as long."""
+    if count >= 1 << 31:
+        raise RuntimeError(f"{count:,} is more than a kernel can count: give it fewer images at a time")
+    return count
 
 
 # a group of rows as long as this keeps a thread busy, and this many groups keep a card busy
-_LEAST_ROWS, _MOST_GROUPS = 64, 64
+_LEAST_ROWS, _MOST_GROUPS = 64, 512
 
 
 def row_groups(rows: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cupy
 import numpy as np
 
-from minivit.fast.cupy.add import add_bias
+from minivit.fast.cupy.add import add_bias, chunk
 from minivit.fast.cupy.launch import column_sums, element_grid, in_real, launch
 from minivit.fast.cupy.products import product
 from minivit.fast.half import in_dtype_of
@@ -47,15 +47,23 @@ def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
 
 def bias_gelu(hidden: Array, bias: Array | None, approximate: str) -> tuple[Array, Back]:
     """y = gelu(hidden + bias), and vjp(dy) -> dhidden; kernels/gelu.cu."""
-    y, settings = cupy.empty_like(hidden), (np.int64(hidden.size), hidden.shape[-1] if hidden.ndim else 1)
-    exact, bias = int(approximate == "tanh"), in_real(bias)
-    grid, block = element_grid(hidden.size)
-    launch("gelu", "bias_gelu_forward", hidden.dtype, grid, block, hidden, bias, y, *settings, exact)
+    y, bias, channels = cupy.empty_like(hidden), in_real(bias), hidden.shape[-1] if hidden.ndim else 1
+
+    def run(kernel: str, *arrays: Array) -> None:
+        lanes = chunk(hidden.dtype, channels, *arrays)
+        *given, out = arrays
+        count = hidden.size // lanes
+        launch(
+            "gelu", kernel, hidden.dtype, *element_grid(count), *given, bias, out, np.uint32(count),
+            np.uint32(channels // lanes), int(approximate == "tanh"), CHUNKED=int(lanes > 1),
+        )  # fmt: skip
+
+    run("bias_gelu_forward", hidden, y)
 
     @once
     def vjp(dy: Array) -> Array:
-        dhidden, dy = cupy.empty_like(hidden), cupy.ascontiguousarray(dy)
-        launch("gelu", "bias_gelu_backward", hidden.dtype, grid, block, dy, hidden, bias, dhidden, *settings, exact)
+        dhidden = cupy.empty_like(hidden)
+        run("bias_gelu_backward", cupy.ascontiguousarray(dy), hidden, dhidden)
         return dhidden
 
     return y, vjp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cupy
 
 from minivit import functional as F
-from minivit.fast.cupy.launch import column_sums, in_real, launch, real, row_groups, row_threads
+from minivit.fast.cupy.launch import column_sums, in_real, launch, real, row_groups, warp_grid
 from minivit.functional.linear import rows
 from minivit.protocol import Array, Back, once
 
@@ -15,12 +15,13 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     if not x.size:
         return F.layer_norm.plain(x, weight, bias, eps)
     flat, channels, dtype = cupy.ascontiguousarray(rows(x)), x.shape[-1], x.dtype
-    count, threads = len(flat), row_threads(channels)
+    count = len(flat)
+    grid, block = warp_grid(count)
     y, statistics = cupy.empty(x.shape, dtype), cupy.empty((count, 3), real(dtype))
     gain, offset = in_real(weight), in_real(bias)
     limit = float(cupy.finfo(real(dtype)).max) ** 0.5 / (4 * channels)  # of numbers whose squares can be summed
     launch(
-        "layer_norm", "layer_norm_forward", dtype, (count,), (threads,), flat, gain, offset, y, statistics, channels,
+        "layer_norm", "layer_norm_forward", dtype, grid, block, flat, gain, offset, y, statistics, count, channels,
         float(eps), limit,
     )  # fmt: skip
 
@@ -28,7 +29,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
         dx, flat_dy = cupy.empty(x.shape, dtype), cupy.ascontiguousarray(rows(dy))
         launch(
-            "layer_norm", "layer_norm_backward", dtype, (count,), (threads,), flat_dy, flat, gain, statistics, dx,
+            "layer_norm", "layer_norm_backward", dtype, grid, block, flat_dy, flat, gain, statistics, dx, count,
             channels,
         )  # fmt: skip
         if weight is None:

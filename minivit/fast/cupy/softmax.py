@@ -10,10 +10,8 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import constant
-from minivit.fast.cupy.launch import launch, numbers
+from minivit.fast.cupy.launch import launch, numbers, warp_grid
 from minivit.protocol import Array, Back, once
-
-_ROWS = 4  # of a block, one for each warp
 
 
 def softmax(x: Array) -> tuple[Array, Back]:
@@ -65,8 +63,8 @@ class Scores(NamedTuple):
         (mask, mask_strides), (bias, bias_strides) = along(self.mask), along(self.bias)
         layout = constant(numbers((*mask_strides, *bias_strides)), x)
         launch(
-            "softmax", kernel, dtype, *_warps(rows), x, mask, bias, *given, *out, layout, inner, heads, queries, count,
-            np.int64(rows), float(self.scale), float(self.mask_value),
+            "softmax", kernel, dtype, *warp_grid(rows), x, mask, bias, *given, *out, layout, inner, heads, queries,
+            count, np.uint32(rows), float(self.scale), float(self.mask_value),
         )  # fmt: skip
 
 
@@ -74,10 +72,5 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     """dx = y (dy - sum of dy y), in the dtype of y; dy may be float32 where y has half precision."""
     dx, count = cupy.empty(y.shape, y.dtype), y.shape[-1]
     rows = y.size // count
-    launch("softmax", "softmax_backward", y.dtype, *_warps(rows), dy, y, dx, count, np.int64(rows))
+    launch("softmax", "softmax_backward", y.dtype, *warp_grid(rows), dy, y, dx, count, np.uint32(rows))
     return dx
-
-
-def _warps(rows: int) -> tuple[tuple[int], tuple[int, int]]:
-    """Grid and block for a warp on each row."""
-    return (-(-rows // _ROWS),), (32, _ROWS)

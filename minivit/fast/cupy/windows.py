@@ -7,7 +7,7 @@ from typing import Any
 import cupy
 
 from minivit import functional as F
-from minivit.fast.cupy.add import wide_lanes
+from minivit.fast.cupy.add import chunk
 from minivit.fast.cupy.launch import element_grid, launch
 from minivit.protocol import Array, Back, once
 from minivit.sizes import Size, pair
@@ -54,9 +54,10 @@ class _Move:
         return self._run(x, self.map, False)
 
     def _run(self, x: Array, shape: tuple[int, ...], to_windows: bool) -> Array:
-        y, lanes = cupy.empty(shape, x.dtype), wide_lanes(x.dtype, shape[-1])
+        x, y = cupy.ascontiguousarray(x), cupy.empty(shape, x.dtype)
+        lanes = chunk(x.dtype, shape[-1], x, y)
         launch(
-            "windows", "move_windows", x.dtype, *element_grid(y.size // lanes), cupy.ascontiguousarray(x), y,
+            "windows", "move_windows", x.dtype, *element_grid(y.size // lanes), x, y,
             *self.lengths, shape[-1] // lanes, self.pad_first, to_windows, CHUNKED=int(lanes > 1),
         )  # fmt: skip
         return y

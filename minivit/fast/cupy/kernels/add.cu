@@ -1,12 +1,6 @@
 // Sums of two arrays of one shape, as at a residual connection (minivit/nn/block.py), and of rows and a bias.
 //
-// A thread adds 16 bytes at a time, or with CHUNKED=0 one number, in a loop over the grid; `count` and `columns` count these.
-
-constexpr int LANES = CHUNKED ? 16 / sizeof(STORED) : 1;
-
-struct alignas(LANES * sizeof(STORED)) Chunk {
-    STORED values[LANES];
-};
+// A thread adds a chunk at a time in a loop over the grid; `count` and `columns` count chunks.
 
 __device__ Chunk sum(Chunk a, Chunk b) {
     for (int lane = 0; lane < LANES; ++lane) {
@@ -15,22 +9,20 @@ __device__ Chunk sum(Chunk a, Chunk b) {
     return a;
 }
 
-extern "C" __global__ void __launch_bounds__(256) add(const STORED* a, const STORED* b, STORED* y, long long count) {
+extern "C" __global__ void __launch_bounds__(256) add(const STORED* a, const STORED* b, STORED* y, unsigned count) {
     const Chunk *left = reinterpret_cast<const Chunk*>(a), *right = reinterpret_cast<const Chunk*>(b);
     Chunk* out = reinterpret_cast<Chunk*>(y);
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
-         i += (long long)gridDim.x * blockDim.x) {
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
         out[i] = sum(left[i], right[i]);
     }
 }
 
 // y += bias, for every row of y.
 extern "C" __global__ void __launch_bounds__(256)
-    add_bias(STORED* y, const STORED* bias, long long count, int columns) {
+    add_bias(STORED* y, const STORED* bias, unsigned count, unsigned columns) {
     Chunk* out = reinterpret_cast<Chunk*>(y);
     const Chunk* row = reinterpret_cast<const Chunk*>(bias);
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
-         i += (long long)gridDim.x * blockDim.x) {
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
         out[i] = sum(out[i], row[i % columns]);
     }
 }

@@ -37,6 +37,15 @@ struct Float16 {
     __device__ operator float() const { return half_to_float(bits); }
 };
 
+// 16 bytes, which a thread moves at once, or with CHUNKED=0 one number.
+#ifdef CHUNKED
+constexpr int LANES = CHUNKED ? 16 / sizeof(STORED) : 1;
+
+struct alignas(LANES * sizeof(STORED)) Chunk {
+    STORED values[LANES];
+};
+#endif
+
 // The sum, or the largest, of a number over a warp or over each `width` lanes of it; every lane gets its own.
 __device__ REAL warp_sum(REAL value, int width = 32) {
     for (int lanes = width / 2; lanes > 0; lanes /= 2) {

@@ -2,7 +2,8 @@
 //
 //     y = z Phi(z),   z = h + bias,   dh = dy (Phi(z) + z phi(z))
 //
-// With `approximate`, Phi is the tanh formula of the same file. One thread per number, in a loop over the grid.
+// With `approximate`, Phi is the tanh formula of the same file. A thread takes a chunk at a time in a loop over the grid;
+// `count` and `channels` count chunks.
 
 // Phi(z), the share of a normal distribution below z, and its derivative.
 __device__ REAL distribution(REAL z, int approximate, REAL* density) {
@@ -20,23 +21,36 @@ __device__ REAL distribution(REAL z, int approximate, REAL* density) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    bias_gelu_forward(const STORED* h, const REAL* bias, STORED* y, long long count, int channels, int approximate) {
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
-         i += (long long)gridDim.x * blockDim.x) {
-        const REAL z = REAL(h[i]) + (bias ? bias[i % channels] : REAL(0));
-        REAL density;
-        y[i] = STORED(z * distribution(z, approximate, &density));
+    bias_gelu_forward(const STORED* h, const REAL* bias, STORED* y, unsigned count, unsigned channels, int approximate) {
+    const Chunk* in = reinterpret_cast<const Chunk*>(h);
+    Chunk* out = reinterpret_cast<Chunk*>(y);
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        const unsigned channel = i % channels * LANES;
+        Chunk chunk = in[i];
+        for (int lane = 0; lane < LANES; ++lane) {
+            const REAL z = REAL(chunk.values[lane]) + (bias ? bias[channel + lane] : REAL(0));
+            REAL density;
+            chunk.values[lane] = STORED(z * distribution(z, approximate, &density));
+        }
+        out[i] = chunk;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    bias_gelu_backward(const STORED* dy, const STORED* h, const REAL* bias, STORED* dh, long long count, int channels,
+    bias_gelu_backward(const STORED* dy, const STORED* h, const REAL* bias, STORED* dh, unsigned count, unsigned channels,
                        int approximate) {
-    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
-         i += (long long)gridDim.x * blockDim.x) {
-        const REAL z = REAL(h[i]) + (bias ? bias[i % channels] : REAL(0));
-        REAL density;
-        const REAL below = distribution(z, approximate, &density);
-        dh[i] = STORED(REAL(dy[i]) * (below + z * density));
+    const Chunk *given = reinterpret_cast<const Chunk*>(dy), *in = reinterpret_cast<const Chunk*>(h);
+    Chunk* out = reinterpret_cast<Chunk*>(dh);
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        const unsigned channel = i % channels * LANES;
+        const Chunk hidden = in[i];
+        Chunk chunk = given[i];
+        for (int lane = 0; lane < LANES; ++lane) {
+            const REAL z = REAL(hidden.values[lane]) + (bias ? bias[channel + lane] : REAL(0));
+            REAL density;
+            const REAL below = distribution(z, approximate, &density);
+            chunk.values[lane] = STORED(REAL(chunk.values[lane]) * (below + z * density));
+        }
+        out[i] = chunk;
     }
 }

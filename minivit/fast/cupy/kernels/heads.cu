@@ -1,15 +1,7 @@
 // Heads (minivit/functional/heads.py): tokens (B, N, P, H, d) to heads (P, B, H, N, d), and back. P is 3 for q, k and v,
 // 1 for the output of attention.
 //
-// A thread moves 16 bytes, or with CHUNKED=0 one number, in a loop over the grid; `size` counts these in a head.
-
-#if CHUNKED
-struct alignas(16) Chunk {
-    unsigned words[4];
-};
-#else
-typedef STORED Chunk;
-#endif
+// A thread moves a chunk at a time in a loop over the grid; `size` counts chunks of a head.
 
 extern "C" __global__ void __launch_bounds__(256)
     move_heads(const STORED* x, STORED* y, int batch, int tokens, int parts, int heads, int size, bool to_tokens) {

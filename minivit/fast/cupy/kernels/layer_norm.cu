@@ -12,61 +12,70 @@ __device__ REAL shifted(const STORED* row, int channel, REAL scale) {
     return REAL(row[channel]) * scale - REAL(row[0]) * scale;
 }
 
-// One block per row.
-extern "C" __global__ void layer_norm_forward(const STORED* x, const REAL* weight, const REAL* bias, STORED* y,
-                                              REAL* statistics, int channels, REAL eps, REAL limit) {
-    const STORED* row = x + (long long)blockIdx.x * channels;
-    STORED* out = y + (long long)blockIdx.x * channels;
+// One warp per row.
+extern "C" __global__ void __launch_bounds__(128)
+    layer_norm_forward(const STORED* x, const REAL* weight, const REAL* bias, STORED* y, REAL* statistics, int rows,
+                       int channels, REAL eps, REAL limit) {
+    const int number = blockIdx.x * blockDim.y + threadIdx.y;
+    if (number >= rows) {
+        return;
+    }
+    const STORED* row = x + (long long)number * channels;
+    STORED* out = y + (long long)number * channels;
 
     REAL size = 0;
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    for (int c = threadIdx.x; c < channels; c += 32) {
         size = max(size, REAL(fabs(REAL(row[c]))));
     }
-    size = block_max(size);
+    size = warp_max(size);
     const REAL scale = size > limit ? limit / size : REAL(1);
 
     REAL total = 0;
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    for (int c = threadIdx.x; c < channels; c += 32) {
         total += shifted(row, c, scale);
     }
-    const REAL mean = block_sum(total) / channels;
+    const REAL mean = warp_sum(total) / channels;
 
     REAL squares = 0;
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    for (int c = threadIdx.x; c < channels; c += 32) {
         const REAL centered = shifted(row, c, scale) - mean;
         squares += centered * centered;
     }
-    const REAL rstd = 1 / sqrt(block_sum(squares) / channels + eps);
+    const REAL rstd = 1 / sqrt(warp_sum(squares) / channels + eps);
 
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    for (int c = threadIdx.x; c < channels; c += 32) {
         const REAL xhat = (shifted(row, c, scale) - mean) * rstd;
         out[c] = STORED(xhat * (weight ? weight[c] : REAL(1)) + (bias ? bias[c] : REAL(0)));
     }
     if (threadIdx.x == 0) {
-        statistics[3 * blockIdx.x] = mean;
-        statistics[3 * blockIdx.x + 1] = rstd;
-        statistics[3 * blockIdx.x + 2] = scale;
+        statistics[3 * number] = mean;
+        statistics[3 * number + 1] = rstd;
+        statistics[3 * number + 2] = scale;
     }
 }
 
-// One block per row.
-extern "C" __global__ void layer_norm_backward(const STORED* dy, const STORED* x, const REAL* weight,
-                                               const REAL* statistics, STORED* dx, int channels) {
-    const long long start = (long long)blockIdx.x * channels;
+// One warp per row.
+extern "C" __global__ void __launch_bounds__(128)
+    layer_norm_backward(const STORED* dy, const STORED* x, const REAL* weight, const REAL* statistics, STORED* dx,
+                        int rows, int channels) {
+    const int number = blockIdx.x * blockDim.y + threadIdx.y;
+    if (number >= rows) {
+        return;
+    }
+    const long long start = (long long)number * channels;
     const STORED *row = x + start, *given = dy + start;
-    const REAL mean = statistics[3 * blockIdx.x], rstd = statistics[3 * blockIdx.x + 1];
-    const REAL scale = statistics[3 * blockIdx.x + 2];
+    const REAL mean = statistics[3 * number], rstd = statistics[3 * number + 1], scale = statistics[3 * number + 2];
 
     REAL total = 0, along = 0;
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    for (int c = threadIdx.x; c < channels; c += 32) {
         const REAL dxhat = REAL(given[c]) * (weight ? weight[c] : REAL(1));
         total += dxhat;
         along += dxhat * ((shifted(row, c, scale) - mean) * rstd);
     }
-    const REAL by_mean = block_sum(total) / channels;
-    const REAL by_std = block_sum(along) / channels;
+    const REAL by_mean = warp_sum(total) / channels;
+    const REAL by_std = warp_sum(along) / channels;
 
-    for (int c = threadIdx.x; c < channels; c += blockDim.x) {
+    for (int c = threadIdx.x; c < channels; c += 32) {
         const REAL xhat = (shifted(row, c, scale) - mean) * rstd;
         const REAL dxhat = REAL(given[c]) * (weight ? weight[c] : REAL(1));
         // the scale last: rstd * scale may be subnormal, which a GPU takes for 0

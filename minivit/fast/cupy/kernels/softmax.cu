@@ -7,9 +7,9 @@
 // `count` keys; `layout` has the strides of the mask and of the bias along these, 0 where they are the same for all.
 
 // Where the row of a broadcast array begins.
-__device__ long long row_start(long long row, int inner, int heads, int queries, const long long* strides) {
-    const long long query = row % queries, head = row / queries % heads;
-    const long long batch = row / queries / heads;
+__device__ long long row_start(unsigned row, unsigned inner, unsigned heads, unsigned queries,
+                               const long long* strides) {
+    const unsigned query = row % queries, head = row / queries % heads, batch = row / queries / heads;
     return batch / inner * strides[0] + batch % inner * strides[1] + head * strides[2] + query * strides[3];
 }
 
@@ -33,13 +33,13 @@ __device__ REAL largest(const REAL* x, const bool* mask, const REAL* bias, int c
 // One warp per row. A score is computed again where it is needed again: that takes less time than writing and reading it.
 extern "C" __global__ void __launch_bounds__(128)
     softmax_forward(const REAL* x, const bool* mask, const REAL* bias, STORED* y, const long long* layout, int inner,
-                    int heads, int queries, int count, long long rows, REAL scale, REAL mask_value) {
-    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+                    int heads, int queries, int count, unsigned rows, REAL scale, REAL mask_value) {
+    const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) {
         return;
     }
-    const REAL* in = x + row * count;
-    STORED* out = y + row * count;
+    const REAL* in = x + (long long)row * count;
+    STORED* out = y + (long long)row * count;
     const bool* allowed = mask ? mask + row_start(row, inner, heads, queries, layout) : mask;
     const REAL* added = bias ? bias + row_start(row, inner, heads, queries, layout + 5) : bias;
     const REAL top = largest(in, allowed, added, count, layout, scale, mask_value);
@@ -57,12 +57,12 @@ extern "C" __global__ void __launch_bounds__(128)
 
 // One warp per row; dx may be dy where both have one type.
 extern "C" __global__ void __launch_bounds__(128)
-    softmax_backward(const REAL* dy, const STORED* y, STORED* dx, int count, long long rows) {
-    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    softmax_backward(const REAL* dy, const STORED* y, STORED* dx, int count, unsigned rows) {
+    const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) {
         return;
     }
-    const long long start = row * count;
+    const long long start = (long long)row * count;
     REAL along = 0;
     for (int c = threadIdx.x; c < count; c += 32) {
         along += dy[start + c] * REAL(y[start + c]);
@@ -76,13 +76,14 @@ extern "C" __global__ void __launch_bounds__(128)
 // y and dx from the scores; y may be x, and dx may be dy, where both have one type.
 extern "C" __global__ void __launch_bounds__(128)
     softmax_again(const REAL* x, const bool* mask, const REAL* bias, const REAL* dy, STORED* y, STORED* dx,
-                  const long long* layout, int inner, int heads, int queries, int count, long long rows, REAL scale,
+                  const long long* layout, int inner, int heads, int queries, int count, unsigned rows, REAL scale,
                   REAL mask_value) {
-    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) {
         return;
     }
-    const REAL *in = x + row * count, *given = dy + row * count;
+    const long long start = (long long)row * count;
+    const REAL *in = x + start, *given = dy + start;
     const bool* allowed = mask ? mask + row_start(row, inner, heads, queries, layout) : mask;
     const REAL* added = bias ? bias + row_start(row, inner, heads, queries, layout + 5) : bias;
     const REAL top = largest(in, allowed, added, count, layout, scale, mask_value);
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(128)
     for (int c = threadIdx.x; c < count; c += 32) {
         const REAL weight = exp(score(in, allowed, added, c, layout, scale, mask_value) - top) * share;
         const REAL gradient = weight * (given[c] - along);
-        y[row * count + c] = STORED(weight);
-        dx[row * count + c] = STORED(gradient);
+        y[start + c] = STORED(weight);
+        dx[start + c] = STORED(gradient);
     }
 }

@@ -1,15 +1,7 @@
 // The moves of a Swin block as index arithmetic (minivit/functional/windows.py): a map (B, H, W, C), padded with zeros to
 // (B, H', W', C), rolled up and left, and cut into windows (B nW, Mh, Mw, C); and back.
 //
-// A thread moves 16 bytes, or with CHUNKED=0 one number, in a loop over the grid; `size` counts these in a pixel.
-
-#if CHUNKED
-struct alignas(16) Chunk {
-    unsigned words[4];
-};
-#else
-typedef STORED Chunk;
-#endif
+// A thread moves a chunk at a time in a loop over the grid; `size` counts chunks of a pixel.
 
 // Lengths along one axis: of the map, padded, of a window, of the shift.
 struct Axis {
