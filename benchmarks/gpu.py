@@ -7,8 +7,9 @@
 Needs CuPy, PyTorch and timm; no network. Each stage is a process of its own with a time limit, and its failure stops
 none of the others. FOLDER then holds a log of each stage, `gpu.json` and `gpu.md`.
 
-Both sides compute in float32 without TF32, from the same weights, on the same images, and take turns in one process: a
-turn is several steps in a row after which the GPU is waited for, and a ratio is that of the medians over the turns.
+Both sides compute from the same weights, on the same images, and take turns in one process: a turn is several steps in
+a row after which the GPU is waited for, and a ratio is that of the medians over the turns. "float32" is without TF32;
+"bfloat16" is PyTorch's autocast there, and images in bfloat16 here.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,24 @@ def machine(out: Path, mnist: Path | None) -> Result:
 
 
 def train(out: Path, mnist: Path | None) -> Result:
-    """A training step: PyTorch eager and compiled, minivit step by step and captured."""
+    """A training step: PyTorch eager and compiled, minivit step by step and captured, in three precisions."""
     found: Result = {}
     for name, case in MODELS.items():
         found[name] = _train(*case)
         print(name, json.dumps(found[name]), flush=True)  # the log has it also if a later model takes too long
     return found
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """PyTorch's products in TF32, or not."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def _train(timm_name: str, options: dict[str, Any], batch: int) -> Result:
@@ -133,19 +146,8 @@ def _train(timm_name: str, options: dict[str, Any], batch: int) -> Result:
     theirs, ours, images, labels = _pair(timm_name, options, batch)
     there, answers = torch.as_tensor(images).cuda(), torch.as_tensor(labels).cuda()
     here, params = cupy.asarray(images), ours.parameters()
-    compiled = torch.compile(theirs, mode="reduce-overhead")
     captured, single = parallel.CapturedStep(ours), parallel.DataParallel(ours, threads=1, shards=1)
     torch_opt, opt = torch.optim.AdamW(theirs.parameters(), 1e-4, fused=True), optim.AdamW(params, lr=1e-4)
-
-    def torch_step(model: Any) -> None:
-        torch_opt.zero_grad()
-        torch.nn.functional.cross_entropy(model(there), answers).backward()
-        torch_opt.step()
-
-    def step(gradient: Any) -> None:
-        opt.zero_grad()
-        gradient.loss_and_grad(here, labels)
-        opt.step()
 
     theirs.eval()  # no noise: the gradients must agree
     torch.nn.functional.cross_entropy(theirs(there), answers).backward()
@@ -155,53 +157,116 @@ def _train(timm_name: str, options: dict[str, Any], batch: int) -> Result:
     targets = np.eye(logit_count(ours), dtype="float32")[labels]
     same = float(single.loss_and_grad(here, targets)) == float(loss)
     same = same and all(np.array_equal(grads[name], param.grad.get()) for name, param in params.items())
-    largest = max(
-        float(np.abs(grads[name] - param.grad.cpu().numpy()).max() / param.grad.abs().max().item())
-        for name, param in theirs.named_parameters()
-        if name in grads and param.grad.abs().max() > 0
-    )
-    sides = {"PyTorch eager": lambda: torch_step(theirs), "step by step": lambda: step(single)}
-    torch.cuda.reset_peak_memory_stats()
-    times = in_turn(sides | {"captured": lambda: step(captured)})
-    memory = torch.cuda.max_memory_allocated() / 1e6
+    exact = {name: param.grad.cpu().numpy() for name, param in theirs.named_parameters() if name in grads}
     found: Result = {
         "batch": batch,
-        "gradient_difference": largest,
+        "gradient_difference": max(_largest(grads[name] - exact[name], exact[name]) for name in exact),
         "captured_has_the_same_bits": same,
-        "torch_MB": memory,
-        "minivit_MB": cupy.get_default_memory_pool().total_bytes() / 1e6,
-        "captured_MB": captured.memory() / 1e6,
-        "profile": {"PyTorch eager": profile(sides["PyTorch eager"]), "captured": profile(lambda: step(captured))},
     }
-    del sides
-    try:
-        theirs.train()
-        again = in_turn({"PyTorch compiled": lambda: torch_step(compiled), "captured again": lambda: step(captured)})
-        times |= again
-    except Exception as error:  # the compiler needs a C compiler, and more
-        found["compiled"] = repr(error)[:300]
+    half = parallel.CapturedStep(ours, precision="bfloat16")
+    opt.zero_grad()
+    half.loss_and_grad(here, labels)
+    theirs.zero_grad()
+    with torch.autocast("cuda", torch.bfloat16):
+        torch.nn.functional.cross_entropy(theirs(there), answers).backward()
+    found["bfloat16_error"] = {
+        "PyTorch": _median_error({n: p.grad.cpu().numpy() for n, p in theirs.named_parameters() if n in exact}, exact),
+        "minivit": _median_error({n: params[n].grad.get() for n in exact}, exact),
+    }
+    theirs.train()
+
+    def torch_step(model: Any, precision: str) -> Callable[[], None]:
+        def step() -> None:
+            torch_opt.zero_grad()
+            with tf32(precision == "TF32"), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = torch.nn.functional.cross_entropy(model(there), answers)
+                loss.backward()
+            torch_opt.step()
+
+        return step
+
+    def step(gradient: Any, level: str = "highest") -> Callable[[], None]:
+        def step() -> None:
+            with minivit.matmul_precision(level):
+                opt.zero_grad()
+                gradient.loss_and_grad(here, labels)
+                opt.step()
+
+        return step
+
+    rough = parallel.CapturedStep(ours)
+    sides = {
+        "float32: PyTorch eager": torch_step(theirs, "float32"),
+        "float32: step by step": step(single),
+        "float32: captured": step(captured),
+        "TF32: PyTorch eager": torch_step(theirs, "TF32"),
+        "TF32: captured": step(rough, "high"),
+        "bfloat16: PyTorch eager": torch_step(theirs, "bfloat16"),
+        "bfloat16: captured": step(half),
+    }
+    found["torch_MB"] = {}
+    for precision in ("float32", "bfloat16"):
+        torch.cuda.reset_peak_memory_stats()
+        sides[f"{precision}: PyTorch eager"]()
+        found["torch_MB"][precision] = torch.cuda.max_memory_allocated() / 1e6
+    found["ms"] = in_turn(sides)
+    found["captured_MB"] = {"float32": captured.memory() / 1e6, "bfloat16": half.memory() / 1e6}
+    profiled = ("float32: PyTorch eager", "float32: captured", "bfloat16: PyTorch eager", "bfloat16: captured")
+    found["profile"] = {side: profile(sides[side]) for side in profiled}
+    print(json.dumps(found), flush=True)  # before the compiler, which takes longest
+    for precision in ("float32", "bfloat16"):
+        try:
+            torch.compiler.reset()
+            compiled = torch_step(torch.compile(theirs, mode="reduce-overhead"), precision)
+            again = in_turn({"compiled": compiled, "captured": sides[f"{precision}: captured"]})
+            found["ms"] |= {
+                f"{precision}: PyTorch compiled": again["compiled"],
+                f"{precision}: beside it": again["captured"],
+            }
+        except Exception as error:  # the compiler needs a C compiler, and more
+            found[f"compiled, {precision}"] = repr(error)[:300]
     minivit.to_device(ours, "cpu")
-    return found | {"ms": times}
+    return found
+
+
+def _largest(difference: np.ndarray, of: np.ndarray) -> float:
+    """The largest difference relative to the largest element, 0 where all are 0."""
+    return float(np.abs(difference).max() / np.abs(of).max()) if np.abs(of).max() > 0 else 0.0
+
+
+def _median_error(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
+    """The median over the parameters of |found - exact| / |exact|, Euclidean norms."""
+    return float(np.median([np.linalg.norm(found[n] - exact[n]) / (np.linalg.norm(exact[n]) + 1e-30) for n in exact]))
 
 
 def predict(out: Path, mnist: Path | None) -> Result:
-    """Logits of a batch, nothing kept."""
+    """Logits of a batch, nothing kept, in float32 and bfloat16."""
     import cupy
     import torch
+
+    from minivit.fast.half import activation_dtype
 
     found: Result = {}
     for name, (timm_name, options, batch) in MODELS.items():
         theirs, ours, images, _ = _pair(timm_name, options, batch)
         theirs.eval()
         there, here = torch.as_tensor(images).cuda(), cupy.asarray(images)
+        rounded = here.astype(activation_dtype("bfloat16"))
 
-        def torch_predict(theirs: Any = theirs, there: Any = there) -> Any:
-            with torch.inference_mode():
+        def torch_predict(half: bool, theirs: Any = theirs, there: Any = there) -> Any:
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=half):
                 return theirs(there)
 
-        logits = torch_predict().cpu().numpy()
+        logits = torch_predict(False).cpu().numpy()
         difference = float(np.abs(ours.predict(here).get() - logits).max() / np.abs(logits).max())
-        times = in_turn({"PyTorch eager": torch_predict, "minivit": lambda ours=ours, here=here: ours.predict(here)})
+        times = in_turn(
+            {
+                "float32: PyTorch eager": lambda run=torch_predict: run(False),
+                "float32: minivit": lambda ours=ours, here=here: ours.predict(here),
+                "bfloat16: PyTorch eager": lambda run=torch_predict: run(True),
+                "bfloat16: minivit": lambda ours=ours, rounded=rounded: ours.predict(rounded),
+            }
+        )
         found[name] = {"batch": batch, "logit_difference": difference, "ms": times}
     return found
 
@@ -305,7 +370,7 @@ def example(out: Path, mnist: Path | None) -> Result:
 
 
 STAGES: dict[str, tuple[Callable[[Path, Path | None], Result], int]] = {  # with its limit in seconds
-    "machine": (machine, 40), "train": (train, 180), "predict": (predict, 60), "tests": (tests, 150),
+    "machine": (machine, 40), "train": (train, 230), "predict": (predict, 60), "tests": (tests, 150),
     "sanitizer": (sanitizer, 90), "example": (example, 90), "small_step": (small_step, 60),
 }  # fmt: skip
 
@@ -349,10 +414,14 @@ def _facts(name: str, case: Result) -> str:
     bits = "has" if case["captured_has_the_same_bits"] else "has NOT"
     taken = case["profile"].items()
     launches = "; ".join(f"{side}: {count} launches, busy {busy:.2f} ms" for side, (count, busy, _) in taken)
-    memory = f"PyTorch {case['torch_MB']:.0f} MB, minivit {case['minivit_MB']:.0f}, captured {case['captured_MB']:.0f}"
+    memory = "; ".join(
+        f"{precision}: PyTorch {case['torch_MB'][precision]:.0f} MB, captured {case['captured_MB'][precision]:.0f}"
+        for precision in case["captured_MB"]
+    )
+    errors = ", ".join(f"{side} {error:.3f}" for side, error in case["bfloat16_error"].items())
     return (
         f"- {name}: gradients differ by {case['gradient_difference']:.1e}; captured {bits} the bits of step by step; "
-        f"{launches}; memory: {memory}."
+        f"error of the gradients in bfloat16: {errors}; {launches}; memory: {memory}."
     )
 
 

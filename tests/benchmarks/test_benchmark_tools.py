@@ -467,8 +467,8 @@ def test_recomputed_blocks_give_the_same_step():
 def test_the_gpu_report_has_what_succeeded_and_names_what_failed(tmp_path):
     case = {
         "batch": 1, "ms": {"PyTorch eager": [1.0, 2.0, 9.0], "captured": [1.5]}, "gradient_difference": 1e-6,
-        "captured_has_the_same_bits": False, "torch_MB": 1.0, "minivit_MB": 2.0, "captured_MB": 3.0,
-        "profile": {"captured": [3, 1.5, []]},
+        "captured_has_the_same_bits": False, "torch_MB": {"float32": 1.0}, "captured_MB": {"float32": 3.0},
+        "profile": {"captured": [3, 1.5, []]}, "bfloat16_error": {"minivit": 0.01},
     }  # fmt: skip
     text = gpu.report({"train": {"A": case}, "predict": {"error": "bad"}, "tests": {"summary": "7 passed"}})
     for part in ("| A | PyTorch eager | 2.00 | 1.00 to 9.00 |", "has NOT the bits", "predict failed: bad", "7 passed"):

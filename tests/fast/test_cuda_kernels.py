@@ -7,7 +7,8 @@ bounds. NVRTC compiles it too, as it would for a GPU, where the package nvidia-c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,17 @@ def mask(*shape: int) -> Any:
     hidden = np.random.default_rng(2).random(shape) < 0.6
     hidden[..., 0, :] = False
     return hidden
+
+
+@contextmanager
+def chosen(name: str) -> Iterator[Any]:
+    """The fake device; attention that is not said to be by products runs in tiles."""
+    with fake_cupy.installed() as device, pytest.MonkeyPatch.context() as patch:
+        from minivit.fast.cupy import attention
+
+        if "by products" not in name:
+            patch.setattr(attention, "_MOST_SCORES", 0)
+        yield device
 
 
 def attention(queries: int, keys: int, size: int, *, bias: bool = False, masked: bool = False) -> tuple[Any, ...]:
@@ -90,6 +102,11 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cross_entropy, soft targets": (F.softmax_cross_entropy, (normal(5, 40), abs(normal(5, 40)), 0.3)),
     "cross_entropy, a forbidden class": (F.softmax_cross_entropy, (forbidden(4, 7), np.eye(7)[[0, 1, 0, 2]])),
     # tiles have 64 and 32 rows in float32, 32 and 16 in float64; head sizes are rounded up to 16
+    "attention by products, 1 token": attention(1, 1, 1),
+    "attention by products, masked": attention(9, 40, 20, bias=True, masked=True),
+    "attention by products, 1100 keys": attention(2, 1100, 8),
+    "attention of windows by products": (F.self_attention, (normal(2, 4, 9, 36), 3, mask(4, 1, 9, 9), normal(3, 9, 9))),
+    "attention of a ViT by products": (F.self_attention, (normal(2, 10, 24), 2)),
     "attention, 1 token": attention(1, 1, 1),
     "attention, 1 query": attention(1, 33, 16),
     "attention, 1 key": attention(33, 1, 17, bias=True),
@@ -136,6 +153,7 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "softmax, 1100 numbers": (F.softmax, (normal(1100),)),
     "softmax, nothing allowed": (F.softmax, (np.where(mask(4, 9), normal(4, 9), -np.inf),)),
     "attention, three axes": (F.scaled_dot_product_attention, (normal(3, 5, 8), normal(3, 7, 8), normal(3, 7, 8))),
+    "layer_norm, 1100 channels": (F.layer_norm, (normal(3, 1100), normal(1100), normal(1100))),
     "attention of windows": (F.self_attention, (normal(2, 4, 9, 36), 3, mask(4, 1, 9, 9), normal(3, 9, 9))),
     "attention of a ViT": (F.self_attention, (normal(2, 10, 24), 2)),
     "cosine_attention": (
@@ -172,7 +190,7 @@ def difference(name: str, dtype: str) -> float:
     args = tuple(cast(arg, activation_dtype(dtype) if dtype in ROUNDED else dtype) for arg in args)
     with minivit.plain():
         expected = results(f, tuple(cast(arg, "float64") for arg in args))
-    with fake_cupy.installed() as device:
+    with chosen(name) as device:
         got = results(f, tuple(device.asarray(arg) if isinstance(arg, np.ndarray) else arg for arg in args))
     assert {part.dtype.name for part in got if part.ndim} == {dtype} and len(got) == len(expected)
     largest = max(np.abs(part).max() for part in expected) or 1.0
@@ -217,7 +235,7 @@ def test_no_order_of_threads_changes_a_bit(name: str, monkeypatch: pytest.Monkey
     found = []
     for order in cuda_emulator.ORDERS:
         monkeypatch.setattr(cuda_emulator, "order", order)
-        with fake_cupy.installed() as device:
+        with chosen(name) as device:
             found.append(results(f, tuple(device.asarray(a) if isinstance(a, np.ndarray) else a for a in args)))
     for other in found[1:]:
         for part, first in zip(other, found[0]):
@@ -584,29 +602,28 @@ BUGS = {
     ),
     "a row past the last": Bug(
         "softmax",
-        "    if (row >= rows) {\n        return;\n    }\n    const REAL* in",
-        "    const REAL* in",
+        "    if (number >= rows) {\n        return;\n    }\n    Row<Score>",
+        "    Row<Score>",
         "softmax, 1 number",
         "outside of all arrays",
     ),
     "heads that take another's numbers": Bug(
-        "heads", "row / tokens % heads", "row / tokens % 2", "attention of windows", "race", "float16"
+        "heads", "row / tokens % heads", "row / tokens % 2", "attention of windows by products", "race"
     ),
     "heads that are read past the last": Bug(
-        "heads", "i < count;", "i <= count;", "attention of windows", "outside of all arrays|race", "float16"
+        "heads", "i < count;", "i <= count;", "attention of windows by products", "outside of all arrays|race"
     ),
     "a sum that forgets its last numbers": Bug("add", "i < count;", "i < count - 1;", "linear", None),
     "a bias whose last numbers are not read": Bug("add", "row[i % columns]", "row[i % (columns - 1)]", "linear", None),
-    "a softmax that is computed again without its bias": Bug(
+    "a softmax that is computed again with another scale": Bug(
         "softmax",
-        "added, c, layout, scale, mask_value) - top) * share;\n        const REAL gradient",
-        "nullptr, c, layout, scale, mask_value) - top) * share;\n        const REAL gradient",
-        "attention, past a tile",
+        "queries, count, scale, mask_value), count);\n    Row<decl",
+        "queries, count, scale / 2, mask_value), count);\n    Row<decl",
+        "attention by products, masked",
         None,
-        "float16",
     ),
     "a gradient that is not centered": Bug(
-        "softmax", "weight * (given[c] - along)", "weight * given[c]", "attention, full tiles", None, "float16"
+        "softmax", "weight * (given.at(k, c) - along)", "weight * given.at(k, c)", "attention by products, masked", None
     ),
     "padding that is read from the map": Bug(
         "windows", "if (row < rows.real && column < columns.real)", "if (row < rows.real)", "windows", "outside|race"
@@ -688,7 +705,7 @@ SOURCES = (
     *(f"attention, heads of {size}" for size in (16, 32, 48, 64)),
 )
 MOST_REGISTERS = 255  # of a thread: all that there are
-MOST_SPILLED = 40  # bytes, outside of the loops: attention was faster with it than with more registers or smaller tiles
+MOST_SPILLED = 96  # bytes; NVRTC chose to for LayerNorm on sm_80, with 48 registers and rows of 768 numbers
 
 
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc")
@@ -705,7 +722,9 @@ def test_nvrtc_compiles_without_warnings(source: str, dtype: str, architecture: 
         code = launch.code(file)
         common = {"HEAD": int(size or 0), "NARROW": attention._NARROW.get(dtype, 0), "THREADS": attention._THREADS}
         tiles = (
-            [{"WIDE": wide} | common for wide in attention._WIDE[dtype]] if size else [{"CHUNKED": 0}, {"CHUNKED": 1}]
+            [{"WIDE": wide} | common for wide in attention._WIDE[dtype]]
+            if size
+            else [{"CHUNKED": 0, "KEPT": 0}, {"CHUNKED": 1, "KEPT": 2}, {"CHUNKED": 1, "KEPT": launch._MOST_KEPT}]
         )
         variants = [launch.options(dtype, **defines) for defines in tiles]
     log = "".join(nvrtc.compile_log(code, (*options, f"--gpu-architecture={architecture}")) for options in variants)

@@ -10,7 +10,7 @@ import numpy as np
 from minivit.fast.cupy.launch import element_grid, launch
 from minivit.protocol import Array
 
-_BYTES = 16  # of a chunk, the most that a thread of a GPU reads at once
+_BYTES = 16  # of a chunk, the most that a thread of a GPU reads in one instruction
 
 
 def chunk(dtype: np.dtype[Any], length: int, *arrays: Any) -> int:

@@ -112,6 +112,15 @@ def warp_grid(rows: int) -> tuple[tuple[int], tuple[int, int]]:
     return (-(-_index(rows) // 4),), (32, 4)
 
 
+_MOST_KEPT = 24  # numbers of a lane: with two rows in registers, more of them would spill
+
+
+def kept(length: int) -> int:
+    """KEPT for rows of this length, the numbers that each lane of a warp keeps in registers; 0 for long rows."""
+    count = -(-length // 32)
+    return count if count <= _MOST_KEPT else 0
+
+
 def _index(count: int) -> int:
     """The count, which kernels index by 32 bits: a division of 64 bits takes several times as long."""
     if count >= 1 << 31:

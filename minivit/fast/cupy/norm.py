@@ -5,7 +5,7 @@ from __future__ import annotations
 import cupy
 
 from minivit import functional as F
-from minivit.fast.cupy.launch import column_sums, in_real, launch, real, row_groups, warp_grid
+from minivit.fast.cupy.launch import column_sums, in_real, kept, launch, real, row_groups, warp_grid
 from minivit.functional.linear import rows
 from minivit.protocol import Array, Back, once
 
@@ -22,7 +22,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     limit = float(cupy.finfo(real(dtype)).max) ** 0.5 / (4 * channels)  # of numbers whose squares can be summed
     launch(
         "layer_norm", "layer_norm_forward", dtype, grid, block, flat, gain, offset, y, statistics, count, channels,
-        float(eps), limit,
+        float(eps), limit, KEPT=kept(channels),
     )  # fmt: skip
 
     @once
@@ -30,7 +30,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
         dx, flat_dy = cupy.empty(x.shape, dtype), cupy.ascontiguousarray(rows(dy))
         launch(
             "layer_norm", "layer_norm_backward", dtype, grid, block, flat_dy, flat, gain, statistics, dx, count,
-            channels,
+            channels, KEPT=kept(channels),
         )  # fmt: skip
         if weight is None:
             return dx, None, None if bias is None else column_sums(flat_dy).astype(bias.dtype, copy=False)
@@ -38,7 +38,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
         parts = cupy.empty((2, groups, channels), real(dtype))
         launch(
             "layer_norm", "layer_norm_weight_gradients", dtype, (-(-channels // 32), groups), (32, 8), flat_dy, flat,
-            statistics, parts, count, channels, length,
+            statistics, parts, count, channels, length, KEPT=kept(channels),
         )  # fmt: skip
         dweight = column_sums(parts[0]).astype(weight.dtype, copy=False)
         return dx, dweight, None if bias is None else column_sums(parts[1]).astype(bias.dtype, copy=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import constant
-from minivit.fast.cupy.launch import launch, numbers, warp_grid
+from minivit.fast.cupy.launch import kept, launch, numbers, warp_grid
 from minivit.protocol import Array, Back, once
 
 
@@ -64,7 +64,7 @@ class Scores(NamedTuple):
         layout = constant(numbers((*mask_strides, *bias_strides)), x)
         launch(
             "softmax", kernel, dtype, *warp_grid(rows), x, mask, bias, *given, *out, layout, inner, heads, queries,
-            count, np.uint32(rows), float(self.scale), float(self.mask_value),
+            count, np.uint32(rows), float(self.scale), float(self.mask_value), KEPT=kept(count),
         )  # fmt: skip
 
 
@@ -72,5 +72,7 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     """dx = y (dy - sum of dy y), in the dtype of y; dy may be float32 where y has half precision."""
     dx, count = cupy.empty(y.shape, y.dtype), y.shape[-1]
     rows = y.size // count
-    launch("softmax", "softmax_backward", y.dtype, *warp_grid(rows), dy, y, dx, count, np.uint32(rows))
+    launch(
+        "softmax", "softmax_backward", y.dtype, *warp_grid(rows), dy, y, dx, count, np.uint32(rows), KEPT=kept(count)
+    )
     return dx

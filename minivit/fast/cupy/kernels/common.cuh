@@ -91,3 +91,42 @@ __device__ REAL block_max(REAL value) {
     }
     return largest;
 }
+
+// A row that one warp works on. Lane l has the numbers l, l + 32, ...: with KEPT of them, known when this is compiled, it
+// keeps them in registers; with KEPT=0 they are read again each time.
+#ifdef KEPT
+template <class Read> struct Row {
+    REAL kept[KEPT ? KEPT : 1];
+    const Read read;  // (int) -> REAL
+    const int count;
+
+    __device__ Row(const Read& read, int count) : read(read), count(count) {
+        if (KEPT) {
+#pragma unroll
+            for (int k = 0; k < KEPT; ++k) {
+                const int c = k * 32 + int(threadIdx.x);
+                kept[k] = c < count ? read(c) : REAL(0);
+            }
+        }
+    }
+
+    __device__ REAL at(int k, int c) const { return KEPT ? kept[k] : read(c); }
+
+    // visit(number, k, c) for each of this lane's numbers: its place among them, and in the row.
+    template <class Visit> __device__ void each(const Visit& visit) {
+        if (KEPT) {
+#pragma unroll
+            for (int k = 0; k < KEPT; ++k) {
+                const int c = k * 32 + int(threadIdx.x);
+                if (c < count) {
+                    visit(kept[k], k, c);
+                }
+            }
+        } else {
+            for (int k = 0, c = threadIdx.x; c < count; ++k, c += 32) {
+                visit(read(c), k, c);
+            }
+        }
+    }
+};
+#endif

@@ -20,33 +20,31 @@ extern "C" __global__ void __launch_bounds__(128)
     if (number >= rows) {
         return;
     }
-    const STORED* row = x + (long long)number * channels;
+    const STORED* in = x + (long long)number * channels;
     STORED* out = y + (long long)number * channels;
+    auto read = [in](int c) { return REAL(in[c]); };
+    Row<decltype(read)> row(read, channels);
 
     REAL size = 0;
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        size = max(size, REAL(fabs(REAL(row[c]))));
-    }
+    row.each([&](REAL number, int, int) { size = max(size, REAL(fabs(number))); });
     size = warp_max(size);
-    const REAL scale = size > limit ? limit / size : REAL(1);
+    const REAL scale = size > limit ? limit / size : REAL(1), first = REAL(in[0]) * scale;
 
     REAL total = 0;
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        total += shifted(row, c, scale);
-    }
+    row.each([&](REAL number, int, int) { total += number * scale - first; });
     const REAL mean = warp_sum(total) / channels;
 
     REAL squares = 0;
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        const REAL centered = shifted(row, c, scale) - mean;
+    row.each([&](REAL number, int, int) {
+        const REAL centered = number * scale - first - mean;
         squares += centered * centered;
-    }
+    });
     const REAL rstd = 1 / sqrt(warp_sum(squares) / channels + eps);
 
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        const REAL xhat = (shifted(row, c, scale) - mean) * rstd;
+    row.each([&](REAL number, int, int c) {
+        const REAL xhat = (number * scale - first - mean) * rstd;
         out[c] = STORED(xhat * (weight ? weight[c] : REAL(1)) + (bias ? bias[c] : REAL(0)));
-    }
+    });
     if (threadIdx.x == 0) {
         statistics[3 * number] = mean;
         statistics[3 * number + 1] = rstd;
@@ -63,24 +61,27 @@ extern "C" __global__ void __launch_bounds__(128)
         return;
     }
     const long long start = (long long)number * channels;
-    const STORED *row = x + start, *given = dy + start;
+    const STORED *in = x + start, *given = dy + start;
     const REAL mean = statistics[3 * number], rstd = statistics[3 * number + 1], scale = statistics[3 * number + 2];
+    const REAL first = REAL(in[0]) * scale;
+    auto xhat = [=](int c) { return (REAL(in[c]) * scale - first - mean) * rstd; };
+    auto dxhat = [=](int c) { return REAL(given[c]) * (weight ? weight[c] : REAL(1)); };
+    Row<decltype(xhat)> row(xhat, channels);
+    Row<decltype(dxhat)> gradient(dxhat, channels);
 
     REAL total = 0, along = 0;
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        const REAL dxhat = REAL(given[c]) * (weight ? weight[c] : REAL(1));
-        total += dxhat;
-        along += dxhat * ((shifted(row, c, scale) - mean) * rstd);
-    }
+    row.each([&](REAL number, int k, int c) {
+        const REAL slope = gradient.at(k, c);
+        total += slope;
+        along += slope * number;
+    });
     const REAL by_mean = warp_sum(total) / channels;
     const REAL by_std = warp_sum(along) / channels;
 
-    for (int c = threadIdx.x; c < channels; c += 32) {
-        const REAL xhat = (shifted(row, c, scale) - mean) * rstd;
-        const REAL dxhat = REAL(given[c]) * (weight ? weight[c] : REAL(1));
+    row.each([&](REAL number, int k, int c) {
         // the scale last: rstd * scale may be subnormal, which a GPU takes for 0
-        dx[start + c] = STORED(rstd * (dxhat - by_mean - xhat * by_std) * scale);
-    }
+        dx[start + c] = STORED(rstd * (gradient.at(k, c) - by_mean - number * by_std) * scale);
+    });
 }
 
 // The rows' parts of dweight and dbias, group by group of rows as in column_sums: y is (2, groups, channels).

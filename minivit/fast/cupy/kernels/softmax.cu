@@ -13,46 +13,54 @@ __device__ long long row_start(unsigned row, unsigned inner, unsigned heads, uns
     return batch / inner * strides[0] + batch % inner * strides[1] + head * strides[2] + query * strides[3];
 }
 
-__device__ REAL score(const REAL* x, const bool* mask, const REAL* bias, int c, const long long* layout, REAL scale,
-                      REAL mask_value) {
-    const REAL z = scale * x[c] + (bias ? bias[c * layout[9]] : REAL(0));
-    return z + (mask && !mask[c * layout[4]] ? mask_value : REAL(0));
-}
+// A score of a row, from what a product left at `x`.
+struct Score {
+    const REAL* x;
+    const bool* mask;
+    const REAL* bias;
+    long long mask_step, bias_step;
+    REAL scale, mask_value;
 
-// The largest score of a row, 0 if all are -infinity.
-__device__ REAL largest(const REAL* x, const bool* mask, const REAL* bias, int count, const long long* layout,
-                        REAL scale, REAL mask_value) {
-    REAL top = -INFINITE;
-    for (int c = threadIdx.x; c < count; c += 32) {
-        top = max(top, score(x, mask, bias, c, layout, scale, mask_value));
+    __device__ Score(const REAL* x, const bool* mask, const REAL* bias, const long long* layout, unsigned row, int inner,
+                     int heads, int queries, int count, REAL scale, REAL mask_value)
+        : x(x + (long long)row * count),
+          mask(mask ? mask + row_start(row, inner, heads, queries, layout) : mask),
+          bias(bias ? bias + row_start(row, inner, heads, queries, layout + 5) : bias),
+          mask_step(layout[4]),
+          bias_step(layout[9]),
+          scale(scale),
+          mask_value(mask_value) {}
+
+    __device__ REAL operator()(int c) const {
+        const REAL z = scale * x[c] + (bias ? bias[c * bias_step] : REAL(0));
+        return z + (mask && !mask[c * mask_step] ? mask_value : REAL(0));
     }
+};
+
+// The largest number of a row, 0 if all are -infinity.
+__device__ REAL largest(Row<Score>& row) {
+    REAL top = -INFINITE;
+    row.each([&](REAL z, int, int) { top = max(top, z); });
     top = warp_max(top);
     return top == -INFINITE ? REAL(0) : top;
 }
 
-// One warp per row. A score is computed again where it is needed again: that takes less time than writing and reading it.
+// One warp per row. A score is computed again where it is needed again and not kept: that takes less time than writing it.
 extern "C" __global__ void __launch_bounds__(128)
     softmax_forward(const REAL* x, const bool* mask, const REAL* bias, STORED* y, const long long* layout, int inner,
                     int heads, int queries, int count, unsigned rows, REAL scale, REAL mask_value) {
-    const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) {
+    const unsigned number = blockIdx.x * blockDim.y + threadIdx.y;
+    if (number >= rows) {
         return;
     }
-    const REAL* in = x + (long long)row * count;
-    STORED* out = y + (long long)row * count;
-    const bool* allowed = mask ? mask + row_start(row, inner, heads, queries, layout) : mask;
-    const REAL* added = bias ? bias + row_start(row, inner, heads, queries, layout + 5) : bias;
-    const REAL top = largest(in, allowed, added, count, layout, scale, mask_value);
-
+    Row<Score> row(Score(x, mask, bias, layout, number, inner, heads, queries, count, scale, mask_value), count);
+    const REAL top = largest(row);
     REAL total = 0;
-    for (int c = threadIdx.x; c < count; c += 32) {
-        total += exp(score(in, allowed, added, c, layout, scale, mask_value) - top);
-    }
+    row.each([&](REAL z, int, int) { total += exp(z - top); });
     total = warp_sum(total);
     const REAL share = total == 0 ? REAL(0) : 1 / total;
-    for (int c = threadIdx.x; c < count; c += 32) {
-        out[c] = STORED(exp(score(in, allowed, added, c, layout, scale, mask_value) - top) * share);
-    }
+    STORED* out = y + (long long)number * count;
+    row.each([&](REAL z, int, int c) { out[c] = STORED(exp(z - top) * share); });
 }
 
 // One warp per row; dx may be dy where both have one type.
@@ -73,34 +81,34 @@ extern "C" __global__ void __launch_bounds__(128)
     }
 }
 
-// y and dx from the scores; y may be x, and dx may be dy, where both have one type.
+// y and dx from the scores; y may be x, and dx may be dy, where both have one type. One warp per row.
 extern "C" __global__ void __launch_bounds__(128)
     softmax_again(const REAL* x, const bool* mask, const REAL* bias, const REAL* dy, STORED* y, STORED* dx,
                   const long long* layout, int inner, int heads, int queries, int count, unsigned rows, REAL scale,
                   REAL mask_value) {
-    const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) {
+    const unsigned number = blockIdx.x * blockDim.y + threadIdx.y;
+    if (number >= rows) {
         return;
     }
-    const long long start = (long long)row * count;
-    const REAL *in = x + start, *given = dy + start;
-    const bool* allowed = mask ? mask + row_start(row, inner, heads, queries, layout) : mask;
-    const REAL* added = bias ? bias + row_start(row, inner, heads, queries, layout + 5) : bias;
-    const REAL top = largest(in, allowed, added, count, layout, scale, mask_value);
-
+    const long long start = (long long)number * count;
+    const REAL* in = dy + start;
+    auto read = [in](int c) { return in[c]; };
+    Row<Score> row(Score(x, mask, bias, layout, number, inner, heads, queries, count, scale, mask_value), count);
+    Row<decltype(read)> given(read, count);
+    const REAL top = largest(row);
     REAL total = 0, along = 0;
-    for (int c = threadIdx.x; c < count; c += 32) {
-        const REAL weight = exp(score(in, allowed, added, c, layout, scale, mask_value) - top);
+    row.each([&](REAL z, int k, int c) {
+        const REAL weight = exp(z - top);
         total += weight;
-        along += weight * given[c];
-    }
+        along += weight * given.at(k, c);
+    });
     total = warp_sum(total);
     const REAL share = total == 0 ? REAL(0) : 1 / total;
     along = warp_sum(along) * share;
-    for (int c = threadIdx.x; c < count; c += 32) {
-        const REAL weight = exp(score(in, allowed, added, c, layout, scale, mask_value) - top) * share;
-        const REAL gradient = weight * (given[c] - along);
+    row.each([&](REAL z, int k, int c) {
+        const REAL weight = exp(z - top) * share;
+        const REAL gradient = weight * (given.at(k, c) - along);
         y[start + c] = STORED(weight);
         dx[start + c] = STORED(gradient);
-    }
+    });
 }
