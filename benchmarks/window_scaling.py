@@ -23,7 +23,7 @@ from minivit import functional as F, nn
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 
-SIZES = (112, 168, 224, 280, 336, 392, 448)  # pixels per side; maps of 28 to 112 places, all multiples of the window
+SIZES = (112, 168, 224, 280, 336, 392, 448)  # pixels per side; maps of 28 to 112 tokens, all multiples of the window
 PATCH, DIM, HEADS, WINDOW, SHIFT = 4, 96, 3, 7, 3  # the first stage of Swin-T
 KINDS = ("window", "global")
 LAYER, TRAINED, PROPER = (
@@ -156,7 +156,7 @@ def main() -> None:
         seconds, others = scaling.in_rounds([task.run for task in work], options.rounds)
     lines = {(name, kind): Line(name, kind, work, seconds) for name in (LAYER, TRAINED, PROPER) for kind in KINDS}
     how = (
-        f"Medians and quartiles of {options.rounds} rounds; one image, float32, sides in pixels and in places, "
+        f"Medians and quartiles of {options.rounds} rounds; one image, float32, sides in pixels and in tokens, "
         "ratios to the first row."
     )
     markdown = text(lines, list(SIZES), scaling.facts(str(options.threads), how, others))

@@ -23,6 +23,7 @@ CHAPTERS = {
         "sizes.py",
         "device.py",
         "random.py",
+        "fast/half.py",  # which formulas use
         "fork.py",
         "renamed.py",
         "version.py",
@@ -103,7 +104,8 @@ def files_of(chapter: tuple[str, ...]) -> list[Path]:
             found.append(path)
             continue
         inner = {"fast": path.glob("*.py")}.get(part, path.rglob("*.py"))
-        waiting = sorted(inner, key=lambda file: (file.name != "__init__.py", file.as_posix()))
+        alone = {PACKAGE / name for names in CHAPTERS.values() for name in names if name.endswith(".py")}
+        waiting = sorted(set(inner) - alone, key=lambda file: (file.name != "__init__.py", file.as_posix()))
         folder = set(waiting)
         while waiting:
             ready = [file for file in waiting if file.name == "__init__.py" or not _uses(file) & set(waiting) & folder]

@@ -328,7 +328,7 @@ def row(name: str, outcome: Outcome, verdict: str) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
-    """The table of the switches that were asked for."""
+    """The table of the selected switches."""
     wanted = set(args.switch) | {"whole_swin" if SWITCHES[name].swin else "whole" for name in args.switch}
     mnist = data.load_mnist(args.data or os.environ.get("MINIVIT_MNIST"))
     print(f"data: {mnist.source}\n{HEAD}", flush=True)

@@ -235,8 +235,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=command_line.at_least(1), default=1, help="1 by default: the model is small")
     parser.add_argument("--json", type=Path, help="keep each score in this file; scores in it are not run again")
     parser.add_argument("--quick", action="store_true", help="one epoch over 1,280 images, to see whether it runs")
-    parser.add_argument("--figure", type=Path, help="draw the picture into this file")
-    parser.add_argument("--write", action="store_true", help="table and picture into docs/positions.md")
+    parser.add_argument("--figure", type=Path, help="draw the figure into this file")
+    parser.add_argument("--write", action="store_true", help="table and figure into docs/positions.md")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Fine-tune a pretrained model on your own pictures, every gradient by hand.
+"""Fine-tune a pretrained model on your own images, every gradient by hand.
 
     python examples/finetune.py --weights model.safetensors --data pets     # pets/cat/*.jpg, pets/dog/*.jpg, ...
     python examples/finetune.py --weights model.safetensors --data pets --head-only

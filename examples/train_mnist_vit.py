@@ -25,7 +25,7 @@ CHOICES = {name: PRESETS[name] for name in ("vit", "hybrid")}
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, evaluate, and write model, metrics, pictures and model card to args.out."""
+    """Train, evaluate, and write model, metrics, figures and model card to args.out."""
     ranks = command_line.join(args)  # the processes that mpiexec has started, or this one alone
 
     # Data: images (n, 28, 28) uint8, labels (n,).
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
 
     if not ranks.first:  # one rank writes
         return
-    # Report: the model, three pictures, and a model card.
+    # Report: the model, three figures, and a model card.
     minivit.save(model, run.out / "model.safetensors")
     report.write_pictures(run.out, run.history, mnist.test_images, mnist.test_labels, logits)
     facts = {

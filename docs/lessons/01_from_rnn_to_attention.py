@@ -2,7 +2,7 @@
 # # 1. From RNN to attention
 #
 # This page compares two ways to process a sequence. A recurrent network reads one word after the other. Attention sees
-# all words at once. You will measure how far each can remember, and how its time grows with the length. You will then
+# all words together. You will measure how far each can remember, and how its time grows with the length. You will then
 # be able to say what attention improves, and what it costs.
 #
 # **Run time.** The code of this page takes about 30 s on one core of a server processor, and about 5 s with
@@ -65,7 +65,7 @@ SHORT = os.environ.get("MINIVIT_LESSONS") == "short"
 # ([derivation](../derivations/linear.md)). The code below has both passes. Its letters are B for the number of
 # sequences, N for the steps, D for the numbers in each input, and H for the numbers in the state. The states of all
 # sequences are the rows of one array, so $W h$ becomes `h @ weight.T`, and $W^\top da$ becomes `da @ weight`. The
-# library's layer `nn.Linear` computes all $u_t$ at once:
+# library's layer `nn.Linear` computes all $u_t$ in one call:
 
 
 # %%
@@ -80,7 +80,7 @@ class RNN(nn.Layer):
 
     def forward(self, x, rng=None):
         weight = self.recurrent.data
-        u, back_input = self.input(x)  # (B, N, H), for all steps at once
+        u, back_input = self.input(x)  # (B, N, H), for all steps together
         states = [np.zeros_like(u[:, 0])]  # (B, H), before the first step
         for t in range(x.shape[1]):
             states.append(np.tanh(u[:, t] + states[t] @ weight.T))  # needs the step before: no two at a time
@@ -392,7 +392,7 @@ figures.show(
 # %% [markdown]
 # No: attention does more arithmetic, yet it takes less time unless the sequence is very long, because its products are
 # large. The RNN's rate does not grow with the sequence. Each of its steps is a small product, and most of the time is
-# spent in Python between these products. On a GPU, which works on thousands of numbers at once, the difference is
+# spent in Python between these products. On a GPU, which works on thousands of numbers in parallel, the difference is
 # larger still.
 #
 # But attention has a cost. For long sequences the quadratic term $2 N^2 D$ dominates. [Lesson 8](08_swin.py) shows how

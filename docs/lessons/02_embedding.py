@@ -295,7 +295,7 @@ assert params["pos_embed"].shape == (1, 1 + 14 * 14, 768)
 # You cannot. With two seeds the losses are 1.138 and 1.139 with the right gradient, and 1.128 and 1.145 with the wrong
 # one. In each step the wrong gradient keeps one of about ten gradients for each row. It is a noisy estimate of the
 # right gradient, up to a factor, and AdamW divides each gradient by its usual size. [Lesson 10](10_break_it.py) shows
-# more wrong gradients that the loss does not reveal. `check_vjp` finds this one at once.
+# more wrong gradients that the loss does not reveal. `check_vjp` finds this one immediately.
 #
 # </details>
 

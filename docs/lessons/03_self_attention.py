@@ -112,7 +112,7 @@ figures.show(
 )
 
 # %% [markdown]
-# ## All at once
+# ## All tokens together
 #
 # The rows do not depend on each other, so the loops can be written as matrix products. One product gives all scores,
 # and one gives all weighted sums:
@@ -305,7 +305,7 @@ print(f"nn.Attention: outputs differ by {np.abs(y[0] - b).max():.0e}, dx by {np.
 #
 # - A token's query is compared with the keys of all tokens: the scores are $q \cdot k / \sqrt d$.
 # - The weights are a softmax of the scores. The result $b$ is the mean of the values with these weights.
-# - Given q, k and v, attention is two products and one softmax for all tokens at once.
+# - Given q, k and v, attention is two products and one softmax for all tokens together.
 # - Without $\sqrt d$ the scores grow with the width: one token gets all the weight, and for large $d$ the gradient
 #   shrinks.
 # - The backward pass is five formulas, and they pass the gradient checks.

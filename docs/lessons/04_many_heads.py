@@ -162,7 +162,7 @@ assert by_head.max(axis=0).min() > 0.5, "for each position there is a head that 
 #    q\, M^q_h$, likewise $k_h$ and $v_h$.
 #
 # First the even split. The cell computes one head after the other, and compares the result with the layer, which
-# computes all heads at once:
+# computes all heads together:
 
 # %%
 B, N, D, H = 2, 6, 12, 3
@@ -181,7 +181,7 @@ joined = np.concatenate(outputs, axis=2)  # (B, N, D): the heads side by side ag
 by_heads, _ = split.proj(joined)  # Wo mixes them
 
 y, _ = split(x)
-print(f"head by head and all at once differ by {np.abs(by_heads - y).max():.0e}")
+print(f"head by head and all together differ by {np.abs(by_heads - y).max():.0e}")
 assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
 
 # %% [markdown]
@@ -230,7 +230,7 @@ for h in range(H):
 by_heads, _ = linear.proj(np.concatenate(outputs, axis=2))
 
 y, _ = linear(x)
-print(f"with linear maps: head by head and all at once differ by {np.abs(by_heads - y).max():.0e}")
+print(f"with linear maps: head by head and all together differ by {np.abs(by_heads - y).max():.0e}")
 assert np.allclose(by_heads, y, rtol=1e-10, atol=1e-13)
 print(f"errors: split {minivit.check_complex_step(split, x):.0e}, linear {minivit.check_complex_step(linear, x):.0e}")
 

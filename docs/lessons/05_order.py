@@ -214,7 +214,7 @@ assert (scores["learned_1d"][:, 0] - scores["learned_1d"][:, 1]).min() > 0.04  #
 #
 # The table was not given rows or columns. Did it learn them? Compare the vectors of two positions by the *cosine* of
 # the angle between them: 1 for the same direction, 0 for orthogonal vectors, -1 for opposite directions. The class
-# token is left out, because it belongs to no position of the image. For a finer picture this model has patches of 4
+# token is left out, because it belongs to no position of the image. For a finer grid this model has patches of 4
 # pixels, which makes 7 x 7 positions.
 
 # %%
@@ -264,7 +264,7 @@ assert found["blank positions, any distance"] > 0.2
 
 # %%
 def tiled(similarity):
-    """(49, 49) -> one picture: a tile of 7 x 7 for each position, arranged like the image, with gaps."""
+    """(49, 49) -> one figure: a tile of 7 x 7 for each position, arranged like the image, with gaps."""
     picture = np.full((SIDE * (SIDE + 1) - 1,) * 2, np.nan)
     for position, tile in enumerate(similarity.reshape(-1, SIDE, SIDE)):
         top, left = (SIDE + 1) * row[position], (SIDE + 1) * column[position]

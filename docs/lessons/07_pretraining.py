@@ -68,7 +68,7 @@ axes[1, 0].set_ylabel("puzzle")
 figures.show(
     figure,
     "07_puzzle",
-    alt="Six digits, and below each the same digit with its 16 patches in another order, so that nobody could read it.",
+    alt="Six digits, and below each the same digit with its 16 patches in another order, so that it is unreadable.",
 )
 
 # %% [markdown]

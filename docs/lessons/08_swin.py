@@ -100,7 +100,7 @@ assert np.allclose(by_hand, from_the_layer, atol=1e-5)
 # ## Patch merging: four positions become one
 #
 # Between two stages, each neighborhood of 2 x 2 tokens becomes one token. Four slices with step 2 select the four
-# corners of all neighborhoods at once: `x0` top left, `x1` bottom left, `x2` top right, `x3` bottom right. They are
+# corners of all neighborhoods together: `x0` top left, `x1` bottom left, `x2` top right, `x3` bottom right. They are
 # concatenated, which gives 4C channels.
 #
 # Note the order: **down comes before right**. Published Swins were trained with it. Another order would train as well.

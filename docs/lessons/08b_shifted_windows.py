@@ -269,7 +269,7 @@ figures.show(
     "Right, inputs seen against blocks: alternating blocks reach all 256, plain or shifted alone stay at 16.",
 )
 
-# The library measures the same for its pictures, with weights of its own.
+# The library measures the same for its figures, with weights of its own.
 library = explain.receptive_field(explain.layout((side, side), (window, window), (2, 2)), deepest, (8, 8))
 assert (library == depth).all()
 

@@ -37,7 +37,7 @@ class CapturedStep:
     Args:
         model: on a GPU, without running statistics (BatchNorm).
         loss: `loss(logits, targets, **options) -> loss, back`; it is given targets (B, K), never class numbers. A
-            `train.CountingLoss` is told how many predictions were correct.
+            `train.CountingLoss` receives how many predictions were correct.
         precision: of activations, "float32", "bfloat16" or "float16"; see minivit/fast/half.py.
 
     Attributes:
