@@ -81,7 +81,7 @@ def test_ci_tests_exactly_these_versions():
     assert f"python{python}" in text
 
 
-def test_the_versions_are_told_apart():
+def test_the_versions_are_distinguished():
     assert same("1.24", "1.24.0") and same("0.4.4", "0.4.4") and not same("1.24", "1.25.0")
     assert not same("1.2", "1.24.0") and not same("", "1.0")
 

@@ -410,7 +410,7 @@ def test_as_a_program(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows reports a closed pipe in its own way")
-def test_nobody_reads_to_the_end():
+def test_a_reader_may_close_the_pipe_early():
     reader, writer = os.pipe()
     os.close(reader)
     try:

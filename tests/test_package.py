@@ -64,7 +64,7 @@ print(minivit.explain.grad_cam.__name__, minivit.train.fit.__name__, minivit.sum
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - OPTIONAL))
-def test_every_module_imports_and_keeps_its_promises(name):
+def test_every_module_imports_and_has_the_names_in_its_all(name):
     module = importlib.import_module(name)
     assert module.__doc__, "no docstring"
     exported = getattr(module, "__all__", [])
@@ -143,7 +143,7 @@ def imported(tree):
 
 
 @pytest.mark.parametrize("file", TREES)
-def test_only_two_places_import_cupy_and_nobody_imports_torch(file):
+def test_only_two_folders_import_cupy_and_none_imports_torch(file):
     roots = {module.split(".")[0] for module, _ in imported(TREES[file])}
     assert file == "device.py" or file.startswith("fast/cupy/") or "cupy" not in roots
     assert not roots & {"torch", "jax", "tensorflow", "scipy"}

@@ -70,7 +70,7 @@ def test_what_was_pushed_loads_again_by_its_name(fake: Any, monkeypatch: pytest.
     assert twin.config == model.config and np.array_equal(twin.predict(images(model)), model.predict(images(model)))
 
 
-def test_classes_preprocessing_accuracy_and_pictures_arrive(fake: Any, tmp_path: Any) -> None:
+def test_classes_preprocessing_accuracy_and_figures_arrive(fake: Any, tmp_path: Any) -> None:
     model, prepare = minivit.ViT(**VIT), Preprocess(8, mean=(0.25,), std=(0.5,), squash=True)
     picture = tmp_path / "curves.png"
     picture.write_bytes(b"\x89PNG")

@@ -69,7 +69,7 @@ def test_checks_and_fast_functions_take_the_arguments_of_the_formula(name: str) 
                 assert each.default == defaults[each.name], each
 
 
-def test_the_cost_of_every_layer_leaves_out_by_default_what_nobody_reads() -> None:
+def test_the_cost_of_every_layer_omits_unread_tokens_by_default() -> None:
     """A layer's own function is called without the argument where `cost` is."""
     for function in cost.registry.values():
         assert inspect.signature(function).parameters["every_token"].default is False, function

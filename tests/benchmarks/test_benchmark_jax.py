@@ -239,7 +239,7 @@ def test_axes_change_one_thing_each() -> None:
     assert growth.axes(1, 4)[3].amounts == [1, 2, 4]
 
 
-def test_the_page_and_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_and_the_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "BASE", replace(CASES["small"], model={**VIT_SIZES, "num_heads": 2}))
     monkeypatch.setattr(growth, "BATCHES", (2, 4))
     monkeypatch.setattr(growth, "SIDES", (8, 12))
@@ -271,6 +271,6 @@ def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
     assert page.read_text() == "nothing\n"
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_reported() -> None:
     assert "NOT QUIET" in scaling.facts("1", "How.", 0.5)
     assert "NOT QUIET" not in scaling.facts("1", "How.", 0.01)

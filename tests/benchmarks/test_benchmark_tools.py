@@ -109,7 +109,7 @@ def test_a_product_is_made_again_with_its_shapes_and_strides():
     assert (again.shape, again.strides) == (product.out.shape, product.out.strides)
 
 
-def test_sums_written_as_products_are_told_apart():
+def test_sums_written_as_products_are_distinguished():
     ones, matrix, column = (products.Operand.of(np.ones(shape, np.float32)) for shape in ((6,), (6, 4), (4, 1)))
     assert products.Product(ones, matrix).is_sum and products.Product(matrix, column).is_sum
     assert (

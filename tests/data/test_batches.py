@@ -97,7 +97,7 @@ def test_resuming_gives_the_same_batches_bit_for_bit(augment, start):
         assert np.array_equal(y, y2)
 
 
-def test_each_position_has_the_promised_generator_and_unit_images():
+def test_each_position_has_the_documented_generator_and_unit_images():
     seen = []
 
     def spy(x, y, rng):

@@ -146,7 +146,7 @@ def test_a_missing_reader_is_not_the_files_fault(pets):
         read_images(image_folder(pets).paths, reader)
 
 
-def test_real_pictures_are_read_with_a_preprocess(tmp_path):
+def test_real_images_are_read_with_a_preprocess(tmp_path):
     image = pytest.importorskip("PIL.Image")
     for name, color in (("black", 0), ("white", 255)):
         (tmp_path / name).mkdir()
@@ -205,7 +205,7 @@ def test_a_folder_of_another_form_is_refused(tmp_path, case, fragments):
         ({"epoch": -1}, "epoch"),
     ],
 )
-def test_places_that_do_not_exist_are_refused_at_once(pets, options, fragment):
+def test_folders_that_do_not_exist_are_refused_immediately(pets, options, fragment):
     options = {"batch_size": 6, "seed": 0, "epoch": 0, **options}
     with pytest.raises(ValueError, match=fragment):
         image_folder(pets).batches(number, **options)

@@ -110,7 +110,7 @@ def test_an_image_of_mnists_size_is_left_alone():
         ({"size": 4, "mean": (0.5, np.nan, 0.5)}, "must be finite"),
     ],
 )
-def test_numbers_that_make_no_picture_are_refused(arguments, word):
+def test_arrays_that_are_no_image_are_refused(arguments, word):
     with pytest.raises(ValueError, match=word):
         Preprocess(**arguments)
 
@@ -118,7 +118,7 @@ def test_numbers_that_make_no_picture_are_refused(arguments, word):
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def test_a_turned_picture_is_put_upright(tmp_path):
+def test_a_rotated_image_is_put_upright(tmp_path):
     path = tmp_path / "turned.png"
     exif = Image.Exif()
     exif[0x0112] = 6  # the sensor lay on its side: turn by 90 degrees clockwise
@@ -160,7 +160,7 @@ def test_a_palette_with_a_transparent_color_lies_on_white(tmp_path):
     assert (Preprocess(4).pixels(tmp_path / "palette.png") == 255).all()
 
 
-def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, monkeypatch):
+def test_a_file_that_is_no_image_is_refused_with_the_reason(tmp_path, monkeypatch):
     prepare = Preprocess(4)
     with pytest.raises(DataError, match="none.png: no such file"):
         prepare(tmp_path / "none.png")
@@ -391,7 +391,7 @@ def test_broken_exif_hides_no_pixels(tmp_path, kind, exif):
             assert Preprocess(8)(opened).shape == (3, 8, 8)
 
 
-def test_an_open_picture_that_is_cut_off_is_a_data_error(tmp_path):
+def test_an_open_image_that_is_truncated_is_a_data_error(tmp_path):
     photo().save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
@@ -399,7 +399,7 @@ def test_an_open_picture_that_is_cut_off_is_a_data_error(tmp_path):
         Preprocess(8)(opened)
 
 
-def test_a_picture_without_a_range_is_named(tmp_path):
+def test_an_image_without_a_range_is_named(tmp_path):
     Image.new("F", (4, 4)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif.*floating-point"):
         Preprocess(4)(tmp_path / "a.tif")
@@ -452,7 +452,7 @@ def test_ink_on_transparent_or_16_bit_paper_survives_inversion():
     assert np.asarray(ImageOps.invert(flattened(scanned))).tolist() == [[22, 254, 22]]
 
 
-def test_a_thin_picture_gives_the_middle_that_a_whole_resize_gives(monkeypatch):
+def test_a_thin_image_gives_the_center_that_a_full_resize_gives(monkeypatch):
     """In two ways: of the middle alone, and of all of it; the first is for pictures that would become huge."""
     for picture in (photo(3, 400), photo(400, 3)):
         for name in ("bicubic", "bilinear"):

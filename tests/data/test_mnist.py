@@ -533,7 +533,7 @@ def test_the_subset_split_is_stratified_complete_and_fixed(tmp_path, subset, cap
     assert (np.diff(loaded.test_labels) != 0).sum() > 20  # not sorted by class
 
 
-def test_download_false_asks_nobody(tmp_path, subset, servers, capsys):
+def test_download_false_makes_no_request(tmp_path, subset, servers, capsys):
     assert load(tmp_path, *servers, download=False).is_subset
     assert servers[0].asked == []
     assert "download=False" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def test_the_digit_is_classified_correctly_with_doubt() -> None:
     assert pictures.doubtful_digit(logits, labels) == pictures.RANK
 
 
-def test_the_program_writes_both_pictures(tmp_path: Path) -> None:
+def test_the_program_writes_both_figures(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for stem, count in (("train", 20), ("t10k", 30)):
         data.write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", rng.integers(256, size=(count, 28, 28)).astype("u1"))

@@ -183,7 +183,7 @@ def test_the_font_of_formulas_has_every_sign() -> None:
 
 
 @built
-def test_every_picture_has_words() -> None:
+def test_every_image_has_alt_text() -> None:
     faults = [
         f"{name}: {(image.get('src') or '')[:60]}"
         for name, page in pages().items()

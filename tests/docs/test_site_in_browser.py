@@ -160,7 +160,7 @@ def test_boxed_results_have_a_box(open_page: Any) -> None:
     assert widths and min(widths) >= 1, widths
 
 
-def test_the_picture_of_the_first_page_moves_pauses_and_respects_readers_who_want_no_motion(open_page: Any) -> None:
+def test_the_animation_of_the_first_page_moves_pauses_and_respects_reduced_motion(open_page: Any) -> None:
     place = "() => document.querySelector('.y-back .value').getBoundingClientRect().left"
     moving = "() => document.getAnimations().filter(a => a.playState === 'running').length"
     page, _ = open_page("index")
@@ -180,7 +180,7 @@ def test_the_picture_of_the_first_page_moves_pauses_and_respects_readers_who_wan
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_colors_of_the_picture_follow_the_switch_of_the_page(open_page: Any, theme: str) -> None:
+def test_the_colors_of_the_animation_follow_the_switch_of_the_page(open_page: Any, theme: str) -> None:
     """The reader's system says one thing and the page's own switch the other: the switch wins."""
     page, _ = open_page("index", theme={"light": "dark", "dark": "light"}[theme])
     page.evaluate(f"() => {{ document.body.dataset.theme = '{theme}' }}")

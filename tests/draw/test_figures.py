@@ -154,7 +154,7 @@ def test_lines_differ_in_color_dash_and_mark_and_nothing_global_changes():
     assert dict(matplotlib.rcParams) == before
 
 
-def test_colors_can_be_told_apart_in_grey():
+def test_colors_are_distinguishable_in_gray():
     """HEAT grows lighter all the way, so that a print in gray has the same order."""
     from matplotlib import colormaps
 

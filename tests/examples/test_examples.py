@@ -96,7 +96,7 @@ def equal(a, b):
     return all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_it_trains_and_leaves_everything_it_promises(folder, tmp_path):
+def test_it_trains_and_writes_every_documented_file(folder, tmp_path):
     done = run(tmp_path, "--data", folder, "--epochs", 3, "--batch-size", 20, "--lr", 3e-3, "--threads", 2, bare=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -372,7 +372,7 @@ def test_without_network_it_says_what_its_number_means(tmp_path):
     assert match[0].removeprefix("test accuracy: ") in card
 
 
-def test_without_the_optional_packages_only_the_pictures_are_missing(first):
+def test_without_the_optional_packages_only_the_figures_are_missing(first):
     out, printed = first
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert "for the figures: pip install" in printed and LAST.fullmatch(printed.splitlines()[-1])

@@ -92,7 +92,7 @@ def test_folder_task(pictures):
     assert (batches[0][0] == 0).any() and not (plain == 0).any(), "moved images have the mean color at their edges"
 
 
-def test_pictures_are_moved_and_mirrored(pictures):
+def test_images_are_shifted_and_mirrored(pictures):
     """The first batch, in which each picture is looked for in all places where it could be."""
     preprocess = data.Preprocess(16)
     work = folder_task(*split_folder(pictures), preprocess, limit=32)
@@ -181,7 +181,7 @@ def test_the_example_on_digits(digits_folder, weights, tmp_path):
         assert fragment in card, fragment
 
 
-def test_the_example_on_pictures(pictures, weights, tmp_path):
+def test_the_example_on_image_files(pictures, weights, tmp_path):
     options = ["--data", pictures, "--weights", weights / "swin.safetensors", "--epochs", 3, "--batch-size", 6]
     done = run(tmp_path, *options, "--head-only", "--lr", 0.05, "--threads", 1, bare=False, example=EXAMPLE)
     assert done.returncode == 0 and done.stderr == "", done.stderr

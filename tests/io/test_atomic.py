@@ -14,7 +14,7 @@ from minivit.io.atomic import temporary_name, write_atomically
 from minivit.io.process import has_ended, this_process
 
 
-def test_a_process_has_ended_where_that_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_has_ended_where_that_can_be_determined(monkeypatch: pytest.MonkeyPatch) -> None:
     me = this_process()
     assert has_ended(me) is False
     assert has_ended(me._replace(start="1")) is True, "another process has its number by now"

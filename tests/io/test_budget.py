@@ -46,7 +46,7 @@ def limited(code: str, *arguments: Any) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
-def test_thin_pictures_take_little_memory(tmp_path: Path) -> None:
+def test_thin_images_take_little_memory(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for number, size in enumerate([(1, 60_000), (60_000, 1), (3, 1_000_000)]):
         image.new("L", size, 200).save(tmp_path / f"{number}.png")

@@ -123,7 +123,7 @@ def test_offsets_and_strides(read, write):
 
 
 @formats
-def test_tensors_over_one_storage_share_it_and_one_tensor_in_two_places_is_one_array(read, write):
+def test_tensors_over_one_storage_share_it_and_a_tensor_under_two_names_is_one_array(read, write):
     row = Storage(BASE.reshape(-1))
     first = tensor(row, (24,))
     got = read(write({"a": first, "b": tensor(row, (4,), offset=20), "c": [first]}))

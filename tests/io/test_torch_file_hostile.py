@@ -307,7 +307,7 @@ def test_long_bytes_are_not_copied(place, size):
     assert np.array_equal(got, raw)
 
 
-def test_storages_nobody_asked_for_are_not_read(place):
+def test_storages_that_are_not_requested_are_not_read(place):
     entries = entries_of({"a": tensor(np.ones(3))})
     entries["archive/data/more"] = bytes(4_000_000)
     place.write_bytes(zipped(entries))

@@ -118,7 +118,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["../secret", "/etc/passwd", "a/b", "..", ".", "", 3, None, ["x"], {"x": 1}])
-def test_an_index_that_names_other_places_is_refused(tmp_path: Path, place: Any) -> None:
+def test_an_index_that_names_other_folders_is_refused(tmp_path: Path, place: Any) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     write(tmp_path / "secret", {"head.bias": np.zeros(3)})

@@ -111,7 +111,7 @@ def test_partial_patches_are_padded_with_zeros(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masked_padding_makes_padded_places_invisible(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masked_padding_makes_padded_positions_invisible(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stands in the padding of the maps: it changes the published models, and not the strict ones."""
     x = images(size=(20, 14))  # 10 x 7 patches, then 5 x 4; windows of 3
     models = [

@@ -64,7 +64,7 @@ def test_the_shape_and_the_products_are_those_of_the_forward_pass(case: Case) ->
     assert multiply_adds(layer, x.shape, every_token=False) == Counting.macs
 
 
-def test_tokens_that_nobody_reads_are_left_out_unless_all_are_asked_for() -> None:
+def test_unread_tokens_are_not_counted_unless_all_are_requested() -> None:
     layer = nn.Attention(4, 2, queries=1)
     assert Cost((3, 1, 4)) == ((3, 1, 4), 0, 0)  # no products, and nothing kept
     assert cost(layer, (3, 5, 4)).shape == (3, 1, 4) and cost(layer, (3, 5, 4), True).shape == (3, 5, 4)

@@ -154,7 +154,7 @@ def naive_shifted_windows(layer: Any, x: Any, trained: Any = None) -> Any:
         ((2, 1), (3, 3), (1, 1)),  # covered on both
     ],
 )
-def test_shifted_windows_equal_loops_over_pairs_of_places(
+def test_shifted_windows_equal_loops_over_pairs_of_positions(
     kind: Any, hide: bool, strict: bool, size: Any, window: Any, shift: Any
 ) -> None:
     layer = shifted(window, shift, kind, hide, mask_value=-INF if strict else -100.0)
@@ -219,7 +219,7 @@ def test_the_shift_and_the_mask_have_an_effect(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("hide", [True, False])
-def test_padded_places_are_looked_at_unless_they_are_masked(hide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padded_positions_are_attended_to_unless_they_are_masked(hide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = shifted((3, 3), (1, 1), hide=hide, mask_value=-INF), maps(2, 5, 8)
     clean = layer(x)[0]
     zeros = moves.pad

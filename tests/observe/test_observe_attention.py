@@ -127,7 +127,7 @@ def test_a_head_map_is_the_row_of_the_tokens_that_the_head_reads(name):
 
 
 @pytest.mark.parametrize("name", ["swin", "swin, padding hidden", "swin v2"])
-def test_a_swin_head_map_is_what_each_place_gets_from_the_real_places_of_its_window(name):
+def test_a_swin_head_map_is_the_weight_that_each_position_gets_from_the_real_positions_of_its_window(name):
     model = made(name)
     images = some_images(model)
     maps = explain.head_maps(model, images)
@@ -362,7 +362,7 @@ def drawn(tmp_path, **maps):
     return re.findall(r">([^<>\n]+)</(?:text|tspan)>", file.read_text(encoding="utf-8"))
 
 
-def test_the_picture_says_what_it_shows(tmp_path):
+def test_the_figure_says_what_it_shows(tmp_path):
     grid = np.zeros((2, 3))
     grid[1, 2] = 0.25
     heads = [np.ones((4, 2, 3)), np.zeros((2, 1, 2))]
@@ -375,7 +375,7 @@ def test_the_picture_says_what_it_shows(tmp_path):
     assert [word for word in words if word.startswith("head")] == ["head 1", "head 2", "head 3", "head 4"]
 
 
-def test_the_picture_leaves_out_what_there_is_not(tmp_path):
+def test_the_figure_omits_missing_parts(tmp_path):
     words = drawn(tmp_path, cam=np.zeros((2, 3)), class_name="seven")
     assert "Attention rollout" not in words and "No patch raises" in " ".join(words)
     assert not any(word.startswith(("block", "head")) for word in words)

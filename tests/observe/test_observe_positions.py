@@ -130,7 +130,7 @@ def test_on_every_device(kind, device):
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (14, 11), (1, 4)])
-def test_the_picture_puts_each_map_at_its_place(grid):
+def test_the_figure_draws_each_map_at_its_position(grid):
     pytest.importorskip("matplotlib")
     similarity = np.random.default_rng(0).uniform(-0.5, 1, (*grid, *grid))
     _, axes = position_pictures.draw_position_similarity(similarity)

@@ -218,7 +218,7 @@ def words(svg):
 
 
 @pytest.mark.parametrize("part", window_pictures.PARTS)
-def test_the_pictures_of_the_documentation_are_up_to_date(part, tmp_path):
+def test_the_figures_of_the_documentation_are_up_to_date(part, tmp_path):
     """Words and numbers are compared: how they are written as SVG may change with matplotlib's version."""
     pytest.importorskip("matplotlib")
     if not IMAGES.is_dir():
@@ -231,7 +231,7 @@ def test_the_pictures_of_the_documentation_are_up_to_date(part, tmp_path):
     assert words(file) == words(IMAGES / file.name)
 
 
-def test_a_picture_is_the_same_each_time(tmp_path):
+def test_a_figure_is_the_same_each_time(tmp_path):
     pytest.importorskip("matplotlib")
     first, second = (
         window_pictures.write_pictures(tmp_path / name, SMALL, 2, part="swin_roll")[0].read_bytes() for name in "ab"

@@ -550,7 +550,7 @@ def test_a_gradient_that_is_not_finite_when_it_comes_is_no_layers_fault(name):
     assert all(param.grad is None for param in model.parameters().values())
 
 
-def test_an_overflow_is_told_from_a_nan():
+def test_an_overflow_is_distinguished_from_a_nan():
     model = made("class token")
     for name in ("fc1", "fc2"):
         param = model.parameters()[f"blocks.1.mlp.{name}.weight"]
@@ -641,7 +641,7 @@ def test_the_gradient_of_a_parameter_that_is_not_finite():
     assert "dgain: (3,) has 1 infinite of 3 numbers, the first at (1,)" in " ".join(str(error).split())
 
 
-def test_a_gradient_that_was_left_there_by_others_is_nobodys_fault_here():
+def test_a_gradient_from_an_earlier_backward_pass_is_not_blamed_on_this_one():
     model = nn.Sequential(nn.Linear(3, 3, dtype="float64", seed=0), nn.Tanh())
     model.parameters()["0.bias"].grad = np.full(3, np.nan)
     y, back = explain.debug_nans(model)(np.ones((2, 3)))

@@ -190,7 +190,7 @@ def test_attention(case: Case, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_query_that_may_look_at_nothing_gets_zero_and_disturbs_nobody(dtype: str) -> None:
+def test_a_fully_masked_query_gets_zero_and_changes_no_other(dtype: str) -> None:
     # by PyTorch's documented formula such a row is 0/0, so PyTorch computes the others without this query
     rng = np.random.default_rng(2)
     q, k, v = (rng.standard_normal(shape).astype(dtype) for shape in QKV)

@@ -167,7 +167,7 @@ def padded_in_front(patch: Any) -> None:
     patch.setattr(moves, "crop", mirrored(plain_crop))
 
 
-LOOPS = test_window_attention.test_shifted_windows_equal_loops_over_pairs_of_places
+LOOPS = test_window_attention.test_shifted_windows_equal_loops_over_pairs_of_positions
 V1, V2 = nn.WindowAttention, nn.CosineWindowAttention
 # the bug, the test that catches it, and the test's arguments
 CAUGHT_BY_NAME: list[Any] = [

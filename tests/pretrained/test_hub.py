@@ -464,7 +464,7 @@ def test_a_pretrained_model_is_the_one_of_the_published_name(published, name, op
         assert np.array_equal(model.state_dict()["head.weight"], published.state_dict()["head.weight"])
 
 
-def test_fresh_weights_are_the_default_and_ask_nobody(published, fake):
+def test_fresh_weights_are_the_default_and_make_no_request(published, fake):
     fake.asked()
     model = minivit.create_model(NAME, img_size=32)
     assert model.num_classes == 1000 and model.config["in_chans"] == 3 and model.dtype == np.float32

@@ -90,7 +90,7 @@ def answers(printed):
         ("torchvision", SwinV2, Preprocess(32, 256 / 260)),
     ],
 )
-def test_it_prints_what_the_model_says_of_the_picture_as_its_source_prepares_it(
+def test_it_prints_the_prediction_for_the_image_as_its_source_preprocesses_it(
     layout, kind, prepare, picture, tmp_path, classify
 ):
     path = tmp_path / ("model.npz" if layout == "google" else "model.safetensors")
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_line_with_a_remedy(code, options, word, picture, tmp_p
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_what_is_no_picture_or_no_classifier_is_said(picture, tmp_path, refusal):
+def test_a_file_that_is_no_image_or_no_classifier_is_reported(picture, tmp_path, refusal):
     minivit.save(ViT(**VIT | {"num_classes": 0}), tmp_path / "features.safetensors")
     assert (
         "features.safetensors has no classifier" in refusal(picture, "--weights", tmp_path / "features.safetensors")[1]

@@ -72,7 +72,7 @@ def test_a_digit_is_the_nth_test_image_that_shows_it(home, explain, tmp_path, nt
     assert f"drawn to {file.relative_to(tmp_path)}" in out and file.read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_go_where_they_are_asked_for_and_none_replaces_another(home, explain, tmp_path):
+def test_figures_are_written_to_the_given_paths_and_none_replaces_another(home, explain, tmp_path):
     pytest.importorskip("matplotlib")
     assert explain(home / "one.png", "--out", "why.svg", "--class", 4, "--block", 0)[0] == 0
     words = re.findall(r">([^<>\n]+)</(?:text|tspan)>", (tmp_path / "why.svg").read_text(encoding="utf-8"))

@@ -123,7 +123,7 @@ def test_the_words_of_an_error_are_left_alone_and_the_error_is_not() -> None:
     assert changes("raise ValueError(a + b)") == {"pass": "statement"}
 
 
-def test_a_mutant_that_does_not_parse_or_changes_nothing_is_told_apart() -> None:
+def test_a_mutant_that_does_not_parse_or_changes_nothing_is_distinguished() -> None:
     assert not Mutant("a.py", 1, "", 0, 1, "(").is_another_program("x = 1")
     assert not Mutant("a.py", 1, "", 0, 1, "(x)").is_another_program("x = 1")
     assert Mutant("a.py", 1, "", 0, 1, "y").is_another_program("x = 1")

@@ -39,7 +39,7 @@ def figure():
     "epochs, accuracy, wrong",
     [(3, 0.5, 20), (1, 0.5, 60), (1, 1.0, 0), (0, 0.5, 1), (40, 0.99, 24)],
 )
-def test_three_pictures_are_written(tmp_path, epochs, accuracy, wrong):
+def test_three_figures_are_written(tmp_path, epochs, accuracy, wrong):
     pytest.importorskip("matplotlib")
     assert report.write_pictures(tmp_path, history(epochs, accuracy), *answers(wrong=wrong)) is True
     assert sorted(path.name for path in tmp_path.iterdir()) == PICTURES
@@ -82,7 +82,7 @@ def test_confusion_matrix(dtype):
         assert table[row, column] == ((labels == row) & (given == column)).sum()
 
 
-def test_the_confusion_picture_shows_every_count():
+def test_the_confusion_matrix_shows_every_count():
     table = np.array([[5, 1, 0], [0, 7, 0], [2, 0, 0]])
     axes = report.draw_confusion(figure(), table).axes[0]
     shown = {tuple(map(int, text.get_position()))[::-1]: text.get_text() for text in axes.texts}
@@ -94,7 +94,7 @@ def test_the_confusion_picture_shows_every_count():
     assert colors[0, 1] == pytest.approx(100 / 6) and colors[2, 0] == 100
 
 
-def test_letters_on_dark_cells_of_the_confusion_picture_are_white():
+def test_letters_on_dark_cells_of_the_confusion_matrix_are_white():
     """Dark is above 0.6 of the largest share of errors; the diagonal has no color, and its numbers are bold."""
     table = np.array([[10, 50, 40], [31, 69, 0], [29, 0, 71]])  # the limit is 30 %
     texts = {

@@ -195,7 +195,7 @@ class Bar:
         self.closed = True
 
 
-def test_without_tqdm_a_terminal_is_told_once(tmp_path, monkeypatch):
+def test_without_tqdm_the_hint_is_printed_once(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr(sys, "stderr", terminal)
