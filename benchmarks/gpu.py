@@ -327,6 +327,7 @@ def small_step(out: Path, mnist: Path | None) -> Result:
     """What the sanitizer watches."""
     import minivit
     from minivit import optim, parallel
+    from minivit.fast.cupy import attention
 
     model = minivit.Swin(
         img_size=6,
@@ -343,7 +344,9 @@ def small_step(out: Path, mnist: Path | None) -> Result:
     rng, params = np.random.default_rng(0), model.parameters()
     images = minivit.to_device(rng.standard_normal((3, 1, 6, 6), dtype=np.float32), "gpu")
     average, step = optim.ModelEma(model), parallel.DataParallel(model, threads=1, shards=1)
-    for noise in (None, rng):  # attention in tiles, and with weights that are dropped
+    most_scores = attention._MOST_SCORES
+    for noise, attention._MOST_SCORES in ((None, 0), (None, most_scores), (rng, most_scores)):
+        # attention in tiles, by products, and with weights that are dropped
         step.loss_and_grad(images, np.array([0, 1, 2]), noise, label_smoothing=0.1)
     optim.clip_grad_norm(params, 1e-3)
     optim.AdamW(params, 1e-3).step()

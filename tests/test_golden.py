@@ -115,7 +115,14 @@ def test_a_run_of_the_first_edition_resumes(
     monkeypatch.setitem(PRESETS[name], "default", Preset(options, **content.RECIPES[name]))
     given = {"epochs": None, "batch_size": None, "lr": None, "preset": "default", "limit": None, "model": name}
     args = argparse.Namespace(
-        data=str(tmp_path / "mnist"), out=str(out), device="cpu", threads=1, seed=1, resume=True, **given
+        data=str(tmp_path / "mnist"),
+        out=str(out),
+        device="cpu",
+        precision="float32",
+        threads=1,
+        seed=1,
+        resume=True,
+        **given,
     )
     program["main"](args)
     check_run(name, out, capsys.readouterr().out, minivit.from_pretrained(out / "model.safetensors"))

@@ -80,8 +80,10 @@ def test_objects_say_what_they_are(name: str) -> None:
 
 def test_a_captured_step() -> None:
     step = parallel.CapturedStep.__new__(parallel.CapturedStep)  # building one takes a GPU
-    step.model, step._graphs = tiny(), {"a batch": SimpleNamespace()}
+    step.model, step._graphs, step.dtype = tiny(), {"a batch": SimpleNamespace()}, np.dtype("float32")
     assert repr(step) == "CapturedStep(ViT, graphs=1)"
+    step.dtype = np.dtype("float16")
+    assert repr(step) == "CapturedStep(ViT, precision='float16', graphs=1)"
 
 
 def test_a_run(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 from typing import Any
 
@@ -19,7 +19,7 @@ from minivit.parallel.data_parallel import Loss, checked_batch
 from minivit.protocol import Array, Rng
 from minivit.random import split_generator
 
-_MOST_GRAPHS = 4  # each has separate memory; an epoch needs two, for full batches and the last one
+_MOST_GRAPHS = 6  # each has separate memory; training and evaluation need two each, for full batches and the last one
 
 
 class CapturedStep:
@@ -45,7 +45,7 @@ class CapturedStep:
 
     Raises:
         ValueError: for a model on the CPU, or with running statistics, or another precision.
-        RuntimeError: for bfloat16 without the package ml_dtypes.
+        RuntimeError: for bfloat16 without the package ml_dtypes, or with a CuPy before 14.
     """
 
     threads = 1  # of the host
@@ -61,6 +61,10 @@ class CapturedStep:
         self._params: list[Parameter] = []
         self._data: list[Array] = []
         self._renew()
+        try:
+            array_module(self._data[0]).zeros(1, self.dtype)
+        except (TypeError, ValueError) as error:
+            raise RuntimeError(f"this CuPy has no {precision}: install CuPy 14 or later, or use 'float16'") from error
 
     def __repr__(self) -> str:
         precision = "" if self.dtype == np.float32 else f", precision={self.dtype.name!r}"
@@ -93,11 +97,7 @@ class CapturedStep:
         options = tuple(sorted(loss_options.items()))
         key = (current_precision(), *(array.shape for array in inputs), rng is None, dloss, options)
         (generator,) = split_generator(rng, 1)
-        if key not in self._graphs:
-            while len(self._graphs) >= _MOST_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = self._record(inputs, rng is not None, dloss, loss_options)
-        graph = self._graphs[key]
+        graph = self._graph(key, lambda: self._record(inputs, rng is not None, dloss, loss_options))
         _, _, grads = graph.outputs
         for param, grad in zip(self._params, grads):
             if param.grad is grad and grad is not None:  # the launch writes into its memory
@@ -113,8 +113,30 @@ class CapturedStep:
         return loss
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
-        """The logits (B, K): `model.predict` in this step's precision, on parts of at most `batch_size` images."""
-        return self.model.predict(images.astype(self.dtype, copy=False), batch_size)
+        """The logits (B, K): `model.predict` in this step's precision, a graph for each part of `batch_size` images.
+
+        Args:
+            images: (B, C, H, W), on the GPU or the host.
+            batch_size: the number of images at a time, at least 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model.check_input(images)
+        self._renew()
+        parts = [self._logits(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+        xp = array_module(self._data[0])
+        return xp.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def _logits(self, images: Array) -> Array:
+        from minivit.fast.cupy.capture import Graph
+
+        def run(images: Array) -> Array:
+            logits: Array = self.model.predict(images.astype(self.dtype, copy=False))
+            return logits
+
+        key = (current_precision(), "predict", images.shape)
+        logits: Array = self._graph(key, lambda: Graph(run, (images,), None)).launch((images,), None)
+        return logits.copy()  # the next launch writes into the same memory
 
     def saved_parts(self) -> dict[str, Any]:
         """What a run must save beside the model, to continue with the same bits: the scale of float16, by name."""
@@ -124,6 +146,14 @@ class CapturedStep:
         """Divide the gradients by the scale, and adapt it; this waits for the GPU."""
         together.scale(*grads, factor=1 / scale.value)
         scale.update(isfinite(float(together.squared_norm(*grads))))
+
+    def _graph(self, key: Any, record: Callable[[], Any]) -> Any:
+        """The graph of this key; the oldest goes where there are too many."""
+        if key not in self._graphs:
+            while len(self._graphs) >= _MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[key] = record()
+        return self._graphs[key]
 
     def _renew(self) -> None:
         """Forget the graphs of a model that has got other layers, parameters or weights: they have the old addresses.

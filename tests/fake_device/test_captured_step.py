@@ -207,3 +207,34 @@ def test_a_launch_is_one_and_waits_for_nothing() -> None:
         launches, waits = fake_cupy.launches, fake_cupy.synchronizations
         step.loss_and_grad(images, labels, rng)
         assert (fake_cupy.launches, fake_cupy.synchronizations) == (launches + 1, waits)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Swin"])
+def test_predictions_are_those_of_the_model(kind: str, device: Any) -> None:
+    model = build(kind)
+    step = parallel.CapturedStep(model)
+    ((images, _),) = batches(1, 5)
+    expected = device.get(model.predict(device.put(images)))
+    for given in (images, device.put(images)):
+        np.testing.assert_array_equal(device.get(step.predict(given, batch_size=2)), expected)
+    first = step.predict(images)
+    step.predict(images + 1)  # another launch of the same graph leaves it alone
+    np.testing.assert_array_equal(device.get(first), expected)
+    list(model.parameters().values())[-1].data = np.ones(3, "float32")  # the bias of the head
+    np.testing.assert_allclose(device.get(step.predict(images)), expected + 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        step.predict(images, 0)
+    half = parallel.CapturedStep(model, precision="float16").predict(images)
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(device.get(half), expected + 1, atol=2e-2)
+
+
+def test_a_prediction_is_one_launch_and_a_copy() -> None:
+    with fake_cupy.installed() as module:
+        step = parallel.CapturedStep(build("ViT"))
+        ((images, _),) = batches(1)
+        given = module.asarray(images)
+        step.predict(given)
+        launches, waits = fake_cupy.launches, fake_cupy.synchronizations
+        step.predict(given)
+        assert fake_cupy.launches <= launches + 3 and fake_cupy.synchronizations == waits

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
+import fake_cupy
 import numpy as np
 import pytest
 from device_tools import Device
@@ -13,7 +15,7 @@ from device_tools import Device
 import minivit
 from minivit import nn, optim, parallel
 from minivit.distributed import Ranks
-from minivit.fast.half import PRECISIONS
+from minivit.fast.half import PRECISIONS, activation_dtype
 from minivit.train import CountingLoss, Run, accuracy, fit
 
 TINY: Any = {
@@ -119,3 +121,28 @@ def test_what_cannot_be_captured_is_trained_step_by_step(device: Device) -> None
 def test_a_precision_on_the_cpu_is_refused() -> None:
     with pytest.raises(ValueError, match="on a CPU models are trained in float32"):
         Ranks().data_parallel(minivit.ViT(**TINY), None, precision="float16")
+
+
+def test_a_cupy_without_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: it has bfloat16")
+    with fake_cupy.installed() as module:
+        model = minivit.to_device(minivit.ViT(**TINY), "gpu")
+        zeros = module.zeros
+
+        def without(shape: Any, dtype: Any = float) -> Any:
+            if np.dtype(dtype).name == "bfloat16":
+                raise TypeError("Unsupported dtype")
+            return zeros(shape, dtype)
+
+        monkeypatch.setattr(module, "zeros", without)
+        with pytest.raises(RuntimeError, match="no bfloat16: install CuPy 14"):
+            parallel.CapturedStep(model, precision="bfloat16")
+
+
+def test_bfloat16_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    activation_dtype.cache_clear()
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(RuntimeError, match="pip install ml_dtypes"):
+        activation_dtype("bfloat16")
+    with pytest.raises(ValueError, match="precision='half': choose one of 'float32', 'bfloat16', 'float16'"):
+        activation_dtype("half")

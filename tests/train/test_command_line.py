@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "threads": None,
     "shards": None,
     "device": "cpu",
+    "precision": "float32",
     "limit": None,
     "resume": False,
     "debug": False,
@@ -38,7 +39,8 @@ def test_options_that_are_left_out_have_these_values() -> None:
 
 def test_options_are_read_as_numbers_words_and_switches() -> None:
     words = (
-        "--data d --out o --epochs 3 --batch-size 5 --lr 1e-2 --seed 7 --threads 2 --shards 6 --device gpu --limit 20"
+        "--data d --out o --epochs 3 --batch-size 5 --lr 1e-2 --seed 7 --threads 2 --shards 6 --device gpu --limit 20 "
+        "--precision bfloat16"
     )
     assert options(*words.split(), "--resume", "--debug") == {
         "data": "d",
@@ -50,6 +52,7 @@ def test_options_are_read_as_numbers_words_and_switches() -> None:
         "threads": 2,
         "shards": 6,
         "device": "gpu",
+        "precision": "bfloat16",
         "limit": 20,
         "resume": True,
         "debug": True,
