@@ -13,10 +13,12 @@ import pytest
 from device_tools import Device
 
 import minivit
-from minivit import nn, optim, parallel
+from minivit import data, nn, optim, parallel
 from minivit.distributed import Ranks
 from minivit.fast.half import PRECISIONS, activation_dtype
 from minivit.train import CountingLoss, Run, accuracy, fit
+from minivit.train.finetuning import Recipe, fine_tune
+from minivit.train.tasks import Part, Task
 
 TINY: Any = {
     "img_size": 4,
@@ -146,3 +148,21 @@ def test_bfloat16_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) 
         activation_dtype("bfloat16")
     with pytest.raises(ValueError, match="precision='half': choose one of 'float32', 'bfloat16', 'float16'"):
         activation_dtype("half")
+
+
+def test_a_frozen_body_is_fine_tuned_as_a_graph(device: Device, tmp_path: Path) -> None:
+    model = minivit.ViT(**TINY, seed=1)
+    frozen = {name for name in model.parameters() if not name.startswith("head")}
+    before = model.state_dict()
+    images = np.round(255 * (IMAGES[:, 0] - IMAGES.min()) / np.ptp(IMAGES)).astype("uint8")
+    part = Part(images, LABELS)
+
+    def batches(batch_size: int, **which: Any) -> Any:
+        return data.batches(images, LABELS, batch_size, **which)
+
+    preprocess = data.Preprocess(4, mean=(0.5,), std=(0.5,))
+    task = Task("squares", ("dark", "bright"), part, part, None, preprocess, data.normalize, batches, "their hash")
+    recipe = Recipe(epochs=2, batch_size=8, lr=1e-2)
+    fine_tune(model, task, recipe, tmp_path, frozen=frozen, device="gpu", quiet=True)
+    after = {name: device.get(array) for name, array in model.state_dict().items()}
+    assert {name for name in before if not np.array_equal(before[name], after[name])} == {"head.weight", "head.bias"}
