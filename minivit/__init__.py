@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         fork as fork,
         gradcheck as gradcheck,
         io as io,
+        lab as lab,
         models as models,
         observe as observe,
         optim,
@@ -59,8 +60,8 @@ _LATER = {
 # every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
 _MODULES = (
     "argument_checks", "data", "device", "distributed", "draw", "explain", "fast", "fork", "functional", "gradcheck",
-    "io", "models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish", "random",
-    "renamed", "sizes", "tables", "train", "version",
+    "io", "lab", "models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish",
+    "random", "renamed", "sizes", "tables", "train", "version",
 )  # fmt: skip
 _NEED_MORE = ("sklearn", "strategies")  # not in dir(): without their extras they cannot be imported
 

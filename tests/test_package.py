@@ -163,7 +163,7 @@ FLOORS = [
     {"parallel"},
     {"draw", "explain", "pretrained", "distributed"},
     {"train"},
-    {"sklearn", "publish"},
+    {"sklearn", "publish", "lab"},
     {"programs"},
     {"__main__"},
 ]

@@ -174,13 +174,16 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
         bias, _ = layer.continuous_bias.bias(window)
         scale = layer.logit_scale.data
         return F.cosine_attention(q, k, identity, scale, mask, bias, mask_value=layer.mask_value)[0], v
-    table = layer.position_bias
+    table, masked = layer.position_bias, {}
     if isinstance(layer, WindowAttention):
         assert table is not None
-        bias, _ = table.bias(grid=window)
-        return F.scaled_dot_product_attention(q, k, identity, mask, bias, mask_value=layer.mask_value)[0], v
-    own_bias = None if table is None else table.bias(layer.queries)[0]
-    return F.scaled_dot_product_attention(q, k, identity, bias=own_bias)[0], v
+        bias, masked = table.bias(grid=window)[0], {"mask_value": layer.mask_value}
+    else:
+        bias = None if table is None else table.bias(layer.queries)[0]
+    attend = getattr(layer, "attend", None)  # of a subclass that combines q, k and v in another way
+    if attend is not None:
+        return attend(q, k, identity, mask, bias)[0], v
+    return F.scaled_dot_product_attention(q, k, identity, mask, bias, **masked)[0], v
 
 
 def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
