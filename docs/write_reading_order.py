@@ -41,6 +41,7 @@ CHAPTERS = {
     "Figures": ("draw",),
     "Many processes": ("distributed",),
     "Runs": ("train", "publish.py", "sklearn.py"),
+    "The lab": ("lab",),
     "Programs": ("programs",),
     "The package": ("__init__.py", "__main__.py"),
 }

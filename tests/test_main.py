@@ -339,6 +339,7 @@ def test_help_lists_everything(capsys):
         "classify": {"IMAGE", "--weights", "--labels", "--explain", "--class", "--block", "--top", "--invert"},
         "explain": {"IMAGE", "--digit", "--nth", "--data", "--weights", "--labels", "--class", "--block", "--out"},
         "finetune": {"--data", "--weights", "--model", "--freeze", "--head-only", "--layer-decay", "--keep"},
+        "lab": {"--weights", "--labels", "--model", "--out", "--data", "--port", "--site", "--no-browser"},
         "models": {"pattern"},
         "summary": {"NAME|FILE", "--img-size", "--num-classes"},
         "inspect": {"file", "--tensors"},

@@ -1,23 +1,15 @@
-"""The page's requests and their answers, as dictionaries: the server hands them over HTTP, a worker by messages.
-
-Arrays of floating point become {"shape": [...], "float32": base64}, which is exact and a quarter of the size of
-numbers as text.
-"""
+"""The page's requests and their answers, as dictionaries of numbers, arrays and text."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import OrderedDict
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minivit.lab.readings import (
     LR,
-    Part,
     Reading,
     accuracy,
     attention_from,
@@ -26,13 +18,13 @@ from minivit.lab.readings import (
     windows_of,
     with_every_token,
 )
-from minivit.lab.source_lines import lines_of
-from minivit.lab.switches import NoResidual, available
+from minivit.lab.source_lines import formula_of, kind_of, lines_of
+from minivit.lab.switches import available
+from minivit.lab.wire import shown, unpacked_pixels, whole_number
 from minivit.models import Model
 from minivit.models.options import patch_grid
 from minivit.nn import Layer, ShiftedWindows
 from minivit.observe.attention import block_names, prefix_tokens
-from minivit.observe.formulas import formula
 from minivit.observe.positions import position_similarity
 from minivit.observe.trace import euclidean_norm
 from minivit.protocol import Array
@@ -40,7 +32,6 @@ from minivit.sizes import pair
 
 _READINGS = 4  # kept, so that a page can ask about the last ones
 _UNDO = 50  # training steps that can be undone
-_SHOWN = 16_384  # numbers of a tensor that are sent: a map of 128 x 128
 TEST_IMAGES = 1000
 
 
@@ -79,8 +70,8 @@ class Lab:
     ) -> None:
         if model.num_classes == 0:
             raise ValueError("the lab needs a classifier: this model has no head (num_classes=0)")
-        complete: Any = with_every_token(model)
-        self.model: Model = complete.replica() if complete is model else complete
+        complete: Any = with_every_token(model).replica()
+        self.model: Model = complete
         for param in self.model.parameters().values():
             param.swap(param.data.copy())  # training steps in the lab leave the given model as it is
         self.labels, self.source, self.digits = labels, source, digits
@@ -102,7 +93,7 @@ class Lab:
             raise LookupError(f"the lab has no {name!r}: it answers {', '.join(_ANSWERS)}")
         return _ANSWERS[name](self, request)
 
-    # --- what the page asks for, by name ---
+    # --- the answers, by name ---
 
     def about(self, request: dict[str, Any]) -> dict[str, Any]:
         """The model: its sizes, classes, blocks and switches."""
@@ -132,7 +123,7 @@ class Lab:
     def read(self, request: dict[str, Any]) -> dict[str, Any]:
         """A reading of a drawing: {pixels, target, switches, head, patch}."""
         images = self.images(request.get("pixels"))
-        target = _whole(request, "target", len(self.labels), optional=True)
+        target = whole_number(request, "target", len(self.labels), optional=True)
         found = read(self.model, images, target, *_switches(request))
         self._count += 1
         self._readings[self._count] = found
@@ -141,7 +132,7 @@ class Lab:
         stages = [
             {
                 "name": part.name,
-                "kind": _kind(part),
+                "kind": kind_of(part.layer),
                 "depth": part.depth,
                 "shape": list(part.y.shape),
                 "y": euclidean_norm(part.y),
@@ -177,7 +168,9 @@ class Lab:
         if which == "parameter":
             return self._parameter(found, name)
         if not isinstance(name, str) or name not in found.parts or which not in ("x", "y"):
-            raise ValueError(f"there is no {which!r} of {name!r:.60}: take the name of a part, and 'x', 'y' or 'parameter'")
+            raise ValueError(
+                f"there is no {which!r} of {name!r:.60}: take the name of a part, and 'x', 'y' or 'parameter'"
+            )
         part = found.parts[name]
         value, gradient = (part.y, part.dy) if which == "y" else (part.x, part.dx)
         prefix = f"{name}." if name else ""
@@ -185,18 +178,18 @@ class Lab:
         return {
             "name": name,
             "which": which,
-            "kind": _kind(part),
-            "formula": _formula(part.layer),
+            "kind": kind_of(part.layer),
+            "formula": formula_of(part.layer),
             "lines": lines_of(part.layer)._asdict(),
-            "value": _shown(value),
-            "gradient": None if gradient is None else _shown(gradient),
+            "value": shown(value),
+            "gradient": None if gradient is None else shown(gradient),
             "parameters": params[:40],
         }
 
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """One training step on a drawing: {pixels, label, switches, head}."""
         images = self.images(request.get("pixels"))
-        label = _whole(request, "label", len(self.labels))
+        label = whole_number(request, "label", len(self.labels))
         assert label is not None
         done = training_step(self.model, images, label, *_switches(request))
         self._before = [*self._before, self.model.state_dict()][-_UNDO:]
@@ -232,18 +225,18 @@ class Lab:
 
     def example(self, request: dict[str, Any]) -> dict[str, Any]:
         """A test image that shows a digit: {digit, nth}."""
-        digits, label = self._digits(), _whole(request, "digit", len(self.labels))
+        digits, label = self._digits(), whole_number(request, "digit", len(self.labels))
         found = np.flatnonzero(digits.labels == label)
         if len(found) == 0:
             raise ValueError(f"the test images have no {label}")
-        nth = _whole(request, "nth", 1_000_000) or 0
+        nth = whole_number(request, "nth", 1_000_000) or 0
         image = digits.images[found[nth % len(found)]]
         return {"pixels": (image[None] / 255).astype("float32"), "digit": label}
 
     def windows(self, request: dict[str, Any]) -> dict[str, Any]:
         """The windows of one block of a Swin: {reading, block}."""
         found = self._reading(request)
-        number = _whole(request, "block", len(found.attention))
+        number = whole_number(request, "block", len(found.attention))
         assert number is not None
         windows = windows_of(found, number)
         if windows is None:
@@ -261,26 +254,9 @@ class Lab:
 
     # --- parts of the answers ---
 
-    def images(self, packed: Any) -> Array:
-        """(1, C, H, W): the model's input, from the page's pixels in [0, 1].
-
-        Raises:
-            ValueError: for anything but C H W finite numbers of float32 in base64.
-        """
-        count = prod(self.size)
-        wanted = f"pixels must be base64 of {count:,} float32 numbers, {' x '.join(map(str, self.size))}"
-        if not isinstance(packed, str):
-            raise ValueError(f"{wanted}; got {type(packed).__name__}")
-        try:
-            raw = base64.b64decode(packed, validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError(f"{wanted}; this is not base64") from None
-        if len(raw) != 4 * count:
-            raise ValueError(f"{wanted}; got {len(raw):,} bytes")
-        pixels = np.frombuffer(raw, dtype="<f4").reshape(1, *self.size)
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError("every pixel must be a number from 0 to 1")
-        return self._normalized(pixels.astype(self.model.dtype))
+    def images(self, text: Any) -> Array:
+        """(1, C, H, W): the model's input, from the page's pixels; see `unpacked_pixels`."""
+        return self._normalized(unpacked_pixels(text, self.size)[None].astype(self.model.dtype))
 
     def _normalized(self, pixels: Array) -> Array:
         return (pixels - self.mean.astype(pixels.dtype)) / self.std.astype(pixels.dtype)
@@ -314,10 +290,10 @@ class Lab:
             "name": name,
             "which": "parameter",
             "kind": "Parameter",
-            "formula": "" if part is None else f"in {_formula(part.layer)}",
+            "formula": "" if part is None else f"in {formula_of(part.layer)}",
             "lines": None if part is None else lines_of(part.layer)._asdict(),
-            "value": _shown(params[name].data),
-            "gradient": None if gradient is None else _shown(gradient),
+            "value": shown(params[name].data),
+            "gradient": None if gradient is None else shown(gradient),
             "parameters": [],
         }
 
@@ -344,20 +320,6 @@ _ANSWERS: dict[str, Callable[[Lab, dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def packed(value: Any) -> Any:
-    """An answer as JSON can hold it: arrays of floating point as base64 of float32, others as lists."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind != "f":
-            return value.tolist()
-        data = np.ascontiguousarray(value, dtype="<f4").tobytes()
-        return {"shape": list(value.shape), "float32": base64.b64encode(data).decode("ascii")}
-    if isinstance(value, dict):
-        return {name: packed(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [packed(each) for each in value]
-    return value
-
-
 def _layers(layer: Layer) -> list[Layer]:
     return [layer, *(inner for _, part in layer.parts() for inner in _layers(part))]
 
@@ -377,47 +339,8 @@ def _tokens(found: Reading) -> Array:
     return tokens.reshape(-1, tokens.shape[-1])
 
 
-def _kind(part: Part) -> str:
-    return type(part.layer).__name__ if isinstance(part.layer, Layer) else part.layer.__name__
-
-
-def _formula(layer: Any) -> str:
-    if hasattr(layer, "attend"):
-        scale = "q k^T / sqrt(d)" if layer.scaled else "q k^T"
-        kept = "" if layer.only_head is None else f", head {layer.only_head} alone"
-        return f"proj({f'softmax({scale})' if layer.normalized else f'({scale})'} v){kept}"
-    return "m = attn(norm1(x)); mlp(norm2(m))" if isinstance(layer, NoResidual) else formula(layer)
-
-
-def _shown(array: Array) -> dict[str, Any]:
-    """An array as a matrix of at most `_SHOWN` numbers, with the statistics of all of it."""
-    rows = array.reshape(prod(array.shape[:-1]), array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
-    if array.ndim == 4 and array.shape[1] in (1, 3):  # an image: one channel below the other
-        rows = array.reshape(-1, array.shape[-1])
-    columns = rows[:, :_SHOWN]
-    return {
-        "shape": list(array.shape),
-        "matrix": columns[: max(1, _SHOWN // max(1, columns.shape[1]))],
-        "rows": rows.shape[0],
-        "columns": rows.shape[1],
-        "norm": euclidean_norm(array),
-        "mean": float(array.mean()),
-        "least": float(array.min()),
-        "most": float(array.max()),
-    }
-
-
 def _switches(request: dict[str, Any]) -> tuple[list[str], int]:
     names = request.get("switches", [])
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("switches must be a list of names")
-    return names, _whole(request, "head", 1000, optional=True) or 0
-
-
-def _whole(request: dict[str, Any], name: str, stop: int, optional: bool = False) -> int | None:
-    value = request.get(name)
-    if value is None and optional:
-        return None
-    if type(value) is not int or not 0 <= value < stop:
-        raise ValueError(f"{name} must be an integer from 0 to {stop - 1}, got {value!r:.40}")
-    return value
+    return names, whole_number(request, "head", 1000, optional=True) or 0

@@ -21,7 +21,8 @@ from typing import Any
 
 from minivit.fast.blas_threads import limit_threads
 from minivit.io.text import printable
-from minivit.lab.lab import Lab, packed
+from minivit.lab.lab import Lab
+from minivit.lab.wire import packed
 
 PAGE = Path(__file__).parent / "page"
 TOKEN_HEADER = "X-Lab-Token"
@@ -96,7 +97,12 @@ class Server(ThreadingHTTPServer):
     def answer(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request, one at a time; until the lab is made, only its state."""
         if name == "state":
-            return {"ready": self.lab is not None, "progress": self.progress, "failure": self.failure, "site": self.site}
+            return {
+                "ready": self.lab is not None,
+                "progress": self.progress,
+                "failure": self.failure,
+                "site": self.site,
+            }
         if self.lab is None:
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, self.failure or f"the lab is not ready: {self.progress}")
         with self._turn, limit_threads(1):
@@ -163,7 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         lengths = self.headers.get_all("Content-Length") or []
-        if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not (lengths[0].isascii() and lengths[0].isdigit()):
+        if (
+            "Transfer-Encoding" in self.headers
+            or len(lengths) != 1
+            or not (lengths[0].isascii() and lengths[0].isdigit())
+        ):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "a request must say its Content-Length, once and in digits")
         if len(lengths[0]) > 12 or int(lengths[0]) > self.server.most:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {self.server.most:,} bytes")

@@ -18,6 +18,21 @@ from minivit.lab.switches import NoResidual, SwitchedAttention, SwitchedWindowAt
 from minivit.models.embedding import MapTokens, Tokens
 from minivit.models.heads import Pool
 from minivit.nn.patch_embed import PatchProjection
+from minivit.observe.formulas import formula
+
+
+def kind_of(layer: Any) -> str:
+    """The class of a layer, or the name of a function such as a loss."""
+    return type(layer).__name__ if isinstance(layer, nn.Layer) else str(layer.__name__)
+
+
+def formula_of(layer: Any) -> str:
+    """The formula in a line of text, also of a layer from which a part is left out."""
+    if isinstance(layer, SwitchedAttention | SwitchedWindowAttention):
+        scale = "q k^T / sqrt(d)" if layer.scaled else "q k^T"
+        kept = "" if layer.only_head is None else f", head {layer.only_head} alone"
+        return f"proj({f'softmax({scale})' if layer.normalized else f'({scale})'} v){kept}"
+    return "m = attn(norm1(x)); mlp(norm2(m))" if isinstance(layer, NoResidual) else formula(layer)
 
 
 class Lines(NamedTuple):

@@ -73,12 +73,12 @@ def switched(model: Model, names: Iterable[str], head: int = 0) -> Model:
     if chosen & {"positions", "scale", "softmax", "heads"}:
         for layer in _attentions(copied):
             _become(layer, _REPLACED[type(layer)])
-            layer.positions, layer.scaled = "positions" not in chosen, "scale" not in chosen
-            layer.normalized = "softmax" not in chosen
+            layer.scaled, layer.normalized = "scale" not in chosen, "softmax" not in chosen
             layer.only_head = min(head, layer.num_heads - 1) if "heads" in chosen else None
-    if "positions" in chosen and isinstance(getattr(copied, "embed", None), Layer):
-        embed: Any = copied
-        embed.embed.positions = None
+            layer.position_bias = None if "positions" in chosen else layer.position_bias
+    if "positions" in chosen:
+        network: Any = copied
+        network.embed.positions = None
     if "residual" in chosen:
         for block in _blocks(copied):
             _become(block, NoResidual)
@@ -134,7 +134,7 @@ class NoResidual(Block):
 class _Switched(Attention):
     """What both attentions share. `observe` reads the weights through `attend` too."""
 
-    positions = scaled = normalized = True
+    scaled = normalized = True
     only_head: int | None = None
     mask_value = float("-inf")
 
@@ -143,7 +143,6 @@ class _Switched(Attention):
     ) -> tuple[Array, Back]:
         """y (..., H, N, d) of q, k and v (..., H, N, d), and vjp(dy) -> (dq, dk, dv, dbias)."""
         scale = q.shape[-1] ** -0.5 if self.scaled else 1.0
-        bias = bias if self.positions else None
         if self.normalized:
             y, vjp = F.scaled_dot_product_attention(q, k, v, mask, bias, scale=scale, mask_value=self.mask_value)
         else:
@@ -189,7 +188,8 @@ class SwitchedWindowAttention(_Switched, WindowAttention):
     """proj(attend(q, k, v)) in each window, with what is switched off left out."""
 
     def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Rng) -> tuple[Array, Back]:
-        assert self.position_bias is not None
+        if self.position_bias is None:
+            return self._attended(tokens, mask, None, once(lambda dbias: None))
         bias, back_bias = self.position_bias.bias(grid=window)  # (H, N, N)
         return self._attended(tokens, mask, bias, back_bias)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any, NamedTuple
 
 from minivit import functional as F
@@ -174,16 +175,14 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
         bias, _ = layer.continuous_bias.bias(window)
         scale = layer.logit_scale.data
         return F.cosine_attention(q, k, identity, scale, mask, bias, mask_value=layer.mask_value)[0], v
-    table, masked = layer.position_bias, {}
+    table, mask_value = layer.position_bias, -inf
+    offsets = None if table is None else table.bias(layer.queries, window)[0]
     if isinstance(layer, WindowAttention):
-        assert table is not None
-        bias, masked = table.bias(grid=window)[0], {"mask_value": layer.mask_value}
-    else:
-        bias = None if table is None else table.bias(layer.queries)[0]
+        mask_value = layer.mask_value
     attend = getattr(layer, "attend", None)  # of a subclass that combines q, k and v in another way
     if attend is not None:
-        return attend(q, k, identity, mask, bias)[0], v
-    return F.scaled_dot_product_attention(q, k, identity, mask, bias, **masked)[0], v
+        return attend(q, k, identity, mask, offsets)[0], v
+    return F.scaled_dot_product_attention(q, k, identity, mask, offsets, mask_value=mask_value)[0], v
 
 
 def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:

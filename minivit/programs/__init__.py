@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a model on handwritten digits",
     "classify": "name what images show",
     "explain": "draw what a classification rests on",
-    "lab": "draw a digit in a page, and see attention, gradients and learning",
+    "lab": "draw a digit, see attention and gradients",
     "finetune": "train a pretrained model on your own images",
     "models": "list the published sizes",
     "summary": "stages, parameters and multiply-adds of a model",

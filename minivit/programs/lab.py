@@ -38,7 +38,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=command_line.at_least(1), metavar="N", help="of its images (default: all)")
     parser.add_argument("--data", help="folder with the four MNIST files (default: cache, download, or the subset)")
     parser.add_argument("--port", type=command_line.at_least(0), default=0, help="0 is a free one")
-    parser.add_argument("--site", default="", metavar="ADDRESS", help="of the built documentation, for the page's links")
+    parser.add_argument(
+        "--site", default="", metavar="ADDRESS", help="of the built documentation, for the page's links"
+    )
     parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
 
 

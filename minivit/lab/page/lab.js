@@ -89,10 +89,14 @@ function render() {
 
 // --- the drawing, and the step against its gradient -------------------------------------------------------------------
 
-function drawn(finished) {
+function unnudge() {
   state.base = null;
   state.nudge = 0;
   $("nudge").value = 0;
+}
+
+function drawn(finished) {
+  unnudge();
   refresh();
   if (finished) document.body.dataset.drawings = Number(document.body.dataset.drawings || 0) + 1;
 }
@@ -119,9 +123,7 @@ async function nudge() {
 
 async function aim(target) {
   state.target = target;
-  state.nudge = 0;
-  state.base = null;
-  $("nudge").value = 0;
+  unnudge();
   await refresh();
 }
 
@@ -129,7 +131,9 @@ async function choosePatch(patch) {
   state.patch = patch;
   if (!state.reading) return;
   try {
-    Object.assign(state.reading, await call("attend", { reading: state.reading.reading, patch }));
+    const found = await call("attend", { reading: state.reading.reading, patch });
+    if (state.patch !== patch) return;
+    Object.assign(state.reading, found);
     views.see(state);
     views.attention(state);
     if (!$("windows").hidden) windows();
@@ -144,9 +148,13 @@ function chooseHead(block, head) {
   if (!$("windows").hidden) windows();
 }
 
+let asked = 0;
+
 async function windows() {
+  const number = ++asked;
   try {
-    views.windows(state, await call("windows", { reading: state.reading.reading, block: state.block }));
+    const found = await call("windows", { reading: state.reading.reading, block: state.block });
+    if (number === asked) views.windows(state, found); // answers may arrive in another order
   } catch (error) {
     complain(error);
   }
@@ -211,7 +219,7 @@ async function flip() {
   state.switches = [...document.querySelectorAll("#switch-list input:checked")].map(each => each.value);
   state.onlyHead = Number($("only-head").value);
   $("kept-head").hidden = !state.switches.includes("heads");
-  state.base = null;
+  unnudge();
   await refresh();
   if (state.about.test) await measure();
 }

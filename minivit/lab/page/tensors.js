@@ -20,7 +20,8 @@ export function showParts({ reading, part: chosen }) {
 }
 
 export async function showPart(name, which) {
-  state.part = { name, which };
+  const asked = { name, which };
+  state.part = asked;
   let found;
   try {
     found = await call("tensor", { reading: state.reading.reading, name, which });
@@ -29,6 +30,7 @@ export async function showPart(name, which) {
     $("tensor").replaceChildren(element("p", { class: "note" }, error.message));
     return;
   }
+  if (state.part !== asked) return; // another one was pressed meanwhile
   showParts(state);
   const { value, gradient, lines } = found;
   const row = (name, ...values) => element("tr", {}, element("th", { scope: "row" }, name), ...values.map(each => element("td", {}, each)));
