@@ -29,7 +29,7 @@ LEFT_OUT = (".git", "__pycache__", "*.egg-info", "build", "dist", "_build", "run
 PACKAGE = {
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "minivit").rglob("*")
-    if path.suffix in (".py", ".typed", ".cu", ".cuh")
+    if path.suffix in (".py", ".typed", ".cu", ".cuh", ".html", ".css", ".js")
 }
 
 

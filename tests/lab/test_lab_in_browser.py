@@ -19,6 +19,7 @@ from lab_tools import build
 
 import minivit
 from minivit import data, explain, functional as F, optim
+from minivit.fast.blas_threads import limit_threads
 from minivit.lab import Lab, Server, read, switched
 from minivit.lab.lab import Digits
 from minivit.train.presets import QUICK
@@ -52,16 +53,17 @@ def trained(browser: Any) -> tuple[minivit.ViT, Digits]:
     mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST"), quiet=True)
     model = minivit.ViT(**QUICK, seed=0)
     images, labels = mnist.train_images[:5000], mnist.train_labels[:5000]  # of the subset 4,000
-    opt, steps = optim.AdamW(model.parameters(), no_decay=optim.no_decay(model)), 1000
-    for step in range(steps):
-        epoch, place = divmod(step, len(images) // 50)
-        chosen = data.batch_indices(len(images), 50, 0, epoch, place)
-        opt.lr = optim.warmup_cosine(step, steps, peak=2e-3, warmup=100)
-        opt.zero_grad()
-        logits, back = model(data.normalize(images[chosen]))
-        _, back_loss = F.softmax_cross_entropy(logits, labels[chosen])
-        back(back_loss())
-        opt.step()
+    opt, steps = optim.AdamW(model.parameters(), no_decay=optim.no_decay(model), threads=1), 1000
+    with limit_threads(1):  # the products are too small to share
+        for step in range(steps):
+            epoch, place = divmod(step, len(images) // 50)
+            chosen = data.batch_indices(len(images), 50, 0, epoch, place)
+            opt.lr = optim.warmup_cosine(step, steps, peak=2e-3, warmup=100)
+            opt.zero_grad()
+            logits, back = model(data.normalize(images[chosen]))
+            _, back_loss = F.softmax_cross_entropy(logits, labels[chosen])
+            back(back_loss())
+            opt.step()
     answers = model.predict(data.normalize(mnist.test_images[:2000])).argmax(axis=1)
     right = answers == mnist.test_labels[:2000]
     assert right.mean() > 0.85
@@ -171,6 +173,7 @@ def test_a_patch_and_a_head_are_chosen(browser, vit):
     visit = Visit(browser, vit)
     visit.draw(*SEVEN)
     visit.page.locator("#patches .cells button").nth(6).click()
+    visit.page.wait_for_selector("#patches .cells button:nth-child(7)[aria-pressed='true']")
     visit.page.locator('#heads button[data-block="2"][data-head="1"]').click()
     assert visit.page.locator("#head").input_value() == "1" and visit.page.locator("#block").input_value() == "2"
     assert visit.page.locator("#whole").get_attribute("aria-pressed") == "false"
@@ -181,7 +184,7 @@ def test_a_patch_and_a_head_are_chosen(browser, vit):
     assert f"row {row + 1}, column {column + 1}" in label
     assert visit.page.locator("#lines svg line").count() == (weights / weights.max() > 0.02).sum()
     visit.page.click("#whole")
-    assert visit.page.locator("#whole").get_attribute("aria-pressed") == "true"
+    visit.page.wait_for_selector("#whole[aria-pressed='true']")
     visit.end()
 
 
