@@ -21,9 +21,9 @@ from minivit.models.options import patch_grid
 from minivit.nn import Layer, Recompute, ShiftedWindows
 from minivit.observe.attention import (
     BlockAttention,
-    attention_rollout,
     attention_weights,
-    head_maps,
+    attentions,
+    block_names,
     prefix_tokens,
     stages,
 )
@@ -157,7 +157,9 @@ def read(
     )
     dx = back(back_loss())
     gradients = {name: param.grad for name, param in network.parameters().items() if param.grad is not None}
-    rolled = isinstance(network, ViT) and "softmax" not in chosen  # rollout needs rows that sum to 1
+    inputs = {name: recorder.parts[f"{name}.attn"].x for name in block_names(network)}
+    heads = attentions(network, seen, inputs)
+    rollout = None if heads.rollout is None or "softmax" in chosen else heads.rollout[0]  # its rows must sum to 1
     return Reading(
         model=network,
         images=seen,
@@ -169,9 +171,9 @@ def read(
         backward=recorder.backward,
         gradients=gradients,
         dx=dx if shuffle is None else shuffle.undo(dx),
-        attention=attention_weights(network, seen),
-        maps=[maps[0] for maps in head_maps(network, seen)],
-        rollout=attention_rollout(network, seen)[0] if rolled else None,
+        attention=heads.weights,
+        maps=[maps[0] for maps in heads.maps],
+        rollout=rollout,
     )
 
 

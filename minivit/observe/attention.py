@@ -10,7 +10,7 @@ p prefix tokens (class token), gh x gw the grid of patches, nW windows, d = D/H.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
@@ -102,9 +102,43 @@ def attention_rollout(model: Model, images: Array) -> Array:
             "attention rollout multiplies the attention of all blocks over the same tokens, and a "
             f"{type(model).__name__} has windows and merges its tokens: use grad_cam, or head_maps for each block"
         )
+    return _rolled(model, [_weights(layer, x)[0] for _, layer, x in _stages_of(model, images)], images)
+
+
+class Attentions(NamedTuple):
+    """The results of `attention_weights`, `head_maps` and `attention_rollout`; no rollout for a Swin."""
+
+    weights: list[BlockAttention]
+    maps: list[Array]
+    rollout: Array | None
+
+
+def attentions(model: Model, images: Array, inputs: Mapping[str, Array]) -> Attentions:
+    """All three together, without running the model again.
+
+    Args:
+        model, images: as of `attention_weights`.
+        inputs: what entered each block's attention in a run, by the block's name.
+    """
+    weights, maps = [], []
+    for name, block in ((name, block) for name, _, block in stages(model) if block is not None):
+        layer = _attention(block)
+        if isinstance(layer, ShiftedWindows):
+            tokens, mask, window = _windows(layer, inputs[name])
+            weights.append(BlockAttention(name, *_weights(layer.attention, tokens, mask, window)))
+            maps.append(_received(layer, inputs[name]))
+        else:
+            weights.append(BlockAttention(name, *_weights(layer, inputs[name])))
+            maps.append(_asked(model, weights[-1].weights, images))
+    rolled = _rolled(model, [each.weights for each in weights], images) if isinstance(model, ViT) else None
+    return Attentions(weights, maps, rolled)
+
+
+def _rolled(model: Model, weights: list[Array], images: Array) -> Array:
+    """The rollout of each block's (B, H, n, N)."""
     mixed: Any = None
-    for _, layer, x in _stages_of(model, images):
-        mean = _weights(layer, x)[0].mean(axis=1)  # (B, n, N)
+    for each in weights:
+        mean = each.mean(axis=1)  # (B, n, N)
         queries, tokens = mean.shape[1:]
         identity = array_module(mean).eye(queries, tokens, dtype=mean.dtype)  # the first n tokens have queries
         step = (mean + identity) / 2  # rows of A sum to 1, so those of A + 1 sum to 2
@@ -150,10 +184,14 @@ def _stages_of(model: Model, images: Array) -> Iterator[tuple[str, Layer, Array]
     x = images
     for name, layer, block in stages(model):
         if block is not None:
-            attention: Layer = block.attn
-            inside = attention.layer if isinstance(attention, Recompute) else attention
-            yield name, inside, x if block.post_norm else block.norm1(x)[0]
+            yield name, _attention(block), x if block.post_norm else block.norm1(x)[0]
         x = layer(x)[0]
+
+
+def _attention(block: Block) -> Layer:
+    """A block's attention, or the windows around it."""
+    attention: Layer = block.attn
+    return attention.layer if isinstance(attention, Recompute) else attention
 
 
 def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Size | None = None) -> tuple[Array, Array]:
