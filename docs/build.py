@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import build_lab
+
 DOCS = Path(__file__).resolve().parent
 BUILD = DOCS / "_build"
 
@@ -41,6 +43,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="lessons in their short form: seconds instead of minutes")
     parser.add_argument("--no-run", action="store_true", help="show lessons without their output")
     parser.add_argument("--fresh", action="store_true", help="build every page again; lessons that have run stay")
+    parser.add_argument(
+        "--pyodide", type=Path, metavar="FOLDER", help="host Python for the lab from here: see build_lab"
+    )
     parser.add_argument("--draft", action="store_true", help="accept that Chinese pages are older than English ones")
     options = parser.parse_args()
     if options.short:
@@ -56,9 +61,13 @@ def main() -> int:
             subprocess.run([sys.executable, str(DOCS / "translate.py"), "--check"], check=True)
         sphinx("en", BUILD / "html")
         sphinx("zh_CN", BUILD / "html" / "zh")
+        build_lab.build(BUILD / "html", BUILD / "lab_model", options.pyodide, short=options.short)
     except subprocess.CalledProcessError as error:
         print("the site was not built: see above", file=sys.stderr)
         return error.returncode or 1
+    except (OSError, ValueError) as error:
+        print(f"the lab was not built: {error}", file=sys.stderr)
+        return 1
     print(f"open {BUILD / 'html' / 'index.html'}")
     return 0
 

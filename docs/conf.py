@@ -39,7 +39,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "_ext", "_templates", "locale"]
-exclude_patterns += ["conf.py", "build.py", "translate.py", "write_*.py"]  # programs, not lessons
+exclude_patterns += ["conf.py", "build.py", "build_lab.py", "translate.py", "write_*.py"]  # programs, not lessons
 
 # --- pages ----------------------------------------------------------------------------------------------------------
 

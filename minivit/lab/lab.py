@@ -33,6 +33,7 @@ from minivit.sizes import pair
 _READINGS = 4  # kept, so that a page can ask about the last ones
 _UNDO = 50  # training steps that can be undone
 TEST_IMAGES = 1000
+_PART = 125  # of them in one answer: a new drawing waits for no more than one part
 
 
 class Digits(NamedTuple):
@@ -80,7 +81,7 @@ class Lab:
         self._readings: OrderedDict[int, Reading] = OrderedDict()
         self._count = 0
         self._before: list[dict[str, Array]] = []
-        self._accuracies: dict[tuple[Any, ...], float] = {}
+        self._correct: dict[tuple[Any, ...], dict[int, int]] = {}
 
     def answer(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to a request of the page.
@@ -194,7 +195,7 @@ class Lab:
         done = training_step(self.model, images, label, *_switches(request))
         self._before = [*self._before, self.model.state_dict()][-_UNDO:]
         self.model.load_state_dict(done.state, strict=False)
-        self._accuracies.clear()
+        self._correct.clear()
         return {
             "label": label,
             "before": done.before,
@@ -210,18 +211,27 @@ class Lab:
         if not self._before:
             raise ValueError("there is no training step to undo")
         self.model.load_state_dict(self._before.pop())
-        self._accuracies.clear()
+        self._correct.clear()
         return {"steps": len(self._before)}
 
     def accuracy(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The accuracy on the test images: {switches, head}."""
+        """The accuracy on the test images, part by part: {switches, head, start}.
+
+        `next` is the start of the next part, None after the last; the answer to the last part has the accuracy of all.
+        """
         chosen, head = _switches(request)
         digits, count = self._digits(), self._tests()
+        start = whole_number(request, "start", count, optional=True) or 0
         key = (tuple(sorted(chosen)), head)
-        if key not in self._accuracies:
-            images = self._normalized(digits.images[:count, None].astype(self.model.dtype) / 255)
-            self._accuracies[key] = accuracy(self.model, images, digits.labels[:count], chosen, head)
-        return {"accuracy": self._accuracies[key], "count": count, "source": digits.source}
+        done = self._correct.setdefault(key, {})
+        if start not in done:
+            part = slice(start, min(count, start + _PART))
+            images = self._normalized(digits.images[part, None].astype(self.model.dtype) / 255)
+            share = accuracy(self.model, images, digits.labels[part], chosen, head)
+            done[start] = round(share * len(images))
+        missing = next((at for at in range(0, count, _PART) if at not in done), None)
+        share = None if missing is not None else sum(done.values()) / count
+        return {"next": missing, "accuracy": share, "count": count, "source": digits.source}
 
     def example(self, request: dict[str, Any]) -> dict[str, Any]:
         """A test image that shows a digit: {digit, nth}."""

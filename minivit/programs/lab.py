@@ -18,8 +18,9 @@ from pathlib import Path
 
 from minivit import data
 from minivit.io.weights import read_weights
-from minivit.lab import Lab, Server
+from minivit.lab import Lab
 from minivit.lab.lab import Digits
+from minivit.lab.server import Server
 from minivit.programs import classifier
 from minivit.train import command_line
 from minivit.train.folder import resumable

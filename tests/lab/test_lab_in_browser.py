@@ -20,8 +20,9 @@ from lab_tools import build
 import minivit
 from minivit import data, explain, functional as F, optim
 from minivit.fast.blas_threads import limit_threads
-from minivit.lab import Lab, Server, read, switched
+from minivit.lab import Lab, read, switched
 from minivit.lab.lab import Digits
+from minivit.lab.server import Server
 from minivit.train.presets import QUICK
 
 CHROMIUM = os.environ.get("MINIVIT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

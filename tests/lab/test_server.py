@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from lab_tools import build, image
 
-from minivit.lab import Lab, Server
+from minivit.lab import Lab
 from minivit.lab.lab import Digits
-from minivit.lab.server import PAGE
+from minivit.lab.server import PAGE, Server
 from minivit.lab.wire import packed
 
 
@@ -328,9 +328,20 @@ def test_accuracy_is_computed_again_after_a_step():
     expected = (build("vit").predict(images.astype("float32")).argmax(axis=1) == lab.digits.labels).mean()
     assert first["accuracy"] == pytest.approx(expected)
     lab.answer("step", {"pixels": encoded(pixels()), "label": 4})
-    assert not lab._accuracies
+    assert not lab._correct
     example = lab.answer("example", {"digit": 3, "nth": 1})
     np.testing.assert_allclose(example["pixels"][0], lab.digits.images[13] / 255, atol=1e-7)
+
+
+def test_accuracy_in_parts_is_that_of_all():
+    rng = np.random.default_rng(0)
+    digits = Digits(rng.integers(0, 256, (300, 28, 28), dtype=np.uint8), np.arange(300) % 10, "random images")
+    lab = Lab(build("vit"), list("0123456789"), (0.5,), (0.25,), digits)
+    parts = [lab.answer("accuracy", {"start": start}) for start in (0, 125, 250)]
+    assert [part["next"] for part in parts] == [125, 250, None] and parts[0]["accuracy"] is None
+    images = ((digits.images[:, None].astype("float32") / 255 - 0.5) / 0.25).astype("float32")
+    expected = (build("vit").predict(images).argmax(axis=1) == digits.labels).mean()
+    assert parts[2]["accuracy"] == pytest.approx(expected)
 
 
 def test_what_the_lab_cannot_show_is_refused():

@@ -200,16 +200,24 @@ async function undo() {
   }
 }
 
+let measured = 0;
+
+// part by part, so that a drawing is read in between; a later call ends an earlier one
 async function measure() {
-  const request = { switches: state.switches, head: state.onlyHead };
+  const number = ++measured;
+  const rows = state.switches.length ? [[], state.switches] : [[]];
   try {
-    const answers = [{ switches: [], ...await call("accuracy", { switches: [], head: 0 }) }];
-    if (request.switches.length) answers.push({ ...request, ...await call("accuracy", request) });
-    for (const answer of answers) {
-      const key = JSON.stringify([answer.switches, answer.switches.includes("heads") ? answer.head : 0]);
-      state.accuracies = [...state.accuracies.filter(each => each.key !== key), { key, ...answer }];
+    for (const switches of rows) {
+      const head = switches.includes("heads") ? state.onlyHead : 0;
+      let answer = { next: 0 };
+      while (answer.next !== null) {
+        answer = await call("accuracy", { switches, head, start: answer.next });
+        if (number !== measured) return;
+      }
+      const key = JSON.stringify([switches, head]);
+      state.accuracies = [...state.accuracies.filter(each => each.key !== key), { key, switches, head, ...answer }];
+      views.accuracies(state);
     }
-    views.accuracies(state);
   } catch (error) {
     complain(error);
   }
