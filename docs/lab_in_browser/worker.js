@@ -42,7 +42,11 @@ async function imported(name) {
 
 async function load() {
   for (const name of Object.keys(FILES)) begun.set(name, checked(name)); // all downloads together
-  for (const response of begun.values()) response.catch(() => {}); // reported where it is awaited
+  const refused = Promise.race([...begun.values()].map(response => new Promise((_, fail) => response.catch(fail))));
+  await Promise.race([refused, python()]); // Pyodide waits forever for a file that is refused
+}
+
+async function python() {
   await imported("pyodide.asm.js");
   const { loadPyodide } = await imported("pyodide.mjs");
   const pyodide = await loadPyodide({ indexURL: new URL("pyodide/", import.meta.url).href });

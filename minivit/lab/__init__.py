@@ -1,7 +1,8 @@
 """The lab: draw a digit, and see how a model reads it, what the backward pass answers, and one step of training.
 
 `readings` computes everything that the page shows, and `Lab` answers the page's requests with it. `server` hands page
-and answers to a browser on the same machine; `browser` runs the lab inside of the browser. `minivit lab` starts it; docs/lab.md describes the page.
+and answers to a browser on the same machine; `browser` runs the lab inside of the browser. `minivit lab` starts it;
+docs/lab.md describes the page.
 """
 
 from minivit.lab.lab import Lab

@@ -36,7 +36,7 @@ def write(file: str | Path, model: Model, labels: list[str], mean: float, std: f
         "std": std,
         "source": digits.source,
     }
-    arrays = {f"state.{name}": array for name, array in model.state_dict().items()}
+    arrays: dict[str, Any] = {f"state.{name}": array for name, array in model.state_dict().items()}
     np.savez_compressed(file, facts=np.array(json.dumps(facts)), images=digits.images, labels=digits.labels, **arrays)
 
 

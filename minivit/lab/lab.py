@@ -227,8 +227,7 @@ class Lab:
         if start not in done:
             part = slice(start, min(count, start + _PART))
             images = self._normalized(digits.images[part, None].astype(self.model.dtype) / 255)
-            share = accuracy(self.model, images, digits.labels[part], chosen, head)
-            done[start] = round(share * len(images))
+            done[start] = round(len(images) * accuracy(self.model, images, digits.labels[part], chosen, head))
         missing = next((at for at in range(0, count, _PART) if at not in done), None)
         share = None if missing is not None else sum(done.values()) / count
         return {"next": missing, "accuracy": share, "count": count, "source": digits.source}

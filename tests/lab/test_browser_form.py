@@ -1,0 +1,231 @@
+"""The lab inside of the browser: its file of weights, its files' hashes, and the page itself, offline, in Chromium.
+
+The last needs Pyodide: MINIVIT_PYODIDE is a folder with the files of the npm package pyodide@0.27.7 and the wheel of
+NumPy for it. Without it, without Chromium or without `pip install playwright` it is skipped.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lab_tools import build
+
+import minivit
+from minivit import explain, functional as F
+from minivit.lab import browser
+from minivit.lab.lab import Digits
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PYODIDE = os.environ.get("MINIVIT_PYODIDE")
+CHROMIUM = os.environ.get("MINIVIT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+MEAN, STD = np.float32(0.1307), np.float32(0.3081)
+
+
+@pytest.fixture(scope="module")
+def build_lab() -> Any:
+    if not (DOCS / "build_lab.py").exists():
+        pytest.skip("an installed package has no docs")
+    spec = importlib.util.spec_from_file_location("build_lab", DOCS / "build_lab.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def digits() -> Digits:
+    rng = np.random.default_rng(0)
+    return Digits(rng.integers(0, 256, (40, 28, 28), dtype=np.uint8), np.arange(40) % 10, "random images")
+
+
+@pytest.mark.parametrize("kind", ["vit", "hybrid", "swin", "swin_v2"])
+def test_the_file_gives_the_same_lab(tmp_path, kind):
+    model = build(kind)
+    browser.write(tmp_path / "model.npz", model, list("0123456789"), 0.1307, 0.3081, digits())
+    lab = browser.read_file(tmp_path / "model.npz")
+    x = np.random.default_rng(1).standard_normal((1, 1, 28, 28)).astype("float32")
+    np.testing.assert_allclose(lab.model.predict(x), model.predict(x), atol=1e-5)
+    np.testing.assert_array_equal(lab.digits.images, digits().images)
+
+
+def test_answers_are_json_and_errors_are_words(tmp_path, monkeypatch):
+    assert json.loads(browser.answer("about", "{}"))["error"] == "the lab has not started"
+    browser.write(tmp_path / "model.npz", build("vit"), list("0123456789"), 0.1307, 0.3081, digits())
+    monkeypatch.setattr(browser, "_lab", None)
+    browser.start(tmp_path / "model.npz")
+    assert json.loads(browser.answer("about", "{}"))["kind"] == "ViT"
+    assert "NoneType" in json.loads(browser.answer("read", "{}"))["error"]
+    assert "no 'eval'" in json.loads(browser.answer("eval", "{}"))["error"]
+    assert "Expecting" in json.loads(browser.answer("read", "{"))["error"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    minivit.save(build("vit"), folder / "model.safetensors")
+    return folder
+
+
+def test_a_file_with_another_hash_is_not_built_in(build_lab, weights, tmp_path):
+    folder = tmp_path / "pyodide"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"pyodide.asm.js is missing: the folder needs pyodide.asm.js, "):
+        build_lab.build(tmp_path / "html", weights, folder)
+    for name in build_lab.PINNED:
+        (folder / name).write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"SHA-256 .* expected 6b4c90de.*: take the file of Pyodide 0.27.7"):
+        build_lab.build(tmp_path / "html", weights, folder)
+
+
+def test_without_a_folder_the_public_files_are_named_with_their_hashes(build_lab, weights, tmp_path):
+    html = tmp_path / "html"
+    (html / "zh").mkdir(parents=True)
+    shown = '<p><code class="docutils"><span class="pre">lab/index.html</span></code></p>'
+    for page in (html / "lab.html", html / "zh" / "lab.html"):
+        page.write_text(shown)
+    build_lab.build(html, weights, None)
+    files = json.loads((html / "lab" / "files.js").read_text().removeprefix("export const FILES = ").rstrip(";\n"))
+    assert files.keys() == {*build_lab.PINNED, "minivit.zip", "model.npz"}
+    assert all(file["integrity"].startswith("sha256-") and len(file["integrity"]) == 51 for file in files.values())
+    assert files["pyodide.mjs"]["url"] == "https://cdn.jsdelivr.net/npm/pyodide@0.27.7/pyodide.mjs"
+    assert '<a href="lab/index.html">' in (html / "lab.html").read_text()
+    assert '<a href="../lab/index.html">' in (html / "zh" / "lab.html").read_text()
+    assert (html / "lab" / "model.npz").stat().st_size <= 2_000_000
+    first = (html / "lab" / "minivit.zip").read_bytes()
+    build_lab.write_library(tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == first
+
+
+# --- in Chromium ------------------------------------------------------------------------------------------------------
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def html(build_lab: Any, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not PYODIDE:
+        pytest.skip("needs MINIVIT_PYODIDE, a folder with Pyodide's files and NumPy's wheel")
+    folder = tmp_path_factory.mktemp("html")
+    build_lab.build(folder, weights, Path(PYODIDE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    if not CHROMIUM:
+        pytest.skip("needs Chromium: apt-get install chromium, or MINIVIT_CHROMIUM with its path")
+    with api.sync_playwright() as playwright:
+        yield (started := playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
+        started.close()
+
+
+@pytest.fixture
+def visit(chromium: Any, html: Path) -> Iterator[Any]:
+    """visit(folder) -> page and faults."""
+    servers, contexts, hosts = [], [], set()
+
+    def go(folder: Path = html) -> tuple[Any, list[str]]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        context = chromium.new_context(viewport={"width": 1280, "height": 900}, locale="en")
+        contexts.append(context)
+        page, faults = context.new_page(), []
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: hosts.update(re.findall(r"^https?://([^/]+)", request.url)))
+        page.goto(f"http://127.0.0.1:{server.server_port}/lab/index.html")
+        return page, faults
+
+    yield go
+    assert hosts <= {f"127.0.0.1:{server.server_port}" for server in servers}, hosts
+    for context in contexts:
+        context.close()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def draw(page: Any) -> None:
+    box = page.locator("#pad").bounding_box()
+    page.mouse.move(box["x"] + 70, box["y"] + 60)
+    page.mouse.down()
+    for x, y in ((210, 60), (130, 230)):
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=5)
+    page.mouse.up()
+    page.wait_for_selector("body:not([data-busy])")
+
+
+def state(page: Any, code: str) -> Any:
+    scope = "const { state } = await import('./lab.js'); const flat = a => [...a.data];"
+    return page.evaluate(f"async () => {{ {scope} return {code}; }}")
+
+
+def test_the_page_reads_a_drawing_with_the_numbers_of_cpython(visit, weights):
+    began = time.perf_counter()
+    page, faults = visit()
+    page.wait_for_selector("body[data-ready]", timeout=120_000)
+    print(f"ready after {time.perf_counter() - began:.1f} s")
+    draw(page)
+    model = browser.Lab(build("vit"), list("0123456789"), (float(MEAN),), (float(STD),)).model
+    pixels = np.array(state(page, "flat(state.reading.pixels)"), dtype="float32").reshape(1, 1, 28, 28)
+    x = (pixels - MEAN) / STD
+    assert pixels.max() > 0.5
+    logits, back = model(x)
+    np.testing.assert_allclose(state(page, "flat(state.reading.logits)"), logits[0], atol=1e-5)
+    np.testing.assert_allclose(state(page, "flat(state.reading.probabilities)"), model.predict_proba(x)[0], atol=1e-5)
+    _, back_loss = F.softmax_cross_entropy(logits, np.array([state(page, "state.reading.target")]))
+    dpixels = back(back_loss())[0] / STD
+    np.testing.assert_allclose(state(page, "flat(state.reading.dpixels)"), dpixels.ravel(), atol=1e-5)
+    for block, maps in enumerate(explain.head_maps(model, x)):
+        np.testing.assert_allclose(state(page, f"flat(state.reading.maps[{block}])"), maps[0].ravel(), atol=1e-5)
+    page.click("#train")
+    page.wait_for_selector("#step-result table")
+    page.click("#undo")
+    page.wait_for_selector("#step-result:has-text('Undone')")
+    page.locator("#switch-list input").nth(1).check()
+    page.wait_for_selector("#accuracies tr >> nth=1", timeout=60_000)
+    page.locator('#parts button[data-part="head"]').click()
+    page.wait_for_selector("#tensor h3:has-text('head: Linear')")
+    assert "dx = dy @ weight" in page.locator("#tensor").inner_text()
+    assert page.locator("#tensor a.doc").get_attribute("href") == "../derivations/linear.html"
+    assert not faults, faults
+
+
+@pytest.mark.parametrize("name", ["minivit.zip", "model.npz", "pyodide.asm.wasm", "pyodide.mjs"])
+def test_a_changed_file_is_refused(visit, html, tmp_path, name):
+    shutil.copytree(html, tmp_path / "html")
+    file = next((tmp_path / "html").rglob(name))
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 1
+    file.write_bytes(bytes(changed))
+    page, _ = visit(tmp_path / "html")
+    page.wait_for_selector("#status.bad:has-text('is not the file that it should be')", timeout=60_000)
+    assert page.locator("#main").is_hidden()
+
+
+def test_the_pixels_travel_exactly():
+    pixels = np.random.default_rng(0).random((1, 28, 28), dtype=np.float32)
+    text = base64.b64encode(pixels.astype("<f4").tobytes()).decode()
+    from minivit.lab.wire import unpacked_pixels
+
+    np.testing.assert_array_equal(unpacked_pixels(text, (1, 28, 28)), pixels)
