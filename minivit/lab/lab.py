@@ -21,9 +21,8 @@ from minivit.lab.readings import (
 from minivit.lab.source_lines import formula_of, kind_of, lines_of
 from minivit.lab.switches import available
 from minivit.lab.wire import shown, unpacked_pixels, whole_number
-from minivit.models import Model
+from minivit.models import Model, Swin
 from minivit.models.options import patch_grid
-from minivit.nn import Layer, ShiftedWindows
 from minivit.observe.attention import block_names, prefix_tokens
 from minivit.observe.positions import position_similarity
 from minivit.observe.trace import euclidean_norm
@@ -112,7 +111,7 @@ class Lab:
             "blocks": blocks,
             "parameters": parameters,
             "switches": available(self.model),
-            "windows": any(isinstance(layer, ShiftedWindows) for layer in _layers(self.model)),
+            "windows": isinstance(self.model, Swin),
             "positions": _has_positions(self.model),
             "steps": len(self._before),
             "lr": LR,
@@ -201,7 +200,7 @@ class Lab:
             "before": done.before,
             "after": done.after,
             "probabilities": done.probabilities,
-            "moved": [{"name": name, "largest": most, "typical": mean} for name, most, mean in done.moved],
+            "moved": [{"name": name, "largest": most, "share": share} for name, most, share in done.moved],
             "attention": [{"name": name, "largest": most} for name, most in done.attention],
             "steps": len(self._before),
         }
@@ -327,10 +326,6 @@ _ANSWERS: dict[str, Callable[[Lab, dict[str, Any]], dict[str, Any]]] = {
     "windows": Lab.windows,
     "similarity": Lab.similarity,
 }
-
-
-def _layers(layer: Layer) -> list[Layer]:
-    return [layer, *(inner for _, part in layer.parts() for inner in _layers(part))]
 
 
 def _has_positions(model: Model) -> bool:

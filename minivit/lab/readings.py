@@ -279,8 +279,9 @@ class Step(NamedTuple):
     Attributes:
         before, after: the loss of the image; `after` may be the larger one.
         state: the parameters after the step, by name.
-        moved: (name, the largest change of one of its numbers, the root of the mean square of all changes), the
-            largest first.
+        moved: (name, the largest change of one of its numbers, the norm of the change over the norm of the parameter
+            after the step), the largest share first. The first step of AdamW moves nearly every number by the
+            learning rate, so only the share differs between parameters.
         attention: (block, the largest change of one attention weight).
         probabilities: (K,) after the step.
     """
@@ -316,7 +317,7 @@ def training_step(
     logits, _ = network(before.images)
     loss, _ = F.softmax_cross_entropy(logits, np.array([label], dtype=np.int64))
     changes = {name: param.data - state[name] for name, param in params.items()}
-    moved = [(name, float(abs(d).max()), euclidean_norm(d) / d.size**0.5) for name, d in changes.items()]
+    moved = [(name, float(abs(d).max()), _share(d, params[name].data)) for name, d in changes.items()]
     after = attention_weights(network, before.images)
     attention = [(a.name, float(abs(b.weights - a.weights).max())) for a, b in zip(before.attention, after)]
     return Step(
@@ -327,6 +328,12 @@ def training_step(
         attention=attention,
         probabilities=F.softmax(logits)[0][0],
     )
+
+
+def _share(change: Array, after: Array) -> float:
+    """|change| / |after|, 0 for a parameter that did not move."""
+    size = euclidean_norm(change)
+    return size / euclidean_norm(after) if size else 0.0
 
 
 def accuracy(

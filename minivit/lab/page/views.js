@@ -224,7 +224,8 @@ export function step(state) {
     element("table", {}, element("tbody", {}, row(words().before, short(done.before)), row(words().after, short(done.after)))),
     element("p", { class: fell ? "falls" : "rises" }, fell ? words().falls : words().rises),
     element("h3", {}, words().moved),
-    element("table", {}, element("tbody", {}, ...done.moved.slice(0, 5).map(each => row(each.name, short(each.typical))))),
+    element("p", { class: "note" }, words().movedHelp),
+    element("table", {}, element("tbody", {}, ...done.moved.slice(0, 5).map(each => row(each.name, percent(each.share))))),
     element("h3", {}, words().changedAttention),
     element("table", {}, element("tbody", {}, ...done.attention.map(each => row(each.name, short(each.largest))))));
   $("step-result").dataset.before = done.before;
