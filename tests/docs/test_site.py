@@ -112,9 +112,14 @@ class Reader(HTMLParser):
 
 @cache
 def pages() -> dict[str, Page]:
-    """Every page of the site by its path. What a source page shows is left out: it is long, and code."""
+    """Every page of the site by its path. What a source page shows is left out: it is long, and code.
+
+    The lab too: it is one page in both languages, with tests of its own.
+    """
     result = {}
     for file in sorted(SITE.rglob("*.html")):
+        if file.parent == SITE / "lab":
+            continue
         html = file.read_text(encoding="utf-8")
         if "/source/" in f"/{file.relative_to(SITE).as_posix()}":
             html = re.sub(r'<div class="highlight">.*?</pre></div>', "", html, flags=re.DOTALL)
