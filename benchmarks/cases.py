@@ -93,6 +93,11 @@ HYBRID_S = {  # timm's vit_small_r26_s32_224
     **_imagenet(384, 6), "patch_size": 1, "resnet_layers": (2, 2, 2, 2),
 }  # fmt: skip
 
+INFERENCE = (
+    ("vit-ti16", VIT, _imagenet(192, 3)), ("vit-s16", VIT, _imagenet(384, 6)), ("vit-b16", VIT, _imagenet(768, 12)),
+    ("hybrid-s", HYBRID, HYBRID_S), ("swin-t", SWIN, SWIN_T),
+)  # fmt: skip
+
 CASES = {
     case.name: case
     for case in (
@@ -100,13 +105,14 @@ CASES = {
         Case("small", VIT, "train", 100, _mnist(32, 3, 4)),
         Case("vit-ti16", VIT, "train", 8, _imagenet(192, 3)),
         Case("vit-s16", VIT, "train", 4, _imagenet(384, 6)),
-        Case("vit-b16-b1", VIT, "infer", 1, _imagenet(768, 12)),
-        Case("vit-b16-b8", VIT, "infer", 8, _imagenet(768, 12)),
         Case("swin-mnist", SWIN, "train", 128, SWIN_MNIST),
         Case("hybrid-s", HYBRID, "train", 4, HYBRID_S),
         Case("swin-t", SWIN, "train", 4, SWIN_T),
-        Case("swin-t-b1", SWIN, "infer", 1, SWIN_T),
-        Case("swin-t-b8", SWIN, "infer", 8, SWIN_T),
+        *(
+            Case(f"{name}-b{batch}", architecture, "infer", batch, model)
+            for name, architecture, model in INFERENCE
+            for batch in (1, 2, 8, 32)
+        ),
     )
 }
 

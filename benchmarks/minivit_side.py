@@ -11,13 +11,13 @@ import numpy as np
 from cases import LABEL_SMOOTHING, LEARNING_RATE, WEIGHT_DECAY, Case, Start
 from threadpoolctl import threadpool_info
 
-from minivit import functional as F, models, nn
+from minivit import functional as F, models, nn, prepare
 from minivit.optim import AdamW, no_decay
 from minivit.parallel import DataParallel
 
 
 class MinivitSide:
-    """One model, its optimizer and its batch; `variant` is one of the architecture's, or "recompute"."""
+    """One model, its optimizer and its batch; `variant` is one of the architecture's, "recompute", or "prepared"."""
 
     def __init__(self, case: Case, start: Start, threads: int, variant: str) -> None:
         self.task, self.threads = case.task, threads
@@ -27,6 +27,7 @@ class MinivitSide:
             self.model.blocks = [*(nn.Recompute(block) for block in others), last]
         if start.weights:
             self.model.load_state_dict(start.weights)
+        self.predict = prepare(self.model).predict if variant == "prepared" else self.model.predict
         self.images, self.labels = start.images, start.labels
         self.parallel = DataParallel(self.model, threads=threads, loss=F.softmax_cross_entropy)
         params = self.model.parameters()
@@ -46,7 +47,7 @@ class MinivitSide:
     def step(self) -> float:
         """One step of training, or one forward pass; returns the loss, or 0."""
         if self.task == "infer":
-            self.model.predict(self.images)
+            self.predict(self.images)
             return 0.0
         self.optimizer.zero_grad()
         loss = self.parallel.loss_and_grad(self.images, self.labels, label_smoothing=LABEL_SMOOTHING)
@@ -56,7 +57,7 @@ class MinivitSide:
     def outcome(self) -> dict[str, np.ndarray]:
         """What both sides must agree on before anything is timed: all gradients, or the logits."""
         if self.task == "infer":
-            return {"logits": self.model.predict(self.images)}
+            return {"logits": self.predict(self.images)}
         self.optimizer.zero_grad()
         self.parallel.loss_and_grad(self.images, self.labels, label_smoothing=LABEL_SMOOTHING)
         return {name: param.grad for name, param in self.model.parameters().items()}

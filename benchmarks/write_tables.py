@@ -31,11 +31,15 @@ MODELS = {
     "vit-s16": "ViT-S/16, 224 pixels, batch 4",
     "hybrid-s": "ViT-S with a ResNet-26 stem, batch 4",
     "swin-t": "Swin-T, 224 pixels, batch 4",
-    "vit-b16-b1": "ViT-B/16, one image",
-    "vit-b16-b8": "ViT-B/16, eight images",
-    "swin-t-b1": "Swin-T, one image",
-    "swin-t-b8": "Swin-T, eight images",
-}
+    **{
+        f"{case}-b{batch}": f"{name}, {images}"
+        for case, name in (
+            ("vit-ti16", "ViT-Ti/16"), ("vit-s16", "ViT-S/16"), ("vit-b16", "ViT-B/16"),
+            ("hybrid-s", "ViT-S with a ResNet-26 stem"), ("swin-t", "Swin-T"),
+        )
+        for batch, images in ((1, "one image"), (2, "two images"), (8, "eight images"), (32, "32 images"))
+    },
+}  # fmt: skip
 README_TRAINING = ("flagship", "swin-t")
 README_INFERENCE = ("vit-b16-b1", "vit-b16-b8", "swin-t-b1")
 

@@ -33,6 +33,7 @@ CHAPTERS = {
     "Layers": ("nn",),
     "Gradient checks": ("gradcheck.py", "strategies.py"),
     "Models": ("models", "tables.py", "summary.py"),
+    "Inference": ("inference",),
     "Training": ("optim", "parallel"),
     "Files": ("io",),
     "Data": ("data",),

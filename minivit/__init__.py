@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         fast as fast,
         fork as fork,
         gradcheck as gradcheck,
+        inference as inference,
         io as io,
         lab as lab,
         models as models,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         version as version,
     )
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
+    from minivit.inference import Runner, prepare
     from minivit.io.safetensors import CheckpointError
     from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
     from minivit.publish import push_to_hub
@@ -54,14 +56,15 @@ if TYPE_CHECKING:
 _LATER = {
     "minivit.io.safetensors": ("CheckpointError",),
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
+    "minivit.inference": ("Runner", "prepare"),
     "minivit.publish": ("push_to_hub",),
     "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
 }
 # every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
 _MODULES = (
     "argument_checks", "data", "device", "distributed", "draw", "explain", "fast", "fork", "functional", "gradcheck",
-    "io", "lab", "models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol", "publish",
-    "random", "renamed", "sizes", "tables", "train", "version",
+    "inference", "io", "lab", "models", "nn", "observe", "optim", "parallel", "pretrained", "programs", "protocol",
+    "publish", "random", "renamed", "sizes", "tables", "train", "version",
 )  # fmt: skip
 _NEED_MORE = ("sklearn", "strategies")  # not in dir(): without their extras they cannot be imported
 
@@ -84,6 +87,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "CheckpointError",
     "GradientError",
+    "Runner",
     "Swin",
     "SwinV2",
     "ViT",
@@ -103,6 +107,7 @@ __all__ = [
     "optim",
     "parallel",
     "plain",
+    "prepare",
     "push_to_hub",
     "save",
     "summary",

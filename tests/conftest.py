@@ -21,6 +21,9 @@ import minivit
 from minivit import nn
 from minivit.device import gpu_available
 
+# tests turn warnings into errors, and one may run where the environment chooses a kernel
+os.environ.setdefault("MINIVIT_BLAS_WARNING", "0")
+
 _QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=200, derandomize=True, **_QUIET)
 settings.register_profile("long", max_examples=5000, **_QUIET)

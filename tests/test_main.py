@@ -344,6 +344,7 @@ def test_help_lists_everything(capsys):
         "summary": {"NAME|FILE", "--img-size", "--num-classes"},
         "inspect": {"file", "--tensors"},
         "convert": {"input", "output", "--layout", "--dtype", "--force"},
+        "info": {"minivit info"},
     }
     assert options.keys() == COMMANDS.keys()
     for name, words in options.items():

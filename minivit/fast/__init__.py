@@ -11,6 +11,7 @@ computes.
 - `blocks.py`        attention for a few queries at a time
 - `threads.py`       work shared among threads
 - `blas_threads.py`  how many threads the matrix products use
+- `blas_kernel.py`   the kernel of the matrix products, and a warning where it is older than the processor
 - `freed_memory.py`  freed memory kept for the next step
 """
 

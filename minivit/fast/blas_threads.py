@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from minivit.fast.blas_kernel import warn_once
 from minivit.fast.threads import is_worker
 from minivit.fork import at_fork
 
@@ -19,6 +20,7 @@ from minivit.fork import at_fork
 def _controller() -> Any:
     from threadpoolctl import ThreadpoolController  # inspects every loaded library: milliseconds, so only when needed
 
+    warn_once()
     return ThreadpoolController()
 
 

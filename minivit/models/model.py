@@ -18,7 +18,7 @@ from minivit.protocol import Array, Rng, inference
 from minivit.random import as_generator
 
 HEAD = ("head_drop", "head")  # the attributes after the pooled features
-_WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, threads cost as much as they gain
+WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, threads cost as much as they gain
 # multiply-adds of a thread at a time, four images of ViT-B/16: with one at a time its products take 14 % longer
 _MOST_WORK = 72_000_000_000
 
@@ -118,10 +118,10 @@ class Model(Chain):
         try:
             work = multiply_adds(self, x.shape)
         except LookupError:  # a layer of unknown cost: assume that it is worth all cores
-            work = _WORTH_THREADS
+            work = WORTH_THREADS
         # images at a time, so that the memory of a layer does not grow with the batch
         few = max(1, _MOST_WORK * len(x) // max(1, work))
-        if threads == 1 or work < _WORTH_THREADS:
+        if threads == 1 or work < WORTH_THREADS:
             return _in_parts(layers, x, few)
         keep_freed_memory()
         if len(x) < threads:  # each product uses all cores

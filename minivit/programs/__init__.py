@@ -19,6 +19,7 @@ COMMANDS = {
     "summary": "stages, parameters and multiply-adds of a model",
     "inspect": "what a file of weights holds",
     "convert": "write a file of weights under another project's names",
+    "info": "versions, matrix library, cores and GPU",
 }
 UNATTENDED = ("train", "finetune")  # what counts is the files that they leave: a closed output does not stop them
 

@@ -109,7 +109,7 @@ def test_an_error_stops_what_has_not_begun_and_is_raised_after_the_rest() -> Non
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["vit", "swin"])
 def test_predictions_by_several_threads_are_the_same(batch: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(model_module, "WORTH_THREADS", 0)
     model: Any = minivit.ViT(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=7)
     if kind == "swin":
         model = minivit.Swin(img_size=32, embed_dim=16, depths=(2, 2), num_heads=(1, 2), window_size=4, num_classes=7)
@@ -133,7 +133,7 @@ def test_images_go_through_a_few_at_a_time(threads: int, monkeypatch: pytest.Mon
     x = np.random.default_rng(0).standard_normal((11, 3, 16, 16), dtype=np.float32)
     expected = model.predict(x)
     monkeypatch.setattr(model_module, "_MOST_WORK", 2 * nn.multiply_adds(model, (1, 3, 16, 16)))
-    monkeypatch.setattr(model_module, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(model_module, "WORTH_THREADS", 0)
     seen: list[int] = []
     plain = nn.Block.forward
     monkeypatch.setattr(nn.Block, "forward", lambda block, x, rng=None: seen.append(len(x)) or plain(block, x, rng))
@@ -143,7 +143,7 @@ def test_images_go_through_a_few_at_a_time(threads: int, monkeypatch: pytest.Mon
 
 
 def test_no_images_give_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(model_module, "WORTH_THREADS", 0)
     model = minivit.ViT(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1, num_classes=3)
     with at_most(2):
         assert model.predict(np.zeros((0, 3, 8, 8), np.float32)).shape == (0, 3)

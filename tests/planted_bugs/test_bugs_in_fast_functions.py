@@ -30,9 +30,9 @@ def composite(name: str) -> Any:
 # the function, what its source says, what it says with the bug, and a line of the table that finds it
 BUGS: list[tuple[Callable[..., Any], str, str, str]] = [
     (activation.gelu, 'np.array(x, order="C")', "x", "gelu"),
-    (activation._gelu_in_place, "np.multiply(dy, slope, out=slope)", "slope", "gelu_fitted"),
-    (activation._gelu_in_place, "density *= part", "pass", "gelu_fitted"),
-    (activation._gelu_in_place, "density += cdf", "pass", "gelu_fitted"),
+    (activation.gelu_in_place, "np.multiply(dy, slope, out=slope)", "slope", "gelu_fitted"),
+    (activation.gelu_in_place, "density *= part", "pass", "gelu_fitted"),
+    (activation.gelu_in_place, "density += cdf", "pass", "gelu_fitted"),
     (activation._fitted_cdf, "density *= _NORMAL_DENSITY_AT_0", "pass", "gelu_fitted"),
     (activation._fitted_cdf, "cdf += _FIT_START", "pass", "gelu_fitted"),
     (activation._tanh_cdf, "density *= 1 - tanh * tanh", "pass", "gelu_tanh_fast"),

@@ -31,7 +31,7 @@ _CHUNK, _CHUNK_IN_INFERENCE = 1 << 18, 1 << 16
 def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate: str = "none") -> tuple[Array, Back]:
     """GELU in the memory of the linear map's output, to which no other reference exists."""
     hidden, back_linear = linear(x, weight, bias)
-    y, back_gelu = _gelu_in_place(hidden, approximate)
+    y, back_gelu = gelu_in_place(hidden, approximate)
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array | None]:
@@ -43,10 +43,10 @@ def linear_gelu(x: Array, weight: Array, bias: Array | None = None, approximate:
 
 def gelu(x: Array, approximate: str = "none") -> tuple[Array, Back]:
     """GELU with the fitted Phi: 6 times faster than through erf in float32, with the accuracy of float32."""
-    return _gelu_in_place(np.array(x, order="C"), approximate)
+    return gelu_in_place(np.array(x, order="C"), approximate)
 
 
-def _gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
+def gelu_in_place(x: Array, approximate: str) -> tuple[Array, Back]:
     """GELU in place: y takes the memory of x, which the caller must not use afterwards."""
     cdf_and_density = _tanh_cdf if approximate == "tanh" else _fitted_cdf
     inference = in_inference()

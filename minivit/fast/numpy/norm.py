@@ -31,7 +31,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     return y.reshape(shape), vjp
 
 
-def normalize_rows(x: Array, eps: float) -> tuple[Array, Array]:
+def normalize_rows(x: Array, eps: float, out: Array | None = None) -> tuple[Array, Array]:
     """Rows of x (R, D) shifted to mean 0 and scaled to variance 1: xhat (R, D) and 1/std (R, 1).
 
     The variance is the mean square of the centered row (two passes; E[x^2] - mean^2 cancels), biased, plus eps.
@@ -40,7 +40,7 @@ def normalize_rows(x: Array, eps: float) -> tuple[Array, Array]:
     average = np.full((width, 1), 1 / width, x.dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # such rows are treated below
         mean = x @ average
-        xhat = x - mean
+        xhat = np.subtract(x, mean, out=out)
         variance = np.einsum("ij,ij->i", xhat, xhat)[:, None] / width
         hard = ~np.isfinite(variance.real) | (variance.real < 1e-6 * mean.real**2)
     rows = hard[:, 0]
