@@ -116,6 +116,15 @@ def _self_attention_masked(qkv: Any) -> Any:
     return F.self_attention(qkv, 1, _like(qkv, mask), mask_value=-100.0, dropout_rate=0.3, rng=_rng())
 
 
+def _differential(q: Any, k: Any, v: Any, *vectors: Any) -> Any:
+    return F.differential_attention(q, k, v, *vectors, lambda_init=0.3, dropout_rate=0.2, rng=_rng())
+
+
+def _rotary(x: Any) -> Any:
+    angles = np.outer(np.arange(x.shape[-2]), np.tile([1.0, 0.3], 2))  # (N, d)
+    return F.rotary(x, _like(x, np.cos(angles).astype(x.real.dtype)), _like(x, np.sin(angles).astype(x.real.dtype)))
+
+
 def _relative_bias(table: Any) -> Any:
     return F.relative_position_bias(table, F.relative_position_index((2, 3)))
 
@@ -182,6 +191,9 @@ FUNCTIONS = [
     # two channels make LayerNorm's rows (+1, -1) whatever x is, and its gradient rounding noise: 3 to 6 channels
     Case("layer_norm", "BND D D", F.layer_norm, fixed={"D": 5}),
     Case("layer_norm_plain", "ND", lambda x: F.layer_norm(x, None, None, 1e-5), fixed={"D": 4}),
+    Case("rms_norm", "BND D", F.rms_norm, fixed={"D": 3}),
+    Case("rms_norm_plain", "ND", lambda x: F.rms_norm(x, None, 1e-5), fixed={"D": 3}),
+    Case("layer_scale", "BND D", F.layer_scale),
     # the error of Phi(x) = (1 + tanh h(x)) / 2 is that of numbers near 1, also where GELU itself is small
     Case("gelu", "BND", F.gelu, scale=1.0),
     Case("gelu_tanh", "BND", lambda x: F.gelu(x, "tanh"), scale=1.0),
@@ -190,6 +202,9 @@ FUNCTIONS = [
     Case("linear_gelu_tanh", "BI OI", lambda x, weight: F.linear_gelu(x, weight, None, "tanh"), scale=1.0),
     Case("linear_gelu_fast", "BNI OI O", numpy_activation.linear_gelu, analytic=False, host_only=True),
     Case("gelu_tanh_fast", "BND", lambda x: numpy_activation.gelu(x, "tanh"), host_only=True),
+    Case("quick_gelu", "BND", F.quick_gelu, scale=1.0),
+    Case("silu", "BND", F.silu, scale=1.0),
+    Case("swiglu", "BND BND", F.swiglu, scale=1.0),
     Case("relu", "BND", F.relu, kink=True),
     Case("tanh", "BND", F.tanh),
     Case("softmax", "BNK", F.softmax, fixed=_CLASSES),
@@ -203,6 +218,9 @@ FUNCTIONS = [
     Case("attention_in_blocks_one_bias", "BNd BMd BMd M", _attention_in_blocks, fixed={"N": 3}),
     Case("self_attention", "BNF HNN", _self_attention, fixed={"F": 12, "H": 2}, empty="B"),
     Case("self_attention_masked", "BWNF", _self_attention_masked, fixed={"F": 6}, empty="B"),
+    Case("differential_attention", "BGNd BGNd BHNv d d d d", _differential,
+         fixed={"B": 2, "G": 4, "H": 2, "d": 2, "v": 4}, empty="B"),
+    Case("rotary", "BNd", _rotary, fixed={"d": 4}),
     Case("dropout", "BND", lambda x: F.dropout(x, 0.4, _rng())),
     Case("drop_path", "BND", lambda x: F.drop_path(x, 0.4, _rng())),
     Case("embedding", "RD", _embedding, fixed={"R": 2}, empty="D"),
@@ -306,6 +324,45 @@ def _block_of(part: Callable[[], Any], post_norm: bool = False) -> nn.Block:
     return nn.Block(part(), attention, part(), part(), post_norm=post_norm)
 
 
+def _heads(x: Any, **options: Any) -> nn.Heads:
+    """Heads with norms of q and k that are far from their start."""
+    norms = [nn.RMSNorm(x.shape[-1] // 2, dtype=x.dtype), nn.LayerNorm(x.shape[-1] // 2, dtype=x.dtype)]
+    return nn.Heads(2, q_norm=norms[0], k_norm=norms[1], **options)
+
+
+def _differential_heads(x: Any, **options: Any) -> nn.DifferentialHeads:
+    return nn.DifferentialHeads(x.shape[-1], 2, 3, dtype=x.dtype, seed=4, **options)
+
+
+def _composed(x: Any, heads: Any, **options: Any) -> nn.ComposedAttention:
+    norm = nn.LayerNorm(x.shape[-1], dtype=x.dtype)
+    return nn.ComposedAttention(x.shape[-1], heads, norm=norm, dtype=x.dtype, seed=1, **options)
+
+
+def _attention_pool(x: Any) -> nn.Layer:
+    norm = nn.LayerNorm(x.shape[-1], dtype=x.dtype)
+    return nn.AttentionPool(x.shape[-1], 2, norm, _mlp(x), dtype=x.dtype, seed=1)
+
+
+def _scaled_block(x: Any, **options: Any) -> nn.Block:
+    block, dim = _block(x, **options), x.shape[-1]
+    scales = [nn.LayerScale(dim, value, dtype=x.dtype) for value in (0.7, -0.4)]
+    return nn.ScaledBlock(block.norm1, block.attn, scales[0], block.norm2, block.mlp, scales[1], block.drop_path)
+
+
+def _parallel_things(x: Any, drop_path: float = 0.0) -> nn.Layer:
+    blocks = [_scaled_block(x, proj_drop=drop_path / 2) for _ in range(2)]
+    attns = [nn.Branch("attn", each.norm1, each.attn, each.ls1, drop_path) for each in blocks]
+    return nn.ParallelThingsBlock(attns, [nn.Branch("mlp", each.norm2, each.mlp, None, drop_path) for each in blocks])
+
+
+def _parallel_scaling(x: Any, heads: Any, **options: Any) -> nn.Layer:
+    dim, dtype = x.shape[-1], x.dtype
+    scale = nn.LayerScale(dim, 0.6, dtype=dtype)
+    parts = (heads, nn.RMSNorm(dim, dtype=dtype), nn.GELU(), scale)
+    return nn.ParallelScalingBlock(dim, 3, *parts, **options, dtype=dtype, seed=1)
+
+
 class _Windowed(nn.Identity):
     """An attention within windows that changes nothing."""
 
@@ -381,6 +438,39 @@ LAYERS = [
     Case("Recompute_identity", "BND", lambda x: nn.Recompute(nn.Identity()), layer=True),
     Case("ShiftedWindows_identity", "BabD", lambda x: nn.ShiftedWindows(_Windowed(), 2, 1), layer=True, fixed=_MAP,
          empty="B"),
+    Case("RMSNorm", "BND", lambda x: nn.RMSNorm(x.shape[-1], dtype=x.dtype), layer=True, fixed={"D": 3}),
+    Case("LayerScale", "BND", lambda x: nn.LayerScale(x.shape[-1], 0.3, dtype=x.dtype), layer=True),
+    Case("QuickGELU", "BND", lambda x: nn.QuickGELU(), layer=True),
+    Case("SiLU", "BND", lambda x: nn.SiLU(), layer=True),
+    Case("Mlp_quick", "BND", lambda x: nn.Mlp(x.shape[-1], 5, gelu="quick", bias=False, dtype=x.dtype, seed=1),
+         layer=True),
+    Case("Mlp_norm", "BND",
+         lambda x: nn.Mlp(x.shape[-1], 5, norm=nn.LayerNorm(5, dtype=x.dtype), drop=0.2, dtype=x.dtype, seed=1),
+         layer=True, noise=True),
+    Case("SwiGLU", "BND",
+         lambda x: nn.SwiGLU(x.shape[-1], 3, align=4, drop=0.2, norm=nn.RMSNorm(4, dtype=x.dtype), dtype=x.dtype, seed=1),
+         layer=True, noise=True),
+    Case("PackedSwiGLU", "BND", lambda x: nn.PackedSwiGLU(x.shape[-1], 6, dtype=x.dtype, seed=1), layer=True),
+    Case("Attention_no_proj_bias", "BND", _attention(proj_bias=False), layer=True, fixed=_TOKENS),
+    Case("Heads", "BNF", lambda x: _heads(x[..., :6], attn_drop=0.2), layer=True, fixed={"F": 18}, noise=True),
+    Case("DifferentialHeads", "BNF", lambda x: _differential_heads(x[..., :4], attn_drop=0.2), layer=True,
+         fixed={"F": 12}, noise=True),
+    Case("ComposedAttention", "BND", lambda x: _composed(x, _heads(x), qkv_bias="qv", proj_drop=0.2), layer=True,
+         fixed={"D": 6}, noise=True),
+    Case("ComposedAttention_differential", "BND", lambda x: _composed(x, _differential_heads(x), proj_bias=False),
+         layer=True, fixed=_TOKENS),
+    Case("AttentionPool", "BND", _attention_pool, layer=True, fixed=_TOKENS),
+    Case("ScaledBlock", "BND", lambda x: _scaled_block(x, drop_path=0.3, proj_drop=0.2), layer=True, fixed=_TOKENS,
+         noise=True),
+    Case("ScaledBlock_first_queries", "BND", lambda x: _scaled_block(x, queries=1), layer=True, fixed=_TOKENS),
+    Case("Branch", "BND", lambda x: nn.Branch("mlp", nn.RMSNorm(x.shape[-1], dtype=x.dtype), _mlp(x), None, 0.2),
+         layer=True, noise=True, fixed={"D": 3}),
+    Case("ParallelThingsBlock", "BND", lambda x: _parallel_things(x, 0.2), layer=True, fixed=_TOKENS, noise=True),
+    Case("ParallelScalingBlock", "BND",
+         lambda x: _parallel_scaling(x, _heads(x), qkv_bias=False, proj_drop=0.2, drop_path=0.2), layer=True,
+         fixed={"D": 6}, noise=True),
+    Case("ParallelScalingBlock_differential", "BND", lambda x: _parallel_scaling(x, _differential_heads(x), fused=True),
+         layer=True, fixed=_TOKENS),
     Case("PatchEmbed", "BCab", _patch_embed, layer=True, fixed={"a": 2, "b": 6}, empty="B"),
     Case("PatchEmbed_norm", "BCab", lambda x: _patch_embed(x, norm_eps=1e-5), layer=True, fixed={"a": 2, "b": 3},
          empty="B"),

@@ -39,12 +39,17 @@ from minivit.renamed import old_names
 gelu = accelerated(_activation.gelu)
 linear_gelu = accelerated(_activation.linear_gelu)
 log_softmax = accelerated(_activation.log_softmax)
+quick_gelu = accelerated(_activation.quick_gelu)
 relu = accelerated(_activation.relu)
 sigmoid = accelerated(_activation.sigmoid)
+silu = accelerated(_activation.silu)
 softmax = accelerated(_activation.softmax)
+swiglu = accelerated(_activation.swiglu)
 tanh = accelerated(_activation.tanh)
 
 cosine_attention = accelerated(_attention.cosine_attention)
+differential_attention = accelerated(_attention.differential_attention)
+rotary = accelerated(_attention.rotary)
 scaled_dot_product_attention = accelerated(_attention.scaled_dot_product_attention)
 self_attention = accelerated(_attention.self_attention)
 
@@ -64,7 +69,9 @@ softmax_cross_entropy = accelerated(_loss.softmax_cross_entropy)
 
 group_norm = accelerated(_norm.group_norm)
 layer_norm = accelerated(_norm.layer_norm)
+layer_scale = accelerated(_norm.layer_scale)
 normalize = accelerated(_norm.normalize)
+rms_norm = accelerated(_norm.rms_norm)
 
 patch_merging = accelerated(_patch_merging.patch_merging)
 
@@ -104,12 +111,14 @@ __all__ = [
     "conv2d",
     "cosine_attention",
     "crop",
+    "differential_attention",
     "drop_path",
     "dropout",
     "embedding",
     "gelu",
     "group_norm",
     "layer_norm",
+    "layer_scale",
     "linear",
     "linear_gelu",
     "log_softmax",
@@ -123,13 +132,16 @@ __all__ = [
     "patch_embed",
     "patch_merging",
     "patchify",
+    "quick_gelu",
     "relative_position_bias",
     "relative_position_index",
     "relu",
     "resize_grid",
     "resize_images",
     "resize_matrix",
+    "rms_norm",
     "roll",
+    "rotary",
     "scaled_dot_product_attention",
     "self_attention",
     "shift_mask",
@@ -137,11 +149,13 @@ __all__ = [
     "shifted_windows",
     "shifted_windows_reverse",
     "sigmoid",
+    "silu",
     "softmax",
     "softmax_cross_entropy",
     "split_heads",
     "split_qkv",
     "standardize_weight",
+    "swiglu",
     "tanh",
     "unpatchify",
     "window_partition",

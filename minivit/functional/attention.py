@@ -187,3 +187,110 @@ def cosine_attention(
 
 
 check_cosine_attention = check_scaled_dot_product_attention
+
+
+def differential_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    lambda_q1: Array,
+    lambda_k1: Array,
+    lambda_q2: Array,
+    lambda_k2: Array,
+    *,
+    lambda_init: float,
+    dropout_rate: float = 0.0,
+    rng: Rng = None,
+) -> tuple[Array, Back]:
+    """y = (softmax(q1 k1^T / sqrt(d)) - lambda softmax(q2 k2^T / sqrt(d))) v: what both maps share cancels.
+
+    lambda = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init.
+
+    Args:
+        q, k: (..., 2H, N, d); heads 2h and 2h + 1 are the pair of head h.
+        v: (..., H, N, 2d).
+        lambda_q1, lambda_k1, lambda_q2, lambda_k2: (d,), learned, the same for all heads.
+        lambda_init: the value of lambda where the learned part is 0.
+        dropout_rate, rng: as in `scaled_dot_product_attention`, for each map.
+
+    Returns:
+        y (..., H, N, 2d), and vjp(dy) -> (dq, dk, dv, dlambda_q1, dlambda_k1, dlambda_q2, dlambda_k2).
+
+    Raises:
+        ValueError: if there is not one value for two queries, or the vectors do not fit.
+
+    Source: Ye et al. 2024 (Differential Transformer), equations 1 and 2.
+    """
+    xp = array_module(q)
+    heads1, back1 = scaled_dot_product_attention(
+        q[..., 0::2, :, :], k[..., 0::2, :, :], v, dropout_rate=dropout_rate, rng=rng
+    )  # (..., H, N, 2d)
+    heads2, back2 = scaled_dot_product_attention(
+        q[..., 1::2, :, :], k[..., 1::2, :, :], v, dropout_rate=dropout_rate, rng=rng
+    )
+    first, second = xp.exp((lambda_q1 * lambda_k1).sum()), xp.exp((lambda_q2 * lambda_k2).sum())
+    factor = first - second + lambda_init
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, ...]:
+        dq1, dk1, dv1, _ = back1(dy)
+        dq2, dk2, dv2, _ = back2(-factor * dy)
+        dq, dk = xp.empty(q.shape, dq1.dtype), xp.empty(k.shape, dk1.dtype)
+        dq[..., 0::2, :, :], dq[..., 1::2, :, :] = dq1, dq2
+        dk[..., 0::2, :, :], dk[..., 1::2, :, :] = dk1, dk2
+        # factor = exp(q1 . k1) - exp(q2 . k2) + a constant, and exp is its own derivative
+        dfactor = -(dy * heads2).sum()
+        dfirst, dsecond = dfactor * first, -dfactor * second
+        return (
+            *(dq, dk, dv1 + dv2),
+            *(dfirst * lambda_k1, dfirst * lambda_q1, dsecond * lambda_k2, dsecond * lambda_q2),
+        )
+
+    return heads1 - factor * heads2, vjp
+
+
+def check_differential_attention(q: Array, k: Array, v: Array, *vectors: Array, **_: Any) -> None:
+    if q.shape[-3] != 2 * v.shape[-3] or q.shape != k.shape or q.shape[-2] != v.shape[-2]:
+        raise ValueError(
+            f"differential_attention: q {q.shape}, k {k.shape}, v {v.shape}: q and k must be (..., 2H, N, d), "
+            "and v (..., H, N, 2d)"
+        )
+    for vector in vectors:
+        if vector.shape != q.shape[-1:]:
+            raise ValueError(f"differential_attention: the vectors of lambda must be {q.shape[-1:]}, not {vector.shape}")
+
+
+def rotary(x: Array, cos: Array, sin: Array) -> tuple[Array, Back]:
+    """y = x cos + J x sin, with J (x1, x2) = (-x2, x1): channels i and i + d/2 rotated by an angle of the position.
+
+    The product of a rotated query and a rotated key depends on the difference of their angles alone.
+
+    Args:
+        x: (..., N, d), d even.
+        cos, sin: (N, d), of the angles; their halves are equal.
+
+    Returns:
+        y of x's shape, and vjp(dy) -> dx. The angles are constants.
+
+    Raises:
+        ValueError: if d is odd, or the tables do not fit.
+
+    Source: Su et al. 2021 (RoFormer), section 3.2.2; Heo et al. 2024 for two axes. DINOv3 pairs channels in this way.
+    """
+    xp, half = array_module(x), x.shape[-1] // 2
+    turned = xp.concatenate((-x[..., half:], x[..., :half]), axis=-1)  # J x
+
+    @once
+    def vjp(dy: Array) -> Array:
+        dturned = dy * sin
+        back = xp.concatenate((dturned[..., half:], -dturned[..., :half]), axis=-1)  # J^T dturned
+        return dy * cos + back
+
+    return x * cos + turned * sin, vjp
+
+
+def check_rotary(x: Array, cos: Array, sin: Array) -> None:
+    if x.shape[-1] % 2 or cos.shape != x.shape[-2:] or sin.shape != x.shape[-2:]:
+        raise ValueError(
+            f"rotary: x {x.shape} needs an even last axis, and cos {cos.shape} and sin {sin.shape} its last two axes"
+        )

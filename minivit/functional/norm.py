@@ -66,6 +66,68 @@ def check_layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: fl
         raise ValueError(f"layer_norm: x {x.shape} has no channels to normalize over")
 
 
+def rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> tuple[Array, Back]:
+    """y = xhat * weight, with xhat = x / sqrt(mean(x^2) + eps) over the last axis: LayerNorm without its mean.
+
+    Args:
+        x: (..., D).
+        weight: (D,) or None for no gain.
+        eps: added to the mean square.
+
+    Returns:
+        y (..., D), and vjp(dy) -> (dx, dweight).
+
+    Raises:
+        ValueError: if x has no channels, or the weight does not fit.
+
+    Source: Zhang and Sennrich 2019. Derivation: docs/derivations/layer_norm.md, without the term of the mean.
+    """
+    rrms = ((x * x).mean(axis=-1, keepdims=True) + eps) ** -0.5  # (..., 1): 1 / root of the mean square
+    xhat = x * rrms  # (..., D)
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array | None]:
+        dweight = None if weight is None else rows(dy * xhat).sum(axis=0)
+        dxhat = dy if weight is None else dy * weight
+        # xhat = x / rms: x enters directly, and through the root of its mean square
+        by_rms = xhat * (dxhat * xhat).mean(axis=-1, keepdims=True)
+        return rrms * (dxhat - by_rms), dweight
+
+    return xhat if weight is None else xhat * weight, vjp
+
+
+def check_rms_norm(x: Array, weight: Array | None, eps: float = 1e-6) -> None:
+    check_layer_norm(x, weight, None, eps)
+
+
+def layer_scale(x: Array, gamma: Array) -> tuple[Array, Back]:
+    """y = x * gamma: a learned factor for each channel of a residual branch.
+
+    Args:
+        x: (..., D).
+        gamma: (D,).
+
+    Returns:
+        y (..., D), and vjp(dy) -> (dx, dgamma).
+
+    Raises:
+        ValueError: if gamma does not fit.
+
+    Source: Touvron et al. 2021 (CaiT), section 2.1.
+    """
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array]:
+        return dy * gamma, rows(dy * x).sum(axis=0)  # one gamma for all tokens: a sum over the tokens
+
+    return x * gamma, vjp
+
+
+def check_layer_scale(x: Array, gamma: Array) -> None:
+    if gamma.shape != x.shape[-1:]:
+        raise ValueError(f"layer_scale: gamma must have shape {x.shape[-1:]}, the last axis of x, got {gamma.shape}")
+
+
 def scale_and_shift(xhat: Array, gain: Array | None, offset: Array | None) -> Array:
     """xhat * gain + offset, either of which may be None."""
     y = xhat if gain is None else xhat * gain

@@ -12,19 +12,25 @@ from minivit.nn.basic import (
     Embedding,
     Identity,
     LayerNorm,
+    LayerScale,
     Linear,
     LinearGELU,
+    QuickGELU,
     ReLU,
+    RMSNorm,
     Sequential,
+    SiLU,
     Tanh,
 )
 from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d, StdConv2d
 from minivit.nn.counting import multiply_adds
+from minivit.nn.heads import AttentionPool, ComposedAttention, DifferentialHeads, Heads
 from minivit.nn.layer import Chain, Layer, apply
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
-from minivit.nn.mlp import Mlp
+from minivit.nn.mlp import Mlp, PackedSwiGLU, SwiGLU
+from minivit.nn.more_blocks import Branch, ParallelScalingBlock, ParallelThingsBlock, ScaledBlock
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.nn.patch_embed import PatchEmbed
 from minivit.nn.patch_merging import PatchMerging
@@ -38,36 +44,50 @@ from minivit.renamed import old_names
 __all__ = [
     "AdaptiveAvgPool2d",
     "Attention",
+    "AttentionPool",
     "AvgPool2d",
     "BatchNorm2d",
     "Block",
     "Bottleneck",
+    "Branch",
     "Buffer",
     "Chain",
+    "ComposedAttention",
     "ContinuousPositionBias",
     "Conv2d",
     "CosineWindowAttention",
-    "DropPath",
+    "DifferentialHeads",
     "Dropout",
+    "DropPath",
     "Embedding",
     "GELU",
     "GroupNorm",
+    "Heads",
     "Identity",
     "Layer",
     "LayerNorm",
+    "LayerScale",
     "Linear",
     "LinearGELU",
     "MaxPool2d",
     "Mlp",
+    "PackedSwiGLU",
+    "ParallelScalingBlock",
+    "ParallelThingsBlock",
     "Parameter",
     "PatchEmbed",
     "PatchMerging",
+    "QuickGELU",
     "Recompute",
     "RelativePositionBias",
     "ReLU",
+    "RMSNorm",
+    "ScaledBlock",
     "Sequential",
     "ShiftedWindows",
+    "SiLU",
     "StdConv2d",
+    "SwiGLU",
     "Tanh",
     "WindowAttention",
     "apply",

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from minivit import functional as F
+from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear
 from minivit.nn.layer import Layer, apply
+from minivit.nn.parameter import Parameter
 from minivit.nn.position_bias import RelativePositionBias
 from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.random import as_generator
@@ -29,6 +31,7 @@ class Attention(Layer):
         queries: how many of the first tokens have a query; None means all. Every token has a key and a value.
         position_bias: grid (h, w) of a relative position bias added to the scores, or None.
         prefix_tokens: tokens before the grid (the class token), for `position_bias`.
+        proj_bias: whether the output projection has a bias.
 
     Parameters: qkv.weight (3D, D), rows q | k | v, each divided into heads in order; qkv.bias; proj.weight (D, D), the
     Wo that mixes the heads; proj.bias.
@@ -47,6 +50,7 @@ class Attention(Layer):
         queries: int | None = None,
         position_bias: tuple[int, int] | None = None,
         prefix_tokens: int = 0,
+        proj_bias: bool = True,
         dtype: Any = "float32",
         seed: Any = None,
     ) -> None:
@@ -63,7 +67,7 @@ class Attention(Layer):
             if position_bias is not None
             else None
         )
-        self.proj = Linear(dim, dim, dtype=dtype, seed=rng)
+        self.proj = Linear(dim, dim, proj_bias, dtype=dtype, seed=rng)
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         if self.queries is not None and self.queries < x.shape[1]:
@@ -127,3 +131,20 @@ class Attention(Layer):
     def _project(self, attended: Array, rng: Rng) -> tuple[Array, Back]:
         """The heads' outputs mixed by the output projection, with its dropout."""
         return compose(attended, self.proj, lambda a: F.dropout(a, self.proj_drop, rng))
+
+
+def project_without_key_bias(x: Array, weight: Parameter, q_bias: Parameter, v_bias: Parameter) -> tuple[Array, Back]:
+    """The fused projection to q | k | v, whose bias is q's and v's with zeros for k."""
+    xp = array_module(x)
+    bias = xp.concatenate((q_bias.data, xp.zeros_like(q_bias.data), v_bias.data))  # (3D,)
+    y, back_linear = apply(F.linear, x, weight, bias)  # (..., N, 3D)
+
+    @once
+    def back(dy: Array) -> Array:
+        dx, dbias = back_linear(dy)
+        dq_bias, _, dv_bias = dbias.reshape(3, q_bias.size)
+        q_bias.accumulate(dq_bias)
+        v_bias.accumulate(dv_bias)
+        return dx
+
+    return y, back

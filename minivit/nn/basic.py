@@ -1,4 +1,4 @@
-"""The first layers: Linear, LayerNorm, Embedding, Identity, the activations, dropout and drop path, and Sequential.
+"""The first layers: Linear, norms, Embedding, Identity, the activations, dropout and drop path, and Sequential.
 
 Each calls its function of `minivit.functional` on its parameters.
 """
@@ -75,6 +75,33 @@ class LayerNorm(Layer):
         return apply(F.layer_norm, x, self.weight, self.bias, eps=self.eps)
 
 
+class RMSNorm(Layer):
+    """Each token divided by the root of its mean square, then a gain: (..., dim) -> (..., dim).
+
+    weight (dim,) starts at 1, with `zero` at 0.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6, *, zero: bool = False, dtype: Any = "float32") -> None:
+        self.weight = Parameter((init.zeros if zero else init.ones)((dim,), init.dtype_of(dtype)))
+        self.eps = eps
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
+        return apply(F.rms_norm, x, self.weight, eps=self.eps)
+
+
+class LayerScale(Layer):
+    """y = x * gamma: a factor for each channel of a residual branch, (..., dim) -> (..., dim).
+
+    gamma (dim,) starts at `init_value`: near 0, so that a new block is nearly the identity.
+    """
+
+    def __init__(self, dim: int, init_value: float = 1e-5, *, dtype: Any = "float32") -> None:
+        self.gamma = Parameter(init.ones((dim,), init.dtype_of(dtype)) * init.dtype_of(dtype).type(init_value))
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
+        return apply(F.layer_scale, x, self.gamma)
+
+
 class Embedding(Layer):
     """A table of vectors looked up by index: integers (...) -> (..., dim). Its back returns None."""
 
@@ -104,6 +131,20 @@ class GELU(Layer):
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return F.gelu(x, self.approximate)
+
+
+class QuickGELU(Layer):
+    """x sigmoid(1.702 x)."""
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
+        return F.quick_gelu(x)
+
+
+class SiLU(Layer):
+    """x sigmoid(x)."""
+
+    def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
+        return F.silu(x)
 
 
 class ReLU(Layer):

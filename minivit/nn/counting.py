@@ -16,13 +16,30 @@ from typing import NamedTuple
 from minivit.fast.blocks import FEW_KEYS
 from minivit.functional.sliding import output_size, slide
 from minivit.nn.attention import Attention
-from minivit.nn.basic import GELU, Dropout, DropPath, Embedding, Identity, LayerNorm, Linear, LinearGELU, ReLU, Tanh
+from minivit.nn.basic import (
+    GELU,
+    Dropout,
+    DropPath,
+    Embedding,
+    Identity,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    LinearGELU,
+    QuickGELU,
+    ReLU,
+    RMSNorm,
+    SiLU,
+    Tanh,
+)
 from minivit.nn.block import Block
 from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d
+from minivit.nn.heads import AttentionPool, ComposedAttention, DifferentialHeads, Heads
 from minivit.nn.layer import Chain, Layer
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm
-from minivit.nn.mlp import Mlp
+from minivit.nn.mlp import Mlp, PackedSwiGLU, SwiGLU
+from minivit.nn.more_blocks import ParallelScalingBlock, ParallelThingsBlock, ScaledBlock
 from minivit.nn.patch_embed import PatchProjection
 from minivit.nn.patch_merging import PatchMerging
 from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -116,14 +133,28 @@ def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
 @cost.register(LayerNorm)
 @cost.register(GroupNorm)
 @cost.register(BatchNorm2d)
+@cost.register(RMSNorm)
+@cost.register(LayerScale)
 @cost.register(GELU)
+@cost.register(QuickGELU)
+@cost.register(SiLU)
 def _(layer: Layer, shape: Shape, every_token: bool = False) -> Cost:
     return Cost(shape, kept=prod(shape))  # the normalized input, or GELU's slope
 
 
 @cost.register(Mlp)
 def _(layer: Mlp, shape: Shape, every_token: bool = False) -> Cost:
-    return in_order((layer.fc1, layer.fc2), shape)
+    return in_order((part for _, part in layer.parts()), shape)
+
+
+@cost.register(SwiGLU)
+def _(layer: SwiGLU, shape: Shape, every_token: bool = False) -> Cost:
+    packed = isinstance(layer, PackedSwiGLU)
+    opening = [cost(each, shape) for each in ([layer.fc1] if packed else [layer.fc1_g, layer.fc1_x])]
+    hidden = (*shape[:-1], layer.fc2.weight.shape[1])
+    rest = in_order([part for part in (layer.norm, layer.fc2) if part is not None], hidden)
+    kept = prod(shape) + 3 * prod(hidden) + rest.kept  # x, and gate, its sigmoid and value
+    return Cost(shape, sum(each.macs for each in opening) + rest.macs, kept)
 
 
 @cost.register(Attention)
@@ -134,6 +165,29 @@ def _(layer: Attention, shape: Shape, every_token: bool = False) -> Cost:
     macs = batch * (projections * dim * dim + 2 * queries * tokens * dim)  # and scores, and weighted sums
     weights = 0 if tokens > FEW_KEYS * dim // layer.num_heads else layer.num_heads * queries * tokens
     return Cost((batch, queries, dim), macs, batch * (3 * tokens * dim + 2 * queries * dim + weights))
+
+
+@cost.register(Heads)
+@cost.register(DifferentialHeads)
+def _(layer: Heads | DifferentialHeads, shape: Shape, every_token: bool = False) -> Cost:
+    batch, tokens, tripled = shape
+    dim, maps = tripled // 3, 2 if isinstance(layer, DifferentialHeads) else 1
+    # scores of D channels in all, and a weighted sum of D channels for each map
+    macs = batch * tokens * tokens * dim * (1 + maps)
+    return Cost((batch, tokens, dim), macs, batch * (4 * tokens * dim + maps * layer.num_heads * tokens * tokens))
+
+
+@cost.register(ComposedAttention)
+def _(layer: ComposedAttention, shape: Shape, every_token: bool = False) -> Cost:
+    return in_order([part for part in (layer.qkv, layer.heads, layer.norm, layer.proj) if part is not None], shape)
+
+
+@cost.register(AttentionPool)
+def _(layer: AttentionPool, shape: Shape, every_token: bool = False) -> Cost:
+    batch, tokens, dim = shape
+    inner = in_order((layer.proj, layer.norm, layer.mlp), (batch, 1, dim))
+    macs = dim * dim + batch * (2 * tokens * dim * dim + 2 * tokens * dim) + inner.macs
+    return Cost((batch, dim), macs, batch * tokens * (3 * dim + layer.num_heads) + inner.kept)
 
 
 @cost.register(WindowAttention)
@@ -157,6 +211,29 @@ def _(layer: Block, shape: Shape, every_token: bool = False) -> Cost:
     attention = in_order((layer.norm1, layer.attn), shape, every_token)
     mlp = in_order((layer.norm2, layer.mlp), attention.shape, every_token)
     return Cost(mlp.shape, attention.macs + mlp.macs, attention.kept + mlp.kept)
+
+
+@cost.register(ScaledBlock)
+def _(layer: ScaledBlock, shape: Shape, every_token: bool = False) -> Cost:
+    plain = cost.dispatch(Block)(layer, shape, every_token)
+    return plain._replace(kept=plain.kept + 2 * prod(plain.shape))
+
+
+@cost.register(ParallelThingsBlock)
+def _(layer: ParallelThingsBlock, shape: Shape, every_token: bool = False) -> Cost:
+    branches = [cost(branch, shape) for branch in (*layer.attns, *layer.ffns)]
+    return Cost(shape, sum(each.macs for each in branches), sum(each.kept for each in branches))
+
+
+@cost.register(ParallelScalingBlock)
+def _(layer: ParallelScalingBlock, shape: Shape, every_token: bool = False) -> Cost:
+    batch, tokens, dim = shape
+    before = in_order((layer.in_norm, layer.in_proj), shape)
+    heads = cost(layer.heads, (batch, tokens, 3 * dim))
+    out = [part for part in (layer.out_proj, layer.attn_out_proj, layer.mlp_out_proj) if part is not None]
+    macs = before.macs + heads.macs + batch * tokens * sum(part.weight.size for part in out)
+    kept = before.kept + heads.kept + batch * tokens * (2 * layer.hidden + 2 * dim)
+    return Cost(shape, macs, kept)
 
 
 @cost.register(PatchProjection)

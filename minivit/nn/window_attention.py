@@ -15,8 +15,8 @@ from typing import Any
 from minivit import functional as F
 from minivit.device import array_module, constant
 from minivit.nn import init
-from minivit.nn.attention import Attention
-from minivit.nn.layer import Layer, apply
+from minivit.nn.attention import Attention, project_without_key_bias
+from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.nn.position_bias import ContinuousPositionBias
 from minivit.protocol import Array, Back, Rng, compose, once
@@ -170,19 +170,7 @@ class CosineWindowAttention(WindowAttention):
         q_bias, v_bias = self.q_bias, self.v_bias
         if q_bias is None or v_bias is None:
             return self.qkv(x)
-        zeros = array_module(x).zeros_like(q_bias.data)
-        bias = array_module(x).concatenate((q_bias.data, zeros, v_bias.data))  # (3D,)
-        y, back_linear = apply(F.linear, x, self.qkv.weight, bias)  # (..., N, 3D)
-
-        @once
-        def back(dy: Array) -> Array:
-            dx, dbias = back_linear(dy)
-            dq_bias, _, dv_bias = dbias.reshape(3, len(zeros))
-            q_bias.accumulate(dq_bias)
-            v_bias.accumulate(dv_bias)
-            return dx
-
-        return y, back
+        return project_without_key_bias(x, self.qkv.weight, q_bias, v_bias)
 
 
 COVERED = ("shrink", "shrink_both", "stay", "shift")
