@@ -448,7 +448,9 @@ LAYERS = [
          lambda x: nn.Mlp(x.shape[-1], 5, norm=nn.LayerNorm(5, dtype=x.dtype), drop=0.2, dtype=x.dtype, seed=1),
          layer=True, noise=True),
     Case("SwiGLU", "BND",
-         lambda x: nn.SwiGLU(x.shape[-1], 3, align=4, drop=0.2, norm=nn.RMSNorm(4, dtype=x.dtype), dtype=x.dtype, seed=1),
+         lambda x: nn.SwiGLU(
+             x.shape[-1], 3, align=4, drop=0.2, norm=nn.RMSNorm(4, dtype=x.dtype), dtype=x.dtype, seed=1
+         ),
          layer=True, noise=True),
     Case("PackedSwiGLU", "BND", lambda x: nn.PackedSwiGLU(x.shape[-1], 6, dtype=x.dtype, seed=1), layer=True),
     Case("Attention_no_proj_bias", "BND", _attention(proj_bias=False), layer=True, fixed=_TOKENS),

@@ -257,7 +257,9 @@ def check_differential_attention(q: Array, k: Array, v: Array, *vectors: Array, 
         )
     for vector in vectors:
         if vector.shape != q.shape[-1:]:
-            raise ValueError(f"differential_attention: the vectors of lambda must be {q.shape[-1:]}, not {vector.shape}")
+            raise ValueError(
+                f"differential_attention: the vectors of lambda must be {q.shape[-1:]}, not {vector.shape}"
+            )
 
 
 def rotary(x: Array, cos: Array, sin: Array) -> tuple[Array, Back]:

@@ -137,7 +137,7 @@ def overlapping(tables: Tables, part: slice) -> Tables:
 class Mlp:
     """Normalized tokens (W, n, D) -> what this core's hidden units add (W, n, D), without the last bias."""
 
-    def __init__(self, mlp: nn.Mlp, norm: nn.LayerNorm | None) -> None:
+    def __init__(self, mlp: Any, norm: nn.LayerNorm | None) -> None:
         bias1, bias2 = (None if each.bias is None else each.bias.data for each in (mlp.fc1, mlp.fc2))
         self.w1, self.b1 = folding.linear(mlp.fc1.weight.data, bias1, norm)
         self.w2, self.b2 = folding.linear(mlp.fc2.weight.data, bias2, None)

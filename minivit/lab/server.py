@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minivit.fast.blas_threads import limit_threads
+from minivit.fork import Lock
 from minivit.io.text import printable
 from minivit.lab.lab import Lab
 from minivit.lab.wire import packed
@@ -67,7 +68,7 @@ class Server(ThreadingHTTPServer):
         self.files["/"] = PAGE / "index.html"
         self.lab: Lab | None = None
         self.progress, self.failure = "the model is loaded", ""
-        self._make, self._turn = make, threading.Lock()
+        self._make, self._turn = make, Lock()
 
     @property
     def address(self) -> str:

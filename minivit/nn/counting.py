@@ -149,8 +149,8 @@ def _(layer: Mlp, shape: Shape, every_token: bool = False) -> Cost:
 
 @cost.register(SwiGLU)
 def _(layer: SwiGLU, shape: Shape, every_token: bool = False) -> Cost:
-    packed = isinstance(layer, PackedSwiGLU)
-    opening = [cost(each, shape) for each in ([layer.fc1] if packed else [layer.fc1_g, layer.fc1_x])]
+    first = [layer.fc1] if isinstance(layer, PackedSwiGLU) else [layer.fc1_g, layer.fc1_x]
+    opening = [cost(each, shape) for each in first]
     hidden = (*shape[:-1], layer.fc2.weight.shape[1])
     rest = in_order([part for part in (layer.norm, layer.fc2) if part is not None], hidden)
     kept = prod(shape) + 3 * prod(hidden) + rest.kept  # x, and gate, its sigmoid and value

@@ -48,6 +48,8 @@ class Mlp(Layer):
     ) -> None:
         rng = as_generator(seed)
         self.drop = drop
+        self.fc1: Linear
+        self.act: Layer | None
         if gelu == "quick":
             self.fc1, self.act = Linear(dim, hidden, bias, dtype=dtype, seed=rng), activation(gelu)
         else:

@@ -32,11 +32,11 @@ class ScaledBlock(Block):
 
     def __init__(
         self,
-        norm1: Layer,
+        norm1: Any,
         attn: Attention,
         ls1: LayerScale,
-        norm2: Layer,
-        mlp: Layer,
+        norm2: Any,
+        mlp: Any,
         ls2: LayerScale,
         drop_path: float = 0.0,
     ) -> None:

@@ -13,7 +13,7 @@ from math import log
 from typing import Any
 
 from minivit import functional as F
-from minivit.device import array_module, constant
+from minivit.device import constant
 from minivit.nn import init
 from minivit.nn.attention import Attention, project_without_key_bias
 from minivit.nn.layer import Layer

@@ -40,7 +40,7 @@ def digits(tmp_path: Path) -> Path:
 def ask(address: str, name: str, request: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     host, token = re.fullmatch(r"http://(127\.0\.0\.1:\d+)/#(\S+)", address).groups()
     headers = {"Content-Type": "application/json", "X-Lab-Token": token}
-    with contextlib.closing(http.client.HTTPConnection(host, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=120)) as connection:
         connection.request("POST", f"/api/{name}", json.dumps(request), headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
@@ -70,7 +70,7 @@ def ready(address: str) -> list[str]:
 
 def ended(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     return errors
 
