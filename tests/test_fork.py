@@ -165,10 +165,7 @@ print("done" if inside and outside and exit_code(child) == 0 else "wrong")
 
 
 def test_no_file_has_a_lock_that_a_forked_child_would_inherit_held() -> None:
-    """`minivit.fork.Lock` is renewed in a child, and so is blas_threads.py's condition; others would need the same.
-
-    The barrier in cores.py is made for one run, and no other thread waits at it.
-    """
+    """`minivit.fork.Lock` is renewed in a child, and so is blas_threads.py's condition; others would need the same."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -177,6 +174,4 @@ def test_no_file_has_a_lock_that_a_forked_child_would_inherit_held() -> None:
                 found.append((file.relative_to(PACKAGE).as_posix(), name))
             if isinstance(node, ast.Attribute) and name == "Lock" and ast.unparse(node) == "threading.Lock":
                 found.append((file.relative_to(PACKAGE).as_posix(), name))
-    assert set(found) == {
-        ("fork.py", "Lock"), ("fast/blas_threads.py", "Condition"), ("inference/cores.py", "Barrier"),
-    }  # fmt: skip
+    assert set(found) == {("fork.py", "Lock"), ("fast/blas_threads.py", "Condition")}

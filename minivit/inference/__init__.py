@@ -4,7 +4,7 @@
 - `folding.py`  what is computed once, with its identities
 - `block.py`    a transformer block as sums over heads and hidden units
 - `encoder.py`  the blocks of a ViT; `maps.py` the stages of a Swin
-- `cores.py`    cores that compute one image together
+- `memory.py`   buffers that are used again
 - `known.py`    which layers have these formulas; others run as they are
 """
 

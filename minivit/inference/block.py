@@ -1,4 +1,4 @@
-"""A transformer block prepared for inference: sums over heads and over hidden units, which cores share.
+"""A transformer block prepared for inference: sums over heads and over hidden units.
 
     x += sum over heads h of softmax(q_h k_h^T + t_h) v_h Wo_h + bo,   q, k, v = xhat Wq + bq, xhat Wk, xhat Wv
     x += sum over hidden units u of gelu(xhat w1_u + b1_u) w2_u + b2
@@ -21,7 +21,7 @@ from minivit.fast.numpy.activation import exponentials, gelu_in_place
 from minivit.fast.numpy.norm import normalize_rows
 from minivit.functional.attention import MAX_LOGIT_SCALE
 from minivit.inference import folding
-from minivit.inference.cores import BY_TOKENS, Core
+from minivit.inference.memory import Memory
 from minivit.protocol import Array
 
 Tables = Sequence[tuple[slice, Array]]  # (windows, (H, n, N)): what is added to the scores of these windows
@@ -30,26 +30,19 @@ _HUGE, _TINY = 60.0, 1e-20  # exp(60) = 1e26: sums and products of such weights 
 
 
 class Context(NamedTuple):
-    """What a block needs to know besides the tokens (W, N', D) of a core.
+    """What a block needs to know besides its tokens (W, N, D).
 
     Attributes:
         tables: added to the scores.
         padded: (W, N) booleans, the pixels that pad a window; None: none.
-        tokens: which of the `total` tokens of an image are this core's; None: all.
     """
 
     tables: Tables = ()
     padded: Array | None = None
-    tokens: slice | None = None
-    total: int = 0
-
-    def tokens_of(self, x: Array) -> tuple[slice, int]:
-        """The tokens of this core, and the number of all."""
-        return (slice(0, x.shape[1]), x.shape[1]) if self.tokens is None else (self.tokens, self.total)
 
 
 class Attention:
-    """Normalized tokens (W, N, D) -> the output projection of this core's heads (W, n, D), without its bias."""
+    """Normalized tokens (W, N, D) -> the output projection of the heads (W, n, D), without its bias."""
 
     def __init__(self, attention: nn.Attention, norm: nn.LayerNorm | None) -> None:
         cosine = isinstance(attention, nn.CosineWindowAttention)
@@ -67,34 +60,25 @@ class Attention:
         self.padding = folding.projections(attention.qkv, bias, None, self.heads, scale)[3] - c_kv  # (2D,)
         self.w_o, self.b_o = folding.output(attention.proj, c_kv, self.heads)
 
-    def __call__(self, core: Core, xhat: Array, context: Context) -> Array:
-        """The term of this core's heads, for the tokens xhat (W, N', D) of this core."""
-        tokens, count = context.tokens_of(xhat)
-        windows, own, dim = xhat.shape
-        mine = core.heads(self.heads)
-        heads, size = mine.stop - mine.start, dim // self.heads
-        q_columns = slice(mine.start * size, mine.stop * size)
-        kv_columns = slice(2 * q_columns.start, 2 * q_columns.stop)
-        memory = core.exchange if core.share == BY_TOKENS else core.buffer
-        kv = memory("kv", windows, count, 2 * heads * size)
-        product(xhat, self.w_kv[:, kv_columns], kv[:, tokens])
-        if core.share == BY_TOKENS:
-            core.meet()
+    def __call__(self, memory: Memory, xhat: Array, context: Context) -> Array:
+        windows, tokens, dim = xhat.shape
+        heads, size = self.heads, dim // self.heads
+        kv = product(xhat, self.w_kv, memory.buffer("kv", windows, tokens, 2 * dim))
         if context.padded is not None:
-            kv[context.padded] = self.padding[kv_columns]
-        asking = xhat if self.queries is None else xhat[:, : max(0, self.queries - tokens.start)]
-        q = product(asking, self.w_q[:, q_columns], core.buffer("q", windows, asking.shape[1], heads * size))
-        q += self.b_q[q_columns]
-        q = q.reshape(windows, asking.shape[1], heads, size).swapaxes(1, 2)  # (W, h, n, d)
-        k, v = kv.reshape(windows, count, heads, 2, size).transpose(3, 0, 2, 1, 4)  # each (W, h, N, d)
+            kv[context.padded] = self.padding
+        asking = xhat if self.queries is None else xhat[:, : self.queries]
+        q = product(asking, self.w_q, memory.buffer("q", windows, asking.shape[1], dim))
+        q += self.b_q
+        q = q.reshape(windows, asking.shape[1], heads, size).swapaxes(1, 2)  # (W, H, n, d)
+        k, v = kv.reshape(windows, tokens, heads, 2, size).transpose(3, 0, 2, 1, 4)  # each (W, H, N, d)
         if self.factor is not None:
-            q, k = F.normalize(q)[0] * self.factor[mine], F.normalize(k)[0]
-        y = core.buffer("heads", windows, q.shape[2], heads * size)
-        attend(core, q, k, v, [(part, table[mine, tokens]) for part, table in context.tables], y)
-        return product(y, self.w_o[q_columns], core.buffer("term", *y.shape[:2], dim))
+            q, k = F.normalize(q)[0] * self.factor, F.normalize(k)[0]
+        y = memory.buffer("heads", windows, q.shape[2], dim)
+        attend(memory, q, k, v, context.tables, y)
+        return product(y, self.w_o, memory.buffer("term", *y.shape))
 
 
-def attend(core: Core, q: Array, k: Array, v: Array, tables: Tables, y: Array) -> None:
+def attend(memory: Memory, q: Array, k: Array, v: Array, tables: Tables, y: Array) -> None:
     """Write softmax(q k^T + tables) v, the heads' outputs concatenated, into y (W, n, h d); a few windows at a time."""
     windows, heads, queries, size = q.shape
     if not q.size:
@@ -104,7 +88,7 @@ def attend(core: Core, q: Array, k: Array, v: Array, tables: Tables, y: Array) -
     by_head = y.reshape(windows, queries, heads, size).swapaxes(1, 2)  # (W, h, n, d)
     for start in range(0, windows, few):
         part = slice(start, min(start + few, windows))
-        weights = core.buffer("scores", part.stop - part.start, heads, queries, keys)
+        weights = memory.buffer("scores", part.stop - part.start, heads, queries, keys)
         factor = softmax(weights, q[part], k[part], overlapping(tables, part))
         np.matmul(weights, v[part], out=by_head[part])
         by_head[part] *= factor
@@ -135,7 +119,7 @@ def overlapping(tables: Tables, part: slice) -> Tables:
 
 
 class Mlp:
-    """Normalized tokens (W, n, D) -> what this core's hidden units add (W, n, D), without the last bias."""
+    """Normalized tokens (W, n, D) -> what the hidden units add (W, n, D), without the last bias."""
 
     def __init__(self, mlp: Any, norm: nn.LayerNorm | None) -> None:
         bias1, bias2 = (None if each.bias is None else each.bias.data for each in (mlp.fc1, mlp.fc2))
@@ -143,15 +127,14 @@ class Mlp:
         self.w2, self.b2 = folding.linear(mlp.fc2.weight.data, bias2, None)
         self.approximate = mlp.fc1.approximate
 
-    def __call__(self, core: Core, xhat: Array) -> Array:
-        mine = core.heads(len(self.w2))
-        hidden = product(xhat, self.w1[:, mine], core.buffer("hidden", *xhat.shape[:2], mine.stop - mine.start))
-        hidden += self.b1[mine]
+    def __call__(self, memory: Memory, xhat: Array) -> Array:
+        hidden = product(xhat, self.w1, memory.buffer("hidden", *xhat.shape[:2], len(self.w2)))
+        hidden += self.b1
         if hidden.dtype == np.float32:
             gelu_in_place(hidden, self.approximate)
         else:
             hidden[...] = F.gelu(hidden, self.approximate)[0]
-        return product(hidden, self.w2[mine], core.buffer("term", *xhat.shape))
+        return product(hidden, self.w2, memory.buffer("term", *xhat.shape))
 
 
 class Block:
@@ -167,28 +150,28 @@ class Block:
             (norm.weight.data.copy(), norm.bias.data.copy()) if block.post_norm else None for norm in norms
         ]
 
-    def __call__(self, core: Core, x: Array, context: Context) -> Array:
-        """The block's output for the tokens x (W, N', D) of this core, in the memory of x."""
-        term = self.attention(core, self._input(core, x, 0), context)
+    def __call__(self, memory: Memory, x: Array, context: Context) -> Array:
+        """The block's output for the tokens x (W, N, D), in the memory of x."""
+        term = self.attention(memory, self._input(memory, x, 0), context)
         x = x[:, : term.shape[1]]
-        self._add(core, x, term, self.attention.b_o, 0)
+        self._add(memory, x, term, self.attention.b_o, 0)
         if x.size:
-            self._add(core, x, self.mlp(core, self._input(core, x, 1)), self.mlp.b2, 1)
+            self._add(memory, x, self.mlp(memory, self._input(memory, x, 1)), self.mlp.b2, 1)
         return x
 
-    def _input(self, core: Core, x: Array, number: int) -> Array:
+    def _input(self, memory: Memory, x: Array, number: int) -> Array:
         if self.after[number] is not None:
             return x
-        return normalized(x, self.eps[number], core.buffer("normalized", *x.shape))
+        return normalized(x, self.eps[number], memory.buffer("normalized", *x.shape))
 
-    def _add(self, core: Core, x: Array, term: Array, bias: Array, number: int) -> None:
-        total, after = core.total(term), self.after[number]
-        total += bias
+    def _add(self, memory: Memory, x: Array, term: Array, bias: Array, number: int) -> None:
+        term += bias
+        after = self.after[number]
         if after is not None:
-            total = normalized(total, self.eps[number], core.buffer("normalized", *total.shape))
-            total *= after[0]
-            total += after[1]
-        x += total
+            term = normalized(term, self.eps[number], memory.buffer("normalized", *term.shape))
+            term *= after[0]
+            term += after[1]
+        x += term
 
 
 def product(x: Array, weight: Array, out: Array) -> Array:

@@ -20,14 +20,13 @@ import numpy as np
 from minivit import functional as F, nn
 from minivit.inference import folding
 from minivit.inference.block import Block, Context, Tables, normalized, overlapping, product
-from minivit.inference.cores import ALONE, BY_HEADS, Core
 from minivit.inference.folding import copied
+from minivit.inference.memory import Memory
 from minivit.models.swin import Stage
 from minivit.protocol import Array, Back, Rng, once
 from minivit.sizes import Size
 
 _ROWS = 400  # pixels at a time: their hidden units fit a core's L2 cache
-_MANY = 128  # pixels of a core: with fewer, copying the weights takes a tenth of a product's time
 _IMAGES = 8  # at a time: with these, the last stage has enough pixels for its products
 
 
@@ -130,22 +129,19 @@ class WindowBlock:
             for part, mask in cut.masks
         ]
 
-    def run(self, core: Core, x: Array, batch: int, size: Size) -> None:
-        """Change the rows x (1 + B P, D) of the maps; unless heads are shared, a core takes its part of the windows."""
+    def run(self, memory: Memory, x: Array, batch: int, size: Size) -> None:
+        """Change the rows x (1 + B P, D) of the maps, some windows at a time."""
         cut = _cut(self.layer, size)
         rows = _of_all(cut.rows, batch, size[0] * size[1])  # (nW B, N)
         tables = [(slice(part.start * batch, part.stop * batch), table) for part, table in self.tables(size)]
-        mine = slice(0, len(rows)) if core.share == BY_HEADS else core.part(len(rows))
-        few = len(rows) if core.share == BY_HEADS else max(1, _ROWS // rows.shape[1])
+        few = max(1, _ROWS // rows.shape[1])
         has_padding = bool((cut.rows == 0).any())
-        for start in range(mine.start, mine.stop, few):
-            part = slice(start, min(start + few, mine.stop))
+        for start in range(0, len(rows), few):
+            part = slice(start, min(start + few, len(rows)))
             numbers = rows[part]
-            taken = _take(x, numbers, core.buffer("windows", *numbers.shape, x.shape[1]))  # (w, N, D)
+            taken = _take(x, numbers, memory.buffer("windows", *numbers.shape, x.shape[1]))  # (w, N, D)
             context = Context(overlapping(tables, part), numbers == 0 if has_padding else None)
-            x[numbers] = self.block(core, taken, context)
-        if core.share == ALONE:
-            core.meet()
+            x[numbers] = self.block(memory, taken, context)
 
 
 class Merging:
@@ -159,34 +155,22 @@ class Merging:
         self.eps = norm.eps
         self.after = (norm.weight.data.copy(), norm.bias.data.copy()) if merging.post_norm else None
 
-    def run(self, core: Core, x: Array, batch: int, size: Size) -> tuple[Array, Size]:
-        """Rows (1 + B P, D) -> (1 + B P', 2D): a core computes its part of the pixels, or of the channels of all."""
+    def run(self, memory: Memory, x: Array, batch: int, size: Size) -> tuple[Array, Size]:
+        """Rows (1 + B P, D) -> (1 + B P', 2D)."""
         merged = F.patch_merging(_numbers(size))[0].astype(np.int64)  # (1, H', W', 4)
         rows = _of_all(merged.reshape(-1, 1), batch, size[0] * size[1])  # (P' 4 B, 1)
         rows = rows.reshape(-1, 4, batch).transpose(2, 0, 1).reshape(-1, 4)  # (B P', 4)
-        by_heads, width = core.share == BY_HEADS, self.weight.shape[1]
-        mine = slice(0, len(rows)) if by_heads else core.part(len(rows))
-        columns = core.part(width) if by_heads else slice(0, width)
-        taken = _take(x, rows[mine], core.buffer("windows", len(rows[mine]), 4, x.shape[1]))
-        taken = taken.reshape(1, -1, 4 * x.shape[1])
+        taken = _take(x, rows, memory.buffer("windows", len(rows), 4, x.shape[1])).reshape(1, -1, 4 * x.shape[1])
         if self.after is None:
-            taken = normalized(taken, self.eps, core.buffer("normalized", *taken.shape))
-        y = core.exchange("map", 1 + len(rows), width)
-        new = y[None, 1:][:, mine, columns]  # (1, rows, columns)
-        product(taken, self.weight[:, columns], new)
-        new += self.bias[columns]
-        if by_heads:
-            core.meet()
-            new = y[None, 1:]
-            y = core.buffer("map", *y.shape)
-            y[1:] = new[0]
-            new = y[None, 1:]
+            taken = normalized(taken, self.eps, memory.buffer("normalized", *taken.shape))
+        y = np.empty((1 + len(rows), self.weight.shape[1]), x.dtype)
+        new = y[None, 1:]  # (1, B P', 2D)
+        product(taken, self.weight, new)
+        new += self.bias
         if self.after is not None:
-            new[...] = normalized(new, self.eps, core.buffer("normalized", *new.shape))
+            new[...] = normalized(new, self.eps, memory.buffer("normalized", *new.shape))
             new *= self.after[0]
             new += self.after[1]
-        if not by_heads:
-            core.meet()
         return y, (merged.shape[1], merged.shape[2])
 
 
@@ -204,32 +188,17 @@ class Stages:
             for block in blocks:
                 most -= block.keep(size, most)
 
-    def run(self, core: Core, x: Array) -> Array | None:
-        """The last map of all images; of several cores one returns it."""
-        few = [x[at : at + _IMAGES] for at in range(0, len(x), _IMAGES)]
-        maps = [self._maps(core, each) for each in few]
-        return np.concatenate(maps) if core.number == 0 else None
+    def run(self, memory: Memory, x: Array) -> Array:
+        """The last map of all images."""
+        return np.concatenate([self._maps(memory, x[at : at + _IMAGES]) for at in range(0, len(x), _IMAGES)])
 
-    def _maps(self, core: Core, x: Array) -> Array:
+    def _maps(self, memory: Memory, x: Array) -> Array:
         batch, size = len(x), (x.shape[1], x.shape[2])
-        core.share = ALONE
-        rows = core.exchange("map", 1 + batch * size[0] * size[1], x.shape[3])
-        mine = core.part(batch * size[0] * size[1])
-        rows[1:][mine] = x.reshape(-1, x.shape[3])[mine]
-        core.meet()
+        rows = np.empty((1 + batch * size[0] * size[1], x.shape[3]), x.dtype)
+        rows[1:] = x.reshape(-1, x.shape[3])
         for merging, blocks in zip(self.merging, self.blocks):
-            if core.count > 1 and len(rows) < _MANY * core.count * (1 if merging is None else 4):
-                if core.share == ALONE and merging is None:
-                    rows = _own(core, rows)
-                core.share = BY_HEADS
             if merging is not None:
-                rows, size = merging.run(core, rows, batch, size)
+                rows, size = merging.run(memory, rows, batch, size)
             for block in blocks:
-                block.run(core, rows, batch, size)
-        return rows[1:].reshape(batch, *size, -1).copy()
-
-
-def _own(core: Core, rows: Array) -> Array:
-    mine = core.buffer("map", *rows.shape)
-    mine[...] = rows
-    return mine
+                block.run(memory, rows, batch, size)
+        return rows[1:].reshape(batch, *size, -1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,11 +14,11 @@ from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import in_threads, workers
 from minivit.fork import Lock
-from minivit.inference.cores import Team
 from minivit.inference.encoder import Encoder
 from minivit.inference.folding import copied
 from minivit.inference.known import known, known_parts
 from minivit.inference.maps import Stages
+from minivit.inference.memory import Memory
 from minivit.models import Model, Swin, ViT
 from minivit.models.model import WORTH_THREADS
 from minivit.models.options import patch_grid
@@ -72,7 +71,7 @@ class Runner:
         self._parts = _parts(model)
         self._asked = _without_layers(model)
         self._turn = Lock()  # one call at a time: the buffers are its own
-        self._teams: dict[tuple[int, int], Team] = {}
+        self._memories: list[Memory] = []  # one for each thread
         height, width = pair(model.config["img_size"])
         self._work = nn.multiply_adds(model, (1, model.config["in_chans"], height, width)) / (height * width)
         size = sum(each.data.nbytes for each in model.state().values())
@@ -83,7 +82,7 @@ class Runner:
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (B, num_classes) of images (B, C, H, W), as of `model.predict`.
 
-        All usable cores work: on images of their own, or, for fewer images than cores, on parts of each.
+        All usable cores work: on images of their own, or, for fewer images than cores, on parts of each product.
         `OMP_NUM_THREADS` sets their number. Calls from several threads run one after the other.
 
         Args:
@@ -110,37 +109,24 @@ class Runner:
         threads = workers() if self._work * x[:, 0].size >= WORTH_THREADS else 1
         if threads > 1:
             keep_freed_memory()
-        if len(x) < threads:
-            return self._alone(self._team(1, 0), x)  # BLAS shares each product among the cores
-        teams = [self._team(1, number) for number in range(threads)]
-        if threads == 1:
-            return self._alone(teams[0], x)
+        while len(self._memories) < threads:
+            self._memories.append(Memory(self.dtype))
+        if len(x) < threads or threads == 1:  # BLAS shares each product among the cores
+            return self._run(self._memories[0], x)
         bounds = [len(x) * number // threads for number in range(threads + 1)]
-        shards = [(team, x[start:end]) for team, start, end in zip(teams, bounds, bounds[1:])]
+        shards = [(memory, x[start:end]) for memory, start, end in zip(self._memories, bounds, bounds[1:])]
         with limit_threads(1):
-            return np.concatenate(in_threads(lambda shard: self._alone(*shard), shards, threads))
+            return np.concatenate(in_threads(lambda shard: self._run(*shard), shards, threads))
 
-    def _alone(self, team: Team, x: Array) -> Array:
-        """One core's images, from the first layer to the last."""
-        core = team.cores[0]
+    def _run(self, memory: Memory, x: Array) -> Array:
+        """Images from the first layer to the last, a few at a time."""
         logits = []
         for at in range(0, len(x), _IMAGES):
-            y: Any = x[at : at + _IMAGES]
-            with inference():
-                for part in self._parts:
-                    y = _layers(part, y) if isinstance(part, list) else part.run(core, y)
+            y = x[at : at + _IMAGES]
+            for part in self._parts:
+                y = _layers(part, y) if isinstance(part, list) else part.run(memory, y)
             logits.append(y)
         return np.concatenate(logits)
-
-    def _shared(self, x: Array, threads: int) -> Array:
-        """Images that all cores compute together; the layers that run as they are leave the cores to BLAS."""
-        team = self._team(threads, 0)
-        for part in self._parts:
-            x = _layers(part, x) if isinstance(part, list) else team.run(partial(part.run, x=x))[0]
-        return x
-
-    def _team(self, count: int, number: int) -> Team:
-        return self._teams.setdefault((count, number), Team(count, self.dtype))
 
     @property
     def nbytes(self) -> int:

@@ -144,7 +144,8 @@ class DifferentialHeads(Layer):
 
     def _scaled(self, x: Array) -> tuple[Array, Back]:
         rate = 1 - self.lambda_init  # so that gradients are as large as without the difference (section 2.1)
-        return x * rate, once(lambda dy: dy * rate)
+        # bfloat16 times a number of Python's is float32
+        return (x * rate).astype(x.dtype, copy=False), once(lambda dy: (dy * rate).astype(dy.dtype, copy=False))
 
 
 def _halved(heads: Array) -> tuple[Array, Back]:

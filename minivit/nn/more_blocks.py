@@ -9,6 +9,7 @@ from typing import Any
 
 from minivit import functional as F
 from minivit.device import array_module
+from minivit.fast.half import in_dtype_of
 from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.basic import DropPath, LayerScale, Linear
@@ -168,7 +169,7 @@ class ParallelScalingBlock(Layer):
 
     def _both(self, x: Array, rng: Rng) -> tuple[Array, Back]:
         xp, size, own = array_module(x), self.hidden, self.mlp_bias
-        before = x[..., :size] if own is None else x[..., :size] + own.data
+        before = x[..., :size] if own is None else x[..., :size] + in_dtype_of(x, own.data)
         hidden, back_hidden = compose(before, self.mlp_act, lambda a: F.dropout(a, self.proj_drop, rng))
         attended, back_heads = self.heads(x[..., size:], rng)  # (B, N, D)
         dim = attended.shape[-1]
@@ -177,7 +178,7 @@ class ParallelScalingBlock(Layer):
         def back(dy: Array) -> Array:
             dbefore = back_hidden(dy[..., dim:])
             if own is not None:
-                own.accumulate(dbefore.reshape(-1, size).sum(axis=0))
+                own.accumulate(dbefore.reshape(-1, size).sum(axis=0, dtype=own.data.dtype))
             return xp.concatenate((dbefore, back_heads(dy[..., :dim])), axis=-1)
 
         return xp.concatenate((attended, hidden), axis=-1), back

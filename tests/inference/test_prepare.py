@@ -11,8 +11,7 @@ import pytest
 import minivit
 from minivit import nn
 from minivit.fast import threads
-from minivit.inference import cores, encoder, maps, runner
-from minivit.inference.cores import Team
+from minivit.inference import encoder, maps, runner
 
 VIT = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 3, "num_heads": 3}
 SWIN = {
@@ -83,7 +82,7 @@ def difference(prepared: Any, model: Any, x: Any) -> float:
 
 
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let cores share even the smallest image."""
+    """Let all cores work even on the smallest images."""
     monkeypatch.setattr(runner, "WORTH_THREADS", 0)
 
 
@@ -99,7 +98,7 @@ def test_logits_are_the_models(kind: str, name: str, options: dict[str, Any], dt
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(("kind", "name", "options"), CASES, ids=[f"{kind}, {name}" for kind, name, _ in CASES])
-def test_cores_share_one_image(
+def test_cores_share_the_images(
     kind: str, name: str, options: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared(monkeypatch)
@@ -108,17 +107,6 @@ def test_cores_share_one_image(
     with threads.at_most(count):
         for number in (1, count - 1, count + 1):
             assert difference(prepared, model, images(model, number)) <= TOLERANCE["float64"]
-
-
-@pytest.mark.parametrize("many", [0, 1 << 30])
-@pytest.mark.parametrize("kind", ["ViT", "Swin", "SwinV2"])
-def test_by_rows_and_by_heads(kind: str, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared(monkeypatch)
-    for module in (encoder, maps):
-        monkeypatch.setattr(module, "_MANY", many)
-    model = random_model(kind, **({**VIT, "num_heads": 4} if kind == "ViT" else SWIN))
-    with threads.at_most(2):
-        assert difference(minivit.prepare(model), model, images(model, 1)) <= TOLERANCE["float64"]
 
 
 def test_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,14 +229,3 @@ def test_threads_take_turns() -> None:
         call.join()
     for each in found:
         np.testing.assert_allclose(each, expected, rtol=1e-10)
-
-
-def test_an_error_of_one_core_ends_all() -> None:
-    def program(core: cores.Core) -> None:
-        if core.number == 1:
-            raise ZeroDivisionError("core 1")
-        core.meet()
-
-    with pytest.raises(ZeroDivisionError, match="core 1"):
-        Team(3, "float64").run(program)
-    assert Team(2, "float64").run(lambda core: core.number) == [0, 1]

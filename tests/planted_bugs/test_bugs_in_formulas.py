@@ -64,6 +64,11 @@ BUGS = [
     ("relative_position_bias", ".T, rows)", ".T[::-1], rows)", "relative_position_bias"),
     ("softmax_cross_entropy", "-dloss / len(logits)", "-dloss", "cross_entropy"),
     ("mean_squared_error", "2 * dloss", "dloss", "mean_squared_error"),
+    ("swiglu", "dy * opened", "dy * value", "swiglu"),
+    ("layer_scale", "dy * gamma, rows", "dy, rows", "layer_scale"),
+    ("rms_norm", "dxhat - by_rms", "dxhat", "rms_norm"),
+    ("rotary", "dturned[..., half:], -dturned", "-dturned[..., half:], dturned", "rotary"),
+    ("differential_attention", "-(dy * heads2)", "(dy * heads2)", "differential_attention"),
 ]  # fmt: skip
 
 
@@ -104,6 +109,6 @@ def test_every_function_with_a_derivative_has_a_bug_here() -> None:
     moves = {"merge_heads", "split_heads", "patchify", "unpatchify", "pad", "crop", "roll", "patch_merging"}
     moves |= {"window_partition", "window_reverse", "shifted_windows", "shifted_windows_reverse"}
     moves |= {"resize_grid", "resize_images"}  # permutations, and linear resizing
-    simple = {"relu", "dropout", "drop_path", "adaptive_avg_pool2d"}
+    simple = {"relu", "dropout", "drop_path", "adaptive_avg_pool2d", "quick_gelu", "silu"}
     differentiable = {name for name in F.__all__ if hasattr(getattr(F, name), "plain")}
     assert differentiable - moves - simple == {name for name, *_ in BUGS}
