@@ -453,14 +453,14 @@ BUGS = {
         "row < stop",
         "row <= stop",
         "linear",
-        "outside of all arrays",
+        "outside of all arrays|race",
     ),
     "a group that forgets where the rows end": Bug(
         "sums",
         "min(first + group, rows)",
         "first + group",
         "linear_gelu",
-        "outside of all arrays",
+        "outside of all arrays|race",
     ),
     "a barrier in a branch": Bug(
         "sums",
@@ -519,7 +519,7 @@ BUGS = {
         "first + row < count && channel",
         "channel",
         "attention, past a tile",
-        "outside of all arrays",
+        "outside of all arrays|race",
     ),
     "keys beyond the last count": Bug(
         "attention",
@@ -568,7 +568,7 @@ BUGS = {
         "i < count; i += blockDim.x) {\n        sum",
         "i <= count; i += blockDim.x) {\n        sum",
         "cross_entropy, smoothed",
-        "outside of all arrays",
+        "outside of all arrays|race",
     ),
     "a stretch that begins where its array does": Bug(
         "parameters",
@@ -605,7 +605,7 @@ BUGS = {
         "    if (number >= rows) {\n        return;\n    }\n    Row<Score>",
         "    Row<Score>",
         "softmax, 1 number",
-        "outside of all arrays",
+        "outside of all arrays|race",
     ),
     "heads that take another's numbers": Bug(
         "heads", "row / tokens % heads", "row / tokens % 2", "attention of windows by products", "race"
