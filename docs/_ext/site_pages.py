@@ -33,7 +33,16 @@ NAVIGATION = {
         "derivations/cosine_attention",
         "derivations/cross_entropy",
     ],
-    "Guides": ["published_weights", "classify_an_image", "finetuning", "scaling", "trace", "lab", "coming_from"],
+    "Guides": [
+        "published_weights",
+        "classify_an_image",
+        "finetuning",
+        "inference",
+        "scaling",
+        "trace",
+        "lab",
+        "coming_from",
+    ],
     "Measured": ["pretraining", "positions", "performance", "gpu"],
     "Reference": [
         "API <api/index>",
