@@ -48,9 +48,9 @@ def older_kernel(libraries: list[dict[str, Any]], known: Set[str]) -> str:
     return next((each["architecture"] for each in libraries if each.get("architecture") in older), "")
 
 
-def advice() -> str:
-    """What to do about a kernel that is older than the processor; "" where none is."""
-    kernel = older_kernel(blas_libraries(), instructions())
+def advice(libraries: list[dict[str, Any]]) -> str:
+    """What to do about the kernel of a loaded BLAS that is older than the processor; "" where none is."""
+    kernel = older_kernel(libraries, instructions())
     if not kernel:
         return ""
     newest = max(instructions(), key=len)
@@ -63,9 +63,8 @@ def advice() -> str:
     )
 
 
-@lru_cache(maxsize=1)
-def warn_once() -> None:
-    """Warn of such a kernel, once in a process; MINIVIT_BLAS_WARNING=0 in the environment silences it."""
-    text = "" if os.environ.get("MINIVIT_BLAS_WARNING") == "0" else advice()
+def warn_of_older_kernel(libraries: list[dict[str, Any]]) -> None:
+    """Warn of such a kernel; MINIVIT_BLAS_WARNING=0 in the environment silences it."""
+    text = "" if os.environ.get("MINIVIT_BLAS_WARNING") == "0" else advice(libraries)
     if text:
         warnings.warn(f"{text}. MINIVIT_BLAS_WARNING=0 silences this warning.", RuntimeWarning, stacklevel=2)

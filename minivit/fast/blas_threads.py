@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from minivit.fast.blas_kernel import warn_once
+from minivit.fast.blas_kernel import warn_of_older_kernel
 from minivit.fast.threads import is_worker
 from minivit.fork import at_fork
 
@@ -20,8 +20,9 @@ from minivit.fork import at_fork
 def _controller() -> Any:
     from threadpoolctl import ThreadpoolController  # inspects every loaded library: milliseconds, so only when needed
 
-    warn_once()
-    return ThreadpoolController()
+    controller = ThreadpoolController()
+    warn_of_older_kernel([each for each in controller.info() if each["user_api"] == "blas"])  # once in a process
+    return controller
 
 
 def _set_threads(count: int) -> Callable[[], None]:

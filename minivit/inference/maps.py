@@ -27,7 +27,6 @@ from minivit.protocol import Array, Back, Rng, once
 from minivit.sizes import Size
 
 _ROWS = 400  # pixels at a time: their hidden units fit a core's L2 cache
-_IMAGES = 8  # at a time: with these, the last stage has enough pixels for its products
 
 
 class Cut(NamedTuple):
@@ -189,10 +188,7 @@ class Stages:
                 most -= block.keep(size, most)
 
     def run(self, memory: Memory, x: Array) -> Array:
-        """The last map of all images."""
-        return np.concatenate([self._maps(memory, x[at : at + _IMAGES]) for at in range(0, len(x), _IMAGES)])
-
-    def _maps(self, memory: Memory, x: Array) -> Array:
+        """The last map of all images; with eight, the last stage has enough pixels for its products."""
         batch, size = len(x), (x.shape[1], x.shape[2])
         rows = np.empty((1 + batch * size[0] * size[1], x.shape[3]), x.dtype)
         rows[1:] = x.reshape(-1, x.shape[3])

@@ -28,9 +28,7 @@ from minivit.sizes import pair
 
 Part = Encoder | Stages | list[nn.Layer]  # the layers run as they are
 
-_TABLES = (
-    0.05  # of the model's bytes: the summed tables of a Swin's windows may take so much, the rest is made per call
-)
+_TABLES = 0.05  # of the model's bytes, for the summed tables of a Swin's windows; others are made at each call
 _IMAGES = 8  # of one core at a time, so that memory does not grow with the batch
 
 
@@ -87,10 +85,15 @@ class Runner:
 
         Args:
             batch_size: the number of images at a time; None runs all in one call.
+
+        Raises:
+            ValueError: for images of another dtype than the model's, or that the model refuses.
         """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self._asked.check_input(x)
+        if x.dtype != self.dtype:  # the model takes half precision too
+            raise ValueError(f"a prepared model computes in {self.dtype}, got {x.dtype}: x.astype('{self.dtype}')")
         with self._turn:
             if batch_size is None or batch_size >= len(x):
                 return self._predict(x)

@@ -81,9 +81,8 @@ class Tokens(Layer):
         def back(dy: Array) -> Array:
             dtokens = back_positions(back_drop(dy))  # (B, T, D)
             for number, token in enumerate(prefix):
-                token.accumulate(
-                    _sum_over_batch(dtokens[:, number]).reshape(1, 1, dim)
-                )  # the same token for every image
+                # the same token for every image
+                token.accumulate(_sum_over_batch(dtokens[:, number]).reshape(1, 1, dim))
             dwhole = back_patches(dtokens[:, len(prefix) :])
             return dwhole if back_padded is None else back_padded(dwhole)
 

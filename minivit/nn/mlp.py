@@ -9,17 +9,10 @@ from typing import Any
 
 from minivit import functional as F
 from minivit.device import array_module
-from minivit.nn.basic import GELU, Linear, LinearGELU, QuickGELU
+from minivit.nn.basic import Linear, LinearGELU, QuickGELU
 from minivit.nn.layer import Layer
 from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.random import as_generator
-
-GELUS = ("none", "tanh", "quick")
-
-
-def activation(gelu: str) -> Layer:
-    """GELU: exact ("none"), by tanh ("tanh"), or x sigmoid(1.702 x) ("quick")."""
-    return QuickGELU() if gelu == "quick" else GELU(gelu)
 
 
 class Mlp(Layer):
@@ -28,7 +21,7 @@ class Mlp(Layer):
     Args:
         dim: channels in and out.
         hidden: channels in between, 4 dim in ViT and Swin.
-        gelu: "none" (exact), "tanh" or "quick".
+        gelu: "none" (exact), "tanh" or "quick", x sigmoid(1.702 x).
         drop: dropout rate after GELU and after fc2.
         bias: whether fc1 and fc2 have one.
         norm: a norm of the hidden layer, after the first dropout (BEiT-3), or None.
@@ -51,7 +44,7 @@ class Mlp(Layer):
         self.fc1: Linear
         self.act: Layer | None
         if gelu == "quick":
-            self.fc1, self.act = Linear(dim, hidden, bias, dtype=dtype, seed=rng), activation(gelu)
+            self.fc1, self.act = Linear(dim, hidden, bias, dtype=dtype, seed=rng), QuickGELU()
         else:
             self.fc1, self.act = LinearGELU(dim, hidden, bias, approximate=gelu, dtype=dtype, seed=rng), None
         self.norm = norm

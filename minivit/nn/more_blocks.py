@@ -13,7 +13,7 @@ from minivit.fast.half import in_dtype_of
 from minivit.nn import init
 from minivit.nn.attention import Attention
 from minivit.nn.basic import DropPath, LayerScale, Linear
-from minivit.nn.block import Block
+from minivit.nn.block import Block, add
 from minivit.nn.heads import DifferentialHeads, Heads
 from minivit.nn.layer import Chain, Layer
 from minivit.nn.parameter import Parameter
@@ -93,7 +93,7 @@ def _added(x: Array, branches: list[Branch], rng: Rng) -> tuple[Array, Back]:
     def back(dy: Array) -> Array:
         dx = dy
         while waiting:
-            dx = dx + waiting.pop()(dy)
+            dx = add(dx, waiting.pop()(dy))
         return dx
 
     return sum(outputs, start=x), back
@@ -163,9 +163,9 @@ class ParallelScalingBlock(Layer):
 
         @once
         def back(dy: Array) -> Array:
-            return dy + back_branch(dy)
+            return add(dy, back_branch(dy))
 
-        return x + branch, back
+        return add(x, branch), back
 
     def _both(self, x: Array, rng: Rng) -> tuple[Array, Back]:
         xp, size, own = array_module(x), self.hidden, self.mlp_bias
@@ -196,4 +196,4 @@ class ParallelScalingBlock(Layer):
         def back(dy: Array) -> Array:
             return array_module(dy).concatenate((back_attended(dy), back_transformed(dy)), axis=-1)
 
-        return attended + transformed, back
+        return add(attended, transformed), back

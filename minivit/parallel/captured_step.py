@@ -95,7 +95,7 @@ class CapturedStep:
         if self.scale is not None:
             inputs += (np.array(dloss * self.scale.value, np.float32),)
         options = tuple(sorted(loss_options.items()))
-        key = (current_precision(), *(array.shape for array in inputs), rng is None, dloss, options)
+        key = (*_kind(inputs), rng is None, dloss, options)
         (generator,) = split_generator(rng, 1)
         graph = self._graph(key, lambda: self._record(inputs, rng is not None, dloss, loss_options))
         _, _, grads = graph.outputs
@@ -108,7 +108,7 @@ class CapturedStep:
         for param, grad in zip(self._params, grads):
             if grad is not None:
                 param.accumulate(grad, fresh=True)
-        if hasattr(self.loss, "add_correct"):
+        if correct is not None:
             self.loss.add_correct(int(correct))
         return loss
 
@@ -123,7 +123,8 @@ class CapturedStep:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model.check_input(images)
         self._renew()
-        parts = [self._logits(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+        starts = range(0, len(images), batch_size) or (0,)  # no images: one empty part
+        parts = [self._logits(images[start : start + batch_size]) for start in starts]
         xp = array_module(self._data[0])
         return xp.concatenate(parts) if len(parts) != 1 else parts[0]
 
@@ -134,7 +135,7 @@ class CapturedStep:
             logits: Array = self.model.predict(images.astype(self.dtype, copy=False))
             return logits
 
-        key = (current_precision(), "predict", images.shape)
+        key = ("predict", *_kind((images,)))
         logits: Array = self._graph(key, lambda: Graph(run, (images,), None)).launch((images,), None)
         return logits.copy()  # the next launch writes into the same memory
 
@@ -186,14 +187,15 @@ class CapturedStep:
         draws: Any = Draws() if noise else None
         replica: Any = self.model.replica()
         params = list(replica.parameters().values())
-        loss_function = getattr(self.loss, "uncounted", self.loss)
+        counts = hasattr(self.loss, "add_correct")
+        loss_function = self.loss.uncounted if counts else self.loss
 
-        def run(images: Array, targets: Array, scaled: Any = dloss) -> tuple[Array, Array, list[Array | None]]:
+        def run(images: Array, targets: Array, scaled: Any = dloss) -> tuple[Array, Any, list[Array | None]]:
             for param in params:
                 param.grad = None
             logits, back = replica(images.astype(self.dtype, copy=False), draws)
             loss, back_loss = loss_function(logits, targets, **options)
-            correct = (logits.argmax(axis=1) == targets.argmax(axis=1)).sum()
+            correct = (logits.argmax(axis=1) == targets.argmax(axis=1)).sum() if counts else None
             back(back_loss(scaled))
             return loss, correct, [param.grad for param in params]
 
@@ -209,6 +211,11 @@ class CapturedStep:
         if labels.ndim != 1 or labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"labels must be (B,) numbers from 0 to {classes - 1}, got {labels.shape}: {labels[:8]}")
         return (labels[:, None] == np.arange(classes)).astype(self._params[0].data.dtype)
+
+
+def _kind(inputs: tuple[Array, ...]) -> tuple[Any, ...]:
+    """What needs a recording of its own: a precision of products, and shapes and dtypes of arrays."""
+    return (current_precision(), *((array.shape, array.dtype) for array in inputs))
 
 
 def _every_part(layer: Layer) -> Iterator[Layer]:

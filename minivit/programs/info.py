@@ -31,19 +31,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print a line for each fact."""
+    libraries = blas_libraries()
     rows = [
         ("minivit", __version__),
         ("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("NumPy", np.__version__),
         *((name, version) for name in _OPTIONAL if (version := _version(name))),
-        *(("BLAS", _described(each)) for each in blas_libraries()),
+        *(("BLAS", _described(each)) for each in libraries),
         ("instructions", ", ".join(sorted(instructions())) or "unknown"),
         ("cores", f"{usable_cores()} of {os.cpu_count()} usable"),
         ("GPU", _gpu()),
         *((name, os.environ[name]) for name in _VARIABLES if name in os.environ),
     ]
     print(*aligned(rows, left=(0, 1)), sep="\n")
-    text = advice()
+    text = advice(libraries)
     if text:
         print(f"\n{text}")
 

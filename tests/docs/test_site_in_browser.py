@@ -8,7 +8,6 @@ Nothing is fetched from outside of the site.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -16,15 +15,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import browser_tools
 import pytest
 
 SITE = Path(os.environ.get("MINIVIT_SITE") or Path(__file__).resolve().parents[2] / "docs" / "_build" / "html")
-CHROMIUM = os.environ.get("MINIVIT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 PAGES = [
     "index",
     "lessons/03_self_attention",
@@ -69,12 +63,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright axe-playwright-python")
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: apt-get install chromium, or MINIVIT_CHROMIUM with its path")
-    with api.sync_playwright() as playwright:
-        yield (browser := playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
-        browser.close()
+    yield from browser_tools.chromium()
 
 
 @pytest.fixture

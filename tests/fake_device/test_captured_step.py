@@ -238,3 +238,36 @@ def test_a_prediction_is_one_launch_and_a_copy() -> None:
         launches, waits = fake_cupy.launches, fake_cupy.synchronizations
         step.predict(given)
         assert fake_cupy.launches <= launches + 3 and fake_cupy.synchronizations == waits
+
+
+def test_images_of_another_dtype_are_recorded_anew(device: Any) -> None:
+    ((images, labels),) = batches(1)
+    step = parallel.CapturedStep(build("ViT"))
+    rounded = float(step.loss_and_grad(images.astype("float16"), labels))
+    exact = float(step.loss_and_grad(images, labels))
+    expected = float(parallel.CapturedStep(step.model).loss_and_grad(images, labels))
+    assert exact == expected != rounded  # the float32 images were not put into the float16 ones' memory
+    np.testing.assert_array_equal(
+        device.get(step.predict(images)), device.get(parallel.CapturedStep(step.model).predict(images))
+    )
+
+
+def test_a_loss_may_have_targets_of_any_shape(device: Any) -> None:
+    ((images, _),) = batches(1)
+
+    def squared(logits: Any, targets: Any) -> Any:
+        error = logits[:, 0] - targets
+        dlogits = array_module(logits).zeros_like(logits)
+        dlogits[:, 0] = 2 * error
+        return (error * error).sum(), lambda dloss: dlogits * dloss
+
+    step = parallel.CapturedStep(build("ViT"), squared)
+    heights = np.float32([0.5, -1, 2, 0])
+    logits = device.get(step.model.predict(device.put(images)))
+    found = float(step.loss_and_grad(images, device.put(heights)))
+    assert found == pytest.approx(float(((logits[:, 0] - heights) ** 2).sum()), rel=1e-5)
+
+
+def test_no_images_give_no_predictions(device: Any) -> None:
+    ((images, _),) = batches(1)
+    assert parallel.CapturedStep(build("ViT")).predict(images[:0]).shape == (0, 3)

@@ -218,6 +218,13 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert repr(prepared).startswith("Runner(ViT, 7 classes")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "complex64"])
+def test_another_dtype_than_the_models_is_refused(dtype: str) -> None:
+    model = random_model("ViT", "float32", **VIT)
+    with pytest.raises(ValueError, match=rf"computes in float32, got {dtype}: x.astype\('float32'\)"):
+        minivit.prepare(model).predict(images(model).astype(dtype))
+
+
 def test_threads_take_turns() -> None:
     model = random_model("Swin", **SWIN)
     prepared, x = minivit.prepare(model), images(model)

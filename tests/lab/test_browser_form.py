@@ -20,6 +20,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import browser_tools
 import numpy as np
 import pytest
 from lab_tools import build
@@ -31,8 +32,6 @@ from minivit.lab.lab import Digits
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PYODIDE = os.environ.get("MINIVIT_PYODIDE")
-CHROMIUM = os.environ.get("MINIVIT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
 MEAN, STD = np.float32(0.1307), np.float32(0.3081)
 
 
@@ -130,12 +129,7 @@ def html(build_lab: Any, weights: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
-    if not CHROMIUM:
-        pytest.skip("needs Chromium: apt-get install chromium, or MINIVIT_CHROMIUM with its path")
-    with api.sync_playwright() as playwright:
-        yield (started := playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS))
-        started.close()
+    yield from browser_tools.chromium()
 
 
 @pytest.fixture

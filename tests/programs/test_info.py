@@ -17,7 +17,7 @@ def test_it_names_versions_cores_and_the_matrix_library(
 ) -> None:
     library = {"internal_api": "openblas", "version": "0.3.31", "architecture": "Zen", "num_threads": 2}
     monkeypatch.setattr(info, "blas_libraries", lambda: [library])
-    monkeypatch.setattr(info, "advice", lambda: "do this")
+    monkeypatch.setattr(info, "advice", lambda libraries: "do this" if libraries == [library] else "")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert main(["info"]) == 0
     out = capsys.readouterr().out

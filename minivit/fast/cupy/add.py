@@ -1,4 +1,4 @@
-"""Sums 16 bytes at a time: CuPy's take twice as long in float32, and four times as long in half precision."""
+"""Sums 16 bytes at a time: CuPy moves one number a thread, so that 16 bits take as long as 32."""
 
 from __future__ import annotations
 
@@ -38,13 +38,6 @@ def add_bias(y: Array, bias: Array) -> None:
     lanes = chunk(y.dtype, len(bias), y, bias)
     count, columns = y.size // lanes, len(bias) // lanes
     launch(
-        "add",
-        "add_bias",
-        y.dtype,
-        *element_grid(count),
-        y,
-        bias,
-        np.uint32(count),
-        np.uint32(columns),
+        "add", "add_bias", y.dtype, *element_grid(count), y, bias, np.uint32(count), np.uint32(columns),
         CHUNKED=int(lanes > 1),
-    )
+    )  # fmt: skip
