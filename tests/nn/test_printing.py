@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,11 +207,9 @@ def test_a_long_tree_is_elided() -> None:
 @pytest.mark.parametrize(
     "name", ["vit_base_patch16_224", "vit_base_r50_s16_224", "swin_large_patch4_window7_224", "swinv2_base_window8_256"]
 )
-def test_every_line_of_a_model_fits_and_the_whole_is_quick(name: str, weightless: None) -> None:
+def test_every_line_of_a_model_fits(name: str, weightless: None) -> None:
     model = minivit.create_model(name)
-    start = time.perf_counter()
     text = repr(model)
-    assert time.perf_counter() - start < 1  # a few milliseconds on an idle machine
     assert max(map(len, text.splitlines())) <= 120 and len(text.splitlines()) <= 101
     assert f"{sum(param.size for param in model.parameters().values()):,} parameters" in text.splitlines()[0]
 
