@@ -148,9 +148,16 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         return self.classes_[probabilities.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> Array:
-        """The probability of each class (n, K), in the order of `classes_`."""
+        """The probability of each class (n, K), in the order of `classes_`.
+
+        Computed in float64: in float32 the last bits of a row of a matrix product may depend on its number, and so on
+        the other samples, where scikit-learn requires the same probabilities in any order.
+        """
         check_is_fitted(self)
-        return self.model_.predict_proba(self._standardized(self._images(X, reset=False)), _PREDICTED)
+        x = self._standardized(self._images(X, reset=False), np.float64)
+        model = ViT(**{**self.model_.config, "dtype": "float64"})
+        model.load_state_dict(self.model_.state_dict())
+        return model.predict_proba(x, _PREDICTED)
 
     def _check_arguments(self) -> None:
         for name in ("max_iter", "batch_size", "n_iter_no_change"):
@@ -192,8 +199,8 @@ class ViTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sc
         constant = deviation <= 1e-12 * np.abs(self.mean_)
         self.scale_ = np.where(constant, 1.0, deviation)
 
-    def _standardized(self, images: Array) -> Array:
-        return ((images - self.mean_) / self.scale_).astype(np.float32)
+    def _standardized(self, images: Array, dtype: Any = np.float32) -> Array:
+        return ((images - self.mean_) / self.scale_).astype(dtype)
 
     # --- the model and its training ---
 
