@@ -142,7 +142,7 @@ class Block:
 
     def __init__(self, block: nn.Block) -> None:
         attention: Any = block.attn.attention if isinstance(block.attn, nn.ShiftedWindows) else block.attn
-        norms = (block.norm1, block.norm2)
+        norms: Any = (block.norm1, block.norm2)  # LayerNorms: see `known.py`
         before = (None, None) if block.post_norm else norms
         self.attention, self.mlp = Attention(attention, before[0]), Mlp(block.mlp, before[1])
         self.eps = tuple(norm.eps for norm in norms)

@@ -1,7 +1,7 @@
 """The published sizes under timm's names, and `create_model`, which builds one of them.
 
-Sources: Dosovitskiy et al. 2021 (ViT and hybrid, table 1), Touvron et al. 2021 (DeiT, table 1), Liu et al. 2021 and
-2022 (Swin, section 3.3; Swin v2, section 3.4), timm (the names, test_vit).
+The sizes of ViT are in `vit_configs.py`. Sources: Liu et al. 2021 and 2022 (Swin, section 3.3; Swin v2, section 3.4),
+timm (the names).
 """
 
 from __future__ import annotations
@@ -14,22 +14,9 @@ from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2
 from minivit.models.timm_arguments import in_our_words
 from minivit.models.vit import ViT
+from minivit.models.vit_configs import VITS
 
 MODELS: dict[str, type[Model]] = {"ViT": ViT, "Swin": Swin, "SwinV2": SwinV2}  # by the name in a file
-
-_TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
-_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
-_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
-_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
-_HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
-_R26, _R50 = (2, 2, 2, 2), (3, 4, 6, 3)  # stages of bottlenecks
-_RPN = {"class_token": False, "global_pool": "avg", "qkv_bias": False, "post_norm": True}
-_GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False, "num_heads": 16}
-
-
-def _vit(size: dict[str, Any], patch: int, image: int, **more: Any) -> tuple[type[Model], dict[str, Any]]:
-    return ViT, {**size, "patch_size": patch, "img_size": image, **more}
-
 
 _SWIN_TINY = {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
 _SWIN_SMALL = {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)}
@@ -50,44 +37,7 @@ def _swin_v2(
 _FROM_192 = (12, 12, 12, 6)  # the windows at 192 pixels, where the last stage's map is 6x6
 
 _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
-    "vit_tiny_patch16_224": _vit(_TINY, 16, 224),
-    "vit_tiny_patch16_384": _vit(_TINY, 16, 384),
-    "vit_small_patch32_224": _vit(_SMALL, 32, 224),
-    "vit_small_patch32_384": _vit(_SMALL, 32, 384),
-    "vit_small_patch16_224": _vit(_SMALL, 16, 224),
-    "vit_small_patch16_384": _vit(_SMALL, 16, 384),
-    "vit_small_patch8_224": _vit(_SMALL, 8, 224),
-    "vit_base_patch32_224": _vit(_BASE, 32, 224),
-    "vit_base_patch32_384": _vit(_BASE, 32, 384),
-    "vit_base_patch16_224": _vit(_BASE, 16, 224),
-    "vit_base_patch16_384": _vit(_BASE, 16, 384),
-    "vit_base_patch16_gap_224": _vit(_BASE, 16, 224, **_GAP),
-    "vit_base_patch16_rpn_224": _vit(_BASE, 16, 224, **_RPN),
-    "vit_base_patch8_224": _vit(_BASE, 8, 224),
-    "vit_large_patch32_224": _vit(_LARGE, 32, 224),
-    "vit_large_patch32_384": _vit(_LARGE, 32, 384),
-    "vit_large_patch16_224": _vit(_LARGE, 16, 224),
-    "vit_large_patch16_384": _vit(_LARGE, 16, 384),
-    "vit_large_patch14_224": _vit(_LARGE, 14, 224),
-    "vit_huge_patch14_224": _vit(_HUGE, 14, 224),
-    "vit_tiny_r_s16_p8_224": _vit(_TINY, 8, 224, resnet_layers=()),
-    "vit_tiny_r_s16_p8_384": _vit(_TINY, 8, 384, resnet_layers=()),
-    "vit_small_r26_s32_224": _vit(_SMALL, 1, 224, resnet_layers=_R26),
-    "vit_small_r26_s32_384": _vit(_SMALL, 1, 384, resnet_layers=_R26),
-    "vit_base_r26_s32_224": _vit(_BASE, 1, 224, resnet_layers=_R26),
-    # R50's blocks in three stages, with a total stride of 16: Dosovitskiy et al. 2021, section 4.1
-    "vit_base_r50_s16_224": _vit(_BASE, 1, 224, resnet_layers=(3, 4, 9)),
-    "vit_base_r50_s16_384": _vit(_BASE, 1, 384, resnet_layers=(3, 4, 9)),
-    "vit_large_r50_s32_224": _vit(_LARGE, 1, 224, resnet_layers=_R50),
-    "vit_large_r50_s32_384": _vit(_LARGE, 1, 384, resnet_layers=_R50),
-    "deit_tiny_patch16_224": _vit(_TINY, 16, 224),
-    "deit_small_patch16_224": _vit(_SMALL, 16, 224),
-    "deit_base_patch16_224": _vit(_BASE, 16, 224),
-    "deit_base_patch16_384": _vit(_BASE, 16, 384),
-    "deit_tiny_distilled_patch16_224": _vit(_TINY, 16, 224, distilled=True),
-    "deit_small_distilled_patch16_224": _vit(_SMALL, 16, 224, distilled=True),
-    "deit_base_distilled_patch16_224": _vit(_BASE, 16, 224, distilled=True),
-    "deit_base_distilled_patch16_384": _vit(_BASE, 16, 384, distilled=True),
+    **VITS,
     "swin_tiny_patch4_window7_224": _swin(_SWIN_TINY, 7, 224),
     "swin_small_patch4_window7_224": _swin(_SWIN_SMALL, 7, 224),
     "swin_base_patch4_window7_224": _swin(_SWIN_BASE, 7, 224),
@@ -106,8 +56,6 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "swinv2_large_window12_192": _swin_v2(_SWIN_LARGE, 12, 192),
     "swinv2_large_window12to16_192to256": _swin_v2(_SWIN_LARGE, 16, 256, _FROM_192),
     "swinv2_large_window12to24_192to384": _swin_v2(_SWIN_LARGE, 24, 384, _FROM_192),
-    # timm's smallest published ViT (0.37 million parameters), made for tests
-    "test_vit": _vit({"embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 3.0}, 16, 160, dynamic_img_size=True),
 }
 
 

@@ -15,7 +15,7 @@ def _(layer: Tokens, shape: Shape, every_token: bool = False) -> Cost:
         shape = _whole(layer, shape)
     patches = cost(layer.patch_embed, shape)
     batch, tokens, dim = patches.shape
-    return patches._replace(shape=(batch, len(layer.prefix) + tokens, dim))
+    return patches._replace(shape=(batch, sum(token.shape[1] for token in layer.prefix) + tokens, dim))
 
 
 @cost.register(MapTokens)
@@ -32,8 +32,9 @@ def _whole(layer: Tokens | MapTokens, shape: Shape) -> Shape:
 
 @cost.register(Pool)
 def _(layer: Pool, shape: Shape, every_token: bool = False) -> Cost:
-    two = layer.mode == "token" and layer.prefix > 1
-    return Cost((shape[0], 2, shape[-1]) if two else (shape[0], shape[-1]))
+    two = layer.mode == "token" and layer.p > 1
+    kept = (2,) if two else (prod(shape[1:-1]) - layer.p,) if layer.mode == "map" else ()
+    return Cost((shape[0], *kept, shape[-1]))
 
 
 @cost.register(DistilledHead)

@@ -2,8 +2,8 @@
 
 ViT reads a sequence (`Tokens`), Swin a map (`MapTokens`).
 
-Notation: B batch, C image channels, p prefix tokens (class token, distillation token), N patches, T = p + N tokens,
-gh x gw the grid of patches, D channels.
+Notation: B batch, C image channels, p prefix tokens (class token, distillation token, registers), N patches,
+T = p + N tokens, gh x gw the grid of patches, D channels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Tokens(Layer):
         image: the model's (H, W).
         grid: (H, W) -> (gh, gw); see `options.patch_grid`.
         partial: images may have partial patches, which `grid` counts or drops.
-        prefix: the number of prefix tokens: 0, 1 (the class token) or 2 (and the distillation token).
+        class_token, distilled: whether there is a class token, and a distillation token.
+        registers: the number of register tokens.
         patch_embed: with a stem or without.
         positions: see `positions.py`, or None.
         drop: the dropout rate of the output.
@@ -42,7 +43,9 @@ class Tokens(Layer):
         *,
         image: tuple[int, int],
         grid: Callable[[tuple[int, int]], tuple[int, int]],
-        prefix: int,
+        class_token: bool,
+        distilled: bool,
+        registers: int,
         patch_embed: PatchEmbed,
         positions: Any,
         drop: float,
@@ -53,17 +56,18 @@ class Tokens(Layer):
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
         self.image, self.grid, self.dynamic, self.partial = image, grid, dynamic, partial
-        # the order of attributes is that of the parameters, as in timm; 1e-6 is timm's initial std of both tokens
-        self.cls_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 0 else None
+        # the order of attributes is that of the parameters, as in timm; 1e-6 is timm's initial std of these tokens
+        self.cls_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if class_token else None
+        self.reg_token = Parameter(normal(rng, (1, registers, dim), 1e-6, dtype)) if registers else None
         self.positions = positions
-        self.dist_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if prefix > 1 else None
+        self.dist_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if distilled else None
         self.patch_embed = patch_embed
         self.drop = drop
 
     @property
     def prefix(self) -> list[Parameter]:
-        """The prefix tokens, (1, 1, D) each."""
-        return [token for token in (self.cls_token, self.dist_token) if token is not None]
+        """The prefix tokens: class token and distillation token (1, 1, D), registers (1, R, D)."""
+        return [token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None]
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         grid, prefix, xp = self._grid_of(x), self.prefix, array_module(x)
@@ -71,8 +75,8 @@ class Tokens(Layer):
             whole_patches(x, grid, self.patch_embed.proj.weight.shape[2:]) if self.partial else (x, None)
         )
         patches, back_patches = self.patch_embed(padded)  # (B, N, D)
-        batch, _, dim = patches.shape
-        front = [xp.broadcast_to(in_dtype_of(patches, token.data), (batch, 1, dim)) for token in prefix]
+        batch = len(patches)
+        front = [xp.broadcast_to(in_dtype_of(patches, token.data), (batch, *token.shape[1:])) for token in prefix]
         tokens = xp.concatenate([*front, patches], axis=1)  # (B, T, D)
         placed, back_positions = add_positions(tokens, self.positions, grid)
         y, back_drop = F.dropout(placed, self.drop, rng)
@@ -80,10 +84,13 @@ class Tokens(Layer):
         @once
         def back(dy: Array) -> Array:
             dtokens = back_positions(back_drop(dy))  # (B, T, D)
-            for number, token in enumerate(prefix):
+            start = 0
+            for token in prefix:
+                end = start + token.shape[1]
                 # the same token for every image
-                token.accumulate(_sum_over_batch(dtokens[:, number]).reshape(1, 1, dim))
-            dwhole = back_patches(dtokens[:, len(prefix) :])
+                token.accumulate(_sum_over_batch(dtokens[:, start:end])[None])
+                start = end
+            dwhole = back_patches(dtokens[:, start:])
             return dwhole if back_padded is None else back_padded(dwhole)
 
         return y, back

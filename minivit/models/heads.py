@@ -16,22 +16,23 @@ from minivit.random import as_generator
 
 
 class Pool(Layer):
-    """Tokens (B, T, D), or a map (B, H, W, D), -> one vector (B, D), or (B, 2, D) for a distilled model's two tokens.
+    """Tokens (B, T, D), or a map (B, H, W, D), -> what the head reads.
 
-    mode "token" takes the prefix tokens, "avg" the mean of the others.
+    mode "token": the first p tokens, (B, D) for one and (B, 2, D) for a distilled model's two. "avg": the mean (B, D)
+    of the tokens after the first p. "map": those tokens (B, T - p, D) themselves, for attention pooling.
     """
 
-    def __init__(self, mode: str, prefix: int) -> None:
-        self.mode, self.prefix = mode, prefix
+    def __init__(self, mode: str, p: int) -> None:
+        self.mode, self.p = mode, p
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
-        p, shape = self.prefix, x.shape
+        p, shape = self.p, x.shape
         tokens = x.reshape(shape[0], prod(shape[1:-1]), shape[-1])  # (B, T, D)
         if self.mode == "avg":
             y, back_part = F.mean_pool(tokens[:, p:])
             part: Any = slice(p, None)
         else:
-            part = 0 if p == 1 else slice(0, p)
+            part = slice(p, None) if self.mode == "map" else 0 if p == 1 else slice(0, p)
             y, back_part = tokens[:, part], None
         flat = tokens.shape
 

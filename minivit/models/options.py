@@ -86,6 +86,17 @@ def patch_grid(config: dict[str, Any], size: Any = None) -> Size:
     return -(-cut[0] // patch[0]), -(-cut[1] // patch[1])
 
 
+def prefix_tokens(config: dict[str, Any]) -> int:
+    """The number of tokens before the patches: class and distillation token, registers; 0 in a Swin."""
+    own = bool(config.get("class_token", False)) + bool(config.get("distilled", False))
+    return own + int(config.get("reg_tokens", 0))
+
+
+def tokens_read(config: dict[str, Any]) -> int | None:
+    """How many of the first tokens the head of a ViT reads; None if it reads the patches."""
+    return 1 + bool(config["distilled"]) if config["global_pool"] == "token" else None
+
+
 def check_partial_patches(options: Any, *choices: str) -> None:
     """Refuse an unknown `partial_patches`."""
     if options.partial_patches not in choices:
@@ -114,8 +125,8 @@ def check_rates(options: Any) -> None:
     for name in ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
         if not 0 <= getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} must lie in [0, 1)")
-    if options.gelu not in ("none", "tanh"):
-        raise ValueError(f"gelu={options.gelu!r}: choose 'none' or 'tanh'")
+    if options.gelu not in ("none", "tanh", "quick"):
+        raise ValueError(f"gelu={options.gelu!r}: choose 'none', 'tanh' or 'quick'")
     for name in ("norm_eps", "mlp_ratio"):
         if not getattr(options, name) > 0:
             raise ValueError(f"{name}={getattr(options, name)} must be positive")

@@ -36,10 +36,16 @@ class Learned1d(Positions):
     """One learned vector for each token in reading order: `pos_embed` (1, p + N, D), timm's. The ViT paper's choice.
 
     For another grid the grid's part is resampled by antialiased bicubic interpolation, as timm does.
+
+    Args:
+        prefix: rows for prefix tokens.
+        unplaced: further prefix tokens, which get no position: the table begins with a zero for each.
     """
 
-    def __init__(self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng) -> None:
-        self.grid, self.prefix = grid, prefix
+    def __init__(
+        self, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng, *, unplaced: int = 0
+    ) -> None:
+        self.grid, self.prefix, self.unplaced = grid, prefix, unplaced
         self.pos_embed = Parameter(init.trunc_normal(rng, (1, prefix + grid[0] * grid[1], dim), 0.02, dtype))
 
     @property
@@ -48,6 +54,15 @@ class Learned1d(Positions):
         return self.pos_embed
 
     def table(self, grid: tuple[int, int]) -> tuple[Array, Back]:
+        rows, back_rows = self._rows(grid)
+        if not self.unplaced:
+            return rows, back_rows
+        xp = array_module(rows)
+        zeros = xp.zeros((self.unplaced, rows.shape[1]), rows.dtype)
+        return xp.concatenate((zeros, rows)), once(lambda dtable: back_rows(dtable[self.unplaced :]))
+
+    def _rows(self, grid: tuple[int, int]) -> tuple[Array, Back]:
+        """The learned rows (p + N, D), resampled to another grid."""
         param = self.learned
         learned = param.data[0]  # (p + N, D)
         if grid == self.grid:
@@ -69,7 +84,7 @@ class AbsolutePositions(Learned1d):
     """The same for Swin's first map, without prefix tokens; Swin calls the table `absolute_pos_embed` (1, N, D)."""
 
     def __init__(self, grid: tuple[int, int], dim: int, dtype: Any, rng: Rng) -> None:
-        self.grid, self.prefix = grid, 0
+        self.grid, self.prefix, self.unplaced = grid, 0, 0
         self.absolute_pos_embed = Parameter(init.trunc_normal(rng, (1, grid[0] * grid[1], dim), 0.02, dtype))
 
     @property
@@ -158,12 +173,19 @@ def _waves(position: Array, dim: int) -> Array:
     return np.concatenate((np.sin(angles), np.cos(angles)), axis=1)
 
 
-def make_positions(kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng) -> Positions | None:
-    """The table of a kind; None for "none" and for "relative", which change no token."""
+def make_positions(
+    kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng, *, place_prefix: bool = True
+) -> Positions | None:
+    """The table of a kind; None for "none" and for "relative", which change no token.
+
+    Args:
+        place_prefix: whether a table of kind "learned_1d" has rows for the prefix tokens; the others have none.
+    """
     if kind not in KINDS:
         raise ValueError(f"pos_embed={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
     if kind == "learned_1d":
-        return Learned1d(grid, prefix, dim, dtype, rng)
+        rows = prefix if place_prefix else 0
+        return Learned1d(grid, rows, dim, dtype, rng, unplaced=prefix - rows)
     if kind == "learned_2d":
         return Learned2d(grid, prefix, dim, dtype, rng)
     return SinCos(kind, prefix, dim, dtype) if kind.startswith("sincos") else None

@@ -15,37 +15,33 @@ _VALUES: dict[str, dict[Any, str]] = {
     "pos_embed": {"learn": "learned_1d", "": "none"},
     "weight_init": {"": "timm", "skip": "timm"},  # "skip" leaves the weights to a later load
 }
-_ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
-_ONLY_GELU = "minivit has act_layer='gelu' and 'gelu_tanh', as gelu='none' and 'tanh'"
-_ONLY_LAYER_NORM = "minivit's models have LayerNorm; leave norm_layer out, and set its epsilon with norm_eps="
+_ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+_ONLY_GELU = "minivit has act_layer='gelu', 'gelu_tanh' and 'quick_gelu', as gelu='none', 'tanh' and 'quick'"
+_ONLY_LAYER_NORM = "minivit's Swin has LayerNorm; leave norm_layer out, and set its epsilon with norm_eps="
 _ELSEWHERE = "minivit's models have no such part: leave it out, or choose a model without it"
 
 # arguments that minivit lacks, the value that its models implement, and the remedy for any other
 _ABSENT: dict[str, tuple[Any, str]] = {
-    "qk_norm": (False, _ELSEWHERE),
-    "scale_attn_norm": (False, _ELSEWHERE),
-    "scale_mlp_norm": (False, _ELSEWHERE),
-    "proj_bias": (True, _ELSEWHERE),
-    "init_values": (None, _ELSEWHERE),
-    "no_embed_class": (False, "minivit's class token has a position: leave it out, or choose a model without it"),
-    "reg_tokens": (0, _ELSEWHERE),
-    "pre_norm": (False, _ELSEWHERE),
-    "final_norm": (True, "minivit's models end with a norm: leave it out, or choose a model with one"),
-    "pool_include_prefix": (False, "minivit's mean is that of the patches: leave it out"),
     "patch_drop_rate": (0, "minivit drops no patches: use pos_drop_rate= or drop_path_rate="),
     "fix_init": (False, "minivit does not scale weights by depth: scale attn.proj and mlp.fc2 yourself"),
-    "embed_norm_layer": (None, "use patch_norm=True for a LayerNorm after the patch embedding"),
+    "embed_norm_layer": (None, "use patch_norm=True for a norm after the patch embedding"),
     "embed_layer": (None, _ELSEWHERE),
-    "block_fn": (None, "use post_norm=True for norms after the branches; minivit has no other blocks"),
-    "mlp_layer": (None, _ELSEWHERE),
-    "attn_layer": (None, _ELSEWHERE),
+}
+# arguments that only ViT has, and the value that Swin implements
+_ONLY_VIT: dict[str, Any] = {
+    **dict.fromkeys(("qk_norm", "scale_attn_norm", "scale_mlp_norm", "no_embed_class", "pre_norm"), False),
+    **dict.fromkeys(("init_values", "block_fn", "mlp_layer", "attn_layer")),
+    "proj_bias": True,
+    "final_norm": True,
+    "pool_include_prefix": False,
+    "reg_tokens": 0,
 }
 _POOLING = {
     "": "minivit's models pool; the layers of `model.body()` before `model.pool` give what timm returns",
     "max": "minivit's models have no maximum over positions",
     "avgmax": "minivit's models have no maximum over positions",
-    "map": "minivit's models have no attention pooling",
-    "prr": "minivit's models have no attention pooling",
+    "map": "minivit's Swin has no attention pooling",
+    "prr": "minivit's attention pooling is global_pool='map'",
 }
 
 
@@ -75,7 +71,7 @@ def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, 
         _same(name, value, usual, remedy)
         return {}
     if name == "global_pool":
-        if value not in (choices := ("token", "avg") if model == "ViT" else ("avg",)):
+        if value not in (choices := ("token", "avg", "map") if model == "ViT" else ("avg",)):
             why = _POOLING.get(value) if isinstance(value, str) else None
             choose = f"choose {' or '.join(map(repr, choices))}"
             raise ValueError(f"global_pool={value!r:.60}: {why + '; ' if why else ''}{choose}")
@@ -85,9 +81,11 @@ def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, 
         if value is not None and gelu is None:
             raise ValueError(f"act_layer={value!r:.60}: {_ONLY_GELU}")
         return {"gelu": gelu} if gelu else {}
-    if name == "norm_layer":
-        # timm's ViT accepts a name, with its default epsilon; timm's Swin accepts none
-        _same(name, value, "layernorm" if model == "ViT" and value is not None else None, _ONLY_LAYER_NORM)
+    if name == "norm_layer" and model != "ViT":
+        _same(name, value, None, _ONLY_LAYER_NORM)
+        return {}
+    if name in _ONLY_VIT and model != "ViT":
+        _same(name, value, _ONLY_VIT[name], _ELSEWHERE)
         return {}
     return _of_vit(name, value) if model == "ViT" else _of_swin(name, value, given)
 
@@ -101,6 +99,8 @@ def _same(name: str, value: Any, usual: Any, remedy: str) -> None:
 def _of_vit(name: str, value: Any) -> dict[str, Any]:
     if name == "dynamic_img_pad":
         return {"partial_patches": "pad"} if _flag(name, value) else {}
+    if value is None and name in ("norm_layer", "mlp_layer", "block_fn", "attn_layer"):
+        return {}
     translated = _VALUES.get(name, {}).get(value) if isinstance(value, str) else None
     return {name: value if translated is None else translated}
 

@@ -12,12 +12,13 @@ from typing import Any
 from minivit.models.embedding import Tokens
 from minivit.models.heads import DistilledHead, Pool, PreLogits
 from minivit.models.model import Model
-from minivit.models.options import built_from, patch_grid
+from minivit.models.options import built_from, patch_grid, prefix_tokens, tokens_read
 from minivit.models.positions import make_positions
 from minivit.models.resnet import make_stem
+from minivit.models.vit_blocks import NORMS, make_attention_pool, make_block, make_norm
 from minivit.models.vit_init import initialize
 from minivit.models.vit_options import ViTOptions
-from minivit.nn import Attention, Block, Dropout, Layer, LayerNorm, Linear, Mlp, PatchEmbed, Recompute
+from minivit.nn import Block, Dropout, Layer, Linear, PatchEmbed, Recompute
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
@@ -34,7 +35,8 @@ class ViT(Model):
         num_classes: K; 0 gives the pooled features (B, D).
         embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the encoder's size.
         class_token: prepend a learned token; `global_pool="token"` needs it.
-        global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches.
+        global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches, "map" pools
+            them by attention with a learned query (SigLIP).
         fc_norm: the last norm follows the pooling, under this name, instead of preceding it as `norm`; None is True
             for "avg" and False for "token".
         pos_embed: "learned_1d" | "none" | "learned_2d" | "sincos_1d" | "sincos_2d" | "relative".
@@ -43,13 +45,11 @@ class ViT(Model):
         drop_rate: dropout before the head; pos_drop_rate: after the positions; proj_drop_rate: after projections and
             in the MLP; attn_drop_rate: of the attention weights; drop_path_rate: of the last block's branches, rising
             linearly from 0 at the first.
-        gelu: "none" (exact) or "tanh" (Google's JAX code).
+        gelu: "none" (exact), "tanh" (Google's JAX code) or "quick", x sigmoid(1.702 x) (OpenAI's CLIP).
         norm_eps: 1e-6, with which the published weights were trained.
         weight_init: "timm", "jax" (Google's) or "jax_nlhb" (also the head's bias at -log K); see `vit_init.py`.
         distilled: a second token and head (DeiT); the model returns the mean of both, `heads(x)` each. Its features
             are the mean of both tokens.
-        post_norm: the norms of a block follow its branches (timm's ResPostBlock) and start at 0, so that a new
-            block is the identity.
         dynamic_img_size: accept any image that the patch divides, resampling the positions.
         partial_patches: the rule for pixels at the right and bottom that fill no complete patch: "refuse" such images,
             "pad" them with zeros, or "drop" those pixels, as the convolutions of other projects do.
@@ -61,6 +61,25 @@ class ViT(Model):
             1e-5 to its standard deviation and 1e-6 in the norms, as in the training of Google's hybrids.
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
+
+    What changed after the first ViT (docs/families.md):
+        reg_tokens: learned register tokens after the class token, which no head reads (DINOv2).
+        no_embed_class: only patches have positions (DeiT III).
+        pre_norm: a norm before the blocks, and no bias of the patches (CLIP).
+        final_norm: the last norm; without it the blocks' output is read as it is.
+        pool_include_prefix: "avg" and "map" read the prefix tokens too.
+        norm_layer: "layernorm" or "rmsnorm", for all norms.
+        block_fn: "block"; "parallel_things", two attentions side by side, then two MLPs; "parallel_scaling", attention
+            and MLP side by side; "diff_parallel_scaling", the same with differential attention.
+        post_norm: the norms of a block follow its branches (timm's ResPostBlock) and start at 0, so that a new
+            block is the identity.
+        init_values: LayerScale at the end of each branch, and the value it starts at; None is none (CaiT).
+        attn_layer: "" or "diff", differential attention.
+        qk_norm: a norm of each head's queries and keys.
+        scale_attn_norm, scale_mlp_norm: a norm before the last projection of attention and of the MLP (BEiT-3).
+        proj_bias: whether attention's output projection and the MLP have biases.
+        mlp_layer: "mlp", or gated by SiLU: "swiglu" (AIMv2) and "swiglu_packed", with gate and value in one matrix
+            (DINOv2).
     """
 
     options = ViTOptions
@@ -68,7 +87,7 @@ class ViT(Model):
     @built_from(ViTOptions)
     def __init__(self, o: ViTOptions) -> None:
         self.config, self.num_classes = o.config(), o.num_classes
-        rng, dtype, prefix = as_generator(o.seed), dtype_of(o.dtype), o.class_token + o.distilled
+        rng, dtype, prefix = as_generator(o.seed), dtype_of(o.dtype), prefix_tokens(self.config)
         stem, channels = None, o.in_chans
         if o.resnet_layers is not None:
             sizes = (o.resnet_layers, o.resnet_width, o.resnet_groups)
@@ -77,16 +96,22 @@ class ViT(Model):
             pair(o.patch_size),
             channels,
             o.embed_dim,
+            bias=not o.pre_norm,
             norm_eps=o.norm_eps if o.patch_norm else None,
+            norm_layer=NORMS[o.norm_layer],
             backbone=stem,
             dtype=dtype,
             seed=rng,
         )
-        positions = make_positions(o.pos_embed, patch_grid(self.config), prefix, o.embed_dim, dtype, rng)
+        grid = patch_grid(self.config)
+        placed = not o.no_embed_class
+        positions = make_positions(o.pos_embed, grid, prefix, o.embed_dim, dtype, rng, place_prefix=placed)
         self.embed = Tokens(
             image=pair(o.img_size),
             grid=partial(patch_grid, self.config),
-            prefix=prefix,
+            class_token=o.class_token,
+            distilled=o.distilled,
+            registers=o.reg_tokens,
             patch_embed=patches,
             positions=positions,
             drop=o.pos_drop_rate,
@@ -95,11 +120,14 @@ class ViT(Model):
             dtype=dtype,
             rng=rng,
         )
-        self.blocks = [self._block(o, index, prefix, rng) for index in range(o.depth)]
-        self.norm = None if o.fc_norm else LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype)
-        self.pool = Pool(o.global_pool, prefix)
+        self.norm_pre = make_norm(o, o.embed_dim) if o.pre_norm else None
+        self.blocks = [make_block(o, index, rng) for index in range(o.depth)]
+        self.norm = make_norm(o, o.embed_dim) if o.final_norm and not o.fc_norm else None
+        read = tokens_read(self.config)
+        self.pool = Pool(o.global_pool, read or (0 if o.pool_include_prefix else prefix))
+        self.attn_pool = make_attention_pool(o, rng) if o.global_pool == "map" else None
         self.average: Layer | None = None
-        self.fc_norm = LayerNorm(o.embed_dim, o.norm_eps, dtype=dtype) if o.fc_norm else None
+        self.fc_norm = make_norm(o, o.embed_dim) if o.fc_norm else None
         self.pre_logits = PreLogits(o.embed_dim, o.representation_size, dtype, rng) if o.representation_size else None
         self.head_drop: Layer | None = None
         self.head: Layer | None = None
@@ -116,34 +144,15 @@ class ViT(Model):
         head = {name: param for name, param in self.parameters().items() if name.startswith("head")}
         initialize(head, o.weight_init, rng)
 
-    def _block(self, o: ViTOptions, index: int, prefix: int, rng: Rng) -> Block:
-        last = index == o.depth - 1
-        only_prefix = last and o.skip_unused_tokens and o.global_pool == "token"
-        attention = Attention(
-            o.embed_dim,
-            o.num_heads,
-            o.qkv_bias,
-            attn_drop=o.attn_drop_rate,
-            proj_drop=o.proj_drop_rate,
-            queries=prefix if only_prefix else None,
-            position_bias=patch_grid(self.config) if o.pos_embed == "relative" else None,
-            prefix_tokens=prefix,
-            dtype=o.dtype,
-            seed=rng,
-        )
-        hidden = int(o.embed_dim * o.mlp_ratio)
-        mlp = Mlp(o.embed_dim, hidden, gelu=o.gelu, drop=o.proj_drop_rate, dtype=o.dtype, seed=rng)
-        norms = [LayerNorm(o.embed_dim, o.norm_eps, zero=o.post_norm, dtype=o.dtype) for _ in range(2)]
-        rate = o.drop_path_rate * index / max(1, o.depth - 1)
-        return Block(norms[0], attention, norms[1], mlp, rate, post_norm=o.post_norm)
-
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return compose(
             x,  # (B, C, H, W)
             self.embed,  # (B, T, D): patches embedded, class token prepended, positions added
+            self.norm_pre,  # (B, T, D), in CLIP
             *self.blocks,  # (B, T, D): attention between tokens, then an MLP of each token
             self.norm,  # (B, T, D)
             self.pool,  # (B, D): the class token, or the mean of the patches; (B, 2, D) for a distilled model's heads
+            self.attn_pool,  # (B, D): in SigLIP, whose `pool` leaves all patches (B, N, D)
             self.average,  # (B, D): without heads, the mean of a distilled model's two tokens
             self.fc_norm,  # (B, D), where the norm follows the pooling
             self.pre_logits,  # (B, representation_size), in the pretraining head
@@ -169,9 +178,10 @@ class ViT(Model):
         return logits, distilled
 
 
-def _with_every_token(block: Block) -> Layer:
+def _with_every_token(block: Layer) -> Layer:
     """The block with a query for every token, including those that the head does not read."""
     complete = block.replica()
     inner: Any = complete.layer if isinstance(complete, Recompute) else complete
-    inner.attn.queries = None
+    if isinstance(inner, Block):
+        inner.attn.queries = None
     return complete

@@ -10,6 +10,13 @@ from minivit.models.resnet import checked_layers, map_size
 from minivit.nn.bottleneck import EPSILONS
 from minivit.sizes import Size, pair
 
+_CHOICES = {
+    "norm_layer": ("layernorm", "rmsnorm"),
+    "block_fn": ("block", "parallel_things", "parallel_scaling", "diff_parallel_scaling"),
+    "attn_layer": ("", "diff"),
+    "mlp_layer": ("mlp", "swiglu", "swiglu_packed"),
+}
+
 
 @dataclass
 class ViTOptions(Options):
@@ -49,6 +56,21 @@ class ViTOptions(Options):
     resnet_eps: str = "timm"
     dtype: Any = "float32"
     seed: Any = 0
+    # what changed after the first ViT
+    reg_tokens: int = 0
+    no_embed_class: bool = False
+    pre_norm: bool = False
+    final_norm: bool = True
+    pool_include_prefix: bool = False
+    norm_layer: str = "layernorm"
+    block_fn: str = "block"
+    init_values: float | None = None
+    attn_layer: str = ""
+    qk_norm: bool = False
+    scale_attn_norm: bool = False
+    proj_bias: bool = True
+    mlp_layer: str = "mlp"
+    scale_mlp_norm: bool = False
 
     def __post_init__(self) -> None:
         check_rates(self)
@@ -57,20 +79,26 @@ class ViTOptions(Options):
         if self.resnet_eps not in EPSILONS:
             raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
-        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0)
+        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0, reg_tokens=0)
         if self.representation_size is not None:
             check_whole(self, representation_size=1)
         if self.fc_norm is None:
             self.fc_norm = self.global_pool == "avg"
+        self.fc_norm = self.fc_norm and self.final_norm
+        self._check_blocks()
         self._check_patch()
 
     def _check_pooling(self) -> None:
-        if self.global_pool not in ("token", "avg"):
-            raise ValueError(f"global_pool={self.global_pool!r}: choose 'token' or 'avg'")
+        if self.global_pool not in ("token", "avg", "map"):
+            raise ValueError(f"global_pool={self.global_pool!r}: choose 'token', 'avg' or 'map'")
         if not self.class_token and (self.global_pool == "token" or self.distilled):
             raise ValueError("class_token=False leaves no token to read: use global_pool='avg' and distilled=False")
-        if self.distilled and self.global_pool == "avg":
+        if self.distilled and self.global_pool != "token":
             raise ValueError("distilled=True reads its two tokens: use global_pool='token'")
+        if self.distilled and self.reg_tokens:
+            raise ValueError("distilled=True has no register tokens: use reg_tokens=0")
+        if self.global_pool == "map" and self.mlp_layer != "mlp":
+            raise ValueError("attention pooling has a plain MLP: use mlp_layer='mlp', or another global_pool")
         if self.distilled and self.representation_size is not None:
             raise ValueError("distilled=True has two plain heads: use representation_size=None")
         if self.pos_embed == "relative" and self.dynamic_img_size:
@@ -78,6 +106,23 @@ class ViTOptions(Options):
                 "pos_embed='relative' learns a bias for each offset of one grid: build the model with the img_size you "
                 "need, or use absolute positions with dynamic_img_size=True"
             )
+
+    def _check_blocks(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        if self.init_values is not None and not self.init_values > 0:
+            raise ValueError(f"init_values={self.init_values} must be positive, or None for no LayerScale")
+        if self.post_norm and (self.block_fn != "block" or self.init_values or self.norm_layer != "layernorm"):
+            raise ValueError("post_norm=True is for plain blocks: leave block_fn, init_values and norm_layer out")
+        joint = self.block_fn in ("parallel_scaling", "diff_parallel_scaling")
+        if joint and (self.scale_attn_norm or self.scale_mlp_norm or self.mlp_layer != "mlp" or self.attn_layer):
+            raise ValueError(
+                f"block_fn={self.block_fn!r} has attention and MLP in one: leave scale_attn_norm, scale_mlp_norm, "
+                "mlp_layer and attn_layer out"
+            )
+        if self.attn_layer == "diff" and self.pos_embed == "relative":
+            raise ValueError("differential attention has no relative positions: choose another pos_embed")
 
     def _check_patch(self) -> None:
         """The patch must divide the image, or a stem's map, unless `partial_patches` allows partial ones."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from minivit import functional as F
 from minivit.fast.dispatch import accelerated
 from minivit.nn.attention import Attention
-from minivit.nn.basic import LayerNorm
+from minivit.nn.basic import LayerNorm, RMSNorm
 from minivit.nn.layer import Layer
-from minivit.nn.mlp import Mlp
+from minivit.nn.mlp import Mlp, SwiGLU
 from minivit.nn.window_attention import ShiftedWindows
 from minivit.protocol import Array, Back, Rng, compose, once
 
@@ -38,10 +38,10 @@ class Block(Layer):
 
     def __init__(
         self,
-        norm1: LayerNorm,
+        norm1: LayerNorm | RMSNorm,
         attn: Attention | ShiftedWindows,
-        norm2: LayerNorm,
-        mlp: Mlp,
+        norm2: LayerNorm | RMSNorm,
+        mlp: Mlp | SwiGLU,
         drop_path: float = 0.0,
         *,
         post_norm: bool = False,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from minivit import functional as F
 from minivit.device import array_module
 from minivit.models import Model, ViT
-from minivit.models.options import patch_grid
+from minivit.models.options import patch_grid, prefix_tokens as count, tokens_read
 from minivit.nn import (
     Attention,
     Block,
@@ -172,7 +172,7 @@ def stages(model: Model) -> list[tuple[str, Layer, Block | None]]:
 
 def prefix_tokens(model: Model) -> int:
     """p: the number of prefix tokens; 0 in a Swin, whose tokens are a map."""
-    return int(model.config["class_token"]) + int(model.config["distilled"]) if isinstance(model, ViT) else 0
+    return count(model.config)
 
 
 # --- one block ------------------------------------------------------------------------------------------------------
@@ -235,8 +235,8 @@ def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
 
 def _asked(model: Model, weights: Array, images: Array) -> Array:
     """Weights (..., n, N) -> (..., gh, gw): the attention to each patch, the mean over the tokens of the head."""
-    p = prefix_tokens(model)
-    queries = slice(0, p) if model.config["global_pool"] == "token" else slice(p, None)
+    p, read = prefix_tokens(model), tokens_read(model.config)
+    queries = slice(0, read) if read else slice(p, None)
     mean = weights[..., queries, p:].mean(axis=-2)  # (..., gh gw)
     return mean.reshape(*mean.shape[:-1], *patch_grid(model.config, images.shape[2:]))
 

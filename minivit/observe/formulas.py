@@ -103,7 +103,9 @@ def _block(layer: Any) -> str:
 def _pool(layer: Any) -> str:
     if layer.mode == "avg":
         return "mean over tokens"
-    return "x[:, 0]" if layer.prefix == 1 else f"x[:, :{layer.prefix}]"
+    if layer.mode == "map":
+        return f"x[:, {layer.p}:]" if layer.p else "x"
+    return "x[:, 0]" if layer.p == 1 else f"x[:, :{layer.p}]"
 
 
 def _linear(layer: Any) -> str:

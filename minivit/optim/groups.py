@@ -10,12 +10,16 @@ import fnmatch
 from collections.abc import Collection, Iterable
 from math import prod
 
-from minivit.nn import Block, Recompute
+from minivit.nn import Block, ParallelScalingBlock, ParallelThingsBlock, Recompute
 from minivit.nn.layer import Chain, Layer, check_layer
 from minivit.optim.base import Params, check_params
 
 # Parameters that weight decay would harm: positions, offsets and gains, which are no factors of a product.
-_UNDECAYED = ("pos_embed", "cls_token", "dist_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
+_UNDECAYED = (
+    *("pos_embed", "cls_token", "dist_token", "reg_token"),
+    *("relative_position_bias_table", "cpb_mlp", "logit_scale"),
+)
+_BLOCKS = (Block, ParallelThingsBlock, ParallelScalingBlock)
 
 
 def no_decay(model: Layer) -> set[str]:
@@ -66,7 +70,7 @@ def layer_decay(model: Chain, rate: float) -> dict[str, float]:
 
 
 def _is_block(stage: Layer) -> bool:
-    return isinstance(stage.layer if isinstance(stage, Recompute) else stage, Block)
+    return isinstance(stage.layer if isinstance(stage, Recompute) else stage, _BLOCKS)
 
 
 def matching(params: Collection[str], patterns: Iterable[str]) -> set[str]:

@@ -10,9 +10,9 @@ import re
 from math import gcd, isqrt, prod
 from typing import Any
 
-from minivit.models import configs
-from minivit.models.options import patch_grid
+from minivit.models.options import patch_grid, prefix_tokens
 from minivit.models.resnet import reduction
+from minivit.pretrained import hidden, vit_block
 from minivit.pretrained.window_sizes import trained_windows, window_sizes
 from minivit.protocol import Array
 from minivit.sizes import pair, short
@@ -50,7 +50,7 @@ def arguments(
     _check_parts(shapes)
     try:
         if model == "ViT":
-            found = _vit(shapes, config, requested)
+            found = _vit(shapes, config, settings, requested)
         else:
             found = _swin(model, shapes, config, buffers, settings, requested)
     except (KeyError, IndexError, ZeroDivisionError) as error:
@@ -62,17 +62,13 @@ def arguments(
     }
 
 
-# names of parts that a plain model lacks; a pattern matches the beginning of a name
+# names of parts that minivit's ViT has not, or has under other names; a pattern matches the beginning of a name
 _OTHER_PARTS = {
-    r"blocks\.\d+\.(ls[12]\.|gamma_)": "LayerScale",
-    r"(reg_token|register_tokens|storage_tokens)": "register tokens",
-    r"attn_pool\.": "attention pooling",
-    r"norm_pre\.": "a norm before the blocks",
-    r"blocks\.\d+\.attn\.[qk]_norm\.": "norms of queries and keys",
-    r"blocks\.\d+\.(attn|mlp)\.norm\.": "norms within attention or MLP",
-    r"blocks\.\d+\.mlp\.(w\d+|fc1_[gx])\.": "a gated MLP",
-    r"blocks\.\d+\.(attns|ffns)\.": "parallel branches",
-    r"blocks\.\d+\.(in_proj|mlp_|attn_out|in_norm|out_proj)": "attention and MLP in parallel",
+    r"blocks\.\d+\.gamma_": "LayerScale under another name",
+    r"(register_tokens|storage_tokens)": "register tokens under another name",
+    r"blocks\.\d+\.mlp\.w\d+\.": "a gated MLP under another name",
+    r"blocks\.\d+\.(attns|ffns)\.(?![01]\.)": "more than two parallel branches",
+    r"blocks\.\d+\.(attn\.)?lambda_[ab]$": "one factor for each softmax of differential attention",
 }
 
 
@@ -85,41 +81,42 @@ def _check_parts(shapes: Shapes) -> None:
             parts[part] = name
     if parts:
         found = ", ".join(f"{part} ({name})" for part, name in parts.items())
-        raise ValueError(f"it has {found}, and minivit's models have no such parts: choose a file of a plain model")
+        raise ValueError(f"it has {found}, and minivit's models have no such parts: choose a file of another model")
 
 
-_OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size")
+_OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size", "pool_include_prefix")
 # options that leave no trace in the arrays, or less than in config.json
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _FROM_CONFIG = ("norm_eps", "gelu", "covered", *_OF_VIT, *_RATES)
 
 
-def _vit(shapes: Shapes, config: Arguments, requested: Arguments) -> Arguments:
+def _vit(shapes: Shapes, config: Arguments, settings: Arguments, requested: Arguments) -> Arguments:
     dim, channels, height, width = shapes["patch_embed.proj.weight"]
-    prefix = ("cls_token" in shapes) + ("dist_token" in shapes)
     head = shapes.get("head.weight")
-    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     behind = "fc_norm.weight" in shapes
+    class_token = "cls_token" in shapes
+    attention_pool = "attn_pool.latent" in shapes
     found: Arguments = {
         "patch_size": short((height, width)),
         "in_chans": channels,
         **_stem(shapes),
         "embed_dim": dim,
         "depth": _count(shapes, r"blocks\.(\d+)\."),
-        "mlp_ratio": hidden / dim,
         "num_classes": head[0] if head else 0,
-        "class_token": "cls_token" in shapes,
+        "class_token": class_token,
         "distilled": "dist_token" in shapes,
-        "global_pool": "avg" if behind or not prefix else "token",
+        "reg_tokens": shapes["reg_token"][1] if "reg_token" in shapes else 0,
+        "pre_norm": "norm_pre.weight" in shapes,
+        "final_norm": behind or "norm.weight" in shapes,
+        "global_pool": "map" if attention_pool else "avg" if behind or not class_token else "token",
         "fc_norm": behind,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "pos_embed": "learned_1d" if "pos_embed" in shapes else "none",
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
+        **vit_block.arguments(shapes, dim, config),
         **{name: config[name] for name in ("post_norm", "partial_patches") if name in config},
     }
     if "pos_embed" in shapes:
-        positions = shapes["pos_embed"][1] - prefix
-        found["img_size"] = _image("pos_embed", positions, found, config, requested.get("img_size"))
+        found |= _positions(shapes["pos_embed"][1], found, {**settings, **config}, requested)
         sides = zip(pair(found["img_size"]), pair(found["patch_size"]))
         if "resnet_layers" not in found and any(side % patch for side, patch in sides):
             found.setdefault("partial_patches", "drop")
@@ -130,13 +127,35 @@ def _vit(shapes: Shapes, config: Arguments, requested: Arguments) -> Arguments:
             "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
             "not: choose num_classes=0 for the features, or another file"
         )
-    heads = config.get("num_heads")
-    if isinstance(heads, tuple):
-        raise ValueError(f"config.json says num_heads={heads!r:.60}, expected one number for a ViT")
-    found["num_heads"] = heads or requested.get("num_heads") or _vit_heads(found)
-    if not heads:
-        _check_one_reading(found, requested)
-    return found
+    pooled = config.get("global_pool", found["global_pool"])
+    if (pooled == "map") != attention_pool:
+        has = "have" if attention_pool else "have no"
+        raise ValueError(
+            f"config.json says global_pool={pooled!r:.60}, and the arrays {has} attention pooling: it belongs to "
+            "another file. Remove it, or fetch both again"
+        )
+    if isinstance(config.get("num_heads"), tuple):
+        raise ValueError(f"config.json says num_heads={config['num_heads']!r:.60}, expected one number for a ViT")
+    return found | hidden.options(found, {**settings, **config}, requested)
+
+
+def _positions(rows: int, found: Arguments, config: Arguments, requested: Arguments) -> Arguments:
+    """The image size of a table of `rows` positions, and whether prefix tokens have rows."""
+    prefix, asked = prefix_tokens(found), requested.get("img_size")
+    said = config.get("no_embed_class", requested.get("no_embed_class"))
+    possible = [False, True] if said is None else [bool(said)]
+    sizes, fault = {}, None
+    for unplaced in possible if prefix else [False]:
+        try:
+            sizes[unplaced] = _image("pos_embed", rows - (0 if unplaced else prefix), found, config, asked)
+        except ValueError as error:
+            fault = fault or error
+    if len(sizes) > 1:
+        raise ValueError(f"pos_embed has {rows} rows, with or without those of prefix tokens: give no_embed_class=")
+    for unplaced, size in sizes.items():
+        return {"img_size": size, "no_embed_class": unplaced}
+    assert fault is not None
+    raise fault
 
 
 def _stem(shapes: Shapes) -> Arguments:
@@ -184,62 +203,7 @@ def _image(name: str, count: int, found: Arguments, config: Arguments, requested
     for size, grid in ((said, dropping), (config.get("input_size"), dropping), (square, found), (requested, found)):
         if fits(size, grid):
             return size
-    positions = count + bool(found.get("class_token")) + bool(found.get("distilled"))
-    if isqrt(positions) ** 2 == positions != count:
-        raise ValueError(
-            f"{name} has {positions} positions, a square, so none for the class token (timm's no_embed_class), which "
-            "minivit's ViT gives one: choose another file, or prepend a row of zeros"
-        )
     raise ValueError(f"{name} has {count} positions, which make no square: give img_size=(H, W)")
-
-
-# the width of a head in every published ViT of up to 1,024 channels but two; wider ones have heads of 72 to 104
-_HEAD, _WIDEST = 64, 1024
-
-
-def _vit_heads(found: Arguments) -> int:
-    """The number of heads, which leaves no trace in shapes: that of the published size, or one for each 64 channels.
-
-    Raises:
-        ValueError: if published sizes differ, or there is none for such a width.
-    """
-    heads = published_heads(found)
-    if len(heads) == 1:
-        return heads.pop()
-    dim = found["embed_dim"]
-    if heads or dim > _WIDEST or dim > _HEAD and dim % _HEAD:
-        known = f", and published models of this size have {' or '.join(map(str, sorted(heads)))}" if heads else ""
-        raise ValueError(f"no array shows the number of heads of its {dim} channels{known}: give num_heads=")
-    return max(1, dim // _HEAD)
-
-
-def published_heads(found: Arguments) -> set[int]:
-    """The numbers of heads of the published ViTs of this width, depth and class token."""
-    same = {name: found[name] for name in ("embed_dim", "depth")}
-    published = [sizes for _, sizes in configs.published() if same.items() <= sizes.items() and "depths" not in sizes]
-    fits = [sizes for sizes in published if sizes.get("class_token", True) or not found["class_token"]]
-    return {sizes["num_heads"] for sizes in fits}
-
-
-def _check_one_reading(found: Arguments, requested: Arguments) -> None:
-    """Refuse a ViT without class token whose names fit several computations, unless the arguments decide.
-
-    timm's SigLIP "gap" models have one GELU or the other, and a vit_base_patch16_gap_224 has heads of 48 channels;
-    its residual-post-norm models have the names of any ViT without class token and biases of q, k and v.
-    """
-    if found["class_token"]:
-        return
-    unsaid = [name for name in ("num_heads", "gelu") if name not in requested]
-    if unsaid and found["global_pool"] == "avg" and not found["fc_norm"]:
-        raise ValueError(
-            "models of these names, without a class token and with the norm before the mean, have one GELU or the "
-            f"other and heads of several widths: give {' and '.join(f'{name}=' for name in unsaid)}"
-        )
-    if found["fc_norm"] and not found["qkv_bias"] and "post_norm" not in requested:
-        raise ValueError(
-            "no array shows whether the norms of its blocks precede or follow the branches, as in timm's "
-            "vit_base_patch16_rpn_224: give post_norm="
-        )
 
 
 def _swin(

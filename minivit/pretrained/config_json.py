@@ -9,6 +9,7 @@ from typing import Any
 
 from minivit.models import configs
 from minivit.models.timm_arguments import in_our_words
+from minivit.pretrained.hidden import HIDDEN
 from minivit.sizes import pair
 
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -27,10 +28,14 @@ _USUAL = {"img_size": "input_size", "window_size": "usual_window"}
 # timm's model_args by our names: those that are used, those that the arrays show too, and those that matter only
 # before training
 _HONORED = {*_TIMM_SIZES, "norm_eps", "gelu", "global_pool", "fc_norm", "post_norm", "dynamic_img_size"}
+_HONORED |= {"pool_include_prefix", "no_embed_class", "init_values"}
 _HONORED |= {"partial_patches", "covered", "drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate"}
 _HONORED |= {"drop_path_rate"}
 _IN_ARRAYS = {"patch_size", "in_chans", "embed_dim", "depth", "depths", "mlp_ratio", "qkv_bias", "class_token"}
+_IN_ARRAYS |= {"reg_tokens", "pre_norm", "final_norm", "proj_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm"}
+_IN_ARRAYS |= {"norm_layer", "mlp_layer", "block_fn", "attn_layer"}
 _UNCHECKED = {"num_classes", "representation_size", "ape", "patch_norm", "distilled", "pos_embed"}
+_FLAGS = {"fc_norm", "dynamic_img_size", "post_norm", "pool_include_prefix", "no_embed_class"}
 _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
 _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
@@ -65,11 +70,11 @@ def _makes_sense(name: str, value: Any) -> bool:
     if name in (*_TIMM_SIZES, *_USUAL.values()):
         numbers = value if isinstance(value, tuple) else (value,)
         return all(type(each) is int and 0 <= each < 1e6 for each in numbers)
-    if name == "norm_eps":
+    if name in ("norm_eps", "init_values"):
         return type(value) in (int, float) and 0 < value < 1e6
     if name.endswith("_rate"):
         return type(value) in (int, float) and 0 <= value < 1
-    return isinstance(value, bool if name in ("fc_norm", "dynamic_img_size", "post_norm") else str)
+    return isinstance(value, bool if name in _FLAGS else str)
 
 
 def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
@@ -83,8 +88,10 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
                 f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
                 "it may compute something else. If it is a plain ViT or Swin, remove config.json and give num_heads"
             )
-        decided = (*_TIMM_SIZES, "post_norm")
-        found |= {_USUAL.get(key, key): published[key] for key in decided if key in published}
+        decided = (*_TIMM_SIZES, "init_values", "no_embed_class")
+        found |= {_USUAL.get(key, key): published[key] for key in decided if published.get(key) is not None}
+        if model == "ViT":
+            found |= {key: published.get(key, usual) for key, usual in HIDDEN.items() if usual is not None}
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:
@@ -121,6 +128,8 @@ def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
     if name == "mlp_ratio":
         dim = arguments["embed_dim"]
         return type(value) in (int, float) and int(dim * value) == round(dim * arguments[name])
+    if name == "init_values":
+        return arguments[name] is not None  # the arrays hold what became of it
     if name == "patch_size":
         return pair(value) == pair(arguments[name])
     return (tuple(value) if isinstance(value, list) else value) == arguments.get(name)
@@ -137,7 +146,8 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
     claims = {"embed_dim": "hidden_size", "depth": "num_hidden_layers"} if model == "ViT" else {"depths": "depths"}
     claims |= {} if model == "ViT" else {"embed_dim": "embed_dim"}
     claimed = {ours: config[theirs] for ours, theirs in claims.items() if config.get(theirs) is not None}
-    claimed |= {name: args[name] for name in _IN_ARRAYS if isinstance(args, dict) and args.get(name) is not None}
+    shown = (*_IN_ARRAYS, "init_values") if model == "ViT" else _IN_ARRAYS
+    claimed |= {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
     differs = [f"{name}={value!r:.60}" for name, value in claimed.items() if not _agrees(name, value, arguments)]
     if kind != model:
         differs.append(f"model_type={config['model_type']!r:.60}")

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from minivit.models.options import patch_grid, stage_windows
+from minivit.models.options import patch_grid, prefix_tokens, stage_windows
 from minivit.sizes import Size
 
 _POSITIONS = ("pos_embed", "absolute_pos_embed")
@@ -47,9 +47,9 @@ class Table:
 
 def table_of(name: str, config: dict[str, Any]) -> Table | None:
     """The table under this name in a model with these arguments; None for any other array."""
-    prefix = int(config.get("class_token", False)) + int(config.get("distilled", False))
+    prefix = prefix_tokens(config)
     if name in _POSITIONS:
-        return Table("grid", patch_grid(config), prefix)
+        return Table("grid", patch_grid(config), 0 if config.get("no_embed_class") else prefix)
     found = _BIASES.fullmatch(name)
     if found is None:
         return None

@@ -60,7 +60,8 @@ def from_pretrained(
     weights = read_weights(hub.fetch(str(path), report=report) if named else path)
     found = recognize(weights)
     requested = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-    requested = {name: value for name, value in requested.items() if value is not None} | overrides
+    told = hub.said_by_name(str(path)) if named else {}
+    requested = told | {name: value for name, value in requested.items() if value is not None} | overrides
     plan = plan_of(found, profile, requested)
     wide = any(array.dtype == np.float64 for array in found.arrays.values())
     try:

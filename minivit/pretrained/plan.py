@@ -12,7 +12,7 @@ from minivit.io.text import printable, quoted
 from minivit.models import MODELS
 from minivit.models.options import stage_windows
 from minivit.models.timm_arguments import in_our_words
-from minivit.pretrained import architecture
+from minivit.pretrained import architecture, hidden
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.extent import check_extent, check_types
 from minivit.pretrained.profiles import PROFILES
@@ -97,7 +97,7 @@ def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
 
 
 def _heads_known(read: dict[str, Any], said: dict[str, Any]) -> bool:
-    return "num_heads" in said or bool(architecture.published_heads(read))
+    return "num_heads" in said or read["qk_norm"] or bool(hidden.published_heads(read))
 
 
 def _check_one_reading(read: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
 from minivit.io.weights import read_weights
 from minivit.models import Model, ViT
+from minivit.pretrained.hidden import is_plain
 from minivit.pretrained.recognition import Recognized, StrPath, recognize
 from minivit.sizes import Size, pair
 
@@ -168,6 +169,8 @@ def _default(source: str, model: Model) -> dict[str, Any]:
     if source == "minivit":
         gray = config["in_chans"] == 1
         return {"mean": (MNIST_MEAN,), "std": (MNIST_STD,), "squash": True} if gray else dict(_HALF)
+    if isinstance(model, ViT) and not is_plain(config):
+        raise ValueError("families with these parts differ in it: put the config.json of its source beside the file")
     kind = "DeiT" if config.get("distilled") else type(model).__name__
     settings = dict(_DEFAULTS[source, kind])
     side, patch = min(pair(config["img_size"])), min(pair(config["patch_size"]))

@@ -8,6 +8,7 @@ from typing import Any
 _PLAIN = {"mode": "bicubic", "antialias": False}
 _CORNERS = {"antialias": False, "align_corners": True}
 _DROPS = {"partial_patches": "drop"}
+_PLACED = {"no_embed_class": False}  # its class token always has a position
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,15 @@ PROFILES = {
     # after it was rolled (its issue 2438), and drops partial patches
     "timm": Profile(swin={"pad_first": False, **_DROPS}, positions={"mode": "bicubic", "antialias": True}, biases=None),
     # Flax's GELU is the tanh approximation; its examples resample with scipy.ndimage.zoom, order 1
-    "google": Profile(vit={"gelu": "tanh", "resnet_eps": "google"}, positions={"mode": "bilinear", **_CORNERS}),
-    "torchvision": Profile(swin={"covered": "stay", **_DROPS}, positions={"mode": "bicubic", **_CORNERS}),
+    "google": Profile(
+        vit={"gelu": "tanh", "resnet_eps": "google", **_PLACED}, positions={"mode": "bilinear", **_CORNERS}
+    ),
+    "torchvision": Profile(vit=_PLACED, swin={"covered": "stay", **_DROPS}, positions={"mode": "bicubic", **_CORNERS}),
     # its configurations have 1e-12 for weights that were trained with 1e-6: the value of config.json is used;
     # its Swin v2 adds the mask twice
-    "huggingface": Profile(vit={"norm_eps": 1e-12}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}),
+    "huggingface": Profile(
+        vit={"norm_eps": 1e-12, **_PLACED}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}
+    ),
     "microsoft": Profile(swin={"covered": "shrink_both", **_DROPS}),
     # its Swin shifts a window that covers the map, so its logits are not Microsoft's for the same weights
     "wzmiaomiao": Profile(swin={"covered": "shift"}),

@@ -99,11 +99,12 @@ def test_every_listed_model_is_what_its_name_says(weightless, name):
         plain = [int(word[5:]) for word in words if word.startswith("patch")]
         if plain:
             assert model.config["patch_size"] == plain[0] and model.config["resnet_layers"] is None
-        assert model.config["img_size"] == int(words[-1])
+        sizes = [int(word) for word in words if word.isdigit()]
+        assert sizes in ([], [model.config["img_size"]])
 
 
 def test_list_models_is_sorted_and_exported():
-    assert minivit.list_models() == sorted(minivit.list_models()) and len(minivit.list_models()) == 56
+    assert minivit.list_models() == sorted(minivit.list_models()) and len(minivit.list_models()) == 206
 
 
 def test_create_model_passes_its_arguments_on():
@@ -246,6 +247,20 @@ OPTIONS = {
     "weight_init": ("jax", "weights"),
     "distilled": (True, "names"),
     "post_norm": (True, "logits"),
+    "reg_tokens": (2, "names"),
+    "no_embed_class": (True, "names"),
+    "pre_norm": (True, "names"),
+    "final_norm": (False, "names"),
+    "pool_include_prefix": (True, "logits"),
+    "norm_layer": ("rmsnorm", "names"),
+    "block_fn": ("parallel_things", "names"),
+    "init_values": (0.1, "names"),
+    "attn_layer": ("diff", "names"),
+    "qk_norm": (True, "names"),
+    "scale_attn_norm": (True, "names"),
+    "proj_bias": (False, "names"),
+    "mlp_layer": ("swiglu", "names"),
+    "scale_mlp_norm": (True, "names"),
     "dynamic_img_size": (True, "sizes"),
     "partial_patches": ("drop", "pixels"),
     "skip_unused_tokens": (False, "cost"),
@@ -265,7 +280,7 @@ def test_the_table_of_options_is_complete():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_has_an_effect(option):
     value, where = OPTIONS[option]
-    more = {"global_pool": "avg"} if option == "class_token" else {}
+    more = {"global_pool": "avg"} if option in ("class_token", "pool_include_prefix") else {}
     if option.startswith("resnet"):
         more = {"resnet_layers": (), "resnet_width": 4, "resnet_groups": 4, "patch_size": 1}
     build = {"dtype": "float64", **TINY, **more}
@@ -634,7 +649,7 @@ ERRORS = {
     "depth": (lambda: tiny(depth=-1), ["depth=-1", "at least 0"]),
     "channels": (lambda: tiny(in_chans=0), ["in_chans=0", "at least 1"]),
     "classes": (lambda: tiny(num_classes=-1), ["num_classes=-1", "at least 0"]),
-    "pool": (lambda: tiny(global_pool="max"), ["'max'", "'token' or 'avg'"]),
+    "pool": (lambda: tiny(global_pool="max"), ["'max'", "'token', 'avg' or 'map'"]),
     "no token": (lambda: tiny(class_token=False), ["class_token=False", "global_pool='avg'"]),
     "distilled avg": (lambda: tiny(distilled=True, global_pool="avg"), ["distilled=True", "global_pool='token'"]),
     "distilled wide": (

@@ -137,7 +137,7 @@ def transformers_twin(
 
 
 def sharpen(attention: Any) -> None:
-    """Puts the offsets of a v2 attention, which transformers computes in float32, in the precision of the model."""
+    """Puts the offsets of a v2 attention, which other projects compute in float32, in the precision of the model."""
     rough = attention.relative_coords_table
     axes = []
     for window, trained in zip(attention.window_size, attention.pretrained_window_size):

@@ -1,5 +1,7 @@
 """Every architecture of timm's ViT, hybrid, DeiT, Swin and Swin v2: its files give its logits, or are refused by name.
 
+Logits and all gradients of the models themselves are compared too.
+
 Files are those that timm writes (`save_for_hf`), with the config.json beside model.safetensors, and without it. The
 architectures are made small in widths, depths and images, and keep their other options and the channels of a head. What
 is read off full sizes, whose weights would take hours, is compared as arguments.
@@ -28,13 +30,14 @@ from parity_tools import torch
 
 timm = pytest.importorskip("timm", reason="compared with timm's models: pip install --no-deps timm torchvision")
 
+from swin_pairs import sharpen  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
 
 import minivit  # noqa: E402
 from minivit.io.weights import Weights  # noqa: E402
 from minivit.models import configs  # noqa: E402
 from minivit.models.options import stage_windows  # noqa: E402
-from minivit.pretrained import architecture  # noqa: E402
+from minivit.pretrained import hidden  # noqa: E402
 from minivit.pretrained.plan import plan_of  # noqa: E402
 from minivit.pretrained.recognition import recognize  # noqa: E402
 from minivit.sizes import pair  # noqa: E402
@@ -45,7 +48,8 @@ PUBLISHED = dict(configs.published())
 FILES = ("with config.json", "weights alone")
 CLASSES = 5
 SMALL = 128  # channels: such a model stays as it is
-ERROR = 1e-7  # of the largest logit; timm keeps the offsets of Swin v2 in float32
+ERROR = 1e-7  # of the largest logit; timm keeps the offsets of Swin v2 and lambda of differential attention in float32
+PARITY = 1e-9  # of the largest number, where both compute in float64
 
 
 def full(name: str) -> Any:
@@ -134,14 +138,23 @@ def described(model: Any) -> dict[str, Any]:
     """timm's model in minivit's arguments: those that no shape shows."""
     if hasattr(model, "blocks"):
         block = model.blocks[0]
-        kind = {"Block": False, "ResPostBlock": True}
-        return {
+        mlp = next((each for name, each in block.named_modules() if name.endswith("mlp")), None)
+        norm = next(each for each in block.modules() if hasattr(each, "normalized_shape"))
+        found = {
             "num_heads": _attention(model).num_heads,
-            "gelu": _gelu(block),
-            "norm_eps": block.norm1.eps,
+            "norm_eps": norm.eps,
             "global_pool": model.global_pool,
-            "post_norm": kind.get(type(block).__name__, type(block).__name__),
+            "post_norm": type(block).__name__ == "ResPostBlock",
+            "block_fn": _BLOCKS[type(block).__name__],
+            "mlp_layer": "mlp" if mlp is None else _MLPS[type(mlp).__name__],
+            "norm_layer": _NORMS[
+                {type(each).__name__ for each in block.modules() if "Norm" in type(each).__name__}.pop()
+            ],
+            "reg_tokens": model.num_reg_tokens,
+            "no_embed_class": model.no_embed_class and model.num_prefix_tokens > 0,
+            "pool_include_prefix": model.pool_include_prefix,
         }
+        return found | ({"gelu": _gelu(block)} if found["mlp_layer"] == "mlp" else {})
     blocks = [stage.blocks[0] for stage in model.layers]
     return {
         "num_heads": tuple(block.attn.num_heads for block in blocks),
@@ -151,10 +164,21 @@ def described(model: Any) -> dict[str, Any]:
     }
 
 
+_BLOCKS = {
+    "Block": "block",
+    "ResPostBlock": "block",
+    "ParallelThingsBlock": "parallel_things",
+    "ParallelScalingBlock": "parallel_scaling",
+    "DiffParallelScalingBlock": "diff_parallel_scaling",
+}
+_MLPS = {"Mlp": "mlp", "SwiGLU": "swiglu", "GluMlp": "swiglu_packed"}
+_NORMS = {"LayerNorm": "layernorm", "RmsNorm": "rmsnorm"}
+
+
 def _gelu(block: Any) -> str:
     """minivit's word for the nonlinearity; its own name where it is another."""
-    act = block.mlp.act
-    exact = {"GELU": getattr(act, "approximate", "none"), "GELUTanh": "tanh"}
+    act = next(each for name, each in block.named_modules() if name.endswith(("mlp.act", "mlp_act")))
+    exact = {"GELU": getattr(act, "approximate", "none"), "GELUTanh": "tanh", "QuickGELU": "quick"}
     return exact.get(type(act).__name__, type(act).__name__)
 
 
@@ -186,8 +210,56 @@ def test_a_file_gives_timms_logits_or_is_refused_by_name(tmp_path: Path, name: s
     assert found[FILES[0]] == ("equal" if name in PUBLISHED else "refused")
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name in PUBLISHED])
+def test_logits_and_all_gradients_are_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # timm rounds lambda of differential attention to float32
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    theirs = small(name, full(name))
+    draw(theirs, 0)
+    theirs = theirs.double()
+    for module in theirs.modules():
+        if hasattr(module, "relative_coords_table"):  # of Swin v2, likewise
+            sharpen(module)
+    ours = minivit.create_model(name, num_classes=CLASSES, dtype="float64", **sizes_of(theirs))
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    ours.load_state_dict({key: state[key] for key in ours.parameters()})
+    assert set(ours.parameters()) == {key for key, _ in theirs.named_parameters()}
+    count = 2 if hasattr(theirs, "blocks") else 1  # Swin's images have their full size
+    x = np.random.default_rng(0).standard_normal((count, 3, *pair(theirs.patch_embed.img_size)))
+    inputs = torch.tensor(x, requires_grad=True)
+    logits = theirs(inputs)
+    dy = np.random.default_rng(1).standard_normal(tuple(logits.shape))
+    logits.backward(torch.tensor(dy))
+    y, back = ours(x)
+    dx = back(dy)
+    assert _off(y, logits) < PARITY and _off(ours.predict(x), logits) < PARITY
+    assert _off(dx, inputs.grad) < PARITY
+    largest = max(float(param.grad.abs().max()) for param in theirs.parameters() if param.grad is not None)
+    for key, param in theirs.named_parameters():
+        # of a bias of k alone the exact gradient is 0, and both sides have rounding errors
+        floor = 1e-6 * largest
+        assert _off(ours.parameters()[key].grad, param.grad, floor) < PARITY, key
+
+
+def sizes_of(model: Any) -> dict[str, Any]:
+    """The arguments in which a small model of timm's differs from its name's."""
+    found = {"img_size": pair(model.patch_embed.img_size)}
+    if hasattr(model, "blocks"):
+        head = _attention(model)
+        return found | {"depth": len(model.blocks), "embed_dim": model.embed_dim, "num_heads": head.num_heads}
+    stages = [stage.blocks for stage in model.layers]
+    heads = tuple(blocks[0].attn.num_heads for blocks in stages)
+    return found | {"embed_dim": model.embed_dim, "depths": tuple(map(len, stages)), "num_heads": heads}
+
+
+def _off(ours: Any, theirs: Any, floor: float = 0.0) -> float:
+    expected = theirs.detach().numpy()
+    return float(np.abs(ours - expected).max() / max(np.abs(expected).max(), floor))
+
+
 def test_a_model_that_computed_otherwise_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(architecture, "_vit_heads", lambda found: 1)
+    monkeypatch.setattr(hidden, "published_alike", lambda found: [])
+    monkeypatch.setattr(hidden, "_heads", lambda found: 1)
     found = outcomes("vit_tiny_patch16_224", tmp_path, 0)
     assert found[FILES[0]] == "equal" and "the logits differ" in found[FILES[1]] and "num_heads" in found[FILES[1]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from published_names import drawn
 from minivit import CheckpointError, ViT, export, from_pretrained, load, save
 from minivit.io.safetensors import save_arrays
 from minivit.io.weights import read_weights
+from minivit.pretrained.preprocessing import preprocessing
 
 TIMM = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"input_size": [3, 16, 16]}}
 SIZES = {"img_size": 16, "patch_size": 4, "in_chans": 3, "num_classes": 5, "embed_dim": 8, "depth": 1, "num_heads": 2}
@@ -53,11 +55,12 @@ def test_timms_pooling_at_the_top_of_config_json_is_honored(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "vit_so400m_patch14_siglip_224"}, "architecture='vit_so400m.*does not know.*give num_heads"),
+        ({"architecture": "vit_base_mci_224"}, "architecture='vit_base_mci.*does not know.*give num_heads"),
         ({"model_args": {"act_layer": "silu"}}, "model_args act_layer='silu'"),
-        ({"model_args": {"reg_tokens": 4}}, "model_args reg_tokens=4"),
-        ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args norm_layer='rmsnorm'"),
-        ({"global_pool": "map"}, "global_pool='map'"),
+        ({"model_args": {"reg_tokens": 4}}, "says reg_tokens=4, and the arrays make a ViT with reg_tokens=0"),
+        ({"model_args": {"norm_layer": "rmsnorm"}}, "says norm_layer='rmsnorm', and the arrays make a ViT"),
+        ({"model_args": {"init_values": 0.1}}, "says init_values=0.1, and the arrays make a ViT with init_values=None"),
+        ({"global_pool": "map"}, "global_pool='map', and the arrays have no attention pooling"),
         ({"model_type": "swin"}, "model_type='swin'.*belongs to another file"),
         ({"hidden_size": 192}, "embed_dim=192, and the arrays make a ViT with embed_dim=8.*belongs to another file"),
         ({"num_hidden_layers": 12}, "depth=12, and the arrays make a ViT with depth=1"),
@@ -126,15 +129,11 @@ def test_a_token_of_masked_pretraining_is_left_out_and_said(tmp_path: Path) -> N
 
 
 OTHER_PARTS = {
-    "blocks.0.ls1.gamma": "LayerScale",
-    "blocks.0.gamma_1": "LayerScale",
-    "reg_token": "register tokens",
-    "attn_pool.latent": "attention pooling",
-    "norm_pre.weight": "a norm before the blocks",
-    "blocks.0.attn.q_norm.weight": "norms of queries and keys",
-    "blocks.0.mlp.norm.weight": "norms within attention or MLP",
-    "blocks.0.mlp.fc1_g.weight": "a gated MLP",
-    "blocks.0.attns.0.qkv.weight": "parallel branches",
+    "blocks.0.gamma_1": "LayerScale under another name",
+    "register_tokens": "register tokens under another name",
+    "blocks.0.mlp.w12.weight": "a gated MLP under another name",
+    "blocks.0.attns.2.attn.qkv.weight": "more than two parallel branches",
+    "blocks.0.attn.lambda_a": "one factor for each softmax of differential attention",
 }
 
 
@@ -148,9 +147,60 @@ def test_a_part_that_minivit_lacks_is_named_and_not_the_positions(tmp_path: Path
     assert "pos_embed" not in str(error.value)
 
 
-def test_positions_without_one_for_the_class_token_are_refused_as_such(tmp_path: Path) -> None:
-    arrays = drawn(ViT, **SIZES).state_dict()
-    arrays["pos_embed"] = arrays["pos_embed"][:, 1:]
-    save_arrays(tmp_path / "x.safetensors", arrays, None)
-    with pytest.raises(CheckpointError, match="16 positions, a square, so none for the class token"):
+# options that the arrays show, and what must be given with them where no published model has such arrays
+PARTS: dict[str, tuple[dict[str, Any], str]] = {
+    "LayerScale": ({"init_values": 0.1}, "num_heads= and norm_eps= and gelu="),
+    "registers": ({"reg_tokens": 2, "no_embed_class": True}, "num_heads= and norm_eps= and gelu="),
+    "pooled registers": (
+        {"reg_tokens": 2, "class_token": False, "global_pool": "avg"},
+        "num_heads= and norm_eps= and gelu= and pool_include_prefix=",
+    ),
+    "pre_norm": ({"pre_norm": True, "gelu": "quick", "norm_eps": 1e-5}, "num_heads= and norm_eps= and gelu="),
+    "map": ({"class_token": False, "global_pool": "map"}, "num_heads= and norm_eps= and gelu="),
+    "qk_norm": ({"qk_norm": True}, "norm_eps= and gelu="),  # whose size shows the heads
+    "norms within": ({"scale_attn_norm": True, "scale_mlp_norm": True}, "num_heads= and norm_eps= and gelu="),
+    "RMSNorm": ({"norm_layer": "rmsnorm"}, "num_heads= and norm_eps= and gelu= and norm_layer="),
+    "SwiGLU": ({"mlp_layer": "swiglu"}, "num_heads= and norm_eps="),
+    "packed SwiGLU": ({"mlp_layer": "swiglu_packed"}, "num_heads= and norm_eps= and mlp_layer="),
+    "no projection biases": ({"proj_bias": False}, "num_heads= and norm_eps= and gelu="),
+    "no last norm": ({"final_norm": False}, "num_heads= and norm_eps= and gelu="),
+    "differential": ({"attn_layer": "diff"}, "norm_eps= and gelu="),
+    "parallel_things": ({"block_fn": "parallel_things", "init_values": 1.0}, "num_heads= and norm_eps= and gelu="),
+    "parallel_scaling": ({"block_fn": "parallel_scaling", "qkv_bias": False}, "num_heads= and norm_eps= and gelu="),
+    "diff_parallel": ({"block_fn": "diff_parallel_scaling"}, "norm_eps= and gelu="),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_the_arrays_show_is_read_and_what_they_hide_is_asked_for(tmp_path: Path, part: str) -> None:
+    options, asked = PARTS[part]
+    model = drawn(ViT, **SIZES, **options)
+    save_arrays(tmp_path / "x.safetensors", model.state_dict(), None)
+    with pytest.raises(CheckpointError, match=f"none shows {asked}: give them"):
         from_pretrained(tmp_path / "x.safetensors")
+    given = {name: model.config[name] for name in re.findall(r"(\w+)=", asked)}
+    found = from_pretrained(tmp_path / "x.safetensors", **given)
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(found.dtype)
+    np.testing.assert_array_equal(found.predict(x), model.predict(x))
+    with pytest.raises(CheckpointError, match="families with these parts differ in it: put the config.json"):
+        preprocessing(tmp_path / "x.safetensors", found)
+
+
+def test_rows_that_fit_with_and_without_prefix_tokens_are_asked_for(tmp_path: Path) -> None:
+    """Nine rows: a grid of 3x3, or five prefix tokens and a grid of 2x2."""
+    model = drawn(ViT, **{**SIZES, "img_size": 8, "patch_size": 4}, reg_tokens=4)
+    save_arrays(tmp_path / "x.safetensors", model.state_dict(), None)
+    given = {"num_heads": 2, "norm_eps": 1e-6, "gelu": "none"}
+    with pytest.raises(CheckpointError, match="9 rows, with or without those of prefix tokens: give no_embed_class="):
+        from_pretrained(tmp_path / "x.safetensors", **given)
+    found = from_pretrained(tmp_path / "x.safetensors", **given, no_embed_class=False)
+    assert found.config["img_size"] == 8
+
+
+def test_a_class_token_without_a_position_is_read_from_the_number_of_rows(tmp_path: Path) -> None:
+    model = drawn(ViT, **SIZES, no_embed_class=True)
+    save_arrays(tmp_path / "x.safetensors", model.state_dict(), None)
+    found = from_pretrained(tmp_path / "x.safetensors", num_heads=2, norm_eps=1e-6, gelu="none")
+    assert found.config["no_embed_class"] is True
+    larger = from_pretrained(tmp_path / "x.safetensors", num_heads=2, norm_eps=1e-6, gelu="none", img_size=32)
+    assert larger.parameters()["pos_embed"].shape[1] == 4 * model.parameters()["pos_embed"].shape[1]

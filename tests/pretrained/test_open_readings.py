@@ -11,7 +11,7 @@ import pytest
 from published_names import drawn
 
 from minivit import CheckpointError, Swin, ViT, export, from_pretrained, load
-from minivit.pretrained.architecture import published_heads
+from minivit.pretrained.hidden import published_heads
 
 SIZES: dict[str, Any] = {"img_size": 8, "patch_size": 4, "num_classes": 3, "depth": 1, "mlp_ratio": 0.5}
 GAP = {"class_token": False, "global_pool": "avg", "fc_norm": False}
@@ -112,7 +112,7 @@ def test_load_compares_grids_also_of_a_file_that_leaves_heads_open(tmp_path: Pat
         ({"qkv_bias": False}, "config.json says qkv_bias=False"),
         ({"mlp_ratio": 4}, "config.json says mlp_ratio=4"),
         ({"global_pool": ""}, "model_args global_pool='': minivit's models pool"),
-        ({"init_values": 1e-5}, "model_args init_values=1e-05"),
+        ({"init_values": 1e-5}, "config.json says init_values=1e-05"),
         ({"head_dim": 32}, "model_args head_dim=32, which minivit does not have"),
     ],
 )

@@ -10,8 +10,9 @@ from minivit.pretrained.layouts.layout import IGNORED, Layout
 from minivit.pretrained.renaming import Rule
 from minivit.protocol import Array
 
+_PROJECTION = r"blocks\.0\.((attns\.0\.)?attn\.qkv|in_proj)\.weight"  # also of blocks with branches in parallel
 TIMM = [
-    Layout("timm", "ViT", (r"blocks\.0\.attn\.qkv\.weight", r"patch_embed\.proj\.weight"), ignored=IGNORED),
+    Layout("timm", "ViT", (_PROJECTION, r"patch_embed\.proj\.weight"), ignored=IGNORED),
     Layout("timm", "SwinV2", (r"layers\.0\.blocks\.0\.attn\.logit_scale",), ignored=IGNORED, head="head.fc"),
     Layout(
         "timm",
