@@ -15,7 +15,7 @@ from typing import Any
 
 from minivit.data import Preprocess
 from minivit.models import Model
-from minivit.models.configs import published
+from minivit.models.configs import name_of
 from minivit.pretrained import save
 from minivit.pretrained.preprocessing import pretrained_cfg
 from minivit.protocol import Array
@@ -29,7 +29,25 @@ _ARGUMENTS = (
     *("img_size", "patch_size", "in_chans", "embed_dim", "depth", "depths", "num_heads", "window_size", "mlp_ratio"),
     *("qkv_bias", "class_token", "global_pool", "fc_norm", "dynamic_img_size", "pretrained_window_sizes"),
     *("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+    *("reg_tokens", "no_embed_class", "pre_norm", "final_norm", "pool_include_prefix", "init_values"),
+    *("qk_norm", "scale_attn_norm", "scale_mlp_norm", "proj_bias"),
 )
+# other options of a ViT, and the values with which its architecture in _ARCHITECTURES computes
+_AS_IN_TIMM: dict[str, tuple[Any, ...]] = {
+    "pos_embed": ("learned_1d",),
+    "qkv_bias": (True, False),
+    "norm_eps": (1e-6,),
+    "norm_layer": ("layernorm",),
+    "mlp_layer": ("mlp",),
+    "attn_layer": ("",),
+    "block_fn": ("block",),
+    "post_norm": (False,),
+    "patch_norm": (False,),
+    "representation_size": (None,),
+    "partial_patches": ("refuse",),
+    "resnet_layers": (None,),
+}
+_ACTIVATIONS = {"tanh": "gelu_tanh", "quick": "quick_gelu"}
 
 
 def push_to_hub(
@@ -118,15 +136,17 @@ def hub_config(model: Model, preprocess: Preprocess | None, classes: Sequence[st
     """
     config, kind = model.config, type(model).__name__
     found: dict[str, Any] = {"num_classes": model.num_classes}
-    if config.get("resnet_layers") is None:
+    published = name_of(config)
+    if published is not None:
+        found["architecture"] = published
+        found["model_args"] = {name: config[name] for name in ("img_size", "in_chans")}
+    elif kind != "ViT" or all(config[name] in values for name, values in _AS_IN_TIMM.items()):
         found["architecture"] = _ARCHITECTURES["distilled" if config.get("distilled") else kind]
         found["model_args"] = {name: config[name] for name in _ARGUMENTS if config.get(name) is not None}
+        if config["gelu"] in _ACTIVATIONS:
+            found["model_args"]["act_layer"] = _ACTIVATIONS[config["gelu"]]
+    if "model_args" in found:
         found["model_args"]["num_classes"] = model.num_classes
-        if config["gelu"] == "tanh":
-            found["model_args"]["act_layer"] = "gelu_tanh"
-    else:
-        same = [name for name, size in published() if all(config.get(key) == value for key, value in size.items())]
-        found |= {"architecture": same[0]} if same else {}
     found["global_pool"] = config["global_pool"]
     if classes is not None:
         found["label_names"] = list(classes)

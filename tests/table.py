@@ -531,6 +531,7 @@ def _vit(**options: Any) -> Callable[[Any], Any]:
 
 
 _IMAGES: dict[str, Any] = {"B": 2, "C": 1, "a": 4, "b": 4}
+_LARGE: dict[str, Any] = {"B": 2, "C": 1, "a": 6, "b": 6}
 _HYBRID: dict[str, Any] = {"B": 2, "C": 2, "a": 9, "b": 12}
 _STEM = {"in_chans": 2, "resnet_width": 4, "resnet_groups": 2}  # filters of at least 4 numbers
 _NOISE = {
@@ -588,6 +589,8 @@ MODELS = [
     _model("ViT_rms_swiglu", norm_layer="rmsnorm", mlp_layer="swiglu", patch_norm=True, proj_bias=False),
     _model("ViT_packed_swiglu", mlp_layer="swiglu_packed"),
     _model("ViT_norms_within", scale_attn_norm=True, scale_mlp_norm=True, qk_norm=True),
+    _model("ViT_rotary", pos_embed="rotary", embed_dim=8, reg_tokens=1, qkv_bias="qv"),
+    _model("ViT_rotary_dynamic", pos_embed="rotary", embed_dim=8, images=_LARGE, dynamic_img_size=True),
     _model("ViT_relative_norms", qk_norm=True, pos_embed="relative"),
     _model("ViT_differential", attn_layer="diff", noise=True, **_NOISE),
     _model("ViT_parallel_things", block_fn="parallel_things", init_values=0.5, noise=True, **_NOISE),

@@ -70,6 +70,16 @@ def class_of(name: str) -> str | None:
     return _CONFIGS[name][0].__name__ if name in _CONFIGS else None
 
 
+def name_of(config: dict[str, Any]) -> str | None:
+    """The published name of a model's configuration, whatever its images, classes, dropout and dtype."""
+    free = ("img_size", "in_chans", "num_classes", "dtype", "skip_unused_tokens", "dynamic_img_size", "weight_init")
+    own = {name: value for name, value in config.items() if name not in free and not name.endswith("_rate")}
+    for name, (kind, sizes) in _CONFIGS.items():
+        if own.items() <= kind.options(**sizes).config().items():
+            return name
+    return None
+
+
 def list_models() -> list[str]:
     """The names that `create_model` knows, in alphabetical order."""
     return sorted(_CONFIGS)

@@ -34,6 +34,7 @@ class Tokens(Layer):
         positions: see `positions.py`, or None.
         drop: the dropout rate of the output.
         dynamic: accept images of other sizes.
+        one_ratio: of these, only those whose grid has the model's ratio of sides, as attention infers it.
     """
 
     names_in_parent = True
@@ -51,11 +52,13 @@ class Tokens(Layer):
         drop: float,
         dynamic: bool,
         partial: bool,
+        one_ratio: bool = False,
         dtype: Any,
         rng: Rng,
     ) -> None:
         dim = patch_embed.proj.weight.shape[0]
         self.image, self.grid, self.dynamic, self.partial = image, grid, dynamic, partial
+        self.one_ratio = one_ratio
         # the order of attributes is that of the parameters, as in timm; 1e-6 is timm's initial std of these tokens
         self.cls_token = Parameter(normal(rng, (1, 1, dim), 1e-6, dtype)) if class_token else None
         self.reg_token = Parameter(normal(rng, (1, registers, dim), 1e-6, dtype)) if registers else None
@@ -104,7 +107,13 @@ class Tokens(Layer):
                 f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
                 f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True"
             )
-        return self.grid((height, width))
+        grid, own = self.grid((height, width)), self.grid(self.image)
+        if self.one_ratio and grid[0] * own[1] != grid[1] * own[0]:
+            raise ValueError(
+                f"image {height}x{width} has a grid of {grid[0]}x{grid[1]} patches, and a model with rotary positions "
+                f"of {own[0]}x{own[1]} takes those of its ratio of sides: build it with img_size=({height}, {width})"
+            )
+        return grid
 
 
 def whole_patches(x: Array, grid: tuple[int, int], patch: tuple[int, ...]) -> tuple[Array, Back]:

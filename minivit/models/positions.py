@@ -1,7 +1,8 @@
 """Positions: attention ignores the order of tokens, so the position of each patch is added to its vector.
 
 Each class here gives a table of vectors for a grid of patches, and accumulates the table's gradient; `relative`
-positions are a bias inside attention instead, in `minivit/nn/position_bias.py`.
+positions are a bias inside attention instead, in `minivit/nn/position_bias.py`, and `rotary` ones rotate its queries
+and keys, in `minivit/nn/rotary.py`.
 
 Notation: gh x gw the grid, N = gh gw, p prefix tokens (class token), D channels.
 """
@@ -20,7 +21,7 @@ from minivit.nn.layer import Layer
 from minivit.nn.parameter import Parameter
 from minivit.protocol import Array, Back, Rng, once
 
-KINDS = ("learned_1d", "none", "learned_2d", "sincos_1d", "sincos_2d", "relative")
+KINDS = ("learned_1d", "none", "learned_2d", "sincos_1d", "sincos_2d", "relative", "rotary")
 
 
 class Positions(Layer):
@@ -176,7 +177,7 @@ def _waves(position: Array, dim: int) -> Array:
 def make_positions(
     kind: str, grid: tuple[int, int], prefix: int, dim: int, dtype: Any, rng: Rng, *, place_prefix: bool = True
 ) -> Positions | None:
-    """The table of a kind; None for "none" and for "relative", which change no token.
+    """The table of a kind; None for "none", "relative" and "rotary", which change no token.
 
     Args:
         place_prefix: whether a table of kind "learned_1d" has rows for the prefix tokens; the others have none.

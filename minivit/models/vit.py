@@ -33,13 +33,15 @@ class ViT(Model):
         patch_size: int or (Ph, Pw).
         in_chans: C.
         num_classes: K; 0 gives the pooled features (B, D).
-        embed_dim, depth, num_heads, mlp_ratio, qkv_bias: the encoder's size.
+        embed_dim, depth, num_heads, mlp_ratio: the encoder's size.
+        qkv_bias: of the projection to q, k and v: True, False, or "qv" for a bias of q and of v alone (BEiT).
         class_token: prepend a learned token; `global_pool="token"` needs it.
         global_pool: "token" reads the class token after the last norm, "avg" the mean of the patches, "map" pools
             them by attention with a learned query (SigLIP).
         fc_norm: the last norm follows the pooling, under this name, instead of preceding it as `norm`; None is True
             for "avg" and False for "token".
-        pos_embed: "learned_1d" | "none" | "learned_2d" | "sincos_1d" | "sincos_2d" | "relative".
+        pos_embed: "learned_1d" | "none" | "learned_2d" | "sincos_1d" | "sincos_2d" | "relative"
+            (BEiT) | "rotary" (DINOv3).
         representation_size: width of the fc + tanh before the classifier, None for a single linear layer.
         patch_norm: LayerNorm after the patch embedding (key `patch_embed.norm`).
         drop_rate: dropout before the head; pos_drop_rate: after the positions; proj_drop_rate: after projections and
@@ -116,6 +118,7 @@ class ViT(Model):
             positions=positions,
             drop=o.pos_drop_rate,
             dynamic=o.dynamic_img_size,
+            one_ratio=o.pos_embed == "rotary",
             partial=o.partial_patches != "refuse",
             dtype=dtype,
             rng=rng,

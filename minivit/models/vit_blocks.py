@@ -29,6 +29,7 @@ from minivit.nn import (
     QuickGELU,
     RelativePositionBias,
     RMSNorm,
+    RotaryPositions,
     ScaledBlock,
     SwiGLU,
 )
@@ -78,7 +79,7 @@ def _parallel_scaling(o: ViTOptions, index: int, drop_path: float, rng: Rng) -> 
         make_norm(o, o.embed_dim),
         QuickGELU() if o.gelu == "quick" else GELU(o.gelu),
         _scale(o),
-        o.qkv_bias,
+        bool(o.qkv_bias),
         proj_bias=o.proj_bias,
         fused=differential,
         proj_drop=o.proj_drop_rate,
@@ -109,7 +110,7 @@ def _scale(o: ViTOptions) -> LayerScale | None:
 
 def _attention(o: ViTOptions, index: int, rng: Rng) -> Attention:
     differential = o.attn_layer == "diff"
-    if differential or o.qk_norm or o.scale_attn_norm:
+    if differential or o.qk_norm or o.scale_attn_norm or o.qkv_bias == "qv" or o.pos_embed == "rotary":
         return ComposedAttention(
             o.embed_dim,
             _heads(o, index, differential, rng),
@@ -125,7 +126,7 @@ def _attention(o: ViTOptions, index: int, rng: Rng) -> Attention:
     return Attention(
         o.embed_dim,
         o.num_heads,
-        o.qkv_bias,
+        bool(o.qkv_bias),
         attn_drop=o.attn_drop_rate,
         proj_drop=o.proj_drop_rate,
         queries=tokens_read(o.config()) if only_read else None,
@@ -143,11 +144,14 @@ def _heads(o: ViTOptions, index: int, differential: bool, rng: Rng) -> Heads | D
     if differential:
         more: dict[str, Any] = {**norms, "attn_drop": o.attn_drop_rate, "dtype": o.dtype, "seed": rng}
         return DifferentialHeads(o.embed_dim, o.num_heads, index, **more)
-    bias = None
-    if o.pos_embed == "relative":
-        grid, prefix = patch_grid(o.config()), prefix_tokens(o.config())
-        bias = RelativePositionBias(grid, o.num_heads, prefix, dtype=o.dtype, seed=rng)
-    return Heads(o.num_heads, **norms, position_bias=bias, attn_drop=o.attn_drop_rate)
+    grid, prefix, relative = patch_grid(o.config()), prefix_tokens(o.config()), o.pos_embed == "relative"
+    return Heads(
+        o.num_heads,
+        **norms,
+        rotate=RotaryPositions(grid, size, prefix) if o.pos_embed == "rotary" else None,
+        position_bias=RelativePositionBias(grid, o.num_heads, prefix, dtype=o.dtype, seed=rng) if relative else None,
+        attn_drop=o.attn_drop_rate,
+    )
 
 
 def _mlp(o: ViTOptions, rng: Rng) -> Mlp | SwiGLU:

@@ -35,6 +35,8 @@ _AIM_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 8, "mlp_ratio": 2.75}
 _AIM_HUGE = {"embed_dim": 1536, "depth": 24, "num_heads": 12, "mlp_ratio": 2.6667}
 _AIM_1B = {"embed_dim": 2048, "depth": 24, "num_heads": 16, "mlp_ratio": 2.75}
 _AIM_3B = {"embed_dim": 3072, "depth": 24, "num_heads": 24, "mlp_ratio": 2.6667}
+_HUGE_20 = {**_HUGE, "num_heads": 20}
+_7B = {"embed_dim": 4096, "depth": 40, "num_heads": 32, "mlp_ratio": 2.0}
 _R26, _R50 = (2, 2, 2, 2), (3, 4, 6, 3)  # stages of bottlenecks
 
 # what a family changed
@@ -63,6 +65,16 @@ _AIM = {
     "qkv_bias": False,
 }
 _BEIT3 = {"global_pool": "avg", "norm_eps": 1e-5, "scale_attn_norm": True, "scale_mlp_norm": True}
+_BEIT = {"global_pool": "avg", "pos_embed": "relative", "qkv_bias": "qv"}
+_DINOV3 = {
+    "global_pool": "avg",
+    "fc_norm": False,
+    "pos_embed": "rotary",
+    "reg_tokens": 4,
+    "init_values": 1e-5,
+    "norm_eps": 1e-5,
+    "dynamic_img_size": True,
+}
 _XP = {
     "block_fn": "parallel_scaling",
     "no_embed_class": True,
@@ -205,7 +217,7 @@ VITS: dict[str, tuple[type[ViT], dict[str, Any]]] = {
     "vit_so400m_patch16_siglip_gap_256": _vit(_SO400M, 16, 256, **_GAP, gelu="tanh"),
     "vit_so400m_patch16_siglip_gap_384": _vit(_SO400M, 16, 384, **_GAP, gelu="tanh"),
     "vit_so400m_patch16_siglip_gap_512": _vit(_SO400M, 16, 512, **_GAP, gelu="tanh"),
-    # DINOv2 (Oquab et al. 2023), and with registers (Darcet et al. 2023)
+    # DINOv2 (Oquab et al. 2023), and with registers (Darcet et al. 2024)
     "vit_base_patch14_dinov2": _vit(_BASE, 14, 518, **_DINOV2),
     "vit_base_patch14_reg4_dinov2": _vit(_BASE, 14, 518, **_DINOV2_REG),
     "vit_giant_patch14_dinov2": _vit(_GIANT_DINO, 14, 518, **_DINOV2, mlp_layer="swiglu_packed"),
@@ -214,6 +226,27 @@ VITS: dict[str, tuple[type[ViT], dict[str, Any]]] = {
     "vit_large_patch14_reg4_dinov2": _vit(_LARGE, 14, 518, **_DINOV2_REG),
     "vit_small_patch14_dinov2": _vit(_SMALL, 14, 518, **_DINOV2),
     "vit_small_patch14_reg4_dinov2": _vit(_SMALL, 14, 518, **_DINOV2_REG),
+    # DINOv3 (Siméoni et al. 2025): rotary positions; "qkvb" has biases of q and v
+    "vit_tiny_patch16_dinov3_qkvb": _vit(_TINY, 16, 256, **_DINOV3, qkv_bias="qv"),
+    "vit_small_patch16_dinov3": _vit(_SMALL, 16, 256, **_DINOV3, qkv_bias=False),
+    "vit_small_patch16_dinov3_qkvb": _vit(_SMALL, 16, 256, **_DINOV3, qkv_bias="qv"),
+    "vit_small_plus_patch16_dinov3": _vit(_SMALL, 16, 256, **_DINOV3, qkv_bias=False, mlp_layer="swiglu"),
+    "vit_small_plus_patch16_dinov3_qkvb": _vit(_SMALL, 16, 256, **_DINOV3, qkv_bias="qv", mlp_layer="swiglu"),
+    "vit_base_patch16_dinov3": _vit(_BASE, 16, 256, **_DINOV3, qkv_bias=False),
+    "vit_base_patch16_dinov3_qkvb": _vit(_BASE, 16, 256, **_DINOV3, qkv_bias="qv"),
+    "vit_large_patch16_dinov3": _vit(_LARGE, 16, 256, **_DINOV3, qkv_bias=False),
+    "vit_large_patch16_dinov3_qkvb": _vit(_LARGE, 16, 256, **_DINOV3, qkv_bias="qv"),
+    "vit_huge_plus_patch16_dinov3": _vit(_HUGE_20, 16, 256, **_DINOV3, qkv_bias=False, mlp_layer="swiglu"),
+    "vit_huge_plus_patch16_dinov3_qkvb": _vit(_HUGE_20, 16, 256, **_DINOV3, qkv_bias="qv", mlp_layer="swiglu"),
+    "vit_7b_patch16_dinov3": _vit(_7B, 16, 256, **_DINOV3, qkv_bias=False, mlp_layer="swiglu"),
+    # BEiT 1 and 2 (Bao et al. 2021; Peng et al. 2022): relative positions
+    "beit_base_patch16_224": _vit(_BASE, 16, 224, **_BEIT, init_values=0.1),
+    "beit_base_patch16_384": _vit(_BASE, 16, 384, **_BEIT, init_values=0.1),
+    "beit_large_patch16_224": _vit(_LARGE, 16, 224, **_BEIT, init_values=1e-5),
+    "beit_large_patch16_384": _vit(_LARGE, 16, 384, **_BEIT, init_values=1e-5),
+    "beit_large_patch16_512": _vit(_LARGE, 16, 512, **_BEIT, init_values=1e-5),
+    "beitv2_base_patch16_224": _vit(_BASE, 16, 224, **_BEIT, init_values=1e-5),
+    "beitv2_large_patch16_224": _vit(_LARGE, 16, 224, **_BEIT, init_values=1e-5),
     # TIPSv2
     "vit_base_patch14_reg1_tipsv2": _vit(_BASE, 14, 448, **_TIPS),
     "vit_giant_patch14_reg1_tipsv2": _vit(_GIANT_DINO, 14, 448, **_TIPS, mlp_layer="swiglu_packed"),

@@ -30,7 +30,7 @@ class ViTOptions(Options):
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: float = 4.0
-    qkv_bias: bool = True
+    qkv_bias: bool | str = True
     class_token: bool = True
     global_pool: str = "token"
     fc_norm: bool | None = None
@@ -121,8 +121,11 @@ class ViTOptions(Options):
                 f"block_fn={self.block_fn!r} has attention and MLP in one: leave scale_attn_norm, scale_mlp_norm, "
                 "mlp_layer and attn_layer out"
             )
-        if self.attn_layer == "diff" and self.pos_embed == "relative":
-            raise ValueError("differential attention has no relative positions: choose another pos_embed")
+        if self.qkv_bias not in (True, False, "qv") or joint and self.qkv_bias == "qv":
+            raise ValueError(f"qkv_bias={self.qkv_bias!r}: choose True or False, or in other blocks 'qv'")
+        differential = self.attn_layer == "diff" or self.block_fn == "diff_parallel_scaling"
+        if differential and self.pos_embed in ("relative", "rotary"):
+            raise ValueError(f"differential attention has no {self.pos_embed} positions: choose another pos_embed")
 
     def _check_patch(self) -> None:
         """The patch must divide the image, or a stem's map, unless `partial_patches` allows partial ones."""

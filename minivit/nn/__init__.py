@@ -38,6 +38,7 @@ from minivit.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minivit.nn.position_bias import ContinuousPositionBias, RelativePositionBias
 from minivit.nn.printing import tree as _tree  # noqa: F401  # gives backward functions their repr
 from minivit.nn.recompute import Recompute
+from minivit.nn.rotary import RotaryPositions
 from minivit.nn.window_attention import CosineWindowAttention, ShiftedWindows, WindowAttention
 from minivit.renamed import old_names
 
@@ -80,6 +81,7 @@ __all__ = [
     "QuickGELU",
     "Recompute",
     "RelativePositionBias",
+    "RotaryPositions",
     "ReLU",
     "RMSNorm",
     "ScaledBlock",

@@ -64,7 +64,6 @@ def arguments(
 
 # names of parts that minivit's ViT has not, or has under other names; a pattern matches the beginning of a name
 _OTHER_PARTS = {
-    r"blocks\.\d+\.gamma_": "LayerScale under another name",
     r"(register_tokens|storage_tokens)": "register tokens under another name",
     r"blocks\.\d+\.mlp\.w\d+\.": "a gated MLP under another name",
     r"blocks\.\d+\.(attns|ffns)\.(?![01]\.)": "more than two parallel branches",
@@ -110,7 +109,7 @@ def _vit(shapes: Shapes, config: Arguments, settings: Arguments, requested: Argu
         "final_norm": behind or "norm.weight" in shapes,
         "global_pool": "map" if attention_pool else "avg" if behind or not class_token else "token",
         "fc_norm": behind,
-        "pos_embed": "learned_1d" if "pos_embed" in shapes else "none",
+        "pos_embed": "learned_1d" if "pos_embed" in shapes else "relative" if _BIASES in shapes else "none",
         "representation_size": shapes["pre_logits.fc.weight"][0] if "pre_logits.fc.weight" in shapes else None,
         **vit_block.arguments(shapes, dim, config),
         **{name: config[name] for name in ("post_norm", "partial_patches") if name in config},
@@ -120,6 +119,9 @@ def _vit(shapes: Shapes, config: Arguments, settings: Arguments, requested: Argu
         sides = zip(pair(found["img_size"]), pair(found["patch_size"]))
         if "resnet_layers" not in found and any(side % patch for side, patch in sides):
             found.setdefault("partial_patches", "drop")
+    elif _BIASES in shapes:
+        found["img_size"] = _biased_image(shapes[_BIASES][0], found, config, requested)
+        found["num_heads"] = shapes[_BIASES][1]
     elif "img_size" in config or "input_size" in config:
         found["img_size"] = config.get("img_size", config.get("input_size"))
     if found["distilled"] and "head_dist.weight" not in shapes and bool(head):
@@ -137,6 +139,23 @@ def _vit(shapes: Shapes, config: Arguments, settings: Arguments, requested: Argu
     if isinstance(config.get("num_heads"), tuple):
         raise ValueError(f"config.json says num_heads={config['num_heads']!r:.60}, expected one number for a ViT")
     return found | hidden.options(found, {**settings, **config}, requested)
+
+
+_BIASES = "blocks.0.attn.relative_position_bias_table"
+
+
+def _biased_image(rows: int, found: Arguments, config: Arguments, requested: Arguments) -> Any:
+    """The image size of a table of biases, (2h-1)(2w-1) rows for a grid of h x w and three for prefix tokens."""
+    offsets = rows - (3 if prefix_tokens(found) else 0)
+    for size in (config.get("img_size"), config.get("input_size"), requested.get("img_size")):
+        if size is not None:
+            height, width = patch_grid(found, size)
+            if (2 * height - 1) * (2 * width - 1) == offsets:
+                return size
+    side = isqrt(offsets)
+    if side**2 != offsets or side % 2 == 0:
+        raise ValueError(f"{_BIASES} has {rows} rows, which make no square grid: give img_size=(H, W)")
+    return short((side + 1) // 2 * length for length in pair(found["patch_size"]))
 
 
 def _positions(rows: int, found: Arguments, config: Arguments, requested: Arguments) -> Arguments:

@@ -9,7 +9,7 @@ from typing import Any
 
 from minivit.models import configs
 from minivit.models.timm_arguments import in_our_words
-from minivit.pretrained.hidden import HIDDEN
+from minivit.pretrained.hidden import TOLD
 from minivit.sizes import pair
 
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -91,7 +91,7 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
         decided = (*_TIMM_SIZES, "init_values", "no_embed_class")
         found |= {_USUAL.get(key, key): published[key] for key in decided if published.get(key) is not None}
         if model == "ViT":
-            found |= {key: published.get(key, usual) for key, usual in HIDDEN.items() if usual is not None}
+            found |= {key: published.get(key, usual) for key, usual in TOLD.items() if usual is not None}
     pretrained = config.get("pretrained_cfg")
     size = pretrained.get("input_size") if isinstance(pretrained, dict) else None
     if isinstance(size, list) and len(size) == 3:

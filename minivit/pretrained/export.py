@@ -15,6 +15,7 @@ from minivit.io.atomic import write_atomically
 from minivit.io.safetensors import save_arrays
 from minivit.models.options import patch_grid
 from minivit.pretrained.layouts import LAYOUTS, Layout
+from minivit.pretrained.layouts.microsoft import as_gammas
 from minivit.pretrained.renaming import translate
 from minivit.protocol import Array
 
@@ -35,7 +36,7 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     if not tables:
         known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind})) or "none: it is no model"
         raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
-    arrays = _with_plain_positions(model)
+    arrays = _with_plain_positions(model, layout)
     if tables[0].rules:
         arrays = _translated(model, arrays | _tables(model, layout), tables)
     if layout == "google":
@@ -48,15 +49,21 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
         save_arrays(Path(path), arrays, None)
 
 
-def _with_plain_positions(model: Any) -> dict[str, Array]:
-    """The model's arrays; positions of any kind as the table of `learned_1d`, the only kind that every project has."""
+def _with_plain_positions(model: Any, layout: str) -> dict[str, Array]:
+    """The model's arrays; positions of any kind as the table of `learned_1d`, the only kind that every project has.
+
+    timm's BEiT and DINOv3 have relative and rotary positions, and no bias of k.
+    """
     arrays = {name: to_numpy(param.data) for name, param in model.parameters().items()}
     config = model.config
     if type(model).__name__ != "ViT":
         return arrays
-    if config["pos_embed"] == "relative":
+    if config["pos_embed"] in ("relative", "rotary"):
+        if layout == "timm" and config["qkv_bias"] in (False, "qv"):
+            return as_gammas(arrays)
         raise ValueError(
-            "pos_embed='relative' has a bias for each block, which no other project knows: keep it with minivit.save"
+            f"pos_embed={config['pos_embed']!r} is within each block's attention, and {layout} has no such ViT: keep "
+            "it with minivit.save"
         )
     if config["patch_norm"]:
         raise ValueError("patch_norm=True is in no other project's ViT: keep it with minivit.save")

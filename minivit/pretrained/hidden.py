@@ -21,7 +21,10 @@ HIDDEN: Arguments = {
     "norm_eps": 1e-6,
     "post_norm": False,
     "pool_include_prefix": False,
+    "global_pool": "token",  # with a class token and the norm before the pooling; else the arrays show it
 }
+# options that the arrays leave open only in models that are not published
+TOLD: Arguments = {**HIDDEN, "norm_layer": "layernorm", "mlp_layer": "mlp", "pos_embed": "learned_1d"}
 # the options that names and shapes show, besides sizes, and their values in a plain ViT
 _SHOWN: Arguments = {
     "reg_tokens": 0,
@@ -68,6 +71,8 @@ def options(found: Arguments, config: Arguments, requested: Arguments) -> Argume
         if unsaid:
             raise ValueError(f"no published model has these arrays, and none shows {_named(unsaid)}: give them")
     chosen = {name: values.pop() for name, values in known.items() if values}
+    if found["pos_embed"] == "none":  # or rotary: neither has a table
+        chosen["pos_embed"] = {**requested, **config}.get("pos_embed", same[0].pos_embed if same else "none")
     if plain:
         _check_one_reading(found, said)
     heads = said.get("num_heads") or chosen.get("num_heads") or _heads(found)
@@ -101,7 +106,8 @@ def _signature_of(options: Arguments) -> tuple[Any, ...]:
     shown["no_embed_class"] = shown["no_embed_class"] and (options["class_token"] or bool(shown["reg_tokens"]))
     sizes = (options["embed_dim"], options["depth"], int(options["embed_dim"] * options["mlp_ratio"]))
     tokens = (options["class_token"], options["distilled"], options["fc_norm"], options["global_pool"] == "map")
-    return (*sizes, *tokens, options["qkv_bias"], *shown.values())
+    positions = "none" if options["pos_embed"] == "rotary" else options["pos_embed"]  # neither has a table
+    return (*sizes, *tokens, positions, options["qkv_bias"], *shown.values())
 
 
 def _asked(found: Arguments) -> list[str]:
@@ -115,6 +121,8 @@ def _asked(found: Arguments) -> list[str]:
         names.append("norm_layer")
     if found["reg_tokens"] and found["global_pool"] != "token":
         names.append("pool_include_prefix")
+    if found["pos_embed"] == "none":
+        names += ["pos_embed", "global_pool"]
     return names
 
 

@@ -33,7 +33,7 @@ def arguments(shapes: Shapes, dim: int, config: dict[str, Any]) -> dict[str, Any
     differential = f"{attention}.lambda_q1" in shapes
     found: dict[str, Any] = {
         "block_fn": block,
-        "qkv_bias": f"blocks.0.{projection}.bias" in shapes,
+        "qkv_bias": "qv" if f"{attention}.q_bias" in shapes else f"blocks.0.{projection}.bias" in shapes,
         "proj_bias": f"blocks.0.{output}.bias" in shapes,
         "norm_layer": "layernorm" if f"blocks.0.{norm}.bias" in shapes else "rmsnorm",
         "init_values": config.get("init_values", 1e-5) if f"blocks.0.{scale}.gamma" in shapes else None,

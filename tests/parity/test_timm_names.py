@@ -38,12 +38,14 @@ from minivit.io.weights import Weights  # noqa: E402
 from minivit.models import configs  # noqa: E402
 from minivit.models.options import stage_windows  # noqa: E402
 from minivit.pretrained import hidden  # noqa: E402
+from minivit.pretrained.layouts.microsoft import as_layer_scale  # noqa: E402
 from minivit.pretrained.plan import plan_of  # noqa: E402
 from minivit.pretrained.recognition import recognize  # noqa: E402
 from minivit.sizes import pair  # noqa: E402
 
-MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer", "swin_transformer_v2")
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer", "swin_transformer_v2", "beit")
 NAMES = [name for module in MODULES for name in timm.list_models(module=module)]
+NAMES += [name for name in timm.list_models(module="eva") if "dinov3" in name]
 PUBLISHED = dict(configs.published())
 FILES = ("with config.json", "weights alone")
 CLASSES = 5
@@ -72,7 +74,7 @@ def small(name: str, whole: Any) -> Any:
         step = pair(embed.img_size)[0] // embed.grid_size[0] // patch if hasattr(embed, "backbone") else 1
         sizes = {"depth": 2, "img_size": 2 * patch * step}
         if not isinstance(embed.proj, torch.nn.Identity):  # else the tokens are a backbone's channels
-            sizes |= {"embed_dim": 2 * _attention(whole).head_dim, "num_heads": 2}
+            sizes |= {"embed_dim": 2 * (whole.embed_dim // _attention(whole).num_heads), "num_heads": 2}
     return timm.create_model(name, num_classes=CLASSES, **sizes).eval()
 
 
@@ -150,9 +152,10 @@ def described(model: Any) -> dict[str, Any]:
             "norm_layer": _NORMS[
                 {type(each).__name__ for each in block.modules() if "Norm" in type(each).__name__}.pop()
             ],
-            "reg_tokens": model.num_reg_tokens,
-            "no_embed_class": model.no_embed_class and model.num_prefix_tokens > 0,
-            "pool_include_prefix": model.pool_include_prefix,
+            "reg_tokens": 0 if getattr(model, "reg_token", None) is None else model.reg_token.shape[1],
+            "no_embed_class": getattr(model, "no_embed_class", False) and model.num_prefix_tokens > 0,
+            "pool_include_prefix": getattr(model, "pool_include_prefix", False),
+            "pos_embed": _positions(model),
         }
         return found | ({"gelu": _gelu(block)} if found["mlp_layer"] == "mlp" else {})
     blocks = [stage.blocks[0] for stage in model.layers]
@@ -164,8 +167,16 @@ def described(model: Any) -> dict[str, Any]:
     }
 
 
+def _positions(model: Any) -> str:
+    if getattr(model, "rope", None) is not None:
+        return "rotary"
+    relative = any("relative_position_bias_table" in name for name, _ in model.named_parameters())
+    return "relative" if relative else "none" if model.pos_embed is None else "learned_1d"
+
+
 _BLOCKS = {
     "Block": "block",
+    "EvaBlock": "block",
     "ResPostBlock": "block",
     "ParallelThingsBlock": "parallel_things",
     "ParallelScalingBlock": "parallel_scaling",
@@ -220,10 +231,14 @@ def test_logits_and_all_gradients_are_timms(name: str, monkeypatch: pytest.Monke
     for module in theirs.modules():
         if hasattr(module, "relative_coords_table"):  # of Swin v2, likewise
             sharpen(module)
+        if hasattr(module, "periods"):  # of rotary positions, likewise
+            count = len(module.periods)
+            module.periods = module.temperature ** (torch.arange(count, dtype=torch.float64) / count)
+            if module.feat_shape is not None:
+                module._cache_embed(module.feat_shape)
     ours = minivit.create_model(name, num_classes=CLASSES, dtype="float64", **sizes_of(theirs))
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    ours.load_state_dict({key: state[key] for key in ours.parameters()})
-    assert set(ours.parameters()) == {key for key, _ in theirs.named_parameters()}
+    state = as_layer_scale({key: param.detach().numpy() for key, param in theirs.named_parameters()})
+    ours.load_state_dict(state)
     count = 2 if hasattr(theirs, "blocks") else 1  # Swin's images have their full size
     x = np.random.default_rng(0).standard_normal((count, 3, *pair(theirs.patch_embed.img_size)))
     inputs = torch.tensor(x, requires_grad=True)
@@ -235,7 +250,7 @@ def test_logits_and_all_gradients_are_timms(name: str, monkeypatch: pytest.Monke
     assert _off(y, logits) < PARITY and _off(ours.predict(x), logits) < PARITY
     assert _off(dx, inputs.grad) < PARITY
     largest = max(float(param.grad.abs().max()) for param in theirs.parameters() if param.grad is not None)
-    for key, param in theirs.named_parameters():
+    for key, param in as_layer_scale(dict(theirs.named_parameters())).items():
         # of a bias of k alone the exact gradient is 0, and both sides have rounding errors
         floor = 1e-6 * largest
         assert _off(ours.parameters()[key].grad, param.grad, floor) < PARITY, key

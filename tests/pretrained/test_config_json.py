@@ -129,7 +129,6 @@ def test_a_token_of_masked_pretraining_is_left_out_and_said(tmp_path: Path) -> N
 
 
 OTHER_PARTS = {
-    "blocks.0.gamma_1": "LayerScale under another name",
     "register_tokens": "register tokens under another name",
     "blocks.0.mlp.w12.weight": "a gated MLP under another name",
     "blocks.0.attns.2.attn.qkv.weight": "more than two parallel branches",

@@ -21,7 +21,7 @@ from fake_hub import NEW, OLD, VIT, serving
 import minivit
 from minivit.io import weights as read
 from minivit.io.safetensors import CheckpointError
-from minivit.pretrained import export, hub
+from minivit.pretrained import export, hub, tags
 from minivit.pretrained.loading import from_pretrained
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -92,7 +92,7 @@ WITHOUT_WEIGHTS = """
 def test_every_published_size_has_timms_tag_or_no_weights():
     without = set(WITHOUT_WEIGHTS.split())
     assert set(hub.DEFAULT_TAGS) == set(minivit.list_models()) - without
-    assert sum(len(names.split()) for names in hub._TAGS.values()) == len(hub.DEFAULT_TAGS), "a name stands twice"
+    assert sum(len(names.split()) for names in tags._TAGS.values()) == len(hub.DEFAULT_TAGS), "a name stands twice"
     for name in without:
         with pytest.raises(CheckpointError, match=f"no weights for {name}.*create_model"):
             hub.fetch(name, report=print)

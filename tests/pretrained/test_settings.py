@@ -303,7 +303,7 @@ def test_positions_of_any_kind_leave_as_the_learned_table(tmp_path: Path, kind: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pos_embed": "relative"}, "pos_embed='relative' has a bias for each block"),
+        ({"pos_embed": "relative"}, "pos_embed='relative' is within each block's attention"),
         ({"patch_norm": True}, "patch_norm=True"),
     ],
 )

@@ -6,12 +6,33 @@ deep-learning-for-image-processing, a Chinese course.
 
 from __future__ import annotations
 
+import re
+
 from minivit.pretrained.layouts.layout import IGNORED, Layout
 from minivit.pretrained.renaming import Rule
 from minivit.protocol import Array
 
 _PROJECTION = r"blocks\.0\.((attns\.0\.)?attn\.qkv|in_proj)\.weight"  # also of blocks with branches in parallel
+
+
+def as_layer_scale(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The factors that BEiT, DeiT III and DINOv3 keep in the block, under the names of a LayerScale."""
+    return {re.sub(r"^(blocks\.\d+)\.gamma_([12])$", r"\1.ls\2.gamma", name): array for name, array in arrays.items()}
+
+
+def as_gammas(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The inverse."""
+    return {re.sub(r"^(blocks\.\d+)\.ls([12])\.gamma$", r"\1.gamma_\2", name): array for name, array in arrays.items()}
+
+
 TIMM = [
+    Layout(
+        "timm",
+        "ViT",
+        (_PROJECTION, r"patch_embed\.proj\.weight", r"blocks\.0\.gamma_1"),
+        ignored=(*IGNORED, r"rope\.(periods|pos_embed_cached)"),
+        prepare=as_layer_scale,
+    ),
     Layout("timm", "ViT", (_PROJECTION, r"patch_embed\.proj\.weight"), ignored=IGNORED),
     Layout("timm", "SwinV2", (r"layers\.0\.blocks\.0\.attn\.logit_scale",), ignored=IGNORED, head="head.fc"),
     Layout(
@@ -23,7 +44,7 @@ TIMM = [
     ),
 ]
 # its ViT has timm's names and computes the same, so its files are read as timm's
-WZMIAOMIAO_VIT = Layout("wzmiaomiao", "ViT", TIMM[0].signs, ignored=IGNORED)
+WZMIAOMIAO_VIT = Layout("wzmiaomiao", "ViT", TIMM[1].signs, ignored=IGNORED)
 
 
 def _same(*names: str) -> list[Rule]:
