@@ -1,6 +1,6 @@
 """Measure what a model's features are worth: classify by them without training the model.
 
-    minivit probe --weights vit_small_patch14_dinov2 --data pets     # pets/cat/*.jpg, pets/dog/*.jpg, ...
+    minivit probe --weights vit_tiny_patch16_224 --data pets     # pets/cat/*.jpg, pets/dog/*.jpg, ...
     minivit probe --weights runs/mnist_vit --data mnist --limit 1000
     minivit probe --weights model.safetensors --data pets --classifier knn --k 10
 
