@@ -90,12 +90,12 @@ def write_token_attention(file: Path, pixels: Array, maps: Mapping[str, Array], 
                     grid = heads[number - 1]
                     largest = max(float(grid.max()), np.finfo(np.float32).tiny)  # a map of zeros is dark, not an error
                     axes.imshow(grid, cmap=_COLORS, vmin=0, vmax=largest, aspect="auto", interpolation="nearest")
-                    words = f"head {number}: up to {largest / max(float(grid.mean()), largest / grid.size):.3g} x mean"
+                    words = f"head {number}: {largest / max(float(grid.mean()), largest / grid.size):.3g}"
                 axes.text(0, -0.02, words, transform=axes.transAxes, va="top", fontsize=8, color=QUIET)
             top += block[name]
         text = (
             "Yellow: the patches that the token attends to most; dark blue: none. Each picture has its own scale, from "
-            "0 to its largest value, which is given relative to the mean over the patches."
+            "0 to its largest value. The number is that value relative to the mean over the patches."
         )
         _below(figure, total, top + 0.05, text)
 

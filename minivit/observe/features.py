@@ -47,7 +47,7 @@ def patch_colors(maps: Array, *, foreground: bool = False) -> PatchColors:
         foreground: color only the patches on one side of the mean in the first component, by components of these
             patches alone. It is the side that has fewer patches at the borders of the images.
 
-    Source: Oquab et al. 2024, DINOv2, section 7.5 and figure 1; there the side is chosen by hand.
+    Source: Oquab et al. 2024, DINOv2, section 7.5 and figure 1; there it is the positive side.
 
     Raises:
         ValueError: for another shape, or fewer than two patches.
@@ -56,7 +56,7 @@ def patch_colors(maps: Array, *, foreground: bool = False) -> PatchColors:
     if maps.ndim != 4 or len(maps) * maps.shape[2] * maps.shape[3] < 2:
         raise ValueError(f"maps must be (B, D, gh, gw) with two patches or more, got shape {maps.shape}")
     shape = (len(maps), *maps.shape[2:])
-    x = maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1]).astype(np.float64)  # (N, D)
+    x = maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])  # (N, D)
     kept = np.ones(len(x), bool)
     if foreground:
         kept = _inner_side(principal_components(x, 1)[0][:, 0].reshape(shape)).reshape(-1)
@@ -72,16 +72,17 @@ def patch_colors(maps: Array, *, foreground: bool = False) -> PatchColors:
 def principal_components(x: Array, count: int) -> tuple[Array, Array]:
     """The first components (N, count) of the rows of x (N, D), and their shares (count,) of the variance.
 
-    A component's sign is that which makes its largest weight positive. Beyond the rank of x components are 0.
+    A component's sign is that which makes its largest weight positive. Components beyond the rank of x, where only its
+    rounding would show, are 0.
     """
-    centered = x - x.mean(axis=0)
+    rounding = 4 * float(np.finfo(x.dtype).eps) * float(np.linalg.norm(x))
+    centered = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
     u, s, vt = np.linalg.svd(centered, full_matrices=False)  # (N, r), (r,), (r, D)
-    r = min(count, len(s))
+    r = min(count, int((s > rounding).sum()))
     signs = np.sign(vt[np.arange(r), np.abs(vt[:r]).argmax(axis=1)])
     components, shares = np.zeros((len(x), count)), np.zeros(count)
     components[:, :r] = u[:, :r] * s[:r] * signs
-    total = (s**2).sum()
-    shares[:r] = s[:r] ** 2 / total if total > 0 else 0
+    shares[:r] = s[:r] ** 2 / (s**2).sum()
     return components, shares
 
 

@@ -49,7 +49,7 @@ def knn_votes(
         k: the number of neighbors, at most n.
         temperature: the smaller, the more the nearest ones decide.
 
-    Sources: Wu et al. 2018, section 3.4, with k = 200; Caron et al. 2021, section 4.1, with k = 20.
+    Sources: Wu et al. 2018, section 3.4, with k = 200; Caron et al. 2021, section 3.2, with k = 20.
 
     Raises:
         ValueError: for shapes that do not fit, and for k out of range.
