@@ -35,7 +35,7 @@ RANDOM = "vit_tiny_patch16_224"  # the model with random weights
 def load(args: argparse.Namespace) -> tuple[Model, data.Preprocess, str]:
     """The model, the preprocessing of its images, and a name for the headings."""
     if args.weights is None:
-        print(f"random weights of {RANDOM}: the pictures show what the architecture does without training")
+        print(f"random weights of {RANDOM}: the figures show what the architecture does without training")
         model = minivit.create_model(RANDOM, img_size=args.img_size, num_classes=0)
         return model, data.Preprocess(model.config["img_size"]), "random weights"
     path = args.weights if Path(args.weights).exists() else hub.fetch(args.weights, report=print)
@@ -103,6 +103,6 @@ if __name__ == "__main__":
     parser.add_argument("--foreground", action="store_true", help="color only the foreground, by the first component")
     parser.add_argument("--block", type=int, default=-1, help="whose patches are colored; a Swin's stages are counted")
     parser.add_argument("--img-size", type=command_line.at_least(1), metavar="N", help="side of the images in pixels")
-    parser.add_argument("--out", default="runs/look", metavar="FOLDER", help="where the pictures go")
+    parser.add_argument("--out", default="runs/look", metavar="FOLDER", help="folder for the figures")
     command_line.add_debug(parser)
     command_line.run(main, parser.parse_args())

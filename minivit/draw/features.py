@@ -16,9 +16,9 @@ from minivit.draw.style import INK, QUIET, WIDE, height_of, write_strips
 from minivit.protocol import Array
 
 _COLORS = "cividis"  # even steps of lightness, also for color-blind readers and in gray print
-_EDGE, _GAP = 0.1, 0.12  # inches at the sides of a figure, and between pictures
+_EDGE, _GAP = 0.1, 0.12  # inches at the sides of a figure, and between panels
 _HEADING = 0.5  # inches
-_COLUMNS = 6  # small pictures in a row, at most
+_COLUMNS = 6  # panels in a row, at most
 _DARK = 0.25  # lightness of the background beside colored patches
 
 
@@ -94,7 +94,7 @@ def write_token_attention(file: Path, pixels: Array, maps: Mapping[str, Array], 
                 axes.text(0, -0.02, words, transform=axes.transAxes, va="top", fontsize=8, color=QUIET)
             top += block[name]
         text = (
-            "Yellow: the patches that the token attends to most; dark blue: none. Each picture has its own scale, from "
+            "Yellow: the patches that the token attends to most; dark blue: none. Each panel has its own scale, from "
             "0 to its largest value. The number is that value relative to the mean over the patches."
         )
         _below(figure, total, top + 0.05, text)
@@ -133,7 +133,7 @@ def write_neighbors(file: Path, pixels: Array, neighbors: Sequence[tuple[str, fl
 
 
 def _cell(columns: int) -> float:
-    """Inches of a picture's width, of so many in a row."""
+    """Inches of a panel's width, of so many in a row."""
     return (WIDE - 2 * _EDGE - (columns - 1) * _GAP) / columns
 
 

@@ -57,14 +57,14 @@ def patch_colors(maps: Array, *, foreground: bool = False) -> PatchColors:
         raise ValueError(f"maps must be (B, D, gh, gw) with two patches or more, got shape {maps.shape}")
     shape = (len(maps), *maps.shape[2:])
     x = maps.transpose(0, 2, 3, 1).reshape(-1, maps.shape[1])  # (N, D)
-    kept = np.ones(len(x), bool)
+    kept = np.ones(len(x), dtype=bool)
     if foreground:
         kept = _inner_side(principal_components(x, 1)[0][:, 0].reshape(shape)).reshape(-1)
         if kept.sum() < 2:
             raise ValueError("fewer than two patches are in the foreground: leave foreground out")
     components, shares = principal_components(x[kept], 3)
     low, high = np.percentile(components, (_OUTLIERS, 100 - _OUTLIERS), axis=0)
-    colors = np.full((len(x), 3), np.nan)
+    colors = np.full((len(x), 3), np.nan, dtype=np.float64)
     colors[kept] = np.clip((components - low) / np.where(high > low, high - low, 1), 0, 1)
     return PatchColors(colors.reshape(*shape, 3), shares)
 
@@ -80,7 +80,7 @@ def principal_components(x: Array, count: int) -> tuple[Array, Array]:
     u, s, vt = np.linalg.svd(centered, full_matrices=False)  # (N, r), (r,), (r, D)
     r = min(count, int((s > rounding).sum()))
     signs = np.sign(vt[np.arange(r), np.abs(vt[:r]).argmax(axis=1)])
-    components, shares = np.zeros((len(x), count)), np.zeros(count)
+    components, shares = np.zeros((len(x), count), np.float64), np.zeros(count, np.float64)
     components[:, :r] = u[:, :r] * s[:r] * signs
     shares[:r] = s[:r] ** 2 / (s**2).sum()
     return components, shares
@@ -88,7 +88,7 @@ def principal_components(x: Array, count: int) -> tuple[Array, Array]:
 
 def _inner_side(component: Array) -> Array:
     """(B, gh, gw) bool: the patches on the side of 0 that has fewer of them at the borders, relative to its number."""
-    border = np.ones(component.shape[1:], bool)
+    border = np.ones(component.shape[1:], dtype=bool)
     border[1:-1, 1:-1] = False
     sides = (component > 0, component <= 0)
     return min(sides, key=lambda side: (side & border).sum() / max(1, side.sum()))

@@ -63,7 +63,7 @@ def knn_votes(
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive")
     (asked, _), (known, _) = F.normalize(queries), F.normalize(features)
-    votes = np.zeros((len(queries), num_classes))
+    votes = np.zeros((len(queries), num_classes), np.float64)
     rows = max(1, _SIMILARITIES // count)
     for start in range(0, len(queries), rows):
         cosines = asked[start : start + rows] @ known.T  # (rows, n)
