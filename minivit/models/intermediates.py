@@ -1,6 +1,6 @@
 """The features inside a model: the maps after chosen blocks of a ViT, or after chosen stages of a Swin.
 
-Notation: B batch, p prefix tokens (class token, distillation token), gh x gw the grid of patches, T = p + gh gw
+Notation: B batch, p prefix tokens (class token, registers, ...), gh x gw the grid of patches, T = p + gh gw
 tokens, D channels.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from minivit.argument_checks import Like, check_generator, check_gradients
 from minivit.device import array_module
+from minivit.models.options import prefix_tokens
 from minivit.nn import Layer
 from minivit.protocol import Array, Back, Rng, compose, once
 from minivit.sizes import Size
@@ -39,7 +40,7 @@ def forward_intermediates(
     chosen = [first + number for number in take_indices(len(layers) - first, indices)]
     if stop_early:
         layers = layers[: chosen[-1] + 1]
-    p, grid = prefix_tokens(model), model.embed.grid(x.shape[2:])
+    p, grid = prefix_tokens(model.config), model.embed.grid(x.shape[2:])
     return_prefix_tokens = return_prefix_tokens and p > 0
 
     backs: list[Back] = []  # of the layers
@@ -110,11 +111,6 @@ def take_indices(count: int, indices: int | Sequence[int] | None) -> list[int]:
             "the end"
         )
     return sorted({number % count for number in numbers})
-
-
-def prefix_tokens(model: Any) -> int:
-    """p, the number of tokens before the patches; 0 in a Swin."""
-    return sum(token.shape[1] for token in getattr(model.embed, "prefix", []))
 
 
 def _encoder(model: Any) -> tuple[list[Layer], int, list[Layer | None]]:

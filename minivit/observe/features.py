@@ -125,7 +125,7 @@ def _with_every_query(model: ViT) -> ViT:
     """The model, on the same parameters, whose last block has a query for every token."""
     complete = copy.copy(model)
     last = next(layer for layer in reversed(model.before_pooling()) if layer is not model.norm)
-    complete.blocks = [*model.blocks[:-1], last]  # type: ignore[list-item]
+    complete.blocks = [*model.blocks[:-1], last]
     return complete
 
 

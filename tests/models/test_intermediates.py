@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 import minivit
 from minivit import check_complex_step, check_vjp, nn
 from minivit.models.intermediates import take_indices
-from minivit.protocol import inference, once
+from minivit.models.options import prefix_tokens
+from minivit.protocol import compose, inference, once
 from minivit.strategies import seeds
 
 SMALL = {"in_chans": 2, "num_classes": 3, "embed_dim": 4, "num_heads": 2, "mlp_ratio": 1.5, "dtype": "float64"}
@@ -28,6 +29,10 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "norm before the mean": (minivit.ViT, {**VIT, "global_pool": "avg", "fc_norm": False}),
     "relative": (minivit.ViT, {**VIT, "pos_embed": "relative"}),
     "dynamic": (minivit.ViT, {**VIT, "img_size": 8, "dynamic_img_size": True}),
+    "registers": (minivit.ViT, {**VIT, "reg_tokens": 2, "no_embed_class": True, "init_values": 0.3}),
+    "norm in front": (minivit.ViT, {**VIT, "pre_norm": True, "norm_layer": "rmsnorm"}),
+    "no last norm": (minivit.ViT, {**VIT, "final_norm": False, "block_fn": "parallel_scaling"}),
+    "attention pooling": (minivit.ViT, {**VIT, "global_pool": "map", "class_token": False}),
     "hybrid": (
         minivit.ViT,
         {**VIT, "img_size": (8, 12), "patch_size": 1, "resnet_layers": (), "resnet_width": 4, "resnet_groups": 2},
@@ -50,6 +55,11 @@ def images(kind: str, batch: int = 2) -> Any:
     return np.random.default_rng(1).standard_normal((batch, 2, *size))
 
 
+def start(model: Any, x: Any) -> Any:
+    """What the first block reads."""
+    return compose(x, model.embed, getattr(model, "norm_pre", None))
+
+
 def blocks_of(model: Any) -> list[Any]:
     return model.blocks if isinstance(model, minivit.ViT) else model.layers
 
@@ -58,7 +68,7 @@ class Features(nn.Layer):
     """Every array that a model's `forward_intermediates` returns, as one layer for the checks of gradients."""
 
     def __init__(self, model: Any, indices: Any, **options: Any) -> None:
-        self.embed, self.norm = model.embed, model.norm
+        self.embed, self.norm_pre, self.norm = model.embed, getattr(model, "norm_pre", None), model.norm
         self.blocks = list(blocks_of(model))
         self.run = lambda x, rng: model.forward_intermediates(x, indices, **options, rng=rng)
 
@@ -101,8 +111,8 @@ def test_the_maps_are_what_the_blocks_give(kind: str) -> None:
         (_, pairs), _ = model.forward_intermediates(x, return_prefix_tokens=True)
         assert all(np.array_equal(pair[0], each) for pair, each in zip(pairs, maps))
         prefix = [tokens for _, tokens in pairs]
-    y, _ = model.embed(x)
-    p = len(getattr(model.embed, "prefix", []))
+    y, _ = start(model, x)
+    p = prefix_tokens(model.config)
     assert len(maps) == len(blocks_of(model)) == 3
     for number, block in enumerate(blocks_of(model)):
         y, _ = block(y)
@@ -130,7 +140,7 @@ def test_the_final_features_lead_to_the_output_and_the_gradients_of_the_model(ki
     model.zero_grad()
     (y, _), back = model.forward_intermediates(x, rng=rng())
     assert np.allclose(y, model.forward_features(x)) or rng() is not None
-    behind = [part for name, part in model.parts() if name in ("pool", "fc_norm", "head_drop", "head")]
+    behind = [part for name, part in model.parts() if name in ("pool", "attn_pool", "fc_norm", "head_drop", "head")]
     backs = []
     for layer in behind:
         y, back_layer = layer(y)
@@ -199,7 +209,7 @@ def test_stop_early(kind: str) -> None:
     (_, maps), _ = model.forward_intermediates(x)
     (final, (first, second)), back = model.forward_intermediates(x, [0, 1], stop_early=True)
     assert np.array_equal(first, maps[0]) and np.array_equal(second, maps[1])
-    y, _ = model.embed(x)
+    y, _ = start(model, x)
     for block in blocks_of(model)[:2]:
         y, _ = block(y)
     assert np.array_equal(final, model.norm(y)[0] if kind == "vit" else y)  # a Swin's norm fits its last stage alone

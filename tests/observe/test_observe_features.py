@@ -127,6 +127,17 @@ def test_the_attention_of_prefix_tokens(distilled: bool, block: int) -> None:
     assert model.blocks[-1].attn.queries is not None, "the model itself goes on leaving them out"
 
 
+def test_the_attention_of_registers() -> None:
+    model = minivit.ViT(**VIT, reg_tokens=2, no_embed_class=True, dtype="float64")
+    whole = minivit.ViT(**VIT, reg_tokens=2, no_embed_class=True, dtype="float64", skip_unused_tokens=False)
+    x = images(model)
+    maps = explain.token_attention(model, x)
+    assert list(maps) == ["class token", "register 1", "register 2"]
+    weights = explain.attention_weights(whole, x)[-1].weights
+    for number, each in enumerate(maps.values()):
+        assert np.allclose(each.reshape(2, 2, 6), weights[:, :, number, 3:], rtol=1e-12)
+
+
 def test_recomputed_blocks_show_the_same_attention() -> None:
     model = minivit.ViT(**VIT, dtype="float64")
     x = images(model)

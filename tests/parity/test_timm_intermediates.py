@@ -23,6 +23,7 @@ VIT: dict[str, Any] = {"img_size": (8, 12), "patch_size": 4, "num_classes": 3, "
 VIT |= {"num_heads": 2, "mlp_ratio": 2.0}
 SWIN: dict[str, Any] = {"img_size": 32, "patch_size": 2, "num_classes": 3, "embed_dim": 8, "depths": (2, 2, 2)}
 SWIN |= {"num_heads": (1, 2, 2), "window_size": 4, "drop_path_rate": 0.0}
+REGISTERS = {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.3}
 HYBRID, SMALL_HYBRID = "vit_tiny_r_s16_p8_224", {"img_size": (32, 64), "depth": 3, "num_classes": 3}
 LIMIT = 1e-9  # relative to the largest element; timm keeps the offsets of Swin v2 in float32, which are sharpened
 
@@ -33,6 +34,10 @@ def pairs(kind: str) -> tuple[Any, Any]:
         "vit": (minivit.ViT, VisionTransformer, VIT, {}),
         "mean": (minivit.ViT, VisionTransformer, {**VIT, "global_pool": "avg"}, {}),
         "no class token": (minivit.ViT, VisionTransformer, {**VIT, "global_pool": "avg", "class_token": False}, {}),
+        "registers": (minivit.ViT, VisionTransformer, {**VIT, **REGISTERS}, {}),
+        "norm in front": (minivit.ViT, VisionTransformer, {**VIT, "pre_norm": True}, {}),
+        "no last norm": (minivit.ViT, VisionTransformer, {**VIT, "final_norm": False}, {}),
+        "attention pooling": (minivit.ViT, VisionTransformer, {**VIT, "global_pool": "map", "class_token": False}, {}),
         "distilled": (minivit.ViT, VisionTransformerDistilled, VIT, {"distilled": True}),
         "hybrid": (partial(minivit.create_model, HYBRID), partial(timm.create_model, HYBRID), SMALL_HYBRID, {}),
         "swin": (minivit.Swin, SwinTransformer, SWIN, {}),
@@ -64,6 +69,17 @@ def flat(features: Any) -> list[Any]:
     return [features] if hasattr(features, "dtype") else [part for each in features for part in flat(each)]
 
 
+KINDS = [
+    "vit",
+    "mean",
+    "no class token",
+    "distilled",
+    "registers",
+    "norm in front",
+    "no last norm",
+    "attention pooling",
+]
+KINDS += ["hybrid", "swin", "swin v2"]
 CHOICES: list[dict[str, Any]] = [
     {},
     {"indices": 2, "intermediates_only": True},
@@ -77,7 +93,7 @@ CHOICES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
-@pytest.mark.parametrize("kind", ["vit", "mean", "no class token", "distilled", "hybrid", "swin", "swin v2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_features_and_gradients_as_timm(kind: str, options: dict[str, Any]) -> None:
     swin = "swin" in kind
     if swin and "return_prefix_tokens" in options:
