@@ -47,7 +47,7 @@ def patch_colors(maps: Array, *, foreground: bool = False) -> PatchColors:
         foreground: color only the patches on one side of the mean in the first component, by components of these
             patches alone. It is the side that has fewer patches at the borders of the images.
 
-    Source: Oquab et al. 2024, DINOv2, section 7.5 and figure 1; there it is the positive side.
+    Source: Oquab et al. 2023, DINOv2, section 7.5 and figure 1; there it is the positive side.
 
     Raises:
         ValueError: for another shape, or fewer than two patches.
