@@ -18,7 +18,7 @@ from minivit.protocol import Array
 _COLORS = "cividis"  # even steps of lightness, also for color-blind readers and in gray print
 _EDGE, _GAP = 0.1, 0.12  # inches at the sides of a figure, and between panels
 _HEADING = 0.5  # inches
-_COLUMNS = 6  # panels in a row, at most
+_COLUMNS = 7  # panels in a row, at most: the image and the six heads of ViT-S
 _DARK = 0.25  # lightness of the background beside colored patches
 
 
