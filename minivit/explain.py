@@ -8,6 +8,7 @@ from minivit.observe.attention import (
     head_maps,
 )
 from minivit.observe.debugging import NotFiniteError, debug_nans
+from minivit.observe.features import PatchColors, nearest_embeddings, patch_colors, token_attention
 from minivit.observe.gradcam import grad_cam
 from minivit.observe.positions import position_similarity
 from minivit.observe.trace import Row, Trace, trace
@@ -35,6 +36,7 @@ __all__ = [
     "BlockAttention",
     "Layout",
     "NotFiniteError",
+    "PatchColors",
     "Row",
     "Trace",
     "attention_rollout",
@@ -52,11 +54,14 @@ __all__ = [
     "mask_text",
     "mask_title",
     "position_similarity",
+    "nearest_embeddings",
+    "patch_colors",
     "positions",
     "positions_after_roll",
     "receptive_field",
     "regions",
     "side_by_side",
+    "token_attention",
     "trace",
     "window_masks",
 ]

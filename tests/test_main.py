@@ -340,6 +340,7 @@ def test_help_lists_everything(capsys):
         "explain": {"IMAGE", "--digit", "--nth", "--data", "--weights", "--labels", "--class", "--block", "--out"},
         "finetune": {"--data", "--weights", "--model", "--freeze", "--head-only", "--layer-decay", "--keep"},
         "lab": {"--weights", "--labels", "--model", "--out", "--data", "--port", "--site", "--no-browser"},
+        "probe": {"--weights", "--model", "--data", "--classifier", "--k", "--temperature", "--epochs", "--limit"},
         "models": {"pattern"},
         "summary": {"NAME|FILE", "--img-size", "--num-classes"},
         "inspect": {"file", "--tensors"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from minivit.device import array_module
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.freed_memory import keep_freed_memory
 from minivit.fast.threads import in_threads, workers
+from minivit.models.intermediates import forward_intermediates
 from minivit.nn import multiply_adds
 from minivit.nn.layer import Chain, Layer
-from minivit.protocol import Array, Rng, inference
+from minivit.protocol import Array, Back, Rng, inference
 from minivit.random import as_generator
 
 HEAD = ("head_drop", "head")  # the attributes after the pooled features
@@ -94,6 +96,49 @@ class Model(Chain):
         (`fc_norm`), the tokens after the last block. A Swin gives the map (B, H, W, D) after its last norm.
         """
         return self._infer(self.before_pooling(), x, batch_size)
+
+    def forward_intermediates(
+        self,
+        x: Array,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        intermediates_only: bool = False,
+        return_prefix_tokens: bool = False,
+        stop_early: bool = False,
+        rng: Rng = None,
+    ) -> tuple[Any, Back]:
+        """The maps after chosen blocks, of a Swin after chosen stages, and their backward pass; timm's name.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: None for all blocks, n for the last n, or their numbers; negative ones count from the end.
+            norm: apply the last norm to each map; a Swin's fits its last stage alone. Without a norm before the
+                pooling (`fc_norm`) there is none to apply.
+            intermediates_only: leave out the final features.
+            return_prefix_tokens: give each map as a pair with the prefix tokens (B, p, D) of a model that has some.
+            stop_early: skip the blocks after the last chosen one; the final features are then those behind it.
+            rng: a generator for training, or None for inference.
+
+        Returns:
+            `features, back`. The features are `(final, maps)`, or `maps` alone: a list of maps (B, D, gh, gw) in the
+            order of the blocks. `final` is as of `forward_features`. `back` takes a gradient for each returned array
+            in order, final, map, prefix tokens, map, ..., or None for one without; it returns dx, and adds the
+            gradients of the parameters. Blocks that no gradient reaches are skipped.
+
+        Raises:
+            ValueError: for indices out of range.
+        """
+        return forward_intermediates(
+            self,
+            x,
+            indices,
+            norm=norm,
+            intermediates_only=intermediates_only,
+            return_prefix_tokens=return_prefix_tokens,
+            stop_early=stop_early,
+            rng=rng,
+        )
 
     def predict_proba(self, x: Array, batch_size: int | None = None) -> Array:
         """The probability of each class (B, K): softmax of `predict`."""

@@ -6,6 +6,7 @@ Notation: B batch, C image channels, N patches, T = prefix tokens + N, D channel
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from minivit.models.resnet import make_stem
 from minivit.models.vit_blocks import NORMS, make_attention_pool, make_block, make_norm
 from minivit.models.vit_init import initialize
 from minivit.models.vit_options import ViTOptions
-from minivit.nn import Block, Dropout, Layer, Linear, PatchEmbed, Recompute
+from minivit.nn import Attention, Block, Dropout, Layer, Linear, PatchEmbed, Recompute
 from minivit.nn.init import dtype_of
 from minivit.protocol import Array, Back, Rng, compose
 from minivit.random import as_generator
@@ -170,8 +171,8 @@ class ViT(Model):
         return pooled.mean(axis=1) if pooled.ndim == 3 else pooled
 
     def before_pooling(self) -> list[Layer]:
-        last = self.blocks[-1]
-        return [_with_every_token(layer) if layer is last else layer for layer in super().before_pooling()]
+        last = self.blocks[-1:]
+        return [_with_every_token(layer) if layer in last else layer for layer in super().before_pooling()]
 
     def heads(self, x: Array) -> tuple[Array, Array]:
         """The logits of both heads of a distilled model, (B, K) each: class token's, distillation token's."""
@@ -182,9 +183,12 @@ class ViT(Model):
 
 
 def _with_every_token(block: Layer) -> Layer:
-    """The block with a query for every token, including those that the head does not read."""
-    complete = block.replica()
-    inner: Any = complete.layer if isinstance(complete, Recompute) else complete
-    if isinstance(inner, Block):
-        inner.attn.queries = None
+    """The block, on the same parameters, with a query for every token, also for those that the head does not read."""
+    complete: Any = copy.copy(block)
+    if isinstance(block, Recompute):
+        complete.layer = _with_every_token(block.layer)
+    elif isinstance(block, Block):
+        complete.attn = _with_every_token(block.attn)
+    elif isinstance(block, Attention):
+        complete.queries = None
     return complete

@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": "draw what a classification rests on",
     "lab": "draw a digit, see attention and gradients",
     "finetune": "train a pretrained model on your own images",
+    "probe": "measure a model's features: nearest neighbors, linear probe",
     "models": "list the published sizes",
     "summary": "stages, parameters and multiply-adds of a model",
     "inspect": "what a file of weights holds",

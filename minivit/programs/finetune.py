@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_model(args: argparse.Namespace, num_classes: int, mnist: bool) -> Model:
-    """A model with a head for so many classes, from a file or with random weights."""
+    """A model with a head for so many classes (0: none), from a file or with random weights."""
     if args.weights and args.model:
         raise ValueError("the file of --weights determines the model: leave --model out")
     size, chans = (28, 1) if mnist else (args.img_size, None)
@@ -77,21 +77,22 @@ def make_model(args: argparse.Namespace, num_classes: int, mnist: bool) -> Model
         options = {"num_classes": num_classes, "img_size": size, "in_chans": chans or 3, "seed": args.seed}
         return minivit.create_model(args.model, **options)
     if mnist:
-        return minivit.ViT(**QUICK, seed=args.seed)
+        return minivit.ViT(**{**QUICK, "num_classes": num_classes}, seed=args.seed)
     raise ValueError("choose a model: --weights FILE, or --model NAME to train from scratch")
 
 
-def model_and_task(args: argparse.Namespace) -> tuple[Model, Task]:
-    """The model, and the images to train and test it with."""
+def model_and_task(args: argparse.Namespace, *, head: bool = True) -> tuple[Model, Task]:
+    """The model, with a head for the classes or without one, and the images to train and test it with."""
     if args.data is None:
         raise ValueError("choose the images: --data mnist, or --data FOLDER with a folder of images for each class")
     if args.data == "mnist" or any(Path(args.data).glob("train-images*")):
         mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST") if args.data == "mnist" else args.data)
         task = mnist_task(mnist, args.limit, args.seed)
-        return make_model(args, len(task.classes), mnist=True), task
+        return make_model(args, len(task.classes) * head, mnist=True), task
     pictures, held_out = split_folder(args.data)
-    refuse_among_classes(args.out, pictures.folder, held_out.folder)
-    model = make_model(args, len(pictures.classes), mnist=False)
+    if args.out is not None:
+        refuse_among_classes(args.out, pictures.folder, held_out.folder)
+    model = make_model(args, len(pictures.classes) * head, mnist=False)
     preprocess = preprocessing(args.weights, model) if args.weights else data.Preprocess(model.config["img_size"])
     return model, folder_task(pictures, held_out, preprocess, args.limit, args.seed)
 
