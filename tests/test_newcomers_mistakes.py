@@ -1,4 +1,4 @@
-"""What newcomers type, and what they are told: each message names the mistake and the remedy."""
+"""What newcomers type, and the messages that they get: each names the mistake and the remedy."""
 
 from __future__ import annotations
 

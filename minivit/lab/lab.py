@@ -191,8 +191,7 @@ class Lab:
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """One training step on a drawing: {pixels, label, switches, head}."""
         images = self.images(request.get("pixels"))
-        label = whole_number(request, "label", len(self.labels))
-        assert label is not None
+        label = whole_number(request, "label", len(self.labels)) or 0
         done = training_step(self.model, images, label, *_switches(request))
         self._before = [*self._before, self.model.state_dict()][-_UNDO:]
         self.model.load_state_dict(done.state, strict=False)
@@ -270,8 +269,8 @@ class Lab:
 
     def _normalized(self, pixels: Array) -> Array:
         """Pixels (B, C, H, W) in [0, 1] as the model's input, in its dtype."""
-        of_dtype = [array.astype(self.model.dtype) for array in (pixels, self.mean, self.std)]
-        return (of_dtype[0] - of_dtype[1]) / of_dtype[2]
+        x, mean, std = (array.astype(self.model.dtype) for array in (pixels, self.mean, self.std))
+        return (x - mean) / std
 
     def _attention(self, found: Reading, request: dict[str, Any]) -> dict[str, Any]:
         patch = request.get("patch")

@@ -1,4 +1,4 @@
-"""Pictures become what a model takes as their source did it: sizes, crops, filters, numbers, upright and in channels.
+"""Image files become what a model takes as their source did: sizes, crops, filters, numbers, upright and in channels.
 
 What each source does is written out here with Pillow's own calls.
 """
@@ -453,7 +453,7 @@ def test_ink_on_transparent_or_16_bit_paper_survives_inversion():
 
 
 def test_a_thin_image_gives_the_center_that_a_full_resize_gives(monkeypatch):
-    """In two ways: of the middle alone, and of all of it; the first is for pictures that would become huge."""
+    """In two ways: of the middle alone, and of all of it; the first is for images that would become huge."""
     for picture in (photo(3, 400), photo(400, 3)):
         for name in ("bicubic", "bilinear"):
             prepare = Preprocess(20, 0.8, name)

@@ -59,7 +59,7 @@ FIRST = f"{NAMES[0]}.gz"
 
 
 class Server:
-    """A mirror that can be told to misbehave: `behave[file]` takes the handler and its bytes."""
+    """A mirror that can be set to misbehave: `behave[file]` takes the handler and its bytes."""
 
     def __init__(self):
         self.behave, self.asked, self.release = {}, [], threading.Event()

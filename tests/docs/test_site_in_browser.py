@@ -126,7 +126,7 @@ def test_nothing_is_cut_off_and_nothing_fails(open_page: Any, language: str, wid
 
 @pytest.mark.parametrize(("language", "theme"), [("", "light"), ("", "dark"), ("zh/", "light")])
 def test_axe_finds_no_barrier(open_page: Any, language: str, theme: str) -> None:
-    """Contrast, names of controls, texts of pictures, order of headings: axe-core's rules, at the width of a phone."""
+    """Contrast, names of controls, texts of images, order of headings: axe-core's rules, at the width of a phone."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs pip install axe-playwright-python")
     found = {}
     for name in [name for name in PAGES if name not in SLOW]:
@@ -160,7 +160,7 @@ def test_the_animation_of_the_first_page_moves_pauses_and_respects_reduced_motio
     assert page.evaluate(moving) == 0
     page, _ = open_page("index", reduced_motion="reduce")
     assert page.evaluate(moving) == 0
-    assert page.is_visible(".y-back .slip-1"), "without motion the picture shows all parts"
+    assert page.is_visible(".y-back .slip-1"), "without motion the figure shows all parts"
     page, _ = open_page("index", 390)
     heights = page.evaluate(
         "() => [...document.querySelectorAll('.y-back text')].map(e => e.getBoundingClientRect().height)"

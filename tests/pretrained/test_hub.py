@@ -333,7 +333,7 @@ def test_a_broken_transfer_leaves_no_half_file(fake):
 
 
 def nobody():
-    """The URL of a port at which nobody listens."""
+    """The URL of a port at which no server listens."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{one.getsockname()[1]}"

@@ -22,7 +22,7 @@ MODEL = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "emb
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights, four files of MNIST's form and two pictures."""
+    """A folder with weights, four files of MNIST's form and two image files."""
     home = tmp_path_factory.mktemp("home")
     model = minivit.ViT(**MODEL)
     rng = np.random.default_rng(1)
