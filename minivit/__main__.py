@@ -25,7 +25,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {message}\n`{self.prog} --help` lists the options\n")
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

@@ -457,15 +457,15 @@ def without(package, folder):
 
 
 @pytest.mark.parametrize(
-    ("package", "extra", "code"),
+    ("package", "code"),
     [
-        ("matplotlib", "examples", "from minivit.draw import figures; figures.new()"),
-        ("matplotlib", "examples", "from minivit.draw import figures; figures.show(None, 'a', 'b')"),
-        ("hypothesis", "test", "import minivit.strategies"),
-        ("PIL", "examples", "from minivit.data import read_image; read_image('cat.png')"),
+        ("matplotlib", "from minivit.draw import figures; figures.new()"),
+        ("matplotlib", "from minivit.draw import figures; figures.show(None, 'a', 'b')"),
+        ("hypothesis", "import minivit.strategies"),
+        ("PIL", "from minivit.data import read_image; read_image('cat.png')"),
     ],
 )
-def test_a_package_that_is_not_installed(tmp_path, package, extra, code):
+def test_a_package_that_is_not_installed(tmp_path, package, code):
     """Also where what it needs itself, such as cycler, is missing too."""
     without("cycler", tmp_path)
     done = subprocess.run(
@@ -473,7 +473,7 @@ def test_a_package_that_is_not_installed(tmp_path, package, extra, code):
     )
     last = done.stderr.strip().splitlines()[-1]
     name = {"PIL": "Pillow"}.get(package, package)
-    assert last.startswith("ImportError") and name in last and f"pip install 'minivit[{extra}]'" in last, done.stderr
+    assert last.startswith("ImportError") and f"pip install {name}" in last, done.stderr
 
 
 @pytest.mark.parametrize(

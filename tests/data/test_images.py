@@ -187,7 +187,7 @@ def test_a_file_that_is_no_image_is_refused_with_the_reason(tmp_path, monkeypatc
 
 def test_without_pillow_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"pip install 'minivit\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install Pillow"):
         Preprocess(4)("any.png")
 
 

@@ -20,7 +20,14 @@ import pytest
 
 SITE = Path(os.environ.get("MINIVIT_SITE") or Path(__file__).resolve().parents[2] / "docs" / "_build" / "html")
 LESSONS = [
-    *("01_from_rnn_to_attention", "02_embedding", "03_self_attention", "04_many_heads", "05_order", "06_vit_in_numbers"),
+    *(
+        "01_from_rnn_to_attention",
+        "02_embedding",
+        "03_self_attention",
+        "04_many_heads",
+        "05_order",
+        "06_vit_in_numbers",
+    ),
     *("07_pretraining", "08_swin", "08b_shifted_windows", "09_backpropagation", "10_break_it"),
 ]
 PAGES = [

@@ -278,7 +278,7 @@ def test_the_example_without_matplotlib_still_prints(run, tmp_path):
     done = run()
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "window 3: 192 masked" in done.stdout and "18 19 20 21 | 22 23 16 17" in done.stdout
-    assert "pip install 'minivit[examples]'" in done.stdout
+    assert "pip install matplotlib" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 

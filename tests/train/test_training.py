@@ -204,7 +204,7 @@ def test_without_tqdm_the_hint_is_printed_once(tmp_path, monkeypatch):
         for _ in run.batches([(None, None)], 1):
             run.log(0.25, 1, 4)
         run.end_epoch(0.1, 0.5)
-    assert terminal.getvalue() == "for a progress bar: pip install 'minivit[examples]'\n"
+    assert terminal.getvalue() == "for a progress bar: pip install tqdm\n"
 
 
 @pytest.mark.parametrize("quiet", [False, True])
