@@ -196,4 +196,4 @@ def test_without_an_optional_package_the_remedy_is_named(missing, picture, tmp_p
         check=False,
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    assert "pip install Pillow" in done.stderr
+    assert f"pip install {'Pillow' if missing == 'PIL' else missing}" in done.stderr
