@@ -150,5 +150,5 @@ def read_start(path: Path) -> Start:
 
 
 def tiny(case: Case, start: Start) -> tuple[Case, Start]:
-    """The case shrunk to almost nothing: it makes a library do its first-use work without holding memory."""
+    """The case at its smallest sizes: it makes a library do its first-use work without holding memory."""
     return replace(case, model=case.architecture.tiny(case.model)), Start(start.images[:2], start.labels[:2])

@@ -3,7 +3,7 @@
 All of them have their turn in each round; exponents are fitted and stand beside those of the multiply-adds (MACs).
 
     python benchmarks/growth.py                   # prints the tables
-    python benchmarks/growth.py --write           # and puts them and the picture into the documentation
+    python benchmarks/growth.py --write           # and puts them and the figure into the documentation
     python benchmarks/growth.py --rounds 2 --quick --figure out.svg
 """
 
@@ -158,8 +158,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of all but the axis of threads")
     parser.add_argument("--most-threads", type=int, default=usable_cores(), help="on the axis of threads")
     parser.add_argument("--quick", action="store_true", help="the three smallest of each axis, to see whether it runs")
-    parser.add_argument("--figure", type=Path, help="draw the picture into this file")
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(DOCS.parent)}, with its picture")
+    parser.add_argument("--figure", type=Path, help="draw the figure into this file")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(DOCS.parent)}, with its figure")
     options = parser.parse_args()
     work = axes(options.threads, options.most_threads, 3 if options.quick else None)
     growths, others = measure(work, options.rounds)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 
 Weights = dict[str, Array]
-FORBIDDEN = -100.0  # added to the scores of places that only the shift has made neighbors, as published
+FORBIDDEN = -100.0  # added to the scores of positions that only the shift has made neighbors, as published
 
 
 def vit(w: Weights, x: Array, model: dict[str, Any]) -> Array:
@@ -170,7 +170,7 @@ def offsets(window: int) -> np.ndarray:
 
 
 def seam(side: int, window: int, shift: int) -> np.ndarray:
-    """(nW, 1, N, N): 0 where two places were neighbors before the shift, `FORBIDDEN` where they were not."""
+    """(nW, 1, N, N): 0 where two positions were neighbors before the shift, `FORBIDDEN` where they were not."""
     place = np.arange(side)
     band = (place >= side - window).astype(int) + (place >= side - shift)
     regions = cut((3 * band[:, None] + band[None, :]).reshape(1, side, side, 1), window)[0, :, :, 0]  # (nW, N)

@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def recording(side: MinivitSide, note: Callable[[Product], None]) -> Iterator[None]:
-    """A context in which `note` is told of each product of the side's model; results are the same to the last bit.
+    """A context in which `note` is called with each product of the side's model; results are the same to the last bit.
 
     Everything is computed from the weights, so they are made to tell. It costs microseconds for each operation: do
     not take times within.

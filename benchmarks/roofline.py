@@ -12,7 +12,7 @@ The model is that of Williams, Waterman and Patterson 2009: a step cannot be fas
 
 - rate: the best sgemm of large squares, in operations per second; one multiply-add is two.
 - MACs of inference: M, those of `minivit.summary` times the batch. Of training: 3 M - M0. A product y = x W^T needs
-  dx = dy W and dW = dy^T x in the backward pass, each as large; nobody needs the images', M0 in the first stage.
+  dx = dy W and dW = dy^T x in the backward pass, each as large; dx of the images, M0, is not needed.
   (minivit computes it all the same, so its own count is 3 M.) Attention's two products have two gradients each, too.
 - bandwidth: copying between arrays far larger than the caches, bytes read plus bytes written.
 - bytes of inference: 4 P + I, P parameters read once, and images of I bytes.
@@ -96,7 +96,7 @@ def _gflops(product: Product, copies: int, blas: int) -> float:
 
 
 def _seconds_alone(work: Counter[Product], copies: int, blas: int, rounds: int = ROUNDS) -> float:
-    """Seconds of all these products, done by so many threads at once, each all of them, BLAS having `blas` threads."""
+    """Seconds of all these products, by so many threads in parallel, each all of them, BLAS having `blas` threads."""
 
     def one(_: int) -> float:
         return sum(work[product] * seconds for product, seconds in alone(work, rounds).items())

@@ -134,7 +134,7 @@ def _in_windows(
 
 
 def seam_mask(size: Sides, window: int, shifts: Sides) -> Tensor:
-    """(nW, N, N): 0 where the roll kept two places of a padded map together, `FORBIDDEN` where it brought them."""
+    """(nW, N, N): 0 where the roll kept two positions of a padded map together, `FORBIDDEN` where it brought them."""
     bands = []
     for length, shift in zip(size, shifts):
         place = torch.arange(length)

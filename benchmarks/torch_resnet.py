@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def pad_same(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tensor:
-    """The map with the padding that gives ceil(side / stride) places, an odd one below and to the right."""
+    """The map with the padding that gives ceil(side / stride) pixels, an odd one below and to the right."""
     sides = []
     for length in (x.shape[3], x.shape[2]):  # PyTorch's pad begins with the last axis
         total = max(0, (-(-length // stride) - 1) * stride + kernel - length)

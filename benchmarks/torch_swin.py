@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_vit import Mlp
 
-FORBIDDEN = -100.0  # added to the scores of places that only the shift has made neighbors, as published
+FORBIDDEN = -100.0  # added to the scores of positions that only the shift has made neighbors, as published
 
 
 class WindowAttention(nn.Module):
@@ -34,7 +34,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table.index_select(0, self.index).t().view(1, self.heads, tokens, tokens)
         if self.mask is not None:
             bias = bias + self.mask  # (nW, Hd, N, N)
-        # the fused kernel wants four axes, and runs only where no gradient of the bias is asked for; written out, a
+        # the fused kernel wants four axes, and runs only where no gradient of the bias is required; written out, a
         # bias of each window need not be repeated for the batch
         fused = self.kind == "sdpa"
         groups = (batch * windows,) if fused else (batch, windows)
@@ -173,7 +173,7 @@ def offsets(window: int, table: int) -> Tensor:
 
 
 def seam(side: int, window: int, shift: int) -> Tensor:
-    """(nW, 1, N, N): 0 where two places were neighbors before the shift, `FORBIDDEN` where they were not."""
+    """(nW, 1, N, N): 0 where two positions were neighbors before the shift, `FORBIDDEN` where they were not."""
     place = torch.arange(side)
     band = (place >= side - window).long() + (place >= side - shift).long()
     regions = cut((3 * band[:, None] + band[None, :]).view(1, side, side, 1), window)[0, :, :, 0]  # (nW, N)

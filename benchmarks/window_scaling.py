@@ -3,7 +3,7 @@
 Every size and both kinds have their turn in each round, so that a slow minute meets all of them; exponents are fitted.
 
     python benchmarks/window_scaling.py                   # prints the tables
-    python benchmarks/window_scaling.py --write           # and puts them and the picture into the documentation
+    python benchmarks/window_scaling.py --write           # and puts them and the figure into the documentation
     python benchmarks/window_scaling.py --rounds 2 --max-gib 0.5 --figure out.svg
 """
 
@@ -143,8 +143,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1, help="of BLAS; one, so that no size has more than another")
     parser.add_argument("--max-gib", type=float, default=4.0, help="leave out what holds more in its scores")
-    parser.add_argument("--figure", type=Path, help="draw the picture into this file")
-    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(DOCS.parent)}, with its picture")
+    parser.add_argument("--figure", type=Path, help="draw the figure into this file")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.relative_to(DOCS.parent)}, with its figure")
     options = parser.parse_args()
     keep_freed_memory()  # as in training
     every = list(tasks())

@@ -50,7 +50,7 @@ class Worker:
     def steps(self, count: int) -> dict[str, Any]:
         """Seconds of each of `count` steps in a row, the processor time they took, and any taken while waiting.
 
-        However a library is told how many threads to use, this measures that it uses no more.
+        However a library's number of threads is set, this measures that it uses no more.
         """
         began = _clocks()
         waited, busy = (now - then for now, then in zip(began, self.rested, strict=True))

@@ -1,6 +1,6 @@
 """Keeps the Chinese texts level with the English ones: `python docs/translate.py` after an English page has changed.
 
-It writes the new English paragraphs, and the comments in the code of lessons, into
+It writes the new English paragraphs, and the comments in the code of pages, into
 docs/locale/zh_CN/LC_MESSAGES/*.po, where a translator fills in `msgstr` and takes the mark `fuzzy` away where a
 paragraph has changed. `--check` changes nothing and fails where a Chinese page, or README.zh-CN.md, is older than its
 English one. Next: `build.py`.
@@ -37,19 +37,20 @@ def extract() -> Path:
     target = BUILD / "messages"
     command = [sys.executable, "-m", "sphinx", "-q", "-b", "gettext", "-d", str(BUILD / "doctrees" / "messages")]
     subprocess.run([*command, str(DOCS), str(target)], check=True, env={**os.environ, "MINIVIT_DOCS_RUN": "off"})
-    for lesson in sorted((DOCS / "lessons").glob("[0-9]*.py")):
-        add_comments(target / "lessons" / f"{lesson.stem}.pot", lesson)
+    for page in pages():
+        add_comments(target / f"{page}.pot", page)
     return target
 
 
-def add_comments(template: Path, lesson: Path) -> None:
-    """The comments in a lesson's code become messages too."""
-    sys.path.insert(0, str(DOCS / "_ext"))
+def add_comments(template: Path, page: str) -> None:
+    """The comments in a page's code become messages too."""
     from babel.messages import pofile
-    from site_comments import comments
+    from site_comments import CELL, FENCE, comments
 
+    script = DOCS / f"{page}.py"
+    file, code = (script, CELL) if script.exists() else (DOCS / f"{page}.md", FENCE)
     catalog = read_catalog(template)
-    for words in comments(lesson.read_text(encoding="utf-8")):
+    for words in comments(file.read_text(encoding="utf-8"), code):
         catalog.add(words)
     with template.open("wb") as file:
         pofile.write_po(file, catalog, width=120)

@@ -1,9 +1,9 @@
-"""Draw the README's pictures, with numbers of a trained model: a forward and backward pass, and the report of a run.
+"""Draw the README's figures, with numbers of a trained model: a forward and backward pass, and the report of a run.
 
     python examples/train_mnist_vit.py --out runs/mnist_vit
     python docs/write_readme_pictures.py runs/mnist_vit      # writes docs/images/pass.svg and docs/images/run.png
 
-Every array in the first picture is what the model computes for one digit.
+Every array in the first figure is what the model computes for one digit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEFT = (0.03, 0.235, 0.475, 0.735)  # of the four columns, in shares of the widt
 WIDTH = (0.15, 0.17, 0.19, 0.23)
 ROWS = (0.575, 0.095)  # bottom of the forward and of the backward row
 HEIGHT = 0.3
-RANK = 10  # of its probability, from the lowest: a digit that people read at once and the model doubts
+RANK = 10  # of its probability, from the lowest: a digit that people read easily and the model doubts
 
 
 def draw_pass(figure: Any, model: Any, image: Any, label: int) -> None:
@@ -172,12 +172,12 @@ def draw_run(figure: Any, history: list[dict[str, float]], images: Any, labels: 
 
 
 def main(run: Path, folder: str | Path | None, out: Path = IMAGES) -> None:
-    """Write both pictures.
+    """Write both figures.
 
     Args:
         run: the output folder of examples/train_mnist_vit.py.
         folder: of MNIST, or None.
-        out: where the pictures go.
+        out: where the figures go.
     """
     mnist = data.load_mnist(folder)
     model = minivit.from_pretrained(run / "model.safetensors")

@@ -5,7 +5,7 @@
     python examples/classify_image.py seven.png --weights runs/mnist_vit --explain seven.svg
 
 The program is `minivit classify`: minivit/programs/classify.py shows the calls, and docs/classify_an_image.md says what
-the figures mean. In short, for one image (pip install 'minivit[examples]'):
+the figures mean. In short, for one image (pip install Pillow matplotlib):
 
     model = minivit.from_pretrained("model.safetensors")
     images = preprocessing("model.safetensors", model)("cat.jpg")[None]  # (1, C, H, W)

@@ -52,7 +52,7 @@ def main():
     if files:
         print("\nThe figure:", *files, sep="\n  ")
     else:
-        print("\nFor the figure, which needs matplotlib: pip install 'minivit[examples]'")
+        print("\nFor the figure, which needs matplotlib: pip install matplotlib")
 
 
 if __name__ == "__main__":

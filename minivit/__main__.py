@@ -25,7 +25,8 @@ INTERRUPTED = 130  # 128 + SIGINT
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
+        missing = message.startswith("the following arguments are required")
+        self.exit(2, f"error: {message}{f'; `{self.prog} --help` explains them' if missing else ''}\n")
 
 
 def _parser(named: str | None) -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ def check_device(device: str) -> None:
     if device == "gpu" and not gpu_available():
         raise RuntimeError(
             "device 'gpu' was requested, but no GPU answers: install CuPy for your CUDA version "
-            "(pip install 'minivit[gpu-cuda12]' or 'minivit[gpu-cuda13]') and check the driver, or use 'cpu'"
+            "(pip install cupy-cuda12x or cupy-cuda13x) and check the driver, or use 'cpu'"
         )
 
 

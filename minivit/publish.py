@@ -1,6 +1,6 @@
 """Upload a model to the Hugging Face Hub: weights, config.json in timm's form, and a model card.
 
-Needs huggingface_hub: pip install 'minivit[hub]'.
+Needs huggingface_hub: pip install huggingface_hub.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _library() -> Any:
         return import_module("huggingface_hub")
     except ImportError as error:
         raise ImportError(
-            f"push_to_hub needs huggingface_hub, which cannot be imported ({error}): pip install 'minivit[hub]'"
+            f"push_to_hub needs huggingface_hub, which cannot be imported ({error}): pip install huggingface_hub"
         ) from None
 
 

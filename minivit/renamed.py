@@ -1,4 +1,8 @@
-"""Old public names: they work, with a warning, until version 1.0. docs/migration.md has the table."""
+"""Names that are not here: old public names, which work with a warning until version 1.0, and those of PyTorch.
+
+docs/migration.md has the table of the first. A name of PyTorch, `model.eval()` or `nn.Module`, is an AttributeError
+that says what takes its place; docs/coming_from.md has the table.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,36 @@ MODULES = {
     "minivit.weights": "minivit.pretrained",
 }
 
+# names that users of PyTorch try, and what to write here
+ELSEWHERE = {
+    "minivit.functional": {
+        "cross_entropy": "loss, back_loss = functional.softmax_cross_entropy(logits, labels)",
+        "log_softmax": "functional.softmax, or functional.softmax_cross_entropy for a loss",
+    },
+    "minivit.nn": {
+        "Module": "a subclass of nn.Layer, whose forward returns y and back",
+        "CrossEntropyLoss": "functional.softmax_cross_entropy",
+        "MultiheadAttention": "nn.Attention",
+        "TransformerEncoderLayer": "nn.Block",
+    },
+    "minivit.optim": {"Adam": "optim.AdamW(params, lr, weight_decay=0)"},
+}
+OF_A_LAYER = {
+    "eval": "model(x) without a generator is inference already; model.predict(x) also keeps nothing",
+    "train": "model(x, rng) with a NumPy generator trains: dropout is then random",
+    "to": "minivit.to_device(model, 'gpu'), and dtype= when the model is built",
+    "cuda": "minivit.to_device(model, 'gpu')",
+    "named_parameters": "model.parameters(), a dict by name",
+    "backward": "y, back = layer(x), then dx = back(dy)",
+    "modules": "layer.parts(), the direct parts by name",
+    "named_modules": "layer.parts(), the direct parts by name",
+}
+
+
+def remedy(name: str, names: dict[str, str]) -> str:
+    """What an error about a name of PyTorch adds; "" for any other name."""
+    return f": in place of PyTorch's {name}, {names[name]} (docs/coming_from.md)" if name in names else ""
+
 
 def old_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a module in which names have changed.
@@ -35,7 +69,8 @@ def old_names(module: str, names: dict[str, str]) -> Callable[[str], Any]:
 
     def __getattr__(name: str) -> Any:
         if name not in names:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+            known = remedy(name, ELSEWHERE.get(module, {}))
+            raise AttributeError(f"module {module!r} has no attribute {name!r}{known}")
         new = names[name] if "." in names[name] else f"{module}.{names[name]}"
         _warn(f"{module}.{name}", new)
         home, _, attribute = new.rpartition(".")

@@ -1,6 +1,6 @@
 """A scikit-learn estimator: a small Vision Transformer that learns classes of images, or of rows of a table.
 
-It is `minivit.train.fit` with scikit-learn's names for arguments. Needs scikit-learn: pip install 'minivit[sklearn]'.
+It is `minivit.train.fit` with scikit-learn's names for arguments. Needs scikit-learn: pip install scikit-learn.
 
 Notation: n samples, C channels, H x W pixels, K classes.
 """
@@ -33,9 +33,7 @@ try:
         validate_data,
     )
 except ImportError as error:
-    raise ImportError(
-        f"minivit.sklearn needs scikit-learn 1.6 or newer ({error}): pip install 'minivit[sklearn]'"
-    ) from error
+    raise ImportError(f"minivit.sklearn needs scikit-learn 1.6 or newer ({error}): pip install scikit-learn") from error
 
 __all__ = ["ViTClassifier"]
 

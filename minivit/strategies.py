@@ -7,7 +7,7 @@
     def test_linear(args):
         minivit.check_vjp(F.linear, *args)
 
-Values from a seed keep examples fast and let hypothesis shrink only the shapes. Needs `minivit[test]`.
+Values from a seed keep examples fast and let hypothesis shrink only the shapes. Needs hypothesis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 try:
     from hypothesis import strategies as st
 except ImportError as error:
-    raise ImportError(f"minivit.strategies needs hypothesis ({error}): pip install 'minivit[test]'") from None
+    raise ImportError(f"minivit.strategies needs hypothesis ({error}): pip install hypothesis") from None
 
 
 def seeds() -> Any:

@@ -41,7 +41,7 @@ def gradients(model):
 
 
 def by_hand(model, x, y, **options):
-    """Loss and gradients of the whole batch at once, without DataParallel."""
+    """Loss and gradients of the whole batch in one pass, without DataParallel."""
     logits, back = model(x)
     loss, back_loss = F.softmax_cross_entropy(logits, y, **options)
     back(back_loss())

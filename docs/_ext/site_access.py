@@ -20,7 +20,7 @@ PARAMETERS = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</d
 
 
 def accessible(html: str, output: str, table: str, picture: str) -> str:
-    """The body of a page; the words name boxes: of what code printed or drew, of tables, and of pictures."""
+    """The body of a page; the words name boxes: of what code printed or drew, of tables, and of figures."""
     html = PRINTED.sub(rf'\1 tabindex="0" role="group" aria-label="{output}">', html)
     html = DRAWN.sub(rf'\1 tabindex="0" role="group" aria-label="{output}">', html)
     html = TABLE.sub(rf'<div tabindex="0" role="group" aria-label="{table}" class="table-wrapper', html)

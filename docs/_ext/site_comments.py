@@ -1,4 +1,4 @@
-"""Comments in the code of lessons, which are translated like its prose. Next: `site_lessons.py`."""
+"""Comments in the code of lessons and pages, which are translated like their prose. Next: `site_lessons.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 TOOLS = re.compile(r"noqa|fmt:|type:|@title")  # what a tool reads, and no reader
 CELL = re.compile(r"^# %%(?! \[markdown\]).*\n((?:(?!# %%).*\n?)*)", re.MULTILINE)  # the code under its first line
-
+FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 WORDS = re.compile(r"[a-z]{4}|[A-Za-z]{2,}.*[ -][A-Za-z]{2,}")  # what shapes and names such as (B, N) have not
 
@@ -23,9 +23,9 @@ def located(code: str) -> Iterator[tuple[int, int, str]]:
             yield token.start[0] - 1, token.start[1], words
 
 
-def comments(script: str) -> list[str]:
-    """The comments of a lesson's code, each once, in their order."""
-    return list(dict.fromkeys(words for cell in CELL.findall(script) for _, _, words in located(cell)))
+def comments(page: str, code: re.Pattern[str] = CELL) -> list[str]:
+    """The comments of a page's code, each once, in their order; `code` finds it: `CELL` in a script, else `FENCE`."""
+    return list(dict.fromkeys(words for cell in code.findall(page) for _, _, words in located(cell)))
 
 
 def translated(code: str, translate: Callable[[str], str]) -> str:

@@ -119,14 +119,13 @@ class KeepFormulas(SphinxTransform):
             node["translatable"] = False
 
 
-class TranslateLessons(SphinxTransform):
-    """What Sphinx leaves in English: comments in a lesson's code, and the word over a folded solution."""
+class TranslateCode(SphinxTransform):
+    """What Sphinx leaves in English: comments in a page's code, and the word over a folded solution."""
 
     default_priority = 21  # after Sphinx's own translations
 
     def apply(self, **options: Any) -> None:
-        lesson = Path(self.env.doc2path(self.env.docname)).suffix == ".py"
-        if self.config.language == "en" or not lesson:
+        if self.config.language == "en":
             return
         domain = docname_to_domain(self.env.docname, self.config.gettext_compact)
         folders = [str(Path(self.env.srcdir) / folder) for folder in self.config.locale_dirs]
@@ -148,7 +147,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("myst_nb")
     app.add_source_parser(Parser, override=True)
     app.add_transform(KeepFormulas)
-    app.add_transform(TranslateLessons)
+    app.add_transform(TranslateCode)
     app.connect("config-inited", name_the_fold, priority=400)  # before MyST-NB reads its configuration at 500
     app.add_config_value("minivit_fingerprint", "", "env")  # a change reads every page again
     return {"parallel_read_safe": True, "parallel_write_safe": True}

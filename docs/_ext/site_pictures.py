@@ -1,7 +1,7 @@
 """Animated drawings become part of the page: they take its colors, light or dark, its language, and can be paused.
 
 As an image a drawing would follow the reader's system, not the page's switch. Only files with an animation are read;
-all other pictures stay images. Next: `site_citations.py`.
+all other figures stay images. Next: `site_citations.py`.
 """
 
 from __future__ import annotations

@@ -51,9 +51,14 @@ async function python() {
   const { loadPyodide } = await imported("pyodide.mjs");
   const pyodide = await loadPyodide({ indexURL: new URL("pyodide/", import.meta.url).href });
   now.progress = "NumPy is loaded";
-  await pyodide.loadPackage("numpy", { messageCallback: () => {} });
+  // not loadPackage, which compiles every extension module of NumPy, also those that nothing imports
+  const packages = pyodide.runPython("import sysconfig; sysconfig.get_path('purelib')");
+  const unpack = async (name, extractDir) =>
+    pyodide.unpackArchive(await (await fetch(name)).arrayBuffer(), "zip", { extractDir });
+  await unpack(Object.keys(FILES).find(name => name.startsWith("numpy-")), packages);
+  if (FILES["numpy_bytecode.zip"]) await unpack("numpy_bytecode.zip", packages);
   now.progress = "the model is loaded";
-  pyodide.unpackArchive(await (await fetch("minivit.zip")).arrayBuffer(), "zip", { extractDir: "/lab" });
+  await unpack("minivit.zip", "/lab");
   pyodide.FS.writeFile("/lab/model.npz", new Uint8Array(await (await fetch("model.npz")).arrayBuffer()));
   pyodide.runPython("import sys; sys.path.insert(0, '/lab')");
   const browser = pyodide.pyimport("minivit.lab.browser");

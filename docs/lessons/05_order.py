@@ -361,7 +361,7 @@ model = fresh("learned_1d", seed=0)
 train(model, shuffled(images), labels, 10, seed=0)
 both = accuracy(model, shuffled(test_images))
 print(f"trained and tested on shuffled images {both:.1%}, on original images {scores['learned_1d'][0, 0]:.1%}")
-assert abs(both - scores["learned_1d"][0, 0]) < 0.03
+assert abs(both - scores["learned_1d"][0, 0]) < (0.1 if SHORT else 0.03)
 
 # %% [markdown]
 # **Exercise 3.** Compute the similarity with the class token left in. What does its row look like, and why?

@@ -72,7 +72,7 @@ class Mirrors:
         why = "; ".join(self.failures) or "none was given"
         raise DataError(
             f"no mirror has a good copy of {file_name} ({why}): check the network, or put the "
-            "files yourself and pass data_dir"
+            "files into a folder and pass --data FOLDER (data_dir=)"
         )
 
 

@@ -1,6 +1,6 @@
 """Images from files: read, rotated upright, resized, cropped and normalized to the input of a model.
 
-Needs Pillow (`pip install 'minivit[examples]'`), whose resampling is what the published models were tested with.
+Needs Pillow (`pip install Pillow`), whose resampling is what the published models were tested with.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def read_image(image: Any) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise ImportError("reading images needs Pillow: pip install 'minivit[examples]'") from None
+        raise ImportError("reading images needs Pillow: pip install Pillow") from None
     if isinstance(image, Image.Image):
         return _upright(image, _named(image))
     if not isinstance(image, str | os.PathLike):

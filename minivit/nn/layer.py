@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from minivit.fast.half import is_floating, is_half
 from minivit.nn.init import MODEL_DTYPES
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.protocol import Array, Back, Rng, compose, once
+from minivit.renamed import OF_A_LAYER, remedy
 
 
 class Layer:
@@ -31,6 +32,12 @@ class Layer:
     """
 
     names_in_parent = False  # True: this attribute's parameters are listed with its parent's, without its name
+
+    if not TYPE_CHECKING:  # a checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            known = remedy(name, OF_A_LAYER)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{known}")
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         raise TypeError(f"{type(self).__name__} must define forward(self, x, rng=None), returning y and back")

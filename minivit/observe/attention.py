@@ -25,7 +25,6 @@ from minivit.nn import (
     Layer,
     Recompute,
     ShiftedWindows,
-    WindowAttention,
 )
 from minivit.protocol import Array, Back, Rng
 from minivit.sizes import Size
@@ -209,18 +208,21 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
     q, k, v = _heads(layer, tokens)
     xp, count = array_module(k), k.shape[-2]
     identity = xp.broadcast_to(xp.eye(count, dtype=k.dtype), (*k.shape[:-1], count))  # (..., H, N, N), one copy
-    if isinstance(layer, CosineWindowAttention):
-        bias, _ = layer.continuous_bias.bias(window)
-        scale = layer.logit_scale.data
-        return F.cosine_attention(q, k, identity, scale, mask, bias, mask_value=layer.mask_value)[0], v
-    table, mask_value = layer.position_bias, -inf
-    offsets = None if table is None else table.bias(layer.queries, window)[0]
-    if isinstance(layer, WindowAttention):
-        mask_value = layer.mask_value
+    offsets, mask_value = _offsets(layer, window), getattr(layer, "mask_value", -inf)
     attend = getattr(layer, "attend", None)  # of a subclass that combines q, k and v in another way
     if attend is not None:
         return attend(q, k, identity, mask, offsets)[0], v
+    if isinstance(layer, CosineWindowAttention):
+        scale = layer.logit_scale.data
+        return F.cosine_attention(q, k, identity, scale, mask, offsets, mask_value=mask_value)[0], v
     return F.scaled_dot_product_attention(q, k, identity, mask, offsets, mask_value=mask_value)[0], v
+
+
+def _offsets(layer: Attention, window: Size | None) -> Array | None:
+    """The bias that a layer adds to its scores, (H, n, N), or None."""
+    if isinstance(layer, CosineWindowAttention):
+        return None if layer.continuous_bias is None else layer.continuous_bias.bias(window)[0]
+    return None if layer.position_bias is None else layer.position_bias.bias(layer.queries, window)[0]
 
 
 def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:

@@ -124,7 +124,7 @@ def _library(repository: str, revision: str) -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"{repository} cannot be fetched, because huggingface_hub cannot be imported ({error}): "
-            f"pip install 'minivit[hub]', or {_by_hand(repository, revision, None)}"
+            f"pip install huggingface_hub, or {_by_hand(repository, revision, None)}"
         ) from None
 
 

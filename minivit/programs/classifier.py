@@ -119,7 +119,7 @@ def image_of(pixels: Array) -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise ImportError("images need Pillow: pip install 'minivit[examples]'") from None
+        raise ImportError("images need Pillow: pip install Pillow") from None
     return Image.fromarray(pixels)
 
 

@@ -30,7 +30,7 @@ class ProgressBar:
                 from tqdm import tqdm
             except ImportError:
                 if not ProgressBar.hinted:
-                    print("for a progress bar: pip install 'minivit[examples]'", file=console)
+                    print("for a progress bar: pip install tqdm", file=console)
                 ProgressBar.hinted = True
                 return self
             place = {"total": self.count, "initial": self.position}

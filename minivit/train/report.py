@@ -1,6 +1,6 @@
 """The report of a run: learning curves, confusion matrix, misclassified images, and a model card.
 
-Figures need matplotlib (`pip install 'minivit[examples]'`); without it the numbers are still written.
+Figures need matplotlib (`pip install matplotlib`); without it the numbers are still written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def write_pictures(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("for the figures: pip install 'minivit[examples]'")
+        print("for the figures: pip install matplotlib")
         return False
     out = Path(out)
     draw_curves(Figure(figsize=(9, 3.6), layout="constrained"), history).savefig(out / "curves.png", dpi=120)

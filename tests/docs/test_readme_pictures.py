@@ -1,4 +1,4 @@
-"""The README's pictures: what they show is what the model computes, and their program runs from a run's folder."""
+"""The README's figures: what they show is what the model computes, and their program runs from a run's folder."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_the_font_of_formulas_has_every_sign() -> None:
     style = (DOCS / "_static" / "site.css").read_text(encoding="utf-8")
     ranges = re.findall(r"U\+([0-9A-F]+)(?:-([0-9A-F]+))?", style)
     held = {chr(code) for first, last in ranges for code in range(int(first, 16), int(last or first, 16) + 1)}
-    # spaces, and operators that MathML writes but nobody sees
+    # spaces, and operators that MathML writes and no browser shows
     unseen = set("\u2061\u2062\u2063\u2064\u200b\n")
     missing = {name: sorted(page.signs - held - unseen) for name, page in pages().items()}
     faults = [f"{name}: {signs}" for name, signs in missing.items() if signs]
@@ -268,7 +268,7 @@ def test_the_article_begins_with_its_own_words() -> None:
 
 @built
 def test_pages_are_in_chinese_or_say_that_they_are_not() -> None:
-    names = ("index", "contents", "notation", "glossary")
+    names = ("index", "contents", "notation", "glossary", "concepts", "gradcheck")
     sources = [*(DOCS / f"{name}.md" for name in names), *(DOCS / "lessons").glob("[i0-9]*.*")]
     chinese = {"zh/" + file.relative_to(DOCS).with_suffix(".html").as_posix() for file in sources}
     for name in chinese:
@@ -423,7 +423,7 @@ def test_the_code_of_a_figure_is_folded_and_no_other(monkeypatch: pytest.MonkeyP
 
 def test_citations_lead_to_their_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     site = extension("site_citations", monkeypatch)
-    text = "as in Liu et al.\n2021, not Nobody et al. 2021; Ba, Kiros and Hinton 2016; Liu 等，2022"
+    text = "as in Liu et al.\n2021, not Unknown et al. 2021; Ba, Kiros and Hinton 2016; Liu 等，2022"
     links = [node for node in site._linked(text, "b.html") if not isinstance(node, site.nodes.Text)]
     assert [link["refuri"] for link in links] == [
         "b.html#liu-et-al-2021",

@@ -19,24 +19,37 @@ import browser_tools
 import pytest
 
 SITE = Path(os.environ.get("MINIVIT_SITE") or Path(__file__).resolve().parents[2] / "docs" / "_build" / "html")
+LESSONS = [
+    *(
+        "01_from_rnn_to_attention",
+        "02_embedding",
+        "03_self_attention",
+        "04_many_heads",
+        "05_order",
+        "06_vit_in_numbers",
+    ),
+    *("07_pretraining", "08_swin", "08b_shifted_windows", "09_backpropagation", "10_break_it"),
+]
 PAGES = [
     "index",
-    "lessons/03_self_attention",
-    "lessons/06_vit_in_numbers",
-    "lessons/08_swin",
+    *(f"lessons/{name}" for name in ("index", *LESSONS)),
     "derivations/layer_norm",
     "derivations/convolution",
     "performance",
     "published_weights",
+    "inference",
+    "lab",
     "concepts",
+    "gradcheck",
     "notation",
+    "glossary",
     "bibliography",
+    "api/index",
     "api/nn",
     "api/gradcheck",
     "source/minivit/functional/norm.py",
     "search",
 ]
-SLOW = {"lessons/06_vit_in_numbers", "derivations/convolution", "published_weights", "concepts", "api/nn"}  # for axe
 WIDTHS = (390, 1280)
 NARROWEST_TEXT = 9  # CSS pixels, of the words in a drawing on a phone
 
@@ -124,13 +137,15 @@ def test_nothing_is_cut_off_and_nothing_fails(open_page: Any, language: str, wid
     assert not found, found
 
 
-@pytest.mark.parametrize(("language", "theme"), [("", "light"), ("", "dark"), ("zh/", "light")])
-def test_axe_finds_no_barrier(open_page: Any, language: str, theme: str) -> None:
-    """Contrast, names of controls, texts of pictures, order of headings: axe-core's rules, at the width of a phone."""
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["", "zh/"], ids=["en", "zh"])
+def test_axe_finds_no_barrier(open_page: Any, language: str, theme: str, width: int) -> None:
+    """Contrast, names of controls, texts of images, order of headings: the rules of axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs pip install axe-playwright-python")
     found = {}
-    for name in [name for name in PAGES if name not in SLOW]:
-        page, _ = open_page(language + name, 390, theme, reduced_motion="reduce")
+    for name in PAGES:
+        page, _ = open_page(language + name, width, theme, reduced_motion="reduce")
         result = axe.Axe().run(page, options={"resultTypes": ["violations"]})
         faults = [
             f"{fault['id']}: {node['target']}" for fault in result.response["violations"] for node in fault["nodes"][:3]
@@ -160,7 +175,7 @@ def test_the_animation_of_the_first_page_moves_pauses_and_respects_reduced_motio
     assert page.evaluate(moving) == 0
     page, _ = open_page("index", reduced_motion="reduce")
     assert page.evaluate(moving) == 0
-    assert page.is_visible(".y-back .slip-1"), "without motion the picture shows all parts"
+    assert page.is_visible(".y-back .slip-1"), "without motion the figure shows all parts"
     page, _ = open_page("index", 390)
     heights = page.evaluate(
         "() => [...document.querySelectorAll('.y-back text')].map(e => e.getBoundingClientRect().height)"

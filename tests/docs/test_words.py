@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# a private word -> the field's. These are refused in the package, the examples, the lessons and the pages.
+# a private word -> the field's. These are refused everywhere.
 EVERYWHERE = {
     r"ways? back": "backward pass",
     r"bends?": "nonlinearity",
@@ -23,7 +23,7 @@ EVERYWHERE = {
     r"laid side by side": "concatenated",
     r"for ever": "forever",
 }
-# These have ordinary meanings in longer texts. They are refused in the package, the examples and the lessons.
+# These have ordinary meanings in longer texts. They are refused in code: the package, examples, lessons and tests.
 IN_CODE = {
     r"places": "positions, pixels or entries",
     r"pictures?(?!/)": "images, which a model reads, or figures, which are drawn",
@@ -67,18 +67,35 @@ def test_docstrings_comments_and_messages_use_the_words_of_the_field(path: Path)
     assert private(prose(path.read_text(encoding="utf-8")), words) == []
 
 
-PROGRAMS = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs" / "lessons").glob("*.py")]
+PROGRAMS = [
+    *(ROOT / "examples").glob("*.py"),
+    *(ROOT / "docs").rglob("*.py"),
+    *(ROOT / "benchmarks").rglob("*.py"),
+    *(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve()),
+]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
 
 
-@pytest.mark.parametrize("path", sorted(PROGRAMS), ids=shown)
-def test_programs_and_lessons_use_the_words_of_the_field(path: Path) -> None:
+@pytest.mark.parametrize("path", sorted(path for path in PROGRAMS if "_build" not in path.parts), ids=shown)
+def test_programs_lessons_and_tests_use_the_words_of_the_field(path: Path) -> None:
     words = EVERYWHERE | IN_CODE
     assert private(prose(path.read_text(encoding="utf-8")), words) == []
 
 
 @pytest.mark.parametrize("path", sorted(path for path in PAGES if "_build" not in path.parts), ids=shown)
 def test_pages_use_the_words_of_the_field(path: Path) -> None:
+    assert private(list(enumerate(path.read_text(encoding="utf-8").split("\n"), 1)), EVERYWHERE) == []
+
+
+OTHER = [
+    *(ROOT / "minivit").rglob("*.cu*"),
+    *(path for path in (ROOT / "minivit" / "lab" / "page").iterdir()),
+    *(ROOT / "docs" / "lab_in_browser").glob("*.js"),
+]
+
+
+@pytest.mark.parametrize("path", sorted(OTHER), ids=shown)
+def test_kernels_and_the_page_of_the_lab_use_the_words_of_the_field(path: Path) -> None:
     assert private(list(enumerate(path.read_text(encoding="utf-8").split("\n"), 1)), EVERYWHERE) == []
 
 

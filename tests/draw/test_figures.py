@@ -1,4 +1,4 @@
-"""Charts: files in a script, pictures with alternative text in a notebook, one style, and the same file each time."""
+"""Charts: files in a script, figures with alternative text in a notebook, one style, and the same file each time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def a_figure(**options: Any) -> Any:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A script's working folder; nobody is in a notebook."""
+    """A script's working folder, and no notebook."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "IPython", None)
     return tmp_path

@@ -60,7 +60,7 @@ def run(cwd, *options, bare=True, example=EXAMPLE):
     """The finished process.
 
     There is no network (its cache is an empty folder and its proxy leads nowhere), and unless bare=False none of the
-    optional packages either, which also saves the time that pictures take.
+    optional packages either, which also saves the time that figures take.
     """
     blocker = cwd / "blocker"
     for name in ("matplotlib", "tqdm", "mlxtend", "PIL") if bare else ():

@@ -66,7 +66,7 @@ def test_mnist_task(digits_folder):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of two classes of pictures, light and dark."""
+    """A folder of two classes of images, light and dark."""
     image = pytest.importorskip("PIL.Image")
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for name, low in (("dark", 0), ("light", 155)):
@@ -93,7 +93,7 @@ def test_folder_task(pictures):
 
 
 def test_images_are_shifted_and_mirrored(pictures):
-    """The first batch, in which each picture is looked for in all places where it could be."""
+    """The first batch, in which each image is searched at all positions where it could be."""
     preprocess = data.Preprocess(16)
     work = folder_task(*split_folder(pictures), preprocess, limit=32)
     x, _ = next(iter(work.batches(32, seed=0, epoch=0, start=0)))

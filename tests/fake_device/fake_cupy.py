@@ -20,7 +20,7 @@ from typing import Any
 import cuda_emulator
 import numpy as np
 
-REPLACEMENTS = "minivit.fast.cupy"  # imports CuPy, so it is imported anew for the fake
+REPLACEMENTS = "minivit.fast.cupy"  # imports CuPy, so it is imported again for the fake
 
 # How often the host waited for the device since `installed()` was entered: conversions to a Python
 # value, downloads, and the operations whose result shape depends on the data.
@@ -1173,7 +1173,7 @@ class Device:
 
 
 class Stream:
-    """A stream; work is done at once whichever it is given to."""
+    """A stream; work is done immediately whichever it is given to."""
 
     null: Stream
     current: Stream
@@ -1196,7 +1196,7 @@ class Stream:
         return types.SimpleNamespace(stream=self)
 
     def wait_event(self, event: Any) -> None:
-        """All work is done at once, so nothing is left to wait for."""
+        """All work is done immediately, so nothing is left to wait for."""
 
     def begin_capture(self, mode: Any = None) -> None:
         """From here to `end_capture`, work is recorded."""
@@ -1268,7 +1268,7 @@ _allocate_pinned: Callable[[int], Any] = _pinned.malloc
 
 
 def set_pinned_memory_allocator(allocator: Callable[[int], Any] = _pinned.malloc) -> None:
-    """What every copy from the host asks for memory first."""
+    """What every copy from the host calls first, to allocate memory."""
     global _allocate_pinned
     _allocate_pinned = allocator
 

@@ -89,7 +89,7 @@ def test_a_gpu_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
     from minivit import device as devices
 
     monkeypatch.setattr(devices, "gpu_available", lambda: False)
-    with pytest.raises(RuntimeError, match="no GPU answers.*gpu-cuda12"):
+    with pytest.raises(RuntimeError, match="no GPU answers.*cupy-cuda12x"):
         minivit.to_device(np.ones(2), "gpu")
     with pytest.raises(ValueError, match="unknown device 'tpu'"):
         minivit.to_device(np.ones(2), "tpu")

@@ -55,7 +55,7 @@ def test_a_single_block_of_queries_is_handed_on_without_a_copy() -> None:
     assert y is given[0][0]
     into = [np.empty_like(array) for array in (Q, K, V)]
     gradients = back(DY, *into)
-    assert len(given) == 2 and given[1][0].base is y.base  # for the backward pass, which is told y
+    assert len(given) == 2 and given[1][0].base is y.base  # for the backward pass, which gets y
     for ours, theirs in zip(gradients, attend(Q, K, V)[1](DY)):
         assert theirs is None or np.array_equal(ours, theirs)
     assert all(gradient is array for gradient, array in zip(gradients[1:3], into[1:]))

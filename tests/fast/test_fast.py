@@ -101,7 +101,7 @@ def test_every_replacement_has_the_name_of_a_public_function() -> None:
 
 
 def ran(function: Any, *args: Any) -> bool:
-    """Whether the replacement ran, told by the file that the vjp was defined in."""
+    """Whether the replacement ran, seen from the file that the vjp was defined in."""
     _, vjp = function(*args)
     return "fast" in vjp._function.__code__.co_filename.replace("\\", "/").split("/")
 

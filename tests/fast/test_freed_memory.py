@@ -1,4 +1,4 @@
-"""What the C library is told about freed memory, and when nothing is told."""
+"""What is set in the C library about freed memory, and when nothing is set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Library:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Keeps freed memory under a setting of MINIVIT_KEEP_MEMORY; the answer, and what the library was asked for."""
+    """Keeps freed memory under a setting of MINIVIT_KEEP_MEMORY; the answer, and the options set in the library."""
 
     def keep(setting: str | None, library: Library | None) -> tuple[bool, list[tuple[int, int]]]:
         monkeypatch.delenv("MINIVIT_KEEP_MEMORY", raising=False)

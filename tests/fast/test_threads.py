@@ -46,7 +46,7 @@ def test_what_holds_in_one_thread_does_not_in_another() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_the_caller_works_too_and_each_item_is_done_once(count: int) -> None:
-    begun = threading.Barrier(2, timeout=10)  # passes only if two threads work at once
+    begun = threading.Barrier(2, timeout=10)  # passes only if two threads run concurrently
     names: set[int] = set()
 
     def work(item: int) -> int:

@@ -44,7 +44,7 @@ def naive_conv2d(
 
 
 def naive_pool(x: Any, kernel: Any, stride: Any, padding: Any) -> Any:
-    """For each window the places of the map that it holds, in reading order: {(u, v): [(row, column), ...]}."""
+    """For each window the pixels of the map that it holds, in reading order: {(u, v): [(row, column), ...]}."""
     height, width = x.shape[2:]
     found = {}
     for u in range((height + 2 * padding[0] - kernel[0]) // stride[0] + 1):
@@ -64,7 +64,7 @@ convolutions = st.fixed_dictionaries(
         "dilation": st.tuples(two, two),
         "groups": two,
         "sizes": st.tuples(two, two, st.integers(5, 7), st.integers(5, 6)),  # B, O/G, H, W
-        "most": st.sampled_from([1, 200, 1000, convolution._MOST_BYTES]),  # bytes: single places, rows, images, all
+        "most": st.sampled_from([1, 200, 1000, convolution._MOST_BYTES]),  # bytes: single pixels, rows, images, all
     }
 )
 
@@ -89,7 +89,7 @@ def test_convolution_and_its_gradients_equal_their_loop(drawn: dict[str, Any], s
 
 
 def same_padding(length: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """The fewest zeros, tried in turn, that give a side ceil(length / stride) places; the odd one behind."""
+    """The fewest zeros, tried in turn, that give a side of ceil(length / stride) pixels; the odd one behind."""
     wanted = (length + stride - 1) // stride
     total = 0
     while len(range(0, length + total - dilation * (kernel - 1), stride)) < wanted:
@@ -165,7 +165,7 @@ def test_both_ways_to_the_gradient_give_the_same(outputs: int, monkeypatch: pyte
 
 
 def peak(function: Any) -> tuple[Any, int]:
-    """What function() returns, and the most bytes that it held at once beyond what was there."""
+    """What function() returns, and the peak of bytes that it held beyond what was there."""
     tracemalloc.start()
     try:
         result = function()

@@ -58,7 +58,7 @@ def test_a_fully_masked_query_gives_zero_and_no_gradient(device: Device) -> None
     np.testing.assert_array_equal(device.get(y)[:, 1], 0)
     np.testing.assert_array_equal(dq[:, 1], 0)
     other = dy.copy()
-    other[:, 1] = 99  # what a masked query is told changes nobody's gradient
+    other[:, 1] = 99  # the gradient given to a masked query changes no other gradient
     _, vjp = F.scaled_dot_product_attention(*(device.put(a) for a in (q, k, v)), device.put(mask))
     _, dk2, dv2, _ = (None if g is None else device.get(g) for g in vjp(device.put(other)))
     np.testing.assert_array_equal(dk, dk2)

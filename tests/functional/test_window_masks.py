@@ -1,4 +1,4 @@
-"""Which places of a shifted window may look at each other, against the places' coordinates before the shift."""
+"""Which pixels of a shifted window attend to each other, against the pixels' coordinates before the shift."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def test_regions_of_a_small_map() -> None:
 
 
 def mask_by_coordinates(size: Any, window: Any, shift: Any, real: Any = None) -> Any:
-    """Shifted windows tile the plane from (shift - window) on; two places of the map share one, or may not look.
+    """Shifted windows tile the plane from (shift - window) on; two pixels of the map share one, or do not attend.
 
     A place on the map before the roll is (y, x); its shifted window is number floor((y - shift) / window), which is -1
-    above the first whole one. With `real` given, padded places and real ones may not look at each other either.
+    above the first whole one. With `real` given, padded pixels and real ones do not attend to each other either.
     """
 
     def home(y: int, x: int) -> Any:

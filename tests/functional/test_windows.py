@@ -1,4 +1,4 @@
-"""Windows of a map: the moves and their adjoints, where each place goes, and the offsets between places."""
+"""Windows of a map: the moves and their adjoints, where each pixel goes, and the offsets between pixels."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_what_was_padded_crops_back_and_the_rest_is_zero(args: Any) -> None:
 
 
 def places(height: int, width: int) -> Any:
-    """A map (1, H, W, 1) whose elements are their places in reading order."""
+    """A map (1, H, W, 1) whose elements are their numbers in reading order."""
     return np.arange(height * width, dtype=float).reshape(1, height, width, 1)
 
 
@@ -171,7 +171,7 @@ def test_merging_an_odd_map_pads_it_at_the_right_and_bottom() -> None:
     assert y[0].tolist() == [[[1, 4, 2, 5], [3, 6, 0, 0]], [[7, 0, 8, 0], [9, 0, 0, 0]]]
 
 
-# --- the offsets between two places of a window ---------------------------------------------------------------------
+# --- the offsets between two pixels of a window ---------------------------------------------------------------------
 
 
 def test_the_index_of_small_windows() -> None:

@@ -15,7 +15,7 @@ import minivit
 from minivit.io.lock import LOCK, FolderLock, LockedError
 from minivit.io.process import this_process
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere a process cannot be asked for")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="elsewhere processes are not looked up")
 HOLD = "import sys, time; from minivit.io.lock import FolderLock; l = FolderLock(sys.argv[1]); print(1, flush=True); "
 
 

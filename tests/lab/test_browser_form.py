@@ -12,8 +12,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -103,9 +105,56 @@ def test_without_a_folder_the_public_files_are_named_with_their_hashes(build_lab
     assert '<a href="lab/index.html">' in (html / "lab.html").read_text()
     assert '<a href="../lab/index.html">' in (html / "zh" / "lab.html").read_text()
     assert (html / "lab" / "model.npz").stat().st_size <= 2_000_000
+    assert build_lab.NUMPY in files and "numpy_bytecode.zip" not in files
     first = (html / "lab" / "minivit.zip").read_bytes()
     build_lab.write_library(tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == first
+
+
+def test_the_library_has_the_bytecode_of_what_the_lab_imports(build_lab, tmp_path, monkeypatch):
+    build_lab.write_library(tmp_path / "library.zip")
+    names = zipfile.ZipFile(tmp_path / "library.zip").namelist()
+    assert "minivit/lab/browser.py" in names and "minivit/pretrained/hub.py" in names
+    compiled = {name for name in names if name.endswith(".pyc")}
+    if build_lab.python_of_the_browser() is None:
+        assert not compiled
+    else:
+        assert "minivit/lab/__pycache__/browser.cpython-312.pyc" in compiled
+        assert "minivit/pretrained/__pycache__/hub.cpython-312.pyc" not in compiled  # the lab does not import it
+    monkeypatch.setattr(build_lab, "python_of_the_browser", lambda: None)
+    build_lab.write_library(tmp_path / "sources.zip")
+    assert not [name for name in zipfile.ZipFile(tmp_path / "sources.zip").namelist() if name.endswith(".pyc")]
+
+
+def test_bytecode_is_what_python_would_have_written(build_lab):
+    """Python takes the file for its own: the number of its version, and no date or source to compare with."""
+    if build_lab.python_of_the_browser() is None:
+        pytest.skip("needs Python 3.12 on this machine, as the build does for a fast start")
+    code = build_lab.compile_sources({"a.py": b"x = 6 * 7\n"})["a.py"]
+    run = (
+        "import marshal, sys; data = sys.stdin.buffer.read(); exec(marshal.loads(data[16:])); print(data[:8].hex(), x)"
+    )
+    done = subprocess.run(
+        [build_lab.python_of_the_browser(), "-c", run], input=code, capture_output=True, check=True
+    ).stdout.split()
+    assert done == [b"cb0d0d0a01000000", b"42"]  # 3531 and CR LF, then the flag of an unchecked hash
+
+
+def test_the_hosted_files_hold_bytecode_for_python_and_numpy(build_lab, tmp_path):
+    with zipfile.ZipFile(tmp_path / build_lab.STDLIB, "w") as archive:
+        archive.writestr("json/__init__.py", "x = 1")
+        archive.writestr("data.txt", "text")
+    with zipfile.ZipFile(tmp_path / build_lab.NUMPY, "w") as archive:
+        archive.writestr("numpy/version.py", "version = '2.0.2'")
+        archive.writestr("numpy/tests/test_public_api.py", "")
+    build_lab.compile_hosted(tmp_path)
+    names = zipfile.ZipFile(tmp_path / build_lab.STDLIB).namelist()
+    if build_lab.python_of_the_browser() is None:
+        assert names == ["json/__init__.py", "data.txt"] and not (tmp_path / "numpy_bytecode.zip").exists()
+    else:
+        assert names == ["data.txt", "json/__init__.pyc"]
+        of_numpy = zipfile.ZipFile(tmp_path / "numpy_bytecode.zip").namelist()
+        assert of_numpy == ["numpy/__pycache__/version.cpython-312.pyc"]
 
 
 # --- in Chromium ------------------------------------------------------------------------------------------------------

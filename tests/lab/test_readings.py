@@ -11,7 +11,7 @@ from lab_tools import KINDS, build, image
 
 from minivit import check_vjp, explain, functional as F, nn, optim
 from minivit.lab.readings import accuracy, attention_from, read, training_step, windows_of, with_every_token
-from minivit.lab.source_lines import lines_of
+from minivit.lab.source_lines import formula_of, lines_of
 from minivit.lab.switches import SWITCHES, Shuffle, available, switched
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -127,10 +127,11 @@ def test_windows_of_a_model_that_pads_last_are_the_layers_own():
 
 def test_the_switches_that_a_model_has():
     assert available(build("vit")) == list(SWITCHES) == available(build("swin"))
-    assert available(build("average")) == list(SWITCHES)
-    assert available(build("swin_v2")) == ["residual", "shuffle"]
-    with pytest.raises(ValueError, match=r"'softmax': a SwinV2 of this kind has no such part; choose among residual"):
-        switched(build("swin_v2"), ["softmax"])
+    assert available(build("average")) == list(SWITCHES) == available(build("swin_v2"))
+    without = build("vit")
+    without.embed.positions = None
+    with pytest.raises(ValueError, match=r"'positions': a ViT of this kind has no such part; choose among scale"):
+        switched(without, ["positions"])
     with pytest.raises(ValueError, match="'sofmax': it is unknown"):
         switched(build("vit"), ["sofmax"])
     with pytest.raises(ValueError, match="head=-1"):
@@ -145,6 +146,74 @@ def test_a_switched_model_computes_something_else_with_the_right_gradient(kind):
         network = switched(model, chosen, head=1)
         assert np.abs(network.predict(x) - model.predict(x)).max() > 1e-4, chosen
         check_vjp(network, np.concatenate([x, image(1, "float64")]), rng_seed=1)
+
+
+def test_a_layer_that_the_switches_do_not_know_has_none():
+    class Other(nn.Attention):
+        pass
+
+    model = build("vit")
+    model.blocks[1].attn.__class__ = Other
+    assert available(model) == ["residual", "shuffle"]
+    model.blocks[0].__class__ = type("OtherBlock", (nn.Block,), {})
+    assert available(model) == ["shuffle"]
+
+
+def scaled(dtype):
+    """A ViT with LayerScale in every block."""
+    model, rng = build("vit", dtype), np.random.default_rng(2)
+    for number, block in enumerate(model.blocks):
+        scales = [nn.LayerScale(16, dtype=dtype) for _ in range(2)]
+        for scale in scales:
+            scale.gamma.data = rng.uniform(0.5, 2, 16).astype(dtype)
+        model.blocks[number] = nn.ScaledBlock(block.norm1, block.attn, scales[0], block.norm2, block.mlp, scales[1])
+    return model
+
+
+def test_without_residual_the_scale_of_each_branch_stays():
+    model, x = scaled("float64"), image(dtype="float64")
+    network = switched(model, ["residual"])
+    expected = model.embed(x)[0]
+    for block in model.blocks:
+        attended = block.ls1(block.attn(block.norm1(expected)[0])[0])[0]
+        expected = block.ls2(block.mlp(block.norm2(attended)[0])[0])[0]
+    tokens = network.embed(x)[0]
+    for block in network.blocks:
+        tokens = block(tokens)[0]
+    np.testing.assert_allclose(tokens, expected, atol=1e-12)
+    check_vjp(network, x, rng_seed=1)
+    assert "ls1(attn(norm1(x)))" in formula_of(network.blocks[0])
+
+
+def test_the_cosines_of_swin_v2_without_scale_or_positions_are_the_weights():
+    model, x = build("swin_v2"), image()
+    found = read(model, x, switches=["scale", "softmax", "positions"])
+    layer, part = model.layers[0].blocks[0].attn, found.parts["layers.0.blocks.0.attn"]
+    windows, _ = F.shifted_windows(part.x, *layer.plan(7, 7), True)  # (nW, Mh, Mw, D)
+    (q, k, _), _ = F.split_qkv(layer.attention.project_qkv(windows.reshape(4, 16, 12))[0], 3)
+    cosines = F.normalize(q)[0] @ F.normalize(k)[0].swapaxes(-1, -2)
+    np.testing.assert_allclose(found.attention[0].weights[0], cosines, atol=1e-6)
+    assert not [name for name in found.gradients if "logit_scale" in name or "cpb_mlp" in name]
+    assert formula_of(switched(model, ["scale"]).layers[0].blocks[0].attn.attention) == "proj(softmax(cos(q, k)) v)"
+    assert formula_of(switched(model, ["residual"]).layers[0].blocks[0]) == "m = norm1(attn(x)); norm2(mlp(m))"
+
+
+def test_swin_v2_with_a_switch_that_leaves_nothing_out_is_the_model():
+    """The switched attention with all its parts computes what the layer does, also where the scale is clipped."""
+    model, x = build("swin_v2", "float64"), image(dtype="float64")
+    for block in model.layers[0].blocks:
+        block.attn.attention.logit_scale.data = np.array([0.5, 6.0, 2.0]).reshape(3, 1, 1)  # log 100 is 4.6
+    network, logits = switched(model, ["heads"]), model.predict(x)
+    for layer in (block.attn.attention for stage in network.layers for block in stage.blocks):
+        layer.only_head = None
+    np.testing.assert_allclose(network.predict(x), logits, atol=1e-12)
+    grads = []
+    for each in (model, network):
+        _, back = each(x)
+        back(np.ones((1, 10)))
+        grads.append({name: param.grad for name, param in each.parameters().items()})
+    for name, expected in grads[0].items():
+        np.testing.assert_allclose(grads[1][name], expected, atol=1e-12)
 
 
 @kinds

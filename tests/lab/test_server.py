@@ -217,7 +217,7 @@ def test_a_fault_of_the_program_is_one_line_and_the_lab_goes_on(server, monkeypa
         raise ZeroDivisionError("a planted fault")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Lab, "images", broken)
+        patched.setattr(Lab, "_normalized", broken)
         status, body, _ = ask(server)
     assert status == 500 and json.loads(body)["error"] == "ZeroDivisionError: a planted fault"
     assert ask(server)[0] == 200

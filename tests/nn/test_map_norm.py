@@ -109,7 +109,7 @@ def check_one_update(layer: Any, *batches: Any) -> None:
 def test_only_back_counts_and_only_the_update_changes_anything() -> None:
     layer, x = nn.BatchNorm2d(3, dtype="float64"), images()
     expected = layer(x)[0]
-    layer(images(7), training())  # a forward pass that is thrown away
+    layer(images(7), training())  # a forward pass whose result is discarded
     layer(x)[1](x)  # inference, and its gradient
     assert not layer.sums.any()
     _, back = layer(x, training())

@@ -1,4 +1,4 @@
-"""Attention in shifted windows against loops over pairs of places, and where it is something else that is known."""
+"""Attention in shifted windows against loops over pairs of pixels, and where it equals another known function."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_shrink_both_takes_the_shorter_side_of_the_map_for_each_side_of_the_wind
     assert turned.plan(5, 8) == ((5, 2), (0, 0), (5, 8))
 
 
-# --- one layer at two places ----------------------------------------------------------------------------------------
+# --- one layer used twice ---------------------------------------------------------------------------------------------
 
 
 class Twice(nn.Layer):

@@ -19,7 +19,7 @@ from minivit.nn import Recompute
 VIT = {"img_size": (12, 16), "patch_size": 4, "in_chans": 2, "num_classes": 3, "embed_dim": 12, "depth": 3}
 VIT |= {"num_heads": 2, "mlp_ratio": 2.0, "dtype": "float64"}
 MEAN = {"class_token": False, "global_pool": "avg"}
-# 3 x 4 and 2 x 2 windows of maps of 9 x 10 and 5 x 5: shifted, padded, and shrunk on no axis
+# 3 x 4 and 2 x 2 windows of maps of 9 x 10 and 5 x 5: shifted, padded, and reduced on no axis
 SWIN = {"img_size": (18, 20), "patch_size": 2, "in_chans": 2, "num_classes": 3, "embed_dim": 8, "depths": (2, 2)}
 SWIN |= {"num_heads": (2, 4), "window_size": (4, 3), "mlp_ratio": 2.0, "dtype": "float64"}
 
@@ -261,7 +261,7 @@ def test_grad_cam_is_its_formula_with_the_gradient_by_differences(name):
         a = tokens[:, p:] if tokens.ndim == 3 else tokens
         places = tuple(range(1, a.ndim - 1))
         weights = np.empty((2, a.shape[-1]))
-        for channel in range(a.shape[-1]):  # the mean over places of the gradient is one directional derivative
+        for channel in range(a.shape[-1]):  # the mean over pixels of the gradient is one directional derivative
             step = np.zeros_like(tokens)
             step[:, p:, ..., channel] = 1e-4
             slope = (
@@ -352,7 +352,7 @@ def test_on_every_device(name, device):
         assert np.abs(one - device.get(other)).max() < 1e-5 * max(1, one.max())
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------------------------
 
 
 def drawn(tmp_path, **maps):

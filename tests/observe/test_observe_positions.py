@@ -1,4 +1,4 @@
-"""The similarity of positions, against loops, on tables whose answer is known, and as a picture."""
+"""The similarity of positions, against loops, on tables whose answer is known, and as a figure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def nearest_are_in_the_own_row_and_column(got: Any) -> None:
 
 def test_on_smooth_tables_the_own_row_and_column_are_the_nearest():
     nearest_are_in_the_own_row_and_column(explain.position_similarity(made("sincos_2d")))
-    model = made("learned_2d")  # halves of a circle, more apart the farther the places
+    model = made("learned_2d")  # halves of a circle, more apart the farther the positions
     for name, count in (("pos_embed_row", 3), ("pos_embed_col", 5)):
         angle = np.linspace(0, np.pi / 2, count)
         model.parameters()[name].data = np.stack((np.cos(angle), np.sin(angle), 0 * angle, 0 * angle), axis=1)
@@ -126,7 +126,7 @@ def test_on_every_device(kind, device):
     assert type(got) is type(device.put(expected)) and np.abs(device.get(got) - expected).max() < 1e-14
 
 
-# --- the picture ----------------------------------------------------------------------------------------------------
+# --- the figure -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (14, 11), (1, 4)])

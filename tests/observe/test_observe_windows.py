@@ -95,7 +95,7 @@ def test_padding_can_be_hidden():
     at = explain.layout((3, 4), (2, 2), (0, 0))
     assert explain.window_masks(at).all()
     hidden = explain.window_masks(at, mask_padding=True)
-    assert (~hidden).sum(axis=(1, 2)).tolist() == [0, 0, 8, 8]  # in the lower windows 2 places are real, 2 are not
+    assert (~hidden).sum(axis=(1, 2)).tolist() == [0, 0, 8, 8]  # in the lower windows 2 pixels are real, 2 are not
 
 
 def test_windows_of_a_kind_stand_together():
@@ -107,7 +107,7 @@ def test_windows_of_a_kind_stand_together():
 
 @layouts
 def test_masks_are_the_moved_grid(real, window, shift):
-    """Two real places may look at each other exactly if the grid that was moved by the shift has them in one cell."""
+    """Two real pixels attend to each other exactly if the grid that was moved by the shift has them in one cell."""
     at = explain.layout(real, window, shift)
     numbers = explain.in_windows(explain.positions_after_roll(at), at)  # (nW, N)
     cell = {y * real[1] + x: name for (y, x), name in cells(real, window, shift, shifted=True).items()}
@@ -210,7 +210,7 @@ def test_impossible_questions_are_refused():
         window_pictures.write_pictures(".", SMALL, 1, part="swin_padding")
 
 
-# --- pictures and the program ---------------------------------------------------------------------------------------
+# --- figures and the program ----------------------------------------------------------------------------------------
 
 
 def words(svg):
@@ -278,7 +278,7 @@ def test_the_example_without_matplotlib_still_prints(run, tmp_path):
     done = run()
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "window 3: 192 masked" in done.stdout and "18 19 20 21 | 22 23 16 17" in done.stdout
-    assert "pip install 'minivit[examples]'" in done.stdout
+    assert "pip install matplotlib" in done.stdout
     assert not (tmp_path / "runs").exists()
 
 

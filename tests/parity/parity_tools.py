@@ -102,7 +102,7 @@ def compare_layer(
 
 
 def randomize(layer: Layer, rng: Any, scale: float = 0.4) -> None:
-    """Every parameter drawn anew, gains about 1, others about 0: at their start many could be missed unseen."""
+    """Every parameter drawn again, gains about 1, others about 0: at their start many could be missed unseen."""
     for name, param in layer.parameters().items():
         gain = "norm" in name and name.endswith("weight")
         param.data = gain + scale * rng.standard_normal(param.shape)

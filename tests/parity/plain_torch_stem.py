@@ -13,7 +13,7 @@ TF = torch.nn.functional
 
 
 def same(x: Any, kernel: int, stride: int, value: float = 0.0) -> Any:
-    """The map with the padding that gives ceil(side / stride) places, the odd zero behind."""
+    """The map with the padding that gives ceil(side / stride) pixels, the odd zero behind."""
     sides = []
     for length in (x.shape[3], x.shape[2]):  # PyTorch's pad begins with the last axis
         total = max(0, (-(-length // stride) - 1) * stride + kernel - length)

@@ -92,7 +92,7 @@ def transformers_twin(
 ) -> Any:
     """The same model of transformers; draws new parameters for both and copies them over.
 
-    `image_size` is what transformers is told instead of the model's `img_size`: only the size of the windows and of
+    `image_size` is what transformers is given instead of the model's `img_size`: only the size of the windows and of
     the position table hang on it. `attention` is v1's "sdpa" unless asked: its "eager" takes the softmax in float32
     whatever the model's dtype. Version 2 has one way of its own.
     """

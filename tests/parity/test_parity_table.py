@@ -122,7 +122,7 @@ def test_the_script_prints_writes_and_says_by_its_exit_code_whether_all_passed(
 
 
 def test_the_masks_that_are_written_out_are_those_of_the_shift() -> None:
-    """Of 4x4 places in windows of 2, shifted by 1, the windows have 0, 8, 8 and 12 pairs that the roll brought."""
+    """Of 4x4 pixels in windows of 2, shifted by 1, the windows have 0, 8, 8 and 12 pairs that the roll brought."""
     mask = published.seam_mask((4, 4), 2, (1, 1))
     assert [int((window != 0).sum()) for window in mask] == [0, 8, 8, 12]
     assert torch.equal(mask.unique(), torch.tensor([-100.0, 0.0]))

@@ -40,7 +40,7 @@ def without_bias(*shapes: tuple[int, ...]) -> Draw:
 
 
 def rows_for_norm(rng: Any) -> Any:
-    """Tokens of which every other has a variance near eps, where a wrong eps shows at once."""
+    """Tokens of which every other has a variance near eps, where a wrong eps shows immediately."""
     x = rng.standard_normal((3, 4, 6)) + 0.2
     x[:, ::2] *= 1.5e-3
     return x

@@ -1,6 +1,6 @@
 """Swin's layers against the same layers said again in PyTorch, with the same random parameters.
 
-There a pair of places is looked up by its coordinates, and nothing is rolled: each window collects its own places.
+There a pair of pixels is looked up by its coordinates, and nothing is rolled: each window collects its own pixels.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def window_attention(
 
 
 def shifted_windows(attend: Callable[..., Any], x: Any, window: Size, shift: Size, hide: bool = False) -> Any:
-    """Window by window: the places it holds, going round the padded map's rim, and who of them were neighbors."""
+    """Window by window: the pixels it holds, going round the padded map's rim, and who of them were neighbors."""
     real = (x.shape[1], x.shape[2])
     shift = tuple(0 if side <= length else step for side, length, step in zip(real, window, shift))
     window = tuple(min(side, length) for side, length in zip(real, window))

@@ -62,8 +62,8 @@ V2_ONLY = {
     "pretrained_window_of_one_stage": {"pretrained_window_sizes": (0, 6), "img_size": 16},
 }
 
-# Options, and the image size that transformers is told: when it decides on windows, it rounds half of an odd map down,
-# not up as the merging does, and a part of a patch likewise. The size told is one that needs no rounding.
+# Options, and the image size that transformers is given: when it decides on windows, it rounds half of an odd map down,
+# not up as the merging does, and a part of a patch likewise. The size given is one that needs no rounding.
 ODD = {
     "odd_map": ({"img_size": (22, 18)}, (24, 20)),  # 11x9 and 6x5
     "odd_rows": ({"img_size": (22, 20)}, (24, 20)),
@@ -74,7 +74,7 @@ ODD = {
     "partial_wide_patches": ({"img_size": (21, 45), "patch_size": (2, 4), "in_chans": 1}, (24, 48)),
     "three_stages_odd_window": ({"img_size": (28, 36), "window_size": 3, **THREE}, (32, 40)),  # 14x18, 7x9 and 4x5
     "window_covers_what_was_odd": ({"img_size": 14}, (16, 16)),  # 7x7 and 4x4
-    "no_qkv_bias": ({"img_size": (21, 17), "qkv_bias": False}, (24, 20)),  # padded places are zero in version 2
+    "no_qkv_bias": ({"img_size": (21, 17), "qkv_bias": False}, (24, 20)),  # padded pixels are zero in version 2
 }
 
 

@@ -52,7 +52,7 @@ def merging_right_before_down(patch: Any) -> None:
 
 
 def no_mask(patch: Any) -> None:
-    """After the shift, places from opposite ends of the map look at each other."""
+    """After the shift, pixels from opposite ends of the map attend to each other."""
     patch.setattr(F, "shift_mask", lambda *_: None)
 
 

@@ -222,7 +222,7 @@ def test_version_2_moves_to_another_window_without_a_table(fitted: Any) -> None:
     other, lines = fitted(model, window_size=4, img_size=16)
     assert differing(model, other) == [] and lines == []
     assert other.config["window_size"] == 4
-    # a file without its configuration cannot say its window: what is asked for is taken to be its own
+    # a file without its configuration cannot say its window: the requested one is taken to be its own
     assert other.config["pretrained_window_sizes"] in (((6, 6),) * 2, (0, 0))
 
 

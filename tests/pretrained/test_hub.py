@@ -333,7 +333,7 @@ def test_a_broken_transfer_leaves_no_half_file(fake):
 
 
 def nobody():
-    """The URL of a port at which nobody listens."""
+    """The URL of a port at which no server listens."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{one.getsockname()[1]}"
@@ -422,7 +422,7 @@ def test_without_the_library_both_ways_out_are_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError) as caught:
         hub.fetch("test_vit", report=print)
-    assert "pip install 'minivit[hub]'" in str(caught.value)
+    assert "pip install huggingface_hub" in str(caught.value)
     url = "https://huggingface.co/timm/test_vit.r160_in1k/resolve/main"
     assert f"{url}/model.safetensors and {url}/config.json" in str(caught.value)
 

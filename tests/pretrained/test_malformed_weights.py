@@ -211,5 +211,5 @@ def test_a_flipped_bit_is_noticed_or_changes_numbers_and_nothing_else(tmp_path: 
             else:
                 outcomes["the same" if same(model, ARRAYS) else "other numbers"] += 1
     assert outcomes["refused"] > 0
-    # the places that no checksum covers are dates, attributes and padding
+    # the bytes that no checksum covers are dates, attributes and padding
     assert (outcomes["other numbers"] == 0) == (name in HASHED), outcomes

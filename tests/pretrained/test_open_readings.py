@@ -132,7 +132,7 @@ def test_model_args_in_timms_words_are_honored(tmp_path: Path) -> None:
     assert same(from_pretrained(path, report=pytest.fail), model)
 
 
-@pytest.mark.parametrize("where", ["config.json", "asked for"])
+@pytest.mark.parametrize("where", ["config.json", "argument"])
 def test_always_partition_keeps_windows_and_shifts(tmp_path: Path, where: str) -> None:
     sizes: dict[str, Any] = {"img_size": 16, "patch_size": 2, "num_classes": 3, "embed_dim": 8, "depths": (2, 2)}
     sizes |= {"num_heads": (1, 2), "window_size": 4}  # which covers the second stage's map
@@ -141,7 +141,7 @@ def test_always_partition_keeps_windows_and_shifts(tmp_path: Path, where: str) -
     config: dict[str, Any] = {"architecture": "swin_tiny_patch4_window7_224"}
     config["model_args"] = {"window_size": 4, "img_size": 16, "always_partition": where == "config.json"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    asked = {"always_partition": True} if where == "asked for" else {}
+    asked = {"always_partition": True} if where == "argument" else {}
     found = from_pretrained(tmp_path / "file.safetensors", report=pytest.fail, **asked)
     x = np.random.default_rng(1).standard_normal((2, 3, 16, 16))
     assert found.config["covered"] == "shift"

@@ -245,6 +245,6 @@ def test_a_layout_is_recognized_as_itself_and_nothing_else(layout, which):
     if (layout.source, which) in CANNOT and which in ("hybrid", "root alone"):
         return  # what remains of it is a plain ViT
     first = next(each for each in LAYOUTS if each.bare(theirs) is not None)
-    # WZMIAOMIAO's ViT cannot be told from timm's, and needs not be
+    # WZMIAOMIAO's ViT cannot be distinguished from timm's, and need not be
     same = first is layout or layout.prepare is as_layer_scale and first.source == "timm"  # without LayerScale: plain
     assert same or (first.source, layout.source, layout.model) == ("timm", "wzmiaomiao", "ViT")

@@ -64,7 +64,7 @@ def refusal(capsys):
 
 
 def restless(model):
-    """Weights for which pictures differ."""
+    """Weights for which images differ."""
     rng = np.random.default_rng(1)
     for param in model.parameters().values():
         param.data = param.data + 0.3 * rng.standard_normal(param.shape).astype(param.data.dtype)
@@ -72,7 +72,7 @@ def restless(model):
 
 
 def answers(printed):
-    """[(probability in %, label)] of the only picture."""
+    """[(probability in %, label)] of the only image."""
     return [
         (float(share), label) for share, label in re.findall(r"^ *(\d+\.\d\d) %  (.+)$", printed, flags=re.MULTILINE)
     ]
@@ -156,7 +156,7 @@ def test_it_draws(kind, picture, tmp_path, classify):
         (2, ["--explain", "out.pdf"], "the figure must be a .png or .svg file"),
         (1, ["--labels", "none.txt"], "none.txt: no labels could be read"),
         (2, ["--block", "2", "--explain", "out.png"], "block=2: the model has 2 blocks"),
-        (2, ["--profile", "nobody"], "profile='nobody': choose one of"),
+        (2, ["--profile", "unknown"], "profile='unknown': choose one of"),
         (2, ["--top", "0"], "argument --top: 0 is too small"),
     ],
 )
@@ -196,4 +196,4 @@ def test_without_an_optional_package_the_remedy_is_named(missing, picture, tmp_p
         check=False,
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    assert "pip install 'minivit[examples]'" in done.stderr
+    assert f"pip install {'Pillow' if missing == 'PIL' else missing}" in done.stderr

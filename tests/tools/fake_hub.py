@@ -1,4 +1,4 @@
-"""A hub of models that runs in a thread of the test: what huggingface_hub asks for, answered well or in some bad way.
+"""A hub of models that runs in a thread of the test: what huggingface_hub requests, answered well or in some bad way.
 
 Used by test_hub.py, where each fault is tried, and by test_publish.py, which uploads.
 """

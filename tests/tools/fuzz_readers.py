@@ -2,9 +2,9 @@
 
     python tests/tools/fuzz_readers.py --seed 1 --count 20000
 
-Files are made whole, changed at random, and their hashes and checksums are computed anew, so that the change is seen by
-what lies behind them. The process may take 1 GiB of memory, and each execution 5 s. The exit code is 1 if anything else
-than a documented error was raised. It needs POSIX.
+Files are made valid and changed at random, and their hashes and checksums are computed again, so that the readers
+behind the checks see the change. The process may take 1 GiB of memory, and each execution 5 s. The exit code is 1 if
+anything else than a documented error was raised. It needs POSIX.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import minivit
 from minivit.io.safetensors import load_arrays
 from minivit.train.folder import CHECKPOINT, PREVIOUS
 
-KINDS = ("SIGKILL", "SIGTERM", "full disk", "two at once", "damaged newest", "both damaged")
+KINDS = ("SIGKILL", "SIGTERM", "full disk", "two together", "damaged newest", "both damaged")
 PROGRAM = """
 import os, resource, sys, time
 import numpy as np
@@ -97,7 +97,7 @@ def disturb(kind: str, folder: Path, rng: random.Random) -> str:
     while not (folder / "run" / CHECKPOINT).exists() and process.poll() is None:
         time.sleep(0.005)
     time.sleep(rng.uniform(0, 0.6))
-    if kind == "two at once":
+    if kind == "two together":
         code, printed = ended(start(folder, *rng.choice([[], ["--resume"]])))
         living = process.poll() is None
         if living and (code != 1 or f"process {process.pid} on host" not in printed):

@@ -99,7 +99,7 @@ OTHER: dict[str, Build] = {
     "a web page called safetensors": file("model.safetensors", b"<!DOCTYPE html><html>Not found</html>"),
     "a pointer called npz": file("a.npz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
     "weights in gzip": file("a.pth", lambda: gzip.compress(NEW)),
-    "a picture": file("a.bin", b"\x89PNG\r\n\x1a\n" + bytes(100)),
+    "an image file": file("a.bin", b"\x89PNG\r\n\x1a\n" + bytes(100)),
     "a file of 1 MB of zeros": file("a.bin", bytes(1 << 20)),
     "nothing": lambda folder: folder / "missing.pth",
     "a folder called x.pth": lambda folder: folder_with()(folder).rename(folder / "x.pth"),

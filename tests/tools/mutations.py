@@ -162,7 +162,7 @@ class _Finder:
         yield from ()
 
     def dropped(self, node: ast.stmt) -> Iterator[Mutant]:
-        """A statement that only has an effect; without an assignment to a name, the next line would fail at once."""
+        """A statement that only has an effect; without an assignment to a name, the next line would fail."""
         stores = isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Attribute, ast.Subscript))
         if stores or isinstance(node, (ast.Expr, ast.AugAssign, ast.Raise, ast.Continue, ast.Break, ast.Delete)):
             yield self.replace("statement", node, "pass")

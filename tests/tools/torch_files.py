@@ -36,7 +36,7 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 @dataclass(eq=False)
 class Global:
-    """A name that the pickle asks for."""
+    """A name that the pickle requests."""
 
     module: str
     name: str

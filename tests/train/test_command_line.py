@@ -161,5 +161,5 @@ def test_no_console_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             stream.gone = True
         elif stream is not None:
             stream.close()
-        command_line.run(lambda args: print("nobody reads this"), args)
+        command_line.run(lambda args: print("lost output"), args)
         Run(tmp_path / "other", {}, {}).end_epoch(0.1, 0.5)

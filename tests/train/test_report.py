@@ -1,4 +1,4 @@
-"""Pictures, the confusion matrix and the model card: written, right, and possible in the odd cases."""
+"""Figures, the confusion matrix and the model card: written, right, and possible in the odd cases."""
 
 from __future__ import annotations
 

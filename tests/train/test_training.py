@@ -204,7 +204,7 @@ def test_without_tqdm_the_hint_is_printed_once(tmp_path, monkeypatch):
         for _ in run.batches([(None, None)], 1):
             run.log(0.25, 1, 4)
         run.end_epoch(0.1, 0.5)
-    assert terminal.getvalue() == "for a progress bar: pip install 'minivit[examples]'\n"
+    assert terminal.getvalue() == "for a progress bar: pip install tqdm\n"
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -379,7 +379,7 @@ def test_the_previous_checkpoint_stands_in_for_a_damaged_one(tmp_path, uninterru
     said = capsys.readouterr().out
     assert "The previous checkpoint is complete" in said and PREVIOUS in said
     assert run.iteration == load_arrays(path)[1]["step"] < 6
-    assert (tmp_path / "run" / DAMAGED).exists() == (damage != "missing"), "nothing is thrown away"
+    assert (tmp_path / "run" / DAMAGED).exists() == (damage != "missing"), "nothing is deleted"
     assert_same(train(tmp_path / "run", resume=True), uninterrupted)
 
 
@@ -592,7 +592,7 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(program, tmp_path_factory):
-    """Weights and checkpoint of the program when nobody disturbs it."""
+    """Weights and checkpoint of the program when nothing disturbs it."""
     out = tmp_path_factory.mktemp("straight") / "run"
     process = program(out)
     printed, _ = process.communicate(timeout=60)

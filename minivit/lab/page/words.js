@@ -71,7 +71,7 @@ const en = {
   switchesHelp: "The trained model with one part left out. Its gradient is the right one of what is then computed.",
   switchNames: {
     positions: "no positions",
-    scale: "no scaling of scores",
+    scale: "no scaling of scores (in Swin v2: of cosines)",
     residual: "no residual connections",
     softmax: "no softmax",
     heads: "one head only",
@@ -185,7 +185,7 @@ const zh = {
   switchesHelp: "训练好的模型去掉一个部分。梯度是此时所计算的函数的正确梯度。",
   switchNames: {
     positions: "没有位置",
-    scale: "分数不缩放",
+    scale: "分数不缩放（Swin v2 中是余弦不缩放）",
     residual: "没有残差连接",
     softmax: "没有 softmax",
     heads: "只留一个头",

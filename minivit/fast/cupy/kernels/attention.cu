@@ -15,7 +15,7 @@
 #define HEIGHT (THREADS / 16)
 // WIDE rows are in the tile that a block keeps, NARROW in those that pass by it; both are multiples of 16.
 #define LANES (16 / int(sizeof(REAL)))  // numbers in one load from shared memory
-// rows of a tile are longer than what is read of them: so rows that are read at once lie in different banks
+// rows of a tile are longer than what is read of them: so rows that are read together lie in different banks
 #define ROW (HEAD + LANES)
 #define SCORES (NARROW + LANES)
 #define CHANNELS (HEAD / 16)

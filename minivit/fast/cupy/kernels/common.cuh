@@ -37,7 +37,7 @@ struct Float16 {
     __device__ operator float() const { return half_to_float(bits); }
 };
 
-// 16 bytes, which a thread moves at once, or with CHUNKED=0 one number.
+// 16 bytes, which a thread moves in one access, or with CHUNKED=0 one number.
 #ifdef CHUNKED
 constexpr int LANES = CHUNKED ? 16 / sizeof(STORED) : 1;
 

@@ -1,4 +1,4 @@
-// What is done to all parameters at once (minivit/optim/together.py), each in one launch:
+// What is done to all parameters together (minivit/optim/together.py), each in one launch:
 //
 //     sum of all g^2,   g = factor g,   a = decay a + (1 - decay) p
 //
