@@ -13,7 +13,7 @@ from minivit import functional as F
 from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
 from minivit.io.safetensors import save_arrays
-from minivit.models.options import patch_grid
+from minivit.models.options import patch_grid, window_of_each
 from minivit.pretrained.layouts import LAYOUTS, Layout
 from minivit.pretrained.renaming import translate
 from minivit.protocol import Array
@@ -35,6 +35,7 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     if not tables:
         known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind})) or "none: it is no model"
         raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
+    _check_one_window(model.config, layout)
     arrays = _with_plain_positions(model)
     if tables[0].rules:
         arrays = _translated(model, arrays | _tables(model, layout), tables)
@@ -46,6 +47,15 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
         write_atomically(Path(path), buffer.getbuffer())
     else:
         save_arrays(Path(path), arrays, None)
+
+
+def _check_one_window(config: dict[str, Any], layout: str) -> None:
+    windows = window_of_each(config["window_size"], len(config["depths"])) if "depths" in config else []
+    if len(set(windows)) > 1 and layout != "timm":
+        raise ValueError(
+            f"window_size={config['window_size']}: {layout} has one window for all stages: export it as 'timm', or "
+            "keep it with minivit.save"
+        )
 
 
 def _with_plain_positions(model: Any) -> dict[str, Array]:
