@@ -13,6 +13,7 @@ from minivit import functional as F
 from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
 from minivit.io.safetensors import save_arrays
+from minivit.models.lora import check_without
 from minivit.models.options import patch_grid, window_of_each
 from minivit.pretrained.layouts import LAYOUTS, Layout
 from minivit.pretrained.renaming import translate
@@ -35,6 +36,7 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     if not tables:
         known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind})) or "none: it is no model"
         raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
+    check_without("export(model, path)", model)
     _check_one_window(model.config, layout)
     arrays = _with_plain_positions(model)
     if tables[0].rules:
