@@ -79,7 +79,7 @@ def _rng() -> Any:
 
 
 def _low_rank(x: Any, a: Any, b: Any, bias: Any = None) -> Any:
-    weight = _like(x, np.random.default_rng(6).standard_normal((len(b), x.shape[-1])).astype(x.real.dtype))
+    weight = _like(x, np.random.default_rng(6).standard_normal((len(b), x.shape[-1])).astype(b.real.dtype))
     return F.lora_linear(x, a, b, bias, weight=weight, scale=0.7)
 
 
@@ -437,7 +437,7 @@ LAYERS = [
     Case("Attention_lora", "BND", lambda x: _with_lora(_attention()(x)), layer=True, fixed=_TOKENS),
     Case("Attention_first_token_lora", "BND", lambda x: _with_lora(_attention(queries=1)(x)), layer=True,
          fixed={**_TOKENS, "N": 3}),
-    Case("CosineWindowAttention_lora", "BabD", lambda x: _with_lora(_windows(x, nn.CosineWindowAttention, cpb_hidden=4)),
+    Case("CosineWindowAttention_lora", "BabD", lambda x: _with_lora(_windows(x, nn.CosineWindowAttention)),
          layer=True, fixed=_WINDOWS),
     Case("Identity", "BND", lambda x: nn.Identity(), layer=True),
     Case("ReLU", "BND", lambda x: nn.ReLU(), layer=True, kink=True),

@@ -74,15 +74,17 @@ def lora_linear(
     Source: Hu et al. 2021, equation 3 and section 4.1.
     """
     reduced, back_a = linear(x, lora_a)  # (..., r): x A^T
-    update, back_b = linear(scale * reduced, lora_b)  # (..., O)
+    scaled_b = (scale * lora_b).astype(lora_b.dtype, copy=False)  # half precision stays half
+    update, back_b = linear(reduced, scaled_b)  # (..., O)
     y = linear(x, weight, bias)[0] + update
 
     @once
     def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
-        dreduced, dlora_b, _ = back_b(dy)
-        dx, dlora_a, _ = back_a(scale * dreduced)
+        dreduced, dscaled, _ = back_b(dy)
+        dx, dlora_a, _ = back_a(dreduced)
         dbias = None if bias is None else rows(dy).sum(axis=0)  # (O,)
         # x enters through the constant map too: y = x W^T, so dx = dy W
+        dlora_b = (scale * dscaled).astype(dscaled.dtype, copy=False)
         return dx + linear(dy, weight.T)[0], dlora_a, dlora_b, dbias
 
     return y, vjp
