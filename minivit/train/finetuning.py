@@ -16,7 +16,7 @@ from minivit import data, optim
 from minivit.device import to_device, to_numpy
 from minivit.distributed import Ranks
 from minivit.models import Model
-from minivit.models.lora import has_lora, head_names, lora_layers
+from minivit.models.lora import has_lora, head_names as head_names, lora_layers
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer
 from minivit.protocol import Array, Back, Rng, compose, inference
