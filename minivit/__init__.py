@@ -10,7 +10,7 @@ from minivit import functional, nn, renamed
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
 from minivit.fast.precision import matmul_precision
-from minivit.models import Swin, SwinV2, ViT, list_models
+from minivit.models import Swin, SwinV2, ViT, list_models, lora, merge_lora
 from minivit.summary import summary
 from minivit.version import __version__
 
@@ -49,7 +49,15 @@ if TYPE_CHECKING:
     from minivit.gradcheck import GradientError, check_complex_step, check_vjp
     from minivit.inference import Runner, prepare
     from minivit.io.safetensors import CheckpointError
-    from minivit.pretrained import create_model, export, from_pretrained, load, save  # type: ignore[no-redef]
+    from minivit.pretrained import (  # type: ignore[no-redef]
+        create_model,
+        export,
+        from_pretrained,
+        load,
+        load_lora,
+        save,
+        save_lora,
+    )
     from minivit.publish import push_to_hub
 
 # imported at first use: otherwise a third of the time of `import minivit`
@@ -58,7 +66,7 @@ _LATER = {
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
     "minivit.inference": ("Runner", "prepare"),
     "minivit.publish": ("push_to_hub",),
-    "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "save"),
+    "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "load_lora", "save", "save_lora"),
 }
 # every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
 _MODULES = (
@@ -102,7 +110,10 @@ __all__ = [
     "functional",
     "list_models",
     "load",
+    "load_lora",
+    "lora",
     "matmul_precision",
+    "merge_lora",
     "nn",
     "optim",
     "parallel",
@@ -110,6 +121,7 @@ __all__ = [
     "prepare",
     "push_to_hub",
     "save",
+    "save_lora",
     "summary",
     "to_device",
     "to_numpy",

@@ -93,7 +93,7 @@ def summary(model: Any, img_size: int | tuple[int, int] | None = None, *, quiet:
     first = next(iter(model.parameters().values())).data
     x = array_module(first).zeros((1, model.config["in_chans"], height, width), first.dtype)
     shape = x.shape
-    kept = Kept([*(param.data for param in model.parameters().values()), *model.constants()])
+    kept = Kept([*(each.data for each in model.state().values()), *model.constants()])
     rows: list[Row] = []
     backs: list[Any] = []  # all kept alive, so that a shared buffer counts once
     for name, stage in model.leaves():

@@ -78,6 +78,11 @@ def _rng() -> Any:
     return np.random.default_rng(5)
 
 
+def _low_rank(x: Any, a: Any, b: Any, bias: Any = None) -> Any:
+    weight = _like(x, np.random.default_rng(6).standard_normal((len(b), x.shape[-1])).astype(b.real.dtype))
+    return F.lora_linear(x, a, b, bias, weight=weight, scale=0.7)
+
+
 def _embedding(table: Any) -> Any:
     return F.embedding(_like(table, [[0, 1], [1, 1], [0, 0]]), table)
 
@@ -188,6 +193,8 @@ _KERNEL: dict[str, Any] = {"a": 4, "b": 5, "P": 3, "Q": 2}
 FUNCTIONS = [
     Case("linear", "BNI OI O", F.linear),
     Case("linear_no_bias", "BI OI", F.linear),
+    Case("lora_linear", "BNI rI Or O", _low_rank, fixed={"I": 3, "O": 4}),
+    Case("lora_linear_no_bias", "BI rI Or", _low_rank, fixed={"I": 3, "O": 4}),
     # two channels make LayerNorm's rows (+1, -1) whatever x is, and its gradient rounding noise: 3 to 6 channels
     Case("layer_norm", "BND D D", F.layer_norm, fixed={"D": 5}),
     Case("layer_norm_plain", "ND", lambda x: F.layer_norm(x, None, None, 1e-5), fixed={"D": 4}),
@@ -305,6 +312,17 @@ def _attention(kind: Any = nn.Attention, **options: Any) -> Callable[[Any], Any]
     return lambda x: kind(x.shape[-1], 2, dtype=x.dtype, seed=1, **options)
 
 
+def _lora(x: Any, kind: Any = nn.Linear, **options: Any) -> nn.LoRALinear:
+    linear = kind(x.shape[-1], 4, dtype=x.dtype, seed=1, **options)
+    return (nn.LoRALinearGELU if kind is nn.LinearGELU else nn.LoRALinear)(linear, 2, 3.0, seed=2)
+
+
+def _with_lora(layer: Any) -> Any:
+    layer.qkv = nn.LoRALinear(layer.qkv, 2, 3.0, seed=2)
+    layer.proj = nn.LoRALinear(layer.proj, 1, 3.0, seed=3)
+    return layer
+
+
 def _mlp(x: Any, drop: float = 0.0) -> nn.Mlp:
     return nn.Mlp(x.shape[-1], 5, drop=drop, dtype=x.dtype, seed=1)
 
@@ -413,6 +431,14 @@ LAYERS = [
     Case("LayerNorm", "BND", lambda x: nn.LayerNorm(x.shape[-1], dtype=x.dtype), layer=True, fixed={"D": 5}),
     Case("GELU", "BND", lambda x: nn.GELU(), layer=True),
     Case("LinearGELU", "BNI", lambda x: nn.LinearGELU(x.shape[-1], 3, dtype=x.dtype, seed=1), layer=True),
+    Case("LoRALinear", "BNI", _lora, layer=True, fixed={"I": 3}),
+    Case("LoRALinear_no_bias", "BI", lambda x: _lora(x, bias=False), layer=True, fixed={"I": 3}),
+    Case("LoRALinearGELU", "BNI", lambda x: _lora(x, nn.LinearGELU), layer=True, fixed={"I": 3}),
+    Case("Attention_lora", "BND", lambda x: _with_lora(_attention()(x)), layer=True, fixed=_TOKENS),
+    Case("Attention_first_token_lora", "BND", lambda x: _with_lora(_attention(queries=1)(x)), layer=True,
+         fixed={**_TOKENS, "N": 3}),
+    Case("CosineWindowAttention_lora", "BabD", lambda x: _with_lora(_windows(x, nn.CosineWindowAttention)),
+         layer=True, fixed=_WINDOWS),
     Case("Identity", "BND", lambda x: nn.Identity(), layer=True),
     Case("ReLU", "BND", lambda x: nn.ReLU(), layer=True, kink=True),
     Case("Tanh", "BND", lambda x: nn.Tanh(), layer=True),

@@ -264,7 +264,7 @@ def test_nothing_is_held_after_back_has_run_or_was_dropped(case: Case, end: str)
         dy = gradient_for(y)
         ours = {id(arg) for arg in args} | {id(part) for part in parts(y)}
         if case.layer:
-            ours |= {id(owner(param.data)) for param in f.parameters().values()}
+            ours |= {id(owner(each.data)) for each in f.state().values()}
             ours |= {id(owner(constant)) for constant in f.constants()}
         del y
         if end == "run":

@@ -63,6 +63,7 @@ dropout = accelerated(_dropout.dropout, any_dtype=True)
 
 embedding = accelerated(_linear.embedding)
 linear = accelerated(_linear.linear)
+lora_linear = accelerated(_linear.lora_linear)
 
 mean_squared_error = accelerated(_loss.mean_squared_error)
 softmax_cross_entropy = accelerated(_loss.softmax_cross_entropy)
@@ -123,6 +124,7 @@ __all__ = [
     "linear_gelu",
     "log_softmax",
     "log_spaced_offsets",
+    "lora_linear",
     "max_pool2d",
     "mean_pool",
     "mean_squared_error",

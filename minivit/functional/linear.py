@@ -1,6 +1,7 @@
-"""The linear map, and the table look-up: a linear map of one-hot vectors without the multiplications.
+"""The linear map, the linear map with a low-rank update (LoRA), and the table look-up: a linear map of one-hot vectors
+without the multiplications.
 
-Notation: B batch, N tokens, R rows of a table, I inputs, O outputs, D channels; "..." any leading axes.
+Notation: B batch, N tokens, R rows of a table, I inputs, O outputs, D channels, r the rank; "..." any leading axes.
 """
 
 from __future__ import annotations
@@ -47,6 +48,58 @@ def check_linear(x: Array, weight: Array, bias: Array | None = None) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear: bias must have shape {weight.shape[:1]}, one number per output, got {bias.shape}")
+
+
+def lora_linear(
+    x: Array, lora_a: Array, lora_b: Array, bias: Array | None = None, *, weight: Array, scale: float = 1.0
+) -> tuple[Array, Back]:
+    """y = x W^T + b + scale (x A^T) B^T: a constant linear map, and a learned update of low rank.
+
+    W is a constant, so the product for its gradient, a third of the cost of training a linear map, is saved.
+
+    Args:
+        x: (..., I).
+        lora_a: A (r, I).
+        lora_b: B (O, r).
+        bias: (O,) or None.
+        weight: W (O, I).
+        scale: alpha / r.
+
+    Returns:
+        y (..., O), and vjp(dy) -> (dx, dlora_a, dlora_b, dbias).
+
+    Raises:
+        ValueError: if the last axis of x is not I, or A, B, W and the bias do not fit.
+
+    Source: Hu et al. 2021, equation 3 and section 4.1.
+    """
+    reduced, back_a = linear(x, lora_a)  # (..., r): x A^T
+    scaled_b = (scale * lora_b).astype(lora_b.dtype, copy=False)  # half precision stays half
+    update, back_b = linear(reduced, scaled_b)  # (..., O)
+    y = linear(x, weight, bias)[0] + update
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array, Array, Array | None]:
+        dreduced, dscaled, _ = back_b(dy)
+        dx, dlora_a, _ = back_a(dreduced)
+        dbias = None if bias is None else rows(dy).sum(axis=0)  # (O,)
+        # x enters through the constant map too: y = x W^T, so dx = dy W
+        dlora_b = (scale * dscaled).astype(dscaled.dtype, copy=False)
+        return dx + linear(dy, weight.T)[0], dlora_a, dlora_b, dbias
+
+    return y, vjp
+
+
+def check_lora_linear(
+    x: Array, lora_a: Array, lora_b: Array, bias: Array | None = None, *, weight: Array, scale: float = 1.0
+) -> None:
+    check_linear(x, weight, bias)
+    outputs, inputs = weight.shape
+    if lora_a.shape[1:] != (inputs,) or lora_b.shape != (outputs, len(lora_a)):
+        raise ValueError(
+            f"lora_linear: lora_a and lora_b must have shapes (r, {inputs}) and ({outputs}, r) for weight "
+            f"{weight.shape}, got {lora_a.shape} and {lora_b.shape}"
+        )
 
 
 def rows(x: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from minivit.inference.known import known, known_parts
 from minivit.inference.maps import Stages
 from minivit.inference.memory import Memory
 from minivit.models import Model, Swin, ViT
+from minivit.models.lora import has_lora, merge_lora
 from minivit.models.model import WORTH_THREADS
 from minivit.models.options import patch_grid
 from minivit.models.swin import Stage
@@ -40,7 +41,7 @@ def prepare(model: Model) -> Runner:
     is not needed any more may be dropped.
 
     Args:
-        model: a ViT, Swin or SwinV2 on the CPU, float32 or float64.
+        model: a ViT, Swin or SwinV2 on the CPU, float32 or float64. Updates of low rank (`minivit.lora`) are merged.
 
     Raises:
         ValueError: for anything else, for a model on a GPU, and for a class with a `forward` of its own.
@@ -54,6 +55,8 @@ def prepare(model: Model) -> Runner:
         raise ValueError(f"{name} computes its logits in a way of its own, which prepare cannot know: use predict")
     if any(array_module(each.data) is not np for each in model.state().values()):
         raise ValueError(f"{name} is on a GPU, and prepare is for the CPU: minivit.to_device(model, 'cpu') moves it")
+    if has_lora(model):
+        model = cast(Model, merge_lora(model.replica()))  # which leaves the given model as it is
     return Runner(model)
 
 

@@ -1,7 +1,7 @@
 """The published sizes under timm's names, and `create_model`, which builds one of them.
 
 The sizes of ViT are in `vit_configs.py`. Sources: Liu et al. 2021 and 2022 (Swin, section 3.3; Swin v2, section 3.4),
-timm (the names).
+Chen et al. 2021 (Swin's S3: windows that a search chose), timm (the names).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _SWIN_BASE = {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16,
 _SWIN_LARGE = {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)}
 
 
-def _swin(size: dict[str, Any], window: int, image: int, **more: Any) -> tuple[type[Model], dict[str, Any]]:
-    return Swin, {**size, "window_size": window, "img_size": image, **more}
+def _swin(size: dict[str, Any], window: int | tuple[int, ...], image: int) -> tuple[type[Model], dict[str, Any]]:
+    return Swin, {**size, "window_size": window, "img_size": image}
 
 
 def _swin_v2(
@@ -44,6 +44,9 @@ _CONFIGS: dict[str, tuple[type[Model], dict[str, Any]]] = {
     "swin_base_patch4_window12_384": _swin(_SWIN_BASE, 12, 384),
     "swin_large_patch4_window7_224": _swin(_SWIN_LARGE, 7, 224),
     "swin_large_patch4_window12_384": _swin(_SWIN_LARGE, 12, 384),
+    "swin_s3_tiny_224": _swin(_SWIN_TINY, (7, 7, 14, 7), 224),
+    "swin_s3_small_224": _swin(_SWIN_SMALL, (14, 14, 14, 7), 224),
+    "swin_s3_base_224": _swin({**_SWIN_SMALL, "depths": (2, 2, 30, 2)}, (7, 7, 14, 7), 224),
     "swinv2_tiny_window8_256": _swin_v2(_SWIN_TINY, 8, 256),
     "swinv2_tiny_window16_256": _swin_v2(_SWIN_TINY, 16, 256),
     "swinv2_small_window8_256": _swin_v2(_SWIN_SMALL, 8, 256),

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from minivit.models.resnet import map_size
 from minivit.nn.init import dtype_of
 from minivit.nn.window_attention import shrunk_window
-from minivit.sizes import Size, pair
+from minivit.sizes import Size, pair, short
 
 P = ParamSpec("P")
 O = TypeVar("O")  # noqa: E741
@@ -114,10 +114,47 @@ def stage_grids(config: dict[str, Any]) -> list[Size]:
     return grids
 
 
+def window_of_each(window: Any, stages: int) -> list[Size]:
+    """The window (Mh, Mw) of each stage, from a Swin's `window_size`, before it is reduced to the map.
+
+    Args:
+        window: one size for all stages, or a sequence of one for each. Two numbers are height and width, as in timm.
+        stages: how many there are.
+
+    Raises:
+        ValueError: for a sequence of another length, and for what is no size.
+    """
+    if not _one_for_each(window):
+        return [pair(window)] * stages
+    if len(window) != stages:
+        raise ValueError(
+            f"window_size={window!r:.60} must be one size, or one for each of the {stages} stages; two numbers are "
+            "height and width"
+        )
+    return [pair(each) for each in window]
+
+
+def plain_window(window: Any, stages: int) -> Any:
+    """A `window_size` as a configuration keeps it: one size where all stages have one, pairs where there are two."""
+    if not _one_for_each(window):
+        return plain_size(window)
+    windows = window_of_each(window, stages)
+    if len(set(windows)) == 1:
+        return short(windows[0])
+    return tuple(windows) if stages == 2 else tuple(short(each) for each in windows)
+
+
+def _one_for_each(window: Any) -> bool:
+    """Whether a `window_size` is a sequence of one for each stage."""
+    return isinstance(window, tuple | list) and (
+        len(window) != 2 or any(isinstance(each, tuple | list) for each in window)
+    )
+
+
 def stage_windows(config: dict[str, Any]) -> list[Size]:
     """The window (Mh, Mw) of each stage of a Swin."""
-    window = pair(config["window_size"])
-    return [shrunk_window(window, grid, config["covered"]) for grid in stage_grids(config)]
+    windows = window_of_each(config["window_size"], len(config["depths"]))
+    return [shrunk_window(window, grid, config["covered"]) for window, grid in zip(windows, stage_grids(config))]
 
 
 def check_rates(options: Any) -> None:

@@ -25,7 +25,9 @@ from minivit.models.options import (
     check_whole,
     patch_grid,
     plain_size,
+    plain_window,
     stage_windows,
+    window_of_each,
 )
 from minivit.models.positions import AbsolutePositions
 from minivit.nn import (
@@ -57,7 +59,7 @@ class SwinOptions(Options):
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int | Size = 7
+    window_size: int | Size | tuple[int | Size, ...] = 7
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     ape: bool = False
@@ -80,8 +82,7 @@ class SwinOptions(Options):
 
     def __post_init__(self) -> None:
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
-        self.window_size = plain_size(self.window_size)
-        for name in ("img_size", "patch_size", "window_size"):
+        for name in ("img_size", "patch_size"):
             if min(pair(getattr(self, name))) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         check_partial_patches(self, "pad", "drop")
@@ -120,6 +121,9 @@ class SwinOptions(Options):
                     f"stage {number} has embed_dim={self.embed_dim} * {2**number} = {dim} channels, which is not "
                     f"divisible by num_heads={count}: choose a number of heads that divides it"
                 )
+        self.window_size = plain_window(self.window_size, len(depths))
+        if min(min(window) for window in window_of_each(self.window_size, len(depths))) < 1:
+            raise ValueError(f"window_size={self.window_size} must be at least 1")
 
 
 @dataclass
@@ -127,7 +131,7 @@ class SwinV2Options(SwinOptions):
     """The arguments of `SwinV2`: those of `Swin` and two more."""
 
     img_size: int | Size = 256
-    window_size: int | Size = 8
+    window_size: int | Size | tuple[int | Size, ...] = 8
     pretrained_window_sizes: int | tuple[int | Size, ...] | None = None
     cpb_hidden: int = 512
 
@@ -166,7 +170,8 @@ class Swin(Model):
         depths: blocks in each stage. They come in pairs, one with plain and one with shifted windows, so odd depths
             warn, unless `allow_odd_depths`.
         num_heads: heads in each stage.
-        window_size: int or (Mh, Mw).
+        window_size: int or (Mh, Mw), or a sequence of one such size for each stage. Two numbers are height and width;
+            with two stages, ((4, 4), (2, 2)) gives each its own.
         mlp_ratio, qkv_bias: the blocks' size.
         ape: add a learned vector to each position of the first map (`absolute_pos_embed`).
         patch_norm: LayerNorm after the patch embedding.

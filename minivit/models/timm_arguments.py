@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from minivit.sizes import pair
-
 # values of a ViT's arguments that have timm's name -> ours
 _VALUES: dict[str, dict[Any, str]] = {
     "pos_embed": {"learn": "learned_1d", "": "none"},
@@ -126,8 +124,6 @@ def _of_swin(name: str, value: Any, given: dict[str, Any]) -> dict[str, Any]:
                 "embed_dim= with embed_dim 2^i = head_dim num_heads[i] in each stage i, or leave it out"
             )
         return {}
-    if name == "window_size":
-        return {name: _one_window(value)}
     return {name: value}
 
 
@@ -144,15 +140,3 @@ def _divides(head_dim: Any, given: dict[str, Any]) -> bool:
         return False
     each = head_dim if isinstance(head_dim, tuple | list) else [head_dim] * len(heads)
     return list(each) == [dim * 2**stage / count for stage, count in enumerate(heads)]
-
-
-def _one_window(value: Any) -> Any:
-    """The window of all stages, from a list of one per stage; two numbers are height and width, as in timm."""
-    if not isinstance(value, tuple | list):
-        return value
-    windows = [tuple(each) if isinstance(each, list) else each for each in value]
-    if len(windows) == 2 and not any(isinstance(each, tuple) for each in windows):
-        return tuple(windows)
-    if windows and len({pair(each) for each in windows}) == 1:
-        return windows[0]
-    raise ValueError(f"window_size={value!r:.60}: minivit's Swin has one window for all stages; give one size")

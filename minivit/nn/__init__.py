@@ -28,6 +28,7 @@ from minivit.nn.convolution import Conv2d, StdConv2d
 from minivit.nn.counting import multiply_adds
 from minivit.nn.heads import AttentionPool, ComposedAttention, DifferentialHeads, Heads
 from minivit.nn.layer import Chain, Layer, apply
+from minivit.nn.lora import LoRALinear, LoRALinearGELU
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm, update_statistics
 from minivit.nn.mlp import Mlp, PackedSwiGLU, SwiGLU
 from minivit.nn.more_blocks import Branch, ParallelScalingBlock, ParallelThingsBlock, ScaledBlock
@@ -70,6 +71,8 @@ __all__ = [
     "LayerScale",
     "Linear",
     "LinearGELU",
+    "LoRALinear",
+    "LoRALinearGELU",
     "MaxPool2d",
     "Mlp",
     "PackedSwiGLU",

@@ -12,7 +12,7 @@ from minivit import functional as F
 from minivit.device import array_module
 from minivit.nn import init
 from minivit.nn.basic import Linear
-from minivit.nn.layer import Layer, apply
+from minivit.nn.layer import Layer
 from minivit.nn.parameter import Parameter
 from minivit.nn.position_bias import RelativePositionBias
 from minivit.protocol import Array, Back, Rng, compose, once
@@ -114,8 +114,7 @@ class Attention(Layer):
 
     def _project_rows(self, x: Array, start: int, stop: int) -> tuple[tuple[Array, ...], Back]:
         """The heads of q, k or v, or of several: rows of the fused projection."""
-        bias = None if self.qkv.bias is None else self.qkv.bias.rows(start, stop)
-        y, back_linear = apply(F.linear, x, self.qkv.weight.rows(start, stop), bias)
+        y, back_linear = self.qkv.rows(x, start, stop)
         heads, back_split = F.split_qkv(y, self.num_heads, (stop - start) // x.shape[2])
 
         @once
@@ -133,11 +132,11 @@ class Attention(Layer):
         return compose(attended, self.proj, lambda a: F.dropout(a, self.proj_drop, rng))
 
 
-def project_without_key_bias(x: Array, weight: Parameter, q_bias: Parameter, v_bias: Parameter) -> tuple[Array, Back]:
+def project_without_key_bias(x: Array, qkv: Linear, q_bias: Parameter, v_bias: Parameter) -> tuple[Array, Back]:
     """The fused projection to q | k | v, whose bias is q's and v's with zeros for k."""
     xp = array_module(x)
     bias = xp.concatenate((q_bias.data, xp.zeros_like(q_bias.data), v_bias.data))  # (3D,)
-    y, back_linear = apply(F.linear, x, weight, bias)  # (..., N, 3D)
+    y, back_linear = qkv.with_bias(x, bias)  # (..., N, 3D)
 
     @once
     def back(dy: Array) -> Array:

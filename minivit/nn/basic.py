@@ -32,6 +32,15 @@ class Linear(Layer):
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         return apply(F.linear, x, self.weight, self.bias)
 
+    def rows(self, x: Array, start: int, stop: int) -> tuple[Array, Back]:
+        """Some of the outputs alone, (..., stop - start), from these rows of the weight."""
+        bias = None if self.bias is None else self.bias.rows(start, stop)
+        return apply(F.linear, x, self.weight.rows(start, stop), bias)
+
+    def with_bias(self, x: Array, bias: Array) -> tuple[Array, Back]:
+        """The map with this bias (out_features,) in place of its own; the back gives (dx, dbias)."""
+        return apply(F.linear, x, self.weight, bias)
+
 
 class LinearGELU(Linear):
     """y = gelu(x W^T + b): (..., in_features) -> (..., out_features), the first half of a transformer's MLP.

@@ -37,6 +37,7 @@ from minivit.nn.bottleneck import Bottleneck
 from minivit.nn.convolution import Conv2d
 from minivit.nn.heads import AttentionPool, ComposedAttention, DifferentialHeads, Heads
 from minivit.nn.layer import Chain, Layer
+from minivit.nn.lora import LoRALinear, LoRALinearGELU
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm
 from minivit.nn.mlp import Mlp, PackedSwiGLU, SwiGLU
 from minivit.nn.more_blocks import ParallelScalingBlock, ParallelThingsBlock, ScaledBlock
@@ -125,6 +126,19 @@ def _(layer: LinearGELU, shape: Shape, every_token: bool = False) -> Cost:
     return linear._replace(kept=linear.kept + prod(linear.shape))  # GELU's slope
 
 
+@cost.register(LoRALinear)
+def _(layer: LoRALinear, shape: Shape, every_token: bool = False) -> Cost:
+    linear, count = cost.dispatch(Linear)(layer, shape), prod(shape[:-1])
+    macs = count * (layer.lora_a.size + layer.lora_b.size)
+    return linear._replace(macs=linear.macs + macs, kept=linear.kept + count * layer.rank)
+
+
+@cost.register(LoRALinearGELU)
+def _(layer: LoRALinearGELU, shape: Shape, every_token: bool = False) -> Cost:
+    linear = cost.dispatch(LoRALinear)(layer, shape)
+    return linear._replace(kept=linear.kept + prod(linear.shape))  # GELU's slope
+
+
 @cost.register(Embedding)
 def _(layer: Embedding, shape: Shape, every_token: bool = False) -> Cost:
     return Cost((*shape, layer.weight.shape[1]))
@@ -164,7 +178,18 @@ def _(layer: Attention, shape: Shape, every_token: bool = False) -> Cost:
     projections = 2 * queries + 2 * tokens  # q and the output projection; k and v
     macs = batch * (projections * dim * dim + 2 * queries * tokens * dim)  # and scores, and weighted sums
     weights = 0 if tokens > FEW_KEYS * dim // layer.num_heads else layer.num_heads * queries * tokens
-    return Cost((batch, queries, dim), macs, batch * (3 * tokens * dim + 2 * queries * dim + weights))
+    update = _update(layer.qkv, batch, tokens, queries) + _update(layer.proj, batch, queries, queries)
+    return Cost((batch, queries, dim), macs + update, batch * (3 * tokens * dim + 2 * queries * dim + weights))
+
+
+def _update(layer: Linear, batch: int, tokens: int, queries: int) -> int:
+    """Multiply-adds of the update of low rank, of a third of whose rows only the first `queries` are computed."""
+    if not isinstance(layer, LoRALinear):
+        return 0
+    outputs, inputs = layer.weight.shape
+    if queries == tokens:
+        return batch * tokens * layer.rank * (inputs + outputs)
+    return batch * layer.rank * ((queries + tokens) * inputs + (queries + 2 * tokens) * outputs // 3)
 
 
 @cost.register(Heads)

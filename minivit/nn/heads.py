@@ -219,7 +219,7 @@ class ComposedAttention(Attention):
         """The fused projection (..., N, 3D) to q | k | v."""
         if self.q_bias is None or self.v_bias is None:
             return self.qkv(x)
-        return project_without_key_bias(x, self.qkv.weight, self.q_bias, self.v_bias)
+        return project_without_key_bias(x, self.qkv, self.q_bias, self.v_bias)
 
 
 class AttentionPool(Layer):

@@ -23,6 +23,7 @@ from minivit.nn.basic import Embedding, LayerNorm, Linear
 from minivit.nn.convolution import Conv2d
 from minivit.nn.kept_memory import kept_bytes
 from minivit.nn.layer import Layer
+from minivit.nn.lora import LoRALinear
 from minivit.nn.map_norm import BatchNorm2d, GroupNorm
 from minivit.nn.parameter import Buffer, Parameter
 from minivit.nn.patch_embed import PatchProjection
@@ -58,6 +59,14 @@ def _weights(words: str, layer: Any, *more: str) -> Shape:
 def _(layer: Linear) -> Shape:
     outputs, inputs = layer.weight.shape
     return _weights(f"{inputs} -> {outputs}", layer)
+
+
+@shape.register(LoRALinear)
+def _(layer: LoRALinear) -> Shape:
+    outputs, inputs = layer.weight.shape
+    words = _weights(f"{inputs} -> {outputs}", layer, f"rank {layer.rank}")
+    exact = ("approximate",) if getattr(layer, "approximate", None) == "none" else ()
+    return words._replace(attributes=(*words.attributes, "lora_a", "lora_b", *exact))
 
 
 @shape.register(Conv2d)

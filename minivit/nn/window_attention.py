@@ -170,7 +170,7 @@ class CosineWindowAttention(WindowAttention):
         q_bias, v_bias = self.q_bias, self.v_bias
         if q_bias is None or v_bias is None:
             return self.qkv(x)
-        return project_without_key_bias(x, self.qkv.weight, q_bias, v_bias)
+        return project_without_key_bias(x, self.qkv, q_bias, v_bias)
 
 
 COVERED = ("shrink", "shrink_both", "stay", "shift")

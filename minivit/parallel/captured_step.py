@@ -12,6 +12,7 @@ from minivit import functional as F
 from minivit.device import array_module
 from minivit.fast.half import activation_dtype
 from minivit.fast.precision import current_precision
+from minivit.nn import LoRALinear
 from minivit.nn.layer import Layer, check_layer
 from minivit.nn.parameter import Parameter
 from minivit.optim import LossScale, together
@@ -162,14 +163,16 @@ class CapturedStep:
         `__init__` refuses by this what no graph can be made of, and so does a step after the model was changed.
         """
         parts, params = list(_every_part(self.model)), list(self.model.parameters().values())
-        data = [param.data for param in params]
+        state = self.model.state()
+        data = [each.data for each in state.values()]
         if _same(parts, self._parts) and _same(params, self._params) and _same(data, self._data):
             return
         if not params:
             raise ValueError("a model without parameters has no step to capture")
-        if len(self.model.state()) > len(params):
+        constant = sum(isinstance(part, LoRALinear) for part in parts)  # each has a weight that no step changes
+        if len(state) > len(params) + constant:
             raise ValueError("a model with running statistics cannot be captured: use DataParallel")
-        on_host = next((name for name, each in self.model.parameters().items() if array_module(each.data) is np), None)
+        on_host = next((name for name, each in state.items() if array_module(each.data) is np), None)
         if on_host is not None:
             raise ValueError(
                 f"a step is captured on a GPU, and {on_host} is not there: move the model by "

@@ -16,6 +16,7 @@ from minivit.io.safetensors import CheckpointError, save_arrays
 from minivit.io.text import quoted
 from minivit.io.weights import read_weights
 from minivit.models import MODELS, configs
+from minivit.models.lora import check_without
 from minivit.nn.layer import Layer, check_layer
 from minivit.pretrained.geometry import table_of
 from minivit.pretrained.plan import Plan, plan_of
@@ -28,6 +29,7 @@ StrPath = str | os.PathLike[str]
 def save(model: Layer, path: str | Path) -> None:
     """Write a model's parameters, under timm's names, and its configuration to a safetensors file."""
     check_layer("save(model, path)", model)
+    check_without("save(model, path)", model)
     content = {"model": type(model).__name__, "config": getattr(model, "config", {})}
     save_arrays(path, {name: param.data for name, param in model.state().items()}, content)
 

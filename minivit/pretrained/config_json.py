@@ -59,7 +59,7 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
         found["gelu"] = _ACTIVATIONS[config["hidden_act"]]
     for name in _TIMM_SIZES:
         if isinstance(found.get(name), list):
-            found[name] = tuple(found[name])
+            found[name] = tuple(tuple(each) if isinstance(each, list) else each for each in found[name])
     for name, value in found.items():
         if not _makes_sense(name, value):
             raise ValueError(f"config.json says {name}={value!r:.60}, which makes no sense: correct or remove the file")
@@ -68,7 +68,8 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
 
 def _makes_sense(name: str, value: Any) -> bool:
     if name in (*_TIMM_SIZES, *_USUAL.values()):
-        numbers = value if isinstance(value, tuple) else (value,)
+        several = value if isinstance(value, tuple) else (value,)
+        numbers = [each for part in several for each in (part if isinstance(part, tuple) else (part,))]
         return all(type(each) is int and 0 <= each < 1e6 for each in numbers)
     if name in ("norm_eps", "init_values"):
         return type(value) in (int, float) and 0 < value < 1e6

@@ -13,7 +13,8 @@ from minivit import functional as F
 from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
 from minivit.io.safetensors import save_arrays
-from minivit.models.options import patch_grid
+from minivit.models.lora import check_without
+from minivit.models.options import patch_grid, window_of_each
 from minivit.pretrained.layouts import LAYOUTS, Layout
 from minivit.pretrained.layouts.microsoft import as_gammas
 from minivit.pretrained.renaming import translate
@@ -36,6 +37,8 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     if not tables:
         known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind})) or "none: it is no model"
         raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
+    check_without("export(model, path)", model)
+    _check_one_window(model.config, layout)
     arrays = _with_plain_positions(model, layout)
     if tables[0].rules:
         arrays = _translated(model, arrays | _tables(model, layout), tables)
@@ -47,6 +50,15 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
         write_atomically(Path(path), buffer.getbuffer())
     else:
         save_arrays(Path(path), arrays, None)
+
+
+def _check_one_window(config: dict[str, Any], layout: str) -> None:
+    windows = window_of_each(config["window_size"], len(config["depths"])) if "depths" in config else []
+    if len(set(windows)) > 1 and layout != "timm":
+        raise ValueError(
+            f"window_size={config['window_size']}: {layout} has one window for all stages: export it as 'timm', or "
+            "keep it with minivit.save"
+        )
 
 
 def _with_plain_positions(model: Any, layout: str) -> dict[str, Array]:

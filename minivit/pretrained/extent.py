@@ -29,11 +29,18 @@ def check_types(config: dict[str, Any], defaults: dict[str, Any]) -> None:
         elif isinstance(default, str):
             fits = isinstance(value, str)
         elif isinstance(default, int):
-            fits = all(type(each) is int for each in (value if isinstance(value, list | tuple) else (value,)))
+            fits = all(type(each) is int for each in _flat(value))
         else:
             fits = True
         if not fits:
             raise ValueError(f"{name}={value!r:.60} makes no sense there: save the model again")
+
+
+def _flat(value: Any) -> list[Any]:
+    """The numbers of a size, or of sizes for each stage."""
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [each for part in value for each in (part if isinstance(part, list | tuple) else (part,))]
 
 
 def check_extent(config: dict[str, Any], arrays: dict[str, Array]) -> None:

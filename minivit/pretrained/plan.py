@@ -10,7 +10,7 @@ from typing import Any
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable, quoted
 from minivit.models import MODELS
-from minivit.models.options import stage_windows
+from minivit.models.options import stage_windows, window_of_each
 from minivit.models.timm_arguments import in_our_words
 from minivit.pretrained import architecture, hidden
 from minivit.pretrained.config_json import check_same_model, options_of
@@ -105,8 +105,10 @@ def _check_one_reading(read: dict[str, Any]) -> None:
 
     Maps halve from stage to stage, so equal windows of two such stages cannot both cover theirs.
     """
-    shifted = [depth for depth in read.get("depths", ()) if depth > 1]
-    if len(shifted) == 1 and max(pair(read["window_size"])) > 1:
+    depths = read.get("depths", ())
+    each = window_of_each(read["window_size"], len(depths)) if depths else []
+    windows = [window for window, depth in zip(each, depths) if depth > 1]
+    if len(set(windows)) == len(windows) and max(map(max, windows), default=1) > 1:
         raise ValueError(
             "it has no masks, so it may be WZMIAOMIAO's, or Microsoft's with a window that covers the map, and the two "
             "shift differently: give profile='wzmiaomiao' or profile='microsoft'"

@@ -56,6 +56,11 @@ def recognize(weights: Weights) -> Recognized:
     """
     found = identify(weights)
     content = weights.content
+    if "lora" in content:
+        raise CheckpointError(
+            f"{found.path} holds updates of low rank (LoRA) and no model: load the weights that they were trained on, "
+            "and then minivit.load_lora(model, path)"
+        )
     if found.layout or (content and found.model in MODELS):
         return found
     if content:

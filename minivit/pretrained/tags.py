@@ -23,7 +23,8 @@ _TAGS = {
         deit3_small_patch16_384""",
     "ms_in1k": """
         swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_tiny_window16_256 swinv2_small_window8_256
-        swinv2_small_window16_256 swinv2_base_window8_256 swinv2_base_window16_256""",
+        swinv2_small_window16_256 swinv2_base_window8_256 swinv2_base_window16_256 swin_s3_tiny_224
+        swin_s3_small_224 swin_s3_base_224""",
     "ms_in22k": "swinv2_base_window12_192 swinv2_large_window12_192",
     "ms_in22k_ft_in1k": """
         swin_small_patch4_window7_224 swin_base_patch4_window7_224 swin_base_patch4_window12_384

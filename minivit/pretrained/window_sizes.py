@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.models import configs
-from minivit.models.options import stage_windows
+from minivit.models.options import plain_window, stage_windows, window_of_each
 from minivit.protocol import Array
 from minivit.sizes import Size, pair, short
 
@@ -43,26 +43,45 @@ def window_sizes(
     windows = [_window(buffers, stage, rows, *sizes) for stage, (rows, *sizes) in enumerate(zip(tables, *named))]
     known = [window for window in windows if window]
     if len(known) < len(windows):
-        return _assumed(found, config, requested)
-    size = config.get("window_size", short((max(rows for rows, _ in known), max(columns for _, columns in known))))
+        return _assumed(len(tables), found, config, requested)
     said = [found.get("img_size"), config.get("img_size"), _masked_image(buffers, known, found)]
     images = [each for each in said if each is not None][:1]
-    images = images or [config.get("input_size"), _image_of(known, size, found)]
-    for image in images:
-        made = {"window_size": size, "img_size": image}
-        if image is not None and stage_windows({"covered": "shrink", **settings, **found, **made}) == known:
-            return made
+    sizes = _sizes(known, config, settings, requested)
+    tried = {size: images or [config.get("input_size"), _image_of(known, size, found)] for size in sizes}
+    for size in sizes:
+        for image in tried[size]:
+            made = {"window_size": size, "img_size": image}
+            if image is not None and stage_windows({"covered": "shrink", **settings, **found, **made}) == known:
+                return made
     raise ValueError(
         f"its stages have windows of {', '.join(f'{rows}x{columns}' for rows, columns in known)}, which a model with "
-        f"window_size={size!r:.60} and img_size={images[-1]!r:.60} has not: if config.json says so, it belongs to "
-        "another file"
+        f"window_size={sizes[0]!r:.60} and img_size={tried[sizes[0]][-1]!r:.60} has not: if config.json says so, it "
+        "belongs to another file"
     )
 
 
-def _assumed(found: Arguments, config: Arguments, requested: Arguments) -> Arguments:
+def _sizes(known: list[Size], config: Arguments, settings: Arguments, requested: Arguments) -> list[Any]:
+    """The `window_size` that config.json gives, or those to try in turn for these windows of the stages.
+
+    Only timm has models whose stages have windows of their own: there the tables show them, elsewhere they must be
+    requested.
+    """
+    stages = len(known)
+    if "window_size" in config:
+        return [plain_window(config["window_size"], stages)]
+    one = short((max(rows for rows, _ in known), max(columns for _, columns in known)))
+    shown = tuple(known) if settings.get("covered", "shrink") == "shrink" else None
+    usual, asked, shown = (
+        None if each is None or len(set(window_of_each(each, stages))) == 1 else plain_window(each, stages)
+        for each in (config.get("usual_window"), requested.get("window_size"), shown)
+    )
+    return [each for each in (usual, one, asked, shown) if each is not None]
+
+
+def _assumed(stages: int, found: Arguments, config: Arguments, requested: Arguments) -> Arguments:
     """For a v2 whose arrays show no window: that of config.json, a published size, or the request."""
     windows = (config.get("window_size"), config.get("usual_window"), requested.get("window_size"), _USUAL)
-    window = next(each for each in windows if each is not None)
+    window = plain_window(next(each for each in windows if each is not None), stages)
     published = [sizes["img_size"] for sizes in _published({**found, "window_size": window})]
     images = [found.get("img_size"), config.get("img_size"), config.get("input_size"), *published]
     images = [each for each in (*images, requested.get("img_size")) if each is not None]
@@ -130,8 +149,10 @@ def _named_windows(tables: Sequence[int | None], made: Arguments, sizes: Argumen
     """The window of each stage for a given window and image."""
     window = sizes.get("window_size") or (tables[0] and _square_window(tables[0]))
     image = sizes.get("img_size", sizes.get("input_size", made.get("img_size")))
-    if window is None or image is None:
-        return [pair(window) if window else None] * len(tables)
+    if window is None:
+        return [None] * len(tables)
+    if image is None:
+        return window_of_each(window, len(tables))
     return stage_windows({"covered": "shrink", **made, "window_size": window, "img_size": image})
 
 
@@ -178,12 +199,14 @@ def _indexed_window(attention: str, index: Array) -> Size:
 def _image_of(windows: list[Size], size: Any, found: Arguments) -> Any:
     """An image for which the stages have these windows: a window smaller than `size` covers its map.
 
-    If none is smaller, the last map is one window, as in each published model, or a square around it.
+    If none is smaller, the smallest square whose maps are no smaller than their windows: the last map is one window,
+    as in each published model.
     """
-    sides = []
-    for axis, length in enumerate(pair(size)):
-        covering = [window[axis] * 2**stage for stage, window in enumerate(windows) if window[axis] < length]
-        side = min(covering, default=max(pair(size)) * 2 ** (len(windows) - 1))
+    sides, given = [], window_of_each(size, len(windows))
+    largest = max(max(window) * 2**stage for stage, window in enumerate(windows))
+    for axis in (0, 1):
+        pairs = enumerate(zip(windows, given))
+        side = min((one[axis] * 2**stage for stage, (one, full) in pairs if one[axis] < full[axis]), default=largest)
         sides.append(side * pair(found["patch_size"])[axis])
     return short(sides)
 

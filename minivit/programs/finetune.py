@@ -2,6 +2,7 @@
 
     minivit finetune --weights model.safetensors --data pets        # pets/cat/*.jpg, pets/dog/*.jpg, ...
     minivit finetune --weights model.safetensors --data pets --head-only
+    minivit finetune --weights model.safetensors --data pets --lora 8
     minivit finetune --weights model.safetensors --data mnist --limit 1000
     minivit finetune --data mnist --limit 1000                      # from scratch, to compare
     minivit classify rex.jpg --weights runs/finetune
@@ -23,9 +24,10 @@ from minivit import data, optim
 from minivit.data.folder import split_folder
 from minivit.io.atomic import write_atomically
 from minivit.models import Model
+from minivit.models.lora import head_names
 from minivit.pretrained.preprocessing import preprocessing
 from minivit.train import command_line, report
-from minivit.train.finetuning import LR_TIMES_WIDTH, Recipe, fine_tune, head_names, overview, usual_lr
+from minivit.train.finetuning import LR_TIMES_WIDTH, Recipe, fine_tune, overview, usual_lr
 from minivit.train.folder import original, refuse_among_classes
 from minivit.train.presets import QUICK
 from minivit.train.tasks import Task, folder_task, mnist_task
@@ -53,6 +55,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="parameters that are not trained, such as 'blocks.[0-5].*' (default: none)",
     )
     parser.add_argument("--head-only", action="store_true", help="freeze all but the classifier")
+    parser.add_argument(
+        "--lora",
+        type=command_line.at_least(1),
+        metavar="RANK",
+        help="train the classifier and updates of this rank beside frozen weights (LoRA)",
+    )
+    parser.add_argument(
+        "--lora-alpha",
+        type=command_line.above_zero,
+        metavar="ALPHA",
+        help="the factor of an update is ALPHA / RANK (default: 16)",
+    )
+    parser.add_argument(
+        "--lora-targets",
+        nargs="+",
+        metavar="NAME",
+        help="the linear maps that get an update, of qkv, proj, fc1 and fc2 (default: qkv proj)",
+    )
     parser.add_argument(
         "--layer-decay",
         type=command_line.above_zero,
@@ -102,13 +122,20 @@ def main(args: argparse.Namespace) -> None:
     if args.weights and args.resume:
         args.weights = original(args.weights, args.out)
     ranks = command_line.join(args)
+    _check_lora(args)
     model, task = model_and_task(args)
-    layer_decay = Recipe.layer_decay if args.weights else 1.0  # random weights have no features to preserve
+    # random weights have no features to preserve, and beside updates of low rank the weights stay as they are
+    layer_decay = Recipe.layer_decay if args.weights and args.lora is None else 1.0
     recipe = Recipe(lr=usual_lr(model), layer_decay=layer_decay)
     recipe = replace(recipe, **command_line.given(args, "epochs", "batch_size", "lr", "layer_decay", "keep"))
     frozen = optim.matching(model.parameters(), args.freeze)
     if args.head_only:
         frozen |= model.parameters().keys() - head_names(model)
+    if args.lora is not None:
+        chosen = {"alpha": args.lora_alpha, "targets": args.lora_targets}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        trained = minivit.lora(model, args.lora, **given, seed=args.seed)
+        frozen = model.parameters().keys() - trained.keys()
 
     print(f"data: {task.source}; {len(task.learn.labels):,} training images, {len(task.held_out.labels):,} held out")
     print(f"classes: {', '.join(task.classes[:20])}{' ...' if len(task.classes) > 20 else ''}")
@@ -120,6 +147,9 @@ def main(args: argparse.Namespace) -> None:
         return
 
     out = Path(args.out)
+    if args.lora is not None:
+        minivit.save_lora(model, out / "lora.safetensors")
+        minivit.merge_lora(model)
     minivit.save(model, out / "model.safetensors")
     write_atomically(out / "config.json", json.dumps(task.config(), indent=1).encode())
     result = {"kept": f"epoch {outcome.epoch}", "held-out accuracy": f"{outcome.held_out:.2%}"}
@@ -131,7 +161,7 @@ def main(args: argparse.Namespace) -> None:
         "classes": ", ".join(task.classes),
         "training images": f"{len(task.learn.labels):,}",
         "started from": args.weights or "random weights",
-        "frozen": ", ".join([*args.freeze, *(["all but the head"] if args.head_only else [])]) or "nothing",
+        "frozen": _frozen(args),
         "seed": args.seed,
         "time": f"{outcome.seconds:.0f} s",
         "recipe": recipe,
@@ -139,3 +169,21 @@ def main(args: argparse.Namespace) -> None:
     report.write_model_card(out, f"A fine-tuned {type(model).__name__}", facts)
     print(f"model, config.json with the classes, metrics and model card are in {out}")
     print("; ".join(f"{name}: {value}" for name, value in result.items()))
+
+
+def _check_lora(args: argparse.Namespace) -> None:
+    """Refuse options that contradict --lora, or that need it."""
+    if args.lora is None:
+        if args.lora_alpha is not None or args.lora_targets is not None:
+            raise ValueError("--lora-alpha and --lora-targets are of --lora RANK: give the rank, such as --lora 8")
+        return
+    if args.freeze or args.head_only:
+        raise ValueError("--lora freezes all but its updates and the classifier: leave --freeze and --head-only out")
+    if not args.weights:
+        raise ValueError("--lora keeps the weights as they are, and random ones are of no use: give --weights FILE")
+
+
+def _frozen(args: argparse.Namespace) -> str:
+    if args.lora is not None:
+        return f"all but the head and updates of rank {args.lora}"
+    return ", ".join([*args.freeze, *(["all but the head"] if args.head_only else [])]) or "nothing"

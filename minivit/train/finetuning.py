@@ -16,6 +16,7 @@ from minivit import data, optim
 from minivit.device import to_device, to_numpy
 from minivit.distributed import Ranks
 from minivit.models import Model
+from minivit.models.lora import has_lora, head_names as head_names, lora_layers
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer
 from minivit.protocol import Array, Back, Rng, compose, inference
@@ -162,7 +163,8 @@ def fine_tune(
         task: the images.
         recipe: the hyperparameters.
         out: the folder of the run: checkpoint.safetensors, metrics.csv.
-        frozen: names of parameters that are not trained.
+        frozen: names of parameters that are not trained. For a model with updates of low rank (`minivit.lora`), all
+            but those that `lora` returned.
         seed: of the order of the images, and of noise.
         threads: see `DataParallel`.
         device: "cpu" or "gpu".
@@ -200,6 +202,8 @@ def fine_tune(
     }
     if precision != "float32":
         settings["precision"] = precision
+    if has_lora(model):  # ranks and targets show in the shapes, alpha does not
+        settings["lora_alpha"] = sorted({getattr(owner, name).alpha for owner, name in lora_layers(model)})
     parts = {"model": model, "optimizer": opt, "best": best, **step.saved_parts()}
     run = Run(out, settings, parts, resume=resume, every=60, quiet=quiet, ranks=ranks)
 
@@ -249,11 +253,6 @@ def optimizer(model: Model, recipe: Recipe, frozen: Collection[str], threads: in
     )
 
 
-def head_names(model: Model) -> set[str]:
-    """The names of the classifier's parameters; both classifiers' of a distilled model."""
-    return {name for name in model.parameters() if name.startswith(("head.", "head_dist."))}
-
-
 def usual_lr(model: Model) -> float:
     """The peak learning rate for a model of this width and batches of about 50; see `LR_TIMES_WIDTH`."""
     params = model.parameters()
@@ -264,14 +263,15 @@ def overview(model: Model, recipe: Recipe, frozen: Collection[str]) -> str:
     """A table of the stages of a model: parameters, trained parameters, and the factor of their learning rate."""
     factors = optim.layer_decay(model, recipe.layer_decay)
     groups: dict[str, list[str]] = {}
-    for name in model.parameters():
+    weights, params = model.state(), model.parameters()  # the weights beside updates of low rank are no parameters
+    for name in weights:
         match = re.match(r"(layers\.\d+\.)?(blocks\.\d+|\w+)", name)
         groups.setdefault(match[0] if match else name, []).append(name)
-    params = model.parameters()
     rows = [("stage", "parameters", "trained", "lr factor")]
     for group, names in groups.items():
-        count = [sum(params[name].size for name in names if name not in left) for left in ((), frozen)]
-        factor = f"{factors[names[0]]:.3g}" if count[1] else "frozen"
+        trained = [name for name in names if name in params and name not in frozen]
+        count = [sum(weights[name].size for name in several) for several in (names, trained)]
+        factor = f"{factors[trained[0]]:.3g}" if trained else "frozen"
         rows.append((group, f"{count[0]:,}", f"{count[1]:,}", factor))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(

@@ -17,7 +17,7 @@ PREVIOUS = CHECKPOINT + ".previous"  # not a suffix of weights, so a folder with
 DAMAGED = CHECKPOINT + ".damaged"
 # files of a run and its report, the checkpoint last: until it is moved, the run can be resumed
 FILES = (
-    *("model.safetensors", "config.json", "metrics.csv", "MODEL_CARD.md"),
+    *("model.safetensors", "lora.safetensors", "config.json", "metrics.csv", "MODEL_CARD.md"),
     *("curves.png", "confusion_matrix.png", "mistakes.png", DAMAGED, PREVIOUS, CHECKPOINT),
 )
 

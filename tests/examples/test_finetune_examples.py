@@ -196,6 +196,31 @@ def test_the_example_on_image_files(pictures, weights, tmp_path):
     assert answer.returncode == 0 and answer.stdout.splitlines()[-1].endswith("%  light"), answer.stdout + answer.stderr
 
 
+def test_updates_of_low_rank_are_saved_merged_and_alone(digits_folder, weights, tmp_path, capsys):
+    out, start = tmp_path / "run", weights / "vit.safetensors"
+    options = ["--data", digits_folder, "--weights", start, "--limit", 200, "--threads", 1, "--out", out]
+    options += ["--lora", 4, "--lora-alpha", 8, "--lora-targets", "qkv", "fc1", "--epochs", 12, "--batch-size", 20]
+    assert main(["finetune", *map(str, options), "--lr", "0.01"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("blocks", "head", "patch"))}
+    size = sum(array.size for name, array in load_arrays(start)[0].items() if name.startswith("blocks.0."))
+    trained = 4 * (32 + 96) + 4 * (32 + 64)
+    assert table["blocks.0"] == [f"{size + trained:,}", f"{trained:,}", "1"]
+    assert table["patch_embed"][2] == "frozen" and table["head"] == ["330", "330", "1"]
+    match = LAST.fullmatch(lines[-1])
+    assert match and float(match[3]) > 50, lines[-1]
+    assert "all but the head and updates of rank 4" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    x = data.normalize(digits(200, 200)[0])
+    merged = minivit.from_pretrained(out, report=pytest.fail)
+    base = minivit.from_pretrained(start, num_classes=10, report=lambda line: None)
+    minivit.load_lora(base, out / "lora.safetensors")
+    assert np.abs(base.predict(x) - merged.predict(x)).max() < 1e-4
+    assert (out / "lora.safetensors").stat().st_size < start.stat().st_size / 2
+    bytes_before = [(out / name).read_bytes() for name in ("model.safetensors", "lora.safetensors")]
+    assert main(["finetune", *map(str, options), "--lr", "0.01", "--resume"]) == 0
+    assert [(out / name).read_bytes() for name in ("model.safetensors", "lora.safetensors")] == bytes_before
+
+
 def test_the_example_from_scratch(digits_folder, tmp_path):
     done = run(tmp_path, "--data", digits_folder, "--limit", 100, "--epochs", 1, "--threads", 1, example=EXAMPLE)
     assert done.returncode == 0, done.stderr
@@ -215,6 +240,9 @@ def test_the_example_from_scratch(digits_folder, tmp_path):
         (2, ["--data", "{digits}", "--model", "vit_base_patch16_224"], "28x28 is not divisible by patch 16x16"),
         (2, ["--data", "{digits}", "--model", "test_vit", "--weights", "x"], "leave --model out"),
         (2, ["--data", "{pictures}"], "--weights FILE, or --model NAME"),
+        (2, ["--data", "{digits}", "--lora", 4], "random ones are of no use: give --weights FILE"),
+        (2, ["--data", "{digits}", "--weights", "x", "--lora", 4, "--head-only"], "leave --freeze and --head-only out"),
+        (2, ["--data", "{digits}", "--lora-alpha", 4], "--lora-alpha and --lora-targets are of --lora RANK"),
     ],
 )
 def test_the_program_refuses_in_one_line(

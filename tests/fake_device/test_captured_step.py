@@ -37,8 +37,16 @@ def build(kind: str) -> Any:
         "hybrid": lambda: minivit.ViT(**VIT | {"img_size": 16, "patch_size": 1, "resnet_layers": (1,)}, seed=1),
         "Swin": lambda: minivit.Swin(**SWIN, seed=1),
         "SwinV2": lambda: minivit.SwinV2(**SWIN, seed=1),
+        "LoRA": lambda: with_lora(minivit.ViT(**VIT, seed=1)),
+        "LoRA in SwinV2": lambda: with_lora(minivit.SwinV2(**SWIN, seed=1)),
     }[kind]()
     return minivit.to_device(model, "gpu")
+
+
+def with_lora(model: Any) -> Any:
+    for param in minivit.lora(model, 2, targets=("qkv", "proj", "fc1", "fc2")).values():
+        param.data += 0.1
+    return model
 
 
 def batches(count: int, size: int = 4, side: int = 4) -> list[tuple[Any, Any]]:
@@ -60,7 +68,9 @@ def train(kind: str, device: Any, captured: bool) -> tuple[list[float], dict[str
     return losses, {name: device.get(param.data) for name, param in model.parameters().items()}
 
 
-@pytest.mark.parametrize("kind", ["ViT", "noise", "sincos", "relative", "hybrid", "Swin", "SwinV2"])
+@pytest.mark.parametrize(
+    "kind", ["ViT", "noise", "sincos", "relative", "hybrid", "Swin", "SwinV2", "LoRA", "LoRA in SwinV2"]
+)
 def test_a_captured_step_has_the_bits_of_the_uncaptured(kind: str, device: Any) -> None:
     expected_losses, expected = train(kind, device, captured=False)
     losses, found = train(kind, device, captured=True)
@@ -137,6 +147,22 @@ def test_a_layer_that_was_replaced_is_used(device: Any) -> None:
     after = float(step.loss_and_grad(images, labels))
     expected, _ = F.softmax_cross_entropy(model(device.put(images))[0], device.put(labels))
     assert after == pytest.approx(float(expected), rel=1e-6) and after != before
+
+
+def test_updates_of_low_rank_that_come_and_go_are_seen(device: Any) -> None:
+    (images, labels), *_ = batches(1)
+    model = build("ViT")
+    step = parallel.CapturedStep(model)
+    before = float(step.loss_and_grad(images, labels))
+    trained = minivit.lora(model, 2)
+    assert float(step.loss_and_grad(images, labels)) == pytest.approx(before, rel=1e-6)
+    assert all(device.get(param.grad).any() for name, param in trained.items() if "lora_b" in name)
+    for param in trained.values():
+        param.data += 0.1
+    changed = float(step.loss_and_grad(images, labels))
+    assert changed != pytest.approx(before, rel=1e-3)
+    minivit.merge_lora(model)
+    assert float(step.loss_and_grad(images, labels)) == pytest.approx(changed, rel=1e-5)
 
 
 def test_a_model_that_left_the_gpu_is_refused(device: Any) -> None:

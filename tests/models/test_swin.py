@@ -23,10 +23,16 @@ PUBLISHED = {
     "swin_base_patch4_window7_224": (87_768_224, "15.43"),
     "swin_base_patch4_window12_384": (87_903_584, "47.08"),
     "swin_large_patch4_window7_224": (196_532_476, "34.48"),
+    "swin_s3_tiny_224": (28_328_674, "4.62"),
+    "swin_s3_small_224": (49_737_298, "9.40"),
+    "swin_s3_base_224": (71_125_762, "13.66"),
     "swinv2_tiny_window8_256": (28_347_154, "5.92"),
     "swinv2_small_window8_256": (49_728_418, "11.51"),
     "swinv2_base_window8_256": (87_918_816, "20.28"),
 }
+# Chen et al. 2021, the windows of the searched models
+WINDOWS_OF_S3 = {"swin_s3_tiny_224": (7, 7, 14, 7), "swin_s3_small_224": (14, 14, 14, 7)}
+WINDOWS_OF_S3 |= {"swin_s3_base_224": (7, 7, 14, 7)}
 NAMES = [name for name in configs.list_models() if name.startswith("swin")]
 
 
@@ -38,12 +44,13 @@ def test_published_parameter_counts_and_multiply_adds(name: str) -> None:
 
 def count_by_hand(name: str) -> int:
     """Every weight matrix and vector of a published size, added up."""
-    letter = name.split("_")[1]
+    letter, searched = name.split("_")[2 if "_s3_" in name else 1], WINDOWS_OF_S3.get(name)
     width, third = {"tiny": (96, 6), "small": (96, 18), "base": (128, 18), "large": (192, 18)}[letter]
-    window = int(name.split("window")[1].split("_")[0].split("to")[-1])
+    width, third = (96, 30) if name == "swin_s3_base_224" else (width, third)
+    windows = searched or (int(name.split("window")[1].split("_")[0].split("to")[-1]),) * 4
     side, second = int(name.split("_")[-1].split("to")[-1]) // 4, name.startswith("swinv2")
     total = 3 * 4 * 4 * width + width + 2 * width  # patch embedding and its norm
-    for stage, depth in enumerate((2, 2, third, 2)):
+    for stage, (depth, window) in enumerate(zip((2, 2, third, 2), windows)):
         heads, reach = width // 32, min(window, side)
         block = 2 * 2 * width  # two norms
         block += 3 * width * width + width * width + width  # q, k, v; the output projection and its bias
@@ -65,15 +72,16 @@ def test_every_listed_model_is_what_its_name_says(name: str) -> None:
     assert type(model) is (SwinV2 if name.startswith("swinv2") else Swin)
     assert sum(param.size for param in model.parameters().values()) == count_by_hand(name)
     assert model.config["img_size"] == int(words[-1]) and model.config["patch_size"] == 4
-    assert f"window{model.config['window_size']}" in name or f"to{model.config['window_size']}_" in name
+    window = model.config["window_size"]
+    assert f"window{window}" in name or f"to{window}_" in name or window == WINDOWS_OF_S3[name]
     assert model.num_classes == 1000 and model.config["in_chans"] == 3
     if type(model) is SwinV2:
         moved = "to" in name.split("_")[2]
         assert model.config["pretrained_window_sizes"] == ((12, 12, 12, 6) if moved else (0, 0, 0, 0))
 
 
-def test_there_are_18_published_swins() -> None:
-    assert len(NAMES) == 18 and set(PUBLISHED) <= set(NAMES)
+def test_there_are_21_published_swins() -> None:
+    assert len(NAMES) == 21 and set(PUBLISHED) <= set(NAMES)
 
 
 # --- names, shapes and order are timm's -----------------------------------------------------------------------------

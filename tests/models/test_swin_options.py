@@ -179,6 +179,10 @@ ERRORS: dict[str, Any] = {
     "classes": ({"num_classes": -1}, ["num_classes=-1", "at least 0"]),
     "window": ({"window_size": 0}, ["window_size=0", "at least 1"]),
     "one side of the window": ({"window_size": (2, -1)}, ["window_size=(2, -1)", "at least 1"]),
+    "window of a stage": ({"window_size": ((2, 2), (0, 2))}, ["window_size=((2, 2), (0, 2))", "at least 1"]),
+    "a window too many": ({"window_size": (2, 2, 2)}, ["window_size=(2, 2, 2)", "each of the 2 stages"]),
+    "no window": ({"window_size": ()}, ["window_size=()", "each of the 2 stages"]),
+    "sides of a stage": ({"window_size": ((2, 2), (2, 2, 2))}, ["(2, 2, 2)", "two for height and width"]),
     "patch": ({"patch_size": 0}, ["patch_size=0", "at least 1"]),
     "image": ({"img_size": (8, 0)}, ["img_size=(8, 0)", "at least 1"]),
     "pool": ({"global_pool": "token"}, ["'token'", "no class token", "'avg'"]),
@@ -242,6 +246,38 @@ def test_errors_of_version_2(changes: Any, fragments: Any) -> None:
     with pytest.raises(ValueError) as error:
         tiny(SwinV2, **changes)
     assert all(fragment in str(error.value) for fragment in fragments), error.value
+
+
+# --- a window for each stage ---
+
+
+# as given: (stages, as the configuration keeps it, the windows)
+WINDOWS: list[tuple[Any, int, Any, Any]] = [
+    (2, 3, 2, [(2, 2)] * 3),
+    ((2, 3), 3, (2, 3), [(2, 3)] * 3),
+    ([2, 3], 2, (2, 3), [(2, 3)] * 2),  # two numbers are height and width, as in timm
+    ((2, 2, 2), 3, 2, [(2, 2)] * 3),
+    ([4, (2, 3), 2], 3, (4, (2, 3), 2), [(4, 4), (2, 3), (2, 2)]),
+    (((4, 4), [2, 2]), 2, ((4, 4), (2, 2)), [(4, 4), (2, 2)]),
+    ((4, (2, 2)), 2, ((4, 4), (2, 2)), [(4, 4), (2, 2)]),
+    (((2, 4), (2, 4)), 2, (2, 4), [(2, 4)] * 2),
+    ((3,), 1, 3, [(3, 3)]),
+    (np.int64(2), 1, 2, [(2, 2)]),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("given", "stages", "kept", "windows"), WINDOWS)
+def test_each_stage_has_its_window(kind: Any, given: Any, stages: int, kept: Any, windows: Any) -> None:
+    more = {"depths": (2,) * stages, "num_heads": (1,) * stages, "img_size": 64}
+    model = tiny(kind, window_size=given, **more)
+    assert model.config["window_size"] == kept and repr(model.config["window_size"]) == repr(kept)
+    found = [[block.attn.window_size for block in stage.blocks] for stage in model.layers]
+    assert found == [[window] * 2 for window in windows]
+    shifts = [stage.blocks[1].attn.shift_size for stage in model.layers]
+    assert shifts == [(height // 2, width // 2) for height, width in windows]
+    again = tiny(kind, **{**more, "window_size": model.config["window_size"]})
+    assert again.config == model.config
 
 
 # --- ten steps of training, to the ninth digit ----------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_what_means_the_same_in_a_vit_is_taken(theirs: dict[str, Any], ours: dic
         ({"window_size": [2, 2]}, {"window_size": (2, 2)}),
         ({"depths": (2, 2, 2), "num_heads": (1, 2, 4), "window_size": (2, 2, 2)},
          {"depths": (2, 2, 2), "num_heads": (1, 2, 4)}),
+        ({"window_size": [[2, 4], 2]}, {"window_size": ((2, 4), (2, 2))}),
     ],
 )  # fmt: skip
 def test_what_means_the_same_in_a_swin_is_taken(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -100,7 +101,7 @@ def test_what_a_vit_has_not_is_refused_with_the_remedy(options: dict[str, Any], 
         ({"norm_layer": "layernorm"}, "norm_layer='layernorm'"),
         ({"reg_tokens": 4}, "reg_tokens=4: .*choose a model without it"),
         ({"global_pool": "map"}, "no attention pooling; choose 'avg'"),
-        ({"window_size": (7, 7, 14, 7)}, "one window for all stages"),
+        ({"window_size": (7, 7, 14, 7)}, r"window_size=\(7, 7, 14, 7\) must be one .*each of the 2 stages"),
         ({"strict_img_size": 224}, "strict_img_size=224 must be True or False"),
         ({"strict_img_size": False}, "strict_img_size=False: .*plans windows and shifts for each.*: leave it out"),
         ({"dynamic_img_size": True}, "dynamic_img_size=True: .*: leave it out"),

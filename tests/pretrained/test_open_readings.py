@@ -152,7 +152,9 @@ def test_always_partition_keeps_windows_and_shifts(tmp_path: Path, where: str) -
     ("config", "message"),
     [
         ({"global_pool": "max"}, "no maximum over positions; choose 'avg'"),
-        ({"model_args": {"window_size": [4, 4, 2, 2]}}, "one window for all stages"),
+        ({"model_args": {"window_size": [4, 4, 2, 2]}}, "one for each of the 2 stages"),
+        ({"model_args": {"window_size": [[2, 2], [2, 2]]}}, "windows of 4x4, 4x4, which a model with window_size=2"),
+        ({"model_args": {"window_size": [[4, 4], [4, "2"]]}}, "window_size=.*makes no sense"),
         (
             {"architecture": "swinv2_tiny_window8_256"},
             "architecture='swinv2_tiny_window8_256', and the arrays make a Swin",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from published_names import drawn, microsoft
 
-from minivit import CheckpointError, Swin, SwinV2, create_model, export, from_pretrained
+from minivit import CheckpointError, Swin, SwinV2, create_model, export, from_pretrained, save
 from minivit.io.safetensors import save_arrays
 from minivit.pretrained.window_sizes import check_windows_told, window_sizes
 
@@ -87,6 +87,81 @@ def test_equal_windows_without_masks_are_wzmiaomiaos(tmp_path: Path) -> None:
     save_arrays(tmp_path / "file", arrays, None)
     found = from_pretrained(tmp_path / "file")
     assert found.config["covered"] == "shift" and same(found, model)
+
+
+THREE: dict[str, Any] = {**SMALL, "depths": (2, 2, 2), "num_heads": (2, 2, 2)}
+
+
+@pytest.mark.parametrize("window", [(2, 4, 2), (2, 4, 4), (4, 2, 2), (8, (4, 2), 4)])
+def test_windows_of_each_stage_are_read_off_the_tables(tmp_path: Path, window: Any) -> None:
+    model = drawn(Swin, **THREE, window_size=window)
+    path = tmp_path / "file.safetensors"
+    export(model, path, "timm")
+    if any(isinstance(each, tuple) for each in window):
+        with pytest.raises(CheckpointError, match="21 offsets, which is of no square window: give window_size="):
+            from_pretrained(path)
+    else:
+        assert same(from_pretrained(path, report=pytest.fail), model)
+    asked = from_pretrained(path, window_size=window, report=pytest.fail)
+    assert asked.config["window_size"] == window and same(asked, model)
+    save(model, tmp_path / "own.safetensors")
+    own = from_pretrained(tmp_path / "own.safetensors", report=pytest.fail)
+    assert own.config == model.config and same(own, model)
+
+
+def test_tables_of_a_stage_are_resampled_to_its_own_window(tmp_path: Path) -> None:
+    export(drawn(Swin, **THREE, window_size=(2, 4, 2)), tmp_path / "file.safetensors", "timm")
+    said: list[str] = []
+    found = from_pretrained(tmp_path / "file.safetensors", window_size=(2, 4, 3), img_size=32, report=said.append)
+    assert found.config["window_size"] == (2, 4, 3)
+    assert len(said) == 2 and all("layers.2." in line and "from 2x2 window to 3x3 window" in line for line in said)
+
+
+@pytest.mark.parametrize("said", ["model_args", "architecture"])
+def test_windows_of_each_stage_are_those_of_config_json(tmp_path: Path, said: str) -> None:
+    sizes = {**SMALL, "patch_size": 4, "img_size": 224, "depths": (2, 2, 2, 2), "num_heads": (2, 2, 2, 2)}
+    model = drawn(Swin, **sizes, window_size=(7, 7, 14, 7))
+    export(model, tmp_path / "model.safetensors", "timm")
+    name = "swin_s3_tiny_224" if said == "architecture" else "swin_tiny_patch4_window7_224"
+    args = {"window_size": [7, 7, 14, 7]} if said == "model_args" else {}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": args}))
+    found = from_pretrained(tmp_path, report=pytest.fail)
+    assert (found.config["window_size"], found.config["img_size"]) == ((7, 7, 14, 7), 224)
+    assert np.array_equal(found.state_dict()["layers.2.blocks.0.attn.qkv.weight"],
+                          model.state_dict()["layers.2.blocks.0.attn.qkv.weight"])  # fmt: skip
+    args = {"window_size": [7, 7, 7, 7]}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "model_args": args}))
+    with pytest.raises(CheckpointError, match="windows of 7x7, 7x7, 14x14, 7x7, which a model with window_size=7"):
+        from_pretrained(tmp_path)
+
+
+def test_a_v2_with_a_window_for_each_stage_needs_to_be_told(tmp_path: Path) -> None:
+    model = drawn(SwinV2, **THREE, window_size=(2, 4, 2))
+    export(model, tmp_path / "model.safetensors", "timm")
+    with pytest.raises(CheckpointError, match="no array shows the windows of a Swin v2: give window_size=,"):
+        from_pretrained(tmp_path / "model.safetensors")
+    found = from_pretrained(tmp_path / "model.safetensors", window_size=[2, 4, 2], img_size=32, report=pytest.fail)
+    assert found.config["window_size"] == (2, 4, 2) and same(found, model)
+    (tmp_path / "config.json").write_text(json.dumps({"window_size": [2, 4, 2], "image_size": 32}))
+    assert same(from_pretrained(tmp_path, report=pytest.fail), model)
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "torchvision", "microsoft", "wzmiaomiao"])
+def test_no_other_project_has_a_window_for_each_stage(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(ValueError, match=rf"window_size=\(2, 4, 2\): {layout} has one window for all stages"):
+        export(drawn(Swin, **THREE, window_size=(2, 4, 2)), tmp_path / "file.safetensors", layout)
+
+
+def test_under_microsofts_names_a_window_for_each_stage_must_be_asked_for(tmp_path: Path) -> None:
+    state = drawn(Swin, **SMALL, window_size=((4, 4), (8, 8))).state_dict()
+    arrays = microsoft(state, drawn(Swin, **SMALL, window_size=8, covered="shift"))
+    arrays = {name: array for name, array in arrays.items() if "attn_mask" not in name}
+    arrays = {name: array for name, array in arrays.items() if "relative_position_index" not in name}
+    save_arrays(tmp_path / "file", arrays | {name: state[name] for name in arrays if "table" in name}, None)
+    with pytest.raises(CheckpointError, match="windows of 4x4, 8x8, which a model with window_size=8"):
+        from_pretrained(tmp_path / "file")
+    found = from_pretrained(tmp_path / "file", window_size=((4, 4), (8, 8)), report=pytest.fail)
+    assert found.config["window_size"] == ((4, 4), (8, 8))
 
 
 @pytest.mark.parametrize("depths", [(2,), (1, 2)])

@@ -13,6 +13,7 @@ import minivit
 from minivit import data, nn, optim, parallel
 from minivit.distributed import ranks
 from minivit.io.safetensors import load_arrays
+from minivit.models.lora import lora_parameters
 from minivit.train import finetuning, fingerprint
 from minivit.train.finetuning import Best, PartlyFrozen, Recipe, fine_tune, head_names, overview, usual_lr
 from minivit.train.tasks import Part, Task
@@ -209,6 +210,35 @@ def test_a_run_that_stops_goes_on_bit_for_bit(tmp_path):
     assert resumed[:3] == outcome[:3]
     finished, _ = go(tmp_path / "part", resume=True)
     assert all(np.array_equal(whole[name], finished[name]) for name in whole), "and a finished run only tests again"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_with_updates_of_low_rank_nothing_else_moves_and_a_run_goes_on(kind, tmp_path):
+    def go(out, alpha=8.0, resume=False, stop=None):
+        model = MODELS[kind](seed=1)
+        trained = minivit.lora(model, 2, alpha, targets=("qkv", "fc2"))
+        before, work = model.state_dict(), task(model.config["img_size"])
+        if stop is not None:
+            plain, calls = work.prepare, iter(range(stop))
+            work = dataclasses.replace(work, prepare=lambda images: (next(calls), plain(images))[1])
+        frozen = model.parameters().keys() - trained.keys()
+        recipe = dataclasses.replace(QUICK, keep="last")
+        fine_tune(model, work, recipe, out, frozen=frozen, threads=1, quiet=True, resume=resume)
+        for name, array in model.state_dict().items():
+            assert np.array_equal(array, before[name]) == (name not in trained), name
+        return model
+
+    model = go(tmp_path / "whole")
+    with pytest.raises((StopIteration, RuntimeError)):
+        go(tmp_path / "part", stop=2)
+    with pytest.raises(minivit.CheckpointError, match="lora_alpha"):
+        go(tmp_path / "part", alpha=9.0, resume=True)
+    again = go(tmp_path / "part", resume=True)
+    assert all(np.array_equal(array, again.state_dict()[name]) for name, array in model.state_dict().items())
+    table = overview(model, QUICK, model.parameters().keys() - lora_parameters(model).keys())
+    plain = overview(minivit.merge_lora(model.replica()), QUICK, set())
+    rows = [[line.split()[0] for line in text.splitlines()] for text in (table, plain)]
+    assert rows[0] == rows[1] and table.splitlines()[1].endswith("frozen")
 
 
 def test_a_resumed_run_must_start_from_the_same_weights(tmp_path):

@@ -25,6 +25,7 @@ REPLACEMENTS = {
     "gelu": Replacement(linear.gelu, _ANY),
     "linear": Replacement(linear.linear, _ANY),
     "linear_gelu": Replacement(linear.linear_gelu, _ANY),
+    "lora_linear": Replacement(with_parts(F.lora_linear.plain, linear=linear.linear), _ANY),
     "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear), _ANY),
     "embedding": Replacement(with_parts(F.embedding.plain, scatter_add=linear.scatter_add), _REAL),
     "relative_position_bias": Replacement(

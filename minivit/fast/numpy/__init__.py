@@ -24,6 +24,7 @@ REPLACEMENTS = {
     "adamw_step": Replacement(adamw.adamw_step),
     # composites: the formula, on the fast functions above
     "standardize_weight": Replacement(with_parts(F.standardize_weight.plain, layer_norm=norm.layer_norm)),
+    "lora_linear": Replacement(with_parts(F.lora_linear.plain, linear=linear.linear)),
     "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear)),
     "relative_position_bias": Replacement(with_parts(F.relative_position_bias.plain, scatter_add=linear.scatter_add)),
     "cosine_attention": Replacement(
