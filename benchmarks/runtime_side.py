@@ -43,7 +43,7 @@ class RuntimeSide:
         if case.task != "infer" or start.path is None:
             raise ValueError(f"{case.name} trains: the runtimes only infer")
         self.images = np.ascontiguousarray(start.images)
-        self.run, self.about = _LOADERS[library](str(onnx_path(start.path)), threads, variant)
+        self.run, self.about = LOADERS[library](str(onnx_path(start.path)), threads, variant)
 
     def describe(self) -> dict[str, str]:
         return self.about
@@ -83,7 +83,7 @@ def _openvino(path: str, threads: int, variant: str) -> Loaded:
     return lambda images: np.array(model([images])[0]), about
 
 
-_LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {"ONNX Runtime": _onnx_runtime, "OpenVINO": _openvino}
+LOADERS: dict[str, Callable[[str, int, str], Loaded]] = {"ONNX Runtime": _onnx_runtime, "OpenVINO": _openvino}
 
 
 if __name__ == "__main__":

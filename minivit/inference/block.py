@@ -17,16 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minivit import functional as F, nn
-from minivit.fast.numpy.activation import exponentials, gelu_in_place
+from minivit.fast.numpy.activation import exponentials
 from minivit.fast.numpy.norm import normalize_rows
 from minivit.functional.attention import MAX_LOGIT_SCALE
 from minivit.inference import folding
+from minivit.inference.gelu import EXACT, TANH
 from minivit.inference.memory import Memory
 from minivit.protocol import Array
 
 Tables = Sequence[tuple[slice, Array]]  # (windows, (H, n, N)): what is added to the scores of these windows
 _SCORES = 1 << 18  # scores of some windows at a time: 1 MiB in float32, a core's L2 cache
-_HUGE, _TINY = 60.0, 1e-20  # exp(60) = 1e26: sums and products of such weights stay inside float32
+_HUGE, _TINY = 1e26, 1e-20  # of the sum of a row's exponentials: products of such weights stay inside float32
 
 
 class Context(NamedTuple):
@@ -55,21 +56,25 @@ class Attention:
             if attention.q_bias is not None and attention.v_bias is not None:
                 q_bias, v_bias = attention.q_bias.data, attention.v_bias.data
                 bias = np.concatenate((q_bias, np.zeros_like(q_bias), v_bias))
-        self.w_q, self.b_q, self.w_kv, c_kv = folding.projections(attention.qkv, bias, norm, self.heads, scale)
+        self.w_qkv, self.b_q, c_kv = folding.projections(attention.qkv, bias, norm, self.heads, scale)
         # a padded pixel, x = 0 behind the norm, has the biases of k and v alone, and the constant is not in its kv
-        self.padding = folding.projections(attention.qkv, bias, None, self.heads, scale)[3] - c_kv  # (2D,)
+        self.padding = folding.projections(attention.qkv, bias, None, self.heads, scale)[2] - c_kv  # (2D,)
         self.w_o, self.b_o = folding.output(attention.proj, c_kv, self.heads)
 
     def __call__(self, memory: Memory, xhat: Array, context: Context) -> Array:
         windows, tokens, dim = xhat.shape
         heads, size = self.heads, dim // self.heads
-        kv = product(xhat, self.w_kv, memory.buffer("kv", windows, tokens, 2 * dim))
+        if self.queries is None:
+            qkv = product(xhat, self.w_qkv, memory.buffer("qkv", windows, tokens, 3 * dim))
+            q, kv = qkv[..., :dim], qkv[..., dim:]
+        else:
+            asking = xhat[:, : self.queries]
+            q = product(asking, self.w_qkv[:, :dim], memory.buffer("q", windows, asking.shape[1], dim))
+            kv = product(xhat, self.w_qkv[:, dim:], memory.buffer("qkv", windows, tokens, 2 * dim))
         if context.padded is not None:
             kv[context.padded] = self.padding
-        asking = xhat if self.queries is None else xhat[:, : self.queries]
-        q = product(asking, self.w_q, memory.buffer("q", windows, asking.shape[1], dim))
         q += self.b_q
-        q = q.reshape(windows, asking.shape[1], heads, size).swapaxes(1, 2)  # (W, H, n, d)
+        q = q.reshape(windows, q.shape[1], heads, size).swapaxes(1, 2)  # (W, H, n, d)
         k, v = kv.reshape(windows, tokens, heads, 2, size).transpose(3, 0, 2, 1, 4)  # each (W, H, N, d)
         if self.factor is not None:
             q, k = F.normalize(q)[0] * self.factor, F.normalize(k)[0]
@@ -97,12 +102,12 @@ def attend(memory: Memory, q: Array, k: Array, v: Array, tables: Tables, y: Arra
 def softmax(weights: Array, q: Array, k: Array, tables: Tables) -> Array:
     """Write exp(q k^T + tables) into weights (w, h, n, N), and return 1 / row sums (w, h, n, 1)."""
     _scores(weights, q, k, tables)
-    if weights.max() <= _HUGE:  # exponentials without a shift by the row maximum
+    with np.errstate(over="ignore", invalid="ignore"):  # such sums are treated below
         np.exp(weights, out=weights)
         total = weights @ np.ones((weights.shape[-1], 1), weights.dtype)
-        if total.min() >= _TINY:
-            return np.reciprocal(total, out=total)
-        _scores(weights, q, k, tables)
+    if total.max() <= _HUGE and total.min() >= _TINY:  # no shift by the row maximum is needed
+        return np.reciprocal(total, out=total)
+    _scores(weights, q, k, tables)
     return exponentials(weights)
 
 
@@ -125,14 +130,19 @@ class Mlp:
         bias1, bias2 = (None if each.bias is None else each.bias.data for each in (mlp.fc1, mlp.fc2))
         self.w1, self.b1 = folding.linear(mlp.fc1.weight.data, bias1, norm)
         self.w2, self.b2 = folding.linear(mlp.fc2.weight.data, bias2, None)
-        self.approximate = mlp.fc1.approximate
+        self.approximate, self.gelu = mlp.fc1.approximate, None
+        if self.w1.dtype == np.float32:
+            self.gelu = TANH if self.approximate == "tanh" else EXACT
+            for array in (self.w1, self.b1):
+                array *= self.gelu.scale
+            self.w2 /= self.gelu.scale
 
     def __call__(self, memory: Memory, xhat: Array) -> Array:
         hidden = product(xhat, self.w1, memory.buffer("hidden", *xhat.shape[:2], len(self.w2)))
-        hidden += self.b1
-        if hidden.dtype == np.float32:
-            gelu_in_place(hidden, self.approximate)
-        else:
+        if self.gelu is not None:
+            self.gelu(memory, hidden.reshape(-1, hidden.shape[-1]), self.b1)
+        else:  # float64: the fit has the digits of float32
+            hidden += self.b1
             hidden[...] = F.gelu(hidden, self.approximate)[0]
         return product(hidden, self.w2, memory.buffer("term", *xhat.shape))
 

@@ -33,7 +33,7 @@ def linear(weight: Array, bias: Array | None, norm: LayerNorm | None) -> tuple[A
 
 def projections(
     qkv: Linear, bias: Array | None, norm: LayerNorm | None, heads: int, scale: float
-) -> tuple[Array, Array, Array, Array]:
+) -> tuple[Array, Array, Array]:
     """The projections to q, and to k and v, without a bias of k and v, and with 1/sqrt(d) in that of q.
 
     - scale (q k^T) = (scale q) k^T.
@@ -42,21 +42,17 @@ def projections(
       softmax(.) v + c. It belongs to the bias of the output projection.
 
     Returns:
-        Wq (D, H d), bq (H d,), Wkv (D, H 2 d), each head's columns together, and the constants of k and v (H 2 d,).
+        Wqkv (D, H d + H 2 d), where k and v of a head stand together, bq (H d,), and the constants of k and v (H 2 d,).
     """
     weight, constant = linear(qkv.weight.data, bias, norm)  # (D, 3D), (3D,)
     dim = len(weight)
     by_head = weight.reshape(dim, 3, heads, dim // heads)  # (D, 3, H, d)
     constants = constant.reshape(3, heads, dim // heads)
+    factor = weight.dtype.type(scale)
+    w_q = by_head[:, 0].reshape(dim, dim) * factor
     w_kv = by_head[:, 1:].transpose(0, 2, 1, 3).reshape(dim, 2 * dim)  # (D, H 2 d)
     c_kv = constants[1:].transpose(1, 0, 2).reshape(2 * dim)
-    factor = weight.dtype.type(scale)
-    return (
-        np.ascontiguousarray(by_head[:, 0].reshape(dim, dim)) * factor,
-        constants[0].reshape(dim) * factor,
-        w_kv,
-        c_kv,
-    )
+    return np.concatenate((w_q, w_kv), axis=1), constants[0].reshape(dim) * factor, c_kv
 
 
 def output(proj: Linear, c_kv: Array, heads: int) -> tuple[Array, Array]:

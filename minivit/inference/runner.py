@@ -111,7 +111,8 @@ class Runner:
 
     def _predict(self, x: Array) -> Array:
         if not x.size:
-            return _layers([layer for part in self._parts if isinstance(part, list) for layer in part], x)
+            with inference():
+                return _layers([layer for part in self._parts if isinstance(part, list) for layer in part], x)
         threads = workers() if self._work * x[:, 0].size >= WORTH_THREADS else 1
         if threads > 1:
             keep_freed_memory()
@@ -129,8 +130,9 @@ class Runner:
         logits = []
         for at in range(0, len(x), _IMAGES):
             y = x[at : at + _IMAGES]
-            for part in self._parts:
-                y = _layers(part, y) if isinstance(part, list) else part.run(memory, y)
+            with inference():  # of this thread: GELU then needs no slope
+                for part in self._parts:
+                    y = _layers(part, y) if isinstance(part, list) else part.run(memory, y)
             logits.append(y)
         return np.concatenate(logits)
 
@@ -190,9 +192,8 @@ def _copies(layers: list[nn.Layer]) -> list[nn.Layer]:
 
 
 def _layers(layers: list[nn.Layer], x: Array) -> Array:
-    with inference():
-        for layer in layers:
-            x, _ = layer(x)
+    for layer in layers:
+        x, _ = layer(x)
     return x
 
 

@@ -15,6 +15,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
+import minivit
 from minivit import functional as F, optim
 from minivit.fast.numpy import adamw
 from minivit.nn import Layer, Parameter
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import cases
 import compare_checkouts
+import first_logits
 import gpu
 import products
 import profile_step
@@ -34,7 +36,7 @@ import turns
 import vs_runtimes
 import worker
 import write_tables
-from cases import CASES, SWIN, VIT, Case
+from cases import CASES, SWIN, VIT, Case, draw_batch, write_start
 
 VIT_SIZES = {
     "img_size": 8,
@@ -454,6 +456,51 @@ def test_what_a_comparison_wrote_becomes_entries_of_the_tables(tmp_path):
     assert write_tables.training(measured).splitlines()[2:] == [line]
     with pytest.raises(SystemExit, match="no processor 'abacus'"):
         write_tables.add(measured, [{**entry, "processor": "abacus"}])
+
+
+def test_the_readme_has_the_range_over_the_processors():
+    entries = [
+        {"case": "swin-t", "PyTorch": [0.7, 0.6, 0.8], "best": "plain", "bfloat16": [1.5]},
+        {"case": "swin-t", "PyTorch": [0.9], "best": "plain"},
+    ]
+    words = {"train": "training", "infer": "inference", "to": "to"}
+    found = write_tables.readme({"processors": {}, "entries": entries}, ("model",), words).splitlines()[2:]
+    assert found == ["| Swin-T, 224 pixels, batch 4, training | 0.70 to 0.90 | 1.50 | | |"]
+
+
+# --- from a new process to its first logits -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Swin"])
+def test_the_first_logits_are_those_of_the_file(kind, tmp_path):
+    case, start = TINY[kind, "infer"], tmp_path / "start.npz"
+    model = getattr(minivit, kind)(**case.model, seed=0)
+    images, _ = draw_batch(case)
+    write_start(start, model.state_dict(), [], case)
+    minivit.save(model, start.with_suffix(".safetensors"))
+    for side in ("minivit", "minivit: prepared"):
+        assert first_logits.first_logits(side, case, start, 1) == pytest.approx(model.predict(images).sum(), rel=1e-5)
+
+
+def test_first_logits_take_turns_and_the_first_runs_are_not_counted(monkeypatch, capsys):
+    sides, found = [], {"minivit": (0.5, 2**20), "PyTorch": (2.0, 2**30)}
+    monkeypatch.setattr(first_logits, "SIDES", {"minivit": ("numpy",), "PyTorch": ("numpy", "no-such-package")})
+    monkeypatch.setattr(first_logits, "write_files", lambda *_: None)
+
+    def run(side, *_):
+        sides.append(side)
+        return found[side] if len(sides) > 2 else (99.0, 0)
+
+    monkeypatch.setattr(first_logits, "run", run)
+    monkeypatch.setattr(sys, "argv", ["first_logits.py", "--case", "swin-t-b1", "--rounds", "2"])
+    first_logits.main()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert sides == 3 * ["minivit", "PyTorch"]
+    assert [line[:4] for line in lines] == [
+        ["`swin-t-b1`", "minivit", "0.50 (0.50 to 0.50)", "1"],
+        ["`swin-t-b1`", "PyTorch", "2.00 (2.00 to 2.00)", "1024"],
+    ]
+    assert int(lines[0][4]) >= int(lines[1][4]) > 5  # megabytes, minivit's with its own folder
 
 
 def test_recomputed_blocks_give_the_same_step():

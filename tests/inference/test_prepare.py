@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import nn
+from minivit import functional as F, nn
 from minivit.fast import threads
-from minivit.inference import encoder, maps, runner
+from minivit.inference import block, encoder, maps, runner
+from minivit.protocol import in_inference
 
 VIT = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 3, "num_heads": 3}
 SWIN = {
@@ -223,6 +224,18 @@ def test_another_dtype_than_the_models_is_refused(dtype: str) -> None:
     model = random_model("ViT", "float32", **VIT)
     with pytest.raises(ValueError, match=rf"computes in float32, got {dtype}: x.astype\('float32'\)"):
         minivit.prepare(model).predict(images(model).astype(dtype))
+
+
+def test_blocks_prepare_nothing_for_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = random_model("ViT", **VIT), []
+
+    def noted(*arguments: Any) -> Any:
+        seen.append(in_inference())
+        return F.gelu(*arguments)
+
+    monkeypatch.setattr(block, "F", type("functions", (), {"gelu": staticmethod(noted)}))
+    minivit.prepare(model).predict(images(model))
+    assert seen and all(seen) and not in_inference()
 
 
 def test_threads_take_turns() -> None:
