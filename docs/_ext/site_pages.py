@@ -37,6 +37,7 @@ NAVIGATION = {
         "published_weights",
         "classify_an_image",
         "finetuning",
+        "families",
         "features",
         "inference",
         "scaling",
