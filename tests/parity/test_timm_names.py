@@ -7,6 +7,7 @@ architectures are made small in widths, depths and images, and keep their other 
 is read off full sizes, whose weights would take hours, is compared as arguments.
 
     python tests/parity/test_timm_names.py --seed 1    # counts of what is loaded, refused and wrong
+    python tests/parity/test_timm_names.py --gradients # logits and gradients of every name, instead of distinct ones
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ timm = pytest.importorskip("timm", reason="compared with timm's models: pip inst
 
 from swin_pairs import sharpen  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import minivit  # noqa: E402
+from minivit import nn  # noqa: E402
 from minivit.io.weights import Weights  # noqa: E402
 from minivit.models import configs  # noqa: E402
 from minivit.models.options import stage_windows  # noqa: E402
@@ -221,10 +224,28 @@ def test_a_file_gives_timms_logits_or_is_refused_by_name(tmp_path: Path, name: s
     assert found[FILES[0]] == ("equal" if name in PUBLISHED else "refused")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name in PUBLISHED])
+KNOWN = [name for name in NAMES if name in PUBLISHED]
+# options that are small in the tests, or only set initial weights
+SIZES = ("img_size", "patch_size", "embed_dim", "depth", "depths", "num_heads", "mlp_ratio", "init_values")
+
+
+def other_options(name: str) -> str:
+    """What remains of an architecture when its sizes are small."""
+    options = {key: value for key, value in PUBLISHED[name].items() if key not in SIZES}
+    return str([configs.class_of(name), "init_values" in PUBLISHED[name], *sorted(options.items())])
+
+
+DISTINCT = list({other_options(name): name for name in reversed(KNOWN)}.values())
+
+
+@pytest.mark.parametrize("name", DISTINCT)
 def test_logits_and_all_gradients_are_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # timm rounds lambda of differential attention to float32
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    check_logits_and_gradients(name)
+
+
+def check_logits_and_gradients(name: str) -> None:
     theirs = small(name, full(name))
     draw(theirs, 0)
     theirs = theirs.double()
@@ -256,6 +277,29 @@ def test_logits_and_all_gradients_are_timms(name: str, monkeypatch: pytest.Monke
         assert _off(ours.parameters()[key].grad, param.grad, floor) < PARITY, key
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_names_and_shapes_of_full_size_are_timms(name: str, weightless: None) -> None:
+    whole = full(name)
+    theirs = as_layer_scale({key: tuple(param.shape) for key, param in whole.named_parameters()})
+    ours = minivit.create_model(name, num_classes=whole.num_classes)
+    assert {key: param.shape for key, param in ours.parameters().items()} == theirs
+
+
+@pytest.mark.parametrize("name", DISTINCT)
+def test_multiply_adds_are_those_that_pytorch_counts(name: str, weightless: None) -> None:
+    whole, images = full(name), (1, 3, *pair(full(name).patch_embed.img_size))
+    with FlopCounterMode(display=False) as counter:
+        whole(torch.zeros(images, device="meta"))
+    ours = minivit.create_model(name, num_classes=whole.num_classes)
+    # ours leaves out the MLP of Swin v2's position bias, which depends on no image
+    left_out = 0
+    for module in whole.modules():
+        if hasattr(module, "relative_coords_table"):
+            offsets, weights = module.relative_coords_table.numel() // 2, module.cpb_mlp[0].weight.numel()
+            left_out += offsets * (weights + module.cpb_mlp[2].weight.numel())
+    assert nn.multiply_adds(ours, images) == counter.get_total_flops() // 2 - left_out
+
+
 def sizes_of(model: Any) -> dict[str, Any]:
     """The arguments in which a small model of timm's differs from its name's."""
     found = {"img_size": pair(model.patch_embed.img_size)}
@@ -282,12 +326,19 @@ def test_a_model_that_computed_otherwise_would_be_noticed(tmp_path: Path, monkey
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the weights and images")
-    seed = parser.parse_args().seed
+    parser.add_argument("--gradients", action="store_true", help="compare logits and gradients of every name instead")
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.gradients:
+        torch.Tensor.float = lambda self: self
+        for name in KNOWN:
+            check_logits_and_gradients(name)
+            print(name, "equal", flush=True)
+        return 0
     counts: Counter[tuple[str, str]] = Counter()
     for name in NAMES:
         with tempfile.TemporaryDirectory() as folder:
-            for file, found in outcomes(name, Path(folder), seed).items():
+            for file, found in outcomes(name, Path(folder), options.seed).items():
                 counts[file, found if found in ("equal", "refused") else "wrong"] += 1
                 if found not in ("equal", "refused"):
                     print(f"{name}, {file}: {found}", flush=True)
