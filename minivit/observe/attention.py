@@ -21,7 +21,9 @@ from minivit.models.options import patch_grid, prefix_tokens as count, tokens_re
 from minivit.nn import (
     Attention,
     Block,
+    ComposedAttention,
     CosineWindowAttention,
+    Heads,
     Layer,
     Recompute,
     ShiftedWindows,
@@ -220,14 +222,23 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
 
 def _offsets(layer: Attention, window: Size | None) -> Array | None:
     """The bias that a layer adds to its scores, (H, n, N), or None."""
+    if isinstance(layer, ComposedAttention):
+        return layer.heads.bias()[0] if isinstance(layer.heads, Heads) else None
     if isinstance(layer, CosineWindowAttention):
         return None if layer.continuous_bias is None else layer.continuous_bias.bias(window)[0]
     return None if layer.position_bias is None else layer.position_bias.bias(layer.queries, window)[0]
 
 
 def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
-    """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads."""
+    """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads, as its scores use them."""
     qkv, _ = layer.project_qkv(tokens)
+    if isinstance(layer, ComposedAttention):
+        if not isinstance(layer.heads, Heads):
+            raise ValueError(
+                "differential attention subtracts two maps, so its weights are no shares of attention: look at a model "
+                "without attn_layer='diff'"
+            )
+        return layer.heads.split(qkv)[0]
     (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
     return q[..., : layer.queries, :], k, v
 

@@ -14,6 +14,7 @@ import pytest
 
 from minivit import Swin, SwinV2, ViT, explain, functional as F
 from minivit.draw import attention as attention_pictures
+from minivit.models.options import prefix_tokens
 from minivit.nn import Recompute
 
 VIT = {"img_size": (12, 16), "patch_size": 4, "in_chans": 2, "num_classes": 3, "embed_dim": 12, "depth": 3}
@@ -30,6 +31,10 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "distilled": (ViT, VIT | {"distilled": True}),
     "mean": (ViT, VIT | MEAN),
     "mean beside a class token": (ViT, VIT | {"global_pool": "avg"}),
+    "registers": (ViT, VIT | {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.5}),
+    "norms of q and k": (ViT, VIT | {"qk_norm": True}),
+    "rotary": (ViT, VIT | {"pos_embed": "rotary", "embed_dim": 16, "reg_tokens": 1, "qkv_bias": "qv"}),
+    "relative, no bias of k": (ViT, VIT | MEAN | {"pos_embed": "relative", "qkv_bias": "qv"}),
     "any size": (ViT, VIT | {"dynamic_img_size": True, "img_size": 20}),
     "swin": (Swin, SWIN),
     "swin, padding hidden": (Swin, SWIN | {"mask_padding": True, "mask_value": -np.inf}),
@@ -116,12 +121,13 @@ def test_a_last_block_that_computes_the_class_token_alone_shows_its_row():
 def test_a_head_map_is_the_row_of_the_tokens_that_the_head_reads(name):
     model = made(name)
     images = some_images(model)
-    p = int(model.config["class_token"]) + model.config["distilled"]
+    read = int(model.config["class_token"]) + model.config["distilled"]
+    p = read + model.config["reg_tokens"]
     maps = explain.head_maps(model, images)
     assert np.stack(maps, 1).shape == (3, 3, 2, 3, 4)
     for grid, each in zip(maps, explain.attention_weights(model, images), strict=True):
         for b, h in np.ndindex(3, 2):
-            asking = range(p) if model.config["global_pool"] == "token" else range(p, p + 12)
+            asking = range(read) if model.config["global_pool"] == "token" else range(p, p + 12)
             rows = [each.weights[b, h, q, p:] for q in asking]
             assert np.abs(grid[b, h].reshape(-1) - sum(rows) / len(rows)).max() < 1e-15
 
@@ -161,7 +167,8 @@ def test_shares_add_up_to_one_where_nothing_is_padded_and_no_token_stands_before
 def test_rollout_is_the_product_of_all_blocks(name):
     whole = made(name, skip_unused_tokens=False)  # same parameters, every row
     images = some_images(whole)
-    p, tokens = int(whole.config["class_token"]) + whole.config["distilled"], 12
+    read, tokens = int(whole.config["class_token"]) + whole.config["distilled"], 12
+    p = read + whole.config["reg_tokens"]
     got = explain.attention_rollout(made(name), images)
     assert got.shape == (3, 3, 4)
     for b in range(3):
@@ -169,7 +176,7 @@ def test_rollout_is_the_product_of_all_blocks(name):
         for each in explain.attention_weights(whole, images):
             a = sum(each.weights[b]) / 2 + np.eye(p + tokens)
             joint = (a / a.sum(axis=1, keepdims=True)) @ joint
-        rows = joint[:p] if whole.config["global_pool"] == "token" else joint[p:]
+        rows = joint[:read] if whole.config["global_pool"] == "token" else joint[p:]
         assert np.abs(got[b].reshape(-1) - rows.mean(axis=0)[p:]).max() < 1e-14
 
 
@@ -257,7 +264,7 @@ def test_grad_cam_is_its_formula_with_the_gradient_by_differences(name):
                 tokens = layer(tokens)[0]
             return tokens[np.arange(2), top]
 
-        p = 0 if tokens.ndim == 4 else int(model.config["class_token"]) + model.config["distilled"]
+        p = 0 if tokens.ndim == 4 else prefix_tokens(model.config)
         a = tokens[:, p:] if tokens.ndim == 3 else tokens
         places = tuple(range(1, a.ndim - 1))
         weights = np.empty((2, a.shape[-1]))
@@ -322,6 +329,12 @@ def test_impossible_questions_are_refused(options, word):
     model = made("class token")
     with pytest.raises(ValueError, match=word):
         explain.grad_cam(model, some_images(model), **options)
+
+
+def test_a_difference_of_two_maps_is_not_shown_as_attention():
+    model = ViT(**VIT | {"embed_dim": 16, "attn_layer": "diff"})
+    with pytest.raises(ValueError, match="differential attention subtracts two maps"):
+        explain.attention_weights(model, some_images(model))
 
 
 def test_what_does_not_fit_the_model_is_refused():
