@@ -10,7 +10,7 @@ from minivit import functional, nn, renamed
 from minivit.device import to_device, to_numpy
 from minivit.fast.dispatch import plain
 from minivit.fast.precision import matmul_precision
-from minivit.models import Swin, SwinV2, ViT, list_models, lora, merge_lora
+from minivit.models import Swin, SwinV2, ViT, lora, merge_lora
 from minivit.summary import summary
 from minivit.version import __version__
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         create_model,
         export,
         from_pretrained,
+        list_models,
         load,
         load_lora,
         save,
@@ -66,7 +67,10 @@ _LATER = {
     "minivit.gradcheck": ("GradientError", "check_complex_step", "check_vjp"),
     "minivit.inference": ("Runner", "prepare"),
     "minivit.publish": ("push_to_hub",),
-    "minivit.pretrained": ("create_model", "export", "from_pretrained", "load", "load_lora", "save", "save_lora"),
+    "minivit.pretrained": (
+        *("create_model", "list_models", "export", "from_pretrained"),
+        *("load", "load_lora", "save", "save_lora"),
+    ),
 }
 # every module beside this file; `minivit.summary` is the function, and minivit.summary.Row needs an import
 _MODULES = (

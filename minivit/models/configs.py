@@ -7,6 +7,7 @@ Chen et al. 2021 (Swin's S3: windows that a search chose), timm (the names).
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,9 +84,13 @@ def name_of(config: dict[str, Any]) -> str | None:
     return None
 
 
-def list_models() -> list[str]:
-    """The names that `create_model` knows, in alphabetical order."""
-    return sorted(_CONFIGS)
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that `create_model` knows, in alphabetical order.
+
+    Args:
+        pattern: with the wildcards of file names, such as "*dinov2*" or "swin*".
+    """
+    return sorted(fnmatch.filter(_CONFIGS, pattern))
 
 
 def create_model(

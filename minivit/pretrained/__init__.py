@@ -10,7 +10,7 @@ an existing model, `lora.py` its updates of low rank, `export.py` writes other p
 from minivit.io.torch_file import read_torch_file
 from minivit.pretrained.checkpoint import load, save
 from minivit.pretrained.export import export
-from minivit.pretrained.loading import create_model, from_pretrained
+from minivit.pretrained.loading import create_model, from_pretrained, list_models
 from minivit.pretrained.lora import load_lora, save_lora
 from minivit.pretrained.profiles import PROFILES
 
@@ -19,6 +19,7 @@ __all__ = [
     "create_model",
     "export",
     "from_pretrained",
+    "list_models",
     "load",
     "load_lora",
     "read_torch_file",

@@ -14,13 +14,14 @@ import numpy as np
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable, quoted
 from minivit.io.weights import read_weights
-from minivit.models import Model, create_model as create_fresh_model
+from minivit.models import Model, create_model as create_fresh_model, list_models as list_sizes
 from minivit.pretrained import hub
 from minivit.pretrained.adaptation import HEADS, choose_classes, fit
 from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
 from minivit.pretrained.plan import NO_MODEL, plan_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import recognize
+from minivit.pretrained.tags import DEFAULT_TAGS
 from minivit.random import UNSET
 
 
@@ -89,6 +90,18 @@ def from_pretrained(
     found.arrays.clear()
     adopt(model, arrays)
     return model
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """The published names, in alphabetical order.
+
+    Args:
+        pattern: with the wildcards of file names, such as "*dinov2*" or "swin*".
+        pretrained: only those with published weights, each with the tag of its default, as in
+            "vit_base_patch14_dinov2.lvd142m"; other tags of timm's are accepted too.
+    """
+    names = list_sizes(pattern)
+    return [f"{name}.{DEFAULT_TAGS[name]}" for name in names if name in DEFAULT_TAGS] if pretrained else names
 
 
 def create_model(

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import fnmatch
 from typing import Any
 
 from minivit.models import configs, list_models
@@ -25,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     """The names of `list_models()`, with class and image size; nothing is built."""
     sizes = dict(configs.published())
     pattern = "" if args.pattern is None else args.pattern
-    names = [name for name in list_models() if fnmatch.fnmatchcase(name, f"*{pattern.lower()}*")]
+    names = list_models(f"*{pattern.lower()}*")
     if not names:
         raise ValueError(f"no model has {pattern!r} in its name: `models` alone lists all {len(sizes)}")
     rows = [("name", "class", "image"), *((name, _kind(sizes[name]), str(sizes[name]["img_size"])) for name in names)]

@@ -105,6 +105,10 @@ def test_every_listed_model_is_what_its_name_says(weightless, name):
 
 def test_list_models_is_sorted_and_exported():
     assert minivit.list_models() == sorted(minivit.list_models()) and len(minivit.list_models()) == 228
+    assert minivit.list_models("swin_s3*") == ["swin_s3_base_224", "swin_s3_small_224", "swin_s3_tiny_224"]
+    assert minivit.list_models("*dinov2", pretrained=True)[0] == "vit_base_patch14_dinov2.lvd142m"
+    assert minivit.list_models("test_vit4") == ["test_vit4"]
+    assert minivit.list_models("test_vit4", pretrained=True) == []
 
 
 def test_create_model_passes_its_arguments_on():
