@@ -31,6 +31,10 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mean": (ViT, VIT | MEAN),
     "mean beside a class token": (ViT, VIT | {"global_pool": "avg"}),
     "any size": (ViT, VIT | {"dynamic_img_size": True, "img_size": 20}),
+    "layer scale": (ViT, VIT | {"init_values": 0.5}),
+    "norms of q and k": (ViT, VIT | {"qk_norm": True}),
+    "rotary": (ViT, VIT | {"embed_dim": 16, "pos_embed": "rotary"}),
+    "biases of q and v": (ViT, VIT | {"qkv_bias": "qv"}),
     "swin": (Swin, SWIN),
     "swin, padding hidden": (Swin, SWIN | {"mask_padding": True, "mask_value": -np.inf}),
     "swin, rolled before it is padded": (Swin, SWIN | {"pad_first": False}),
@@ -71,6 +75,12 @@ def mixed(attention: Any, each: Any) -> Any:
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
+
+
+def test_differential_heads_have_no_weights_to_show():
+    model = ViT(**VIT | {"attn_layer": "diff", "num_heads": 1})
+    with pytest.raises(ValueError, match="DifferentialHeads have no weights whose product with v is their output"):
+        explain.attention_weights(model, some_images(model))
 
 
 @everyone
