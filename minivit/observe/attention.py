@@ -206,7 +206,6 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
     """
     if not isinstance(layer, Attention):
         raise ValueError(f"{type(layer).__name__} is not a known attention layer")
-    assert isinstance(layer, Attention)
     q, k, v = _heads(layer, tokens)
     xp, count = array_module(k), k.shape[-2]
     identity = xp.broadcast_to(xp.eye(count, dtype=k.dtype), (*k.shape[:-1], count))  # (..., H, N, N), one copy
@@ -223,24 +222,34 @@ def _weights(layer: Layer, tokens: Array, mask: Array | None = None, window: Siz
 def _offsets(layer: Attention, window: Size | None) -> Array | None:
     """The bias that a layer adds to its scores, (H, n, N), or None."""
     if isinstance(layer, ComposedAttention):
-        return layer.heads.bias()[0] if isinstance(layer.heads, Heads) else None
+        return _composed(layer).bias()[0]
     if isinstance(layer, CosineWindowAttention):
         return None if layer.continuous_bias is None else layer.continuous_bias.bias(window)[0]
     return None if layer.position_bias is None else layer.position_bias.bias(layer.queries, window)[0]
 
 
 def _heads(layer: Attention, tokens: Array) -> tuple[Array, Array, Array]:
-    """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads, as its scores use them."""
+    """q (..., H, n, d), k and v (..., H, N, d) of the layer's heads."""
     qkv, _ = layer.project_qkv(tokens)
-    if isinstance(layer, ComposedAttention):
-        if not isinstance(layer.heads, Heads):
-            raise ValueError(
-                "differential attention subtracts two maps, so its weights are no shares of attention: look at a model "
-                "without attn_layer='diff'"
-            )
-        return layer.heads.split(qkv)[0]
-    (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
+    if isinstance(layer, ComposedAttention):  # whose heads may norm and rotate q and k
+        (q, k, v), _ = _composed(layer).split(qkv)
+    else:
+        (q, k, v), _ = F.split_qkv(qkv, layer.num_heads)
     return q[..., : layer.queries, :], k, v
+
+
+def _composed(layer: ComposedAttention) -> Heads:
+    """The layer's heads.
+
+    Raises:
+        ValueError: for differential heads.
+    """
+    if isinstance(layer.heads, Heads):
+        return layer.heads
+    raise ValueError(
+        f"{type(layer.heads).__name__} have no weights whose product with v is their output: it is the norm of a "
+        "difference of two maps"
+    )
 
 
 # --- as maps --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,10 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rotary": (ViT, VIT | {"pos_embed": "rotary", "embed_dim": 16, "reg_tokens": 1, "qkv_bias": "qv"}),
     "relative, no bias of k": (ViT, VIT | MEAN | {"pos_embed": "relative", "qkv_bias": "qv"}),
     "any size": (ViT, VIT | {"dynamic_img_size": True, "img_size": 20}),
+    "layer scale": (ViT, VIT | {"init_values": 0.5}),
+    "norms of q and k": (ViT, VIT | {"qk_norm": True}),
+    "rotary": (ViT, VIT | {"embed_dim": 16, "pos_embed": "rotary"}),
+    "biases of q and v": (ViT, VIT | {"qkv_bias": "qv"}),
     "swin": (Swin, SWIN),
     "swin, padding hidden": (Swin, SWIN | {"mask_padding": True, "mask_value": -np.inf}),
     "swin, rolled before it is padded": (Swin, SWIN | {"pad_first": False}),
@@ -76,6 +80,12 @@ def mixed(attention: Any, each: Any) -> Any:
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
+
+
+def test_differential_heads_have_no_weights_to_show():
+    model = ViT(**VIT | {"attn_layer": "diff", "num_heads": 1})
+    with pytest.raises(ValueError, match="DifferentialHeads have no weights whose product with v is their output"):
+        explain.attention_weights(model, some_images(model))
 
 
 @everyone
@@ -329,12 +339,6 @@ def test_impossible_questions_are_refused(options, word):
     model = made("class token")
     with pytest.raises(ValueError, match=word):
         explain.grad_cam(model, some_images(model), **options)
-
-
-def test_a_difference_of_two_maps_is_not_shown_as_attention():
-    model = ViT(**VIT | {"embed_dim": 16, "attn_layer": "diff"})
-    with pytest.raises(ValueError, match="differential attention subtracts two maps"):
-        explain.attention_weights(model, some_images(model))
 
 
 def test_what_does_not_fit_the_model_is_refused():
