@@ -26,7 +26,7 @@ from minivit.protocol import Array
 # keys under which programs save a model's weights, the best copy first
 _WITHIN = (
     *("model_ema", "state_dict_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "net", "params"),
-    *("weights", "module", "backbone", "teacher", "student"),
+    *("weights", "module", "backbone", "teacher", "student", "target_encoder", "encoder"),
 )
 _SUFFIXES = (".safetensors", ".pth", ".bin", ".npz")
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -40,7 +40,7 @@ class Weights:
         path: of the file.
         arrays: by the file's names.
         content: the description in a file of minivit's, else empty.
-        config: config.json next to the file, else empty.
+        config: config.json next to the file, as Hugging Face and timm write it, else empty.
         config_fault: the reason why config.json could not be read.
     """
 
@@ -58,7 +58,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         CheckpointError: if there is no such file, or it is damaged, or holds other objects than plain data.
     """
     file = _file_in(Path(path))
-    config, fault = _config_beside(file)
+    config, fault = read_config(file.parent / "config.json")
     arrays, content = (_shards(file), dict[str, Any]()) if file.name.endswith(".index.json") else _one(file)
     return Weights(file, arrays, content, config, fault)
 
@@ -211,9 +211,8 @@ def _named(file: Path, content: Any) -> dict[str, Array]:
     raise CheckpointError(f"{file} holds no named arrays but {kind}: expected a state dict, or one under 'model'")
 
 
-def _config_beside(file: Path) -> tuple[dict[str, Any], str | None]:
-    """config.json in the same folder, as Hugging Face and timm write it, and why it could not be read, or None."""
-    path = file.parent / "config.json"
+def read_config(path: Path) -> tuple[dict[str, Any], str | None]:
+    """A configuration in JSON, empty if there is no such file, and why it could not be read, or None."""
     try:
         data = read_small(path)
     except FileNotFoundError:

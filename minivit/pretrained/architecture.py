@@ -129,6 +129,12 @@ def _vit(shapes: Shapes, config: Arguments, settings: Arguments, requested: Argu
             "it has a distillation token and one head (transformers' DeiTForImageClassification), which minivit has "
             "not: choose num_classes=0 for the features, or another file"
         )
+    if head and head[-1] == 2 * dim and requested.get("num_classes") in (None, head[0]):
+        raise ValueError(
+            f"its head reads {head[-1]} channels, two vectors side by side, such as the class token and the mean of "
+            "the patches in transformers' Dinov2ForImageClassification, and minivit's heads read one: choose "
+            "num_classes=0 for the features, or another file"
+        )
     pooled = config.get("global_pool", found["global_pool"])
     if (pooled == "map") != attention_pool:
         has = "have" if attention_pool else "have no"

@@ -13,6 +13,7 @@ from minivit.pretrained.hidden import TOLD
 from minivit.sizes import pair
 
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+_ACTIVATIONS |= {"quick_gelu": "quick"}
 # transformers' names for our arguments that no shape shows
 _TRANSFORMERS = {
     "num_heads": "num_heads",
@@ -21,6 +22,7 @@ _TRANSFORMERS = {
     "window_size": "window_size",
     "pretrained_window_sizes": "pretrained_window_sizes",
     "layer_norm_eps": "norm_eps",
+    "rms_norm_eps": "norm_eps",
 }
 _TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
 # defaults of a timm architecture, which its model_args and the arrays may contradict
@@ -39,6 +41,26 @@ _FLAGS = {"fc_norm", "dynamic_img_size", "post_norm", "pool_include_prefix", "no
 _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
 _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
+_MODEL_TYPES |= dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), "ViT")
+_MODEL_TYPES |= dict.fromkeys(("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2"), "ViT")
+# transformers' values of what a config.json of these types leaves out
+_LEFT_OUT: dict[str, dict[str, Any]] = {
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224},
+    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224},
+    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224},
+}
+_LEFT_OUT["dinov2_with_registers"] = _LEFT_OUT["dinov2"]
+_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+def _of_image_tower(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the image tower, where it stands beside a text tower's, with what it leaves out."""
+    inner = config.get("vision_config")
+    if isinstance(inner, dict):
+        inner = {"model_type": _TOWERS.get(str(config.get("model_type")), ""), **inner}
+        config = {name: value for name, value in inner.items() if value != ""}
+    left_out = _LEFT_OUT.get(str(config.get("model_type")))
+    return config if left_out is None else {**left_out, "num_attention_heads": 12, **config}
 
 
 def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
@@ -49,6 +71,7 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
     Raises:
         ValueError: for an invalid value, or an activation that minivit lacks.
     """
+    config = _of_image_tower(config)
     found = _timm(config, model)
     for theirs, ours in _TRANSFORMERS.items():
         if config.get(theirs) is not None:
@@ -142,6 +165,7 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
     Raises:
         ValueError: naming what differs.
     """
+    config = _of_image_tower(config)
     kind = _MODEL_TYPES.get(config.get("model_type", ""), model) if "model_type" in config else model
     architecture, args = config.get("architecture"), config.get("model_args")
     claims = {"embed_dim": "hidden_size", "depth": "num_hidden_layers"} if model == "ViT" else {"depths": "depths"}

@@ -14,7 +14,7 @@ from minivit.device import to_numpy
 from minivit.io.atomic import write_atomically
 from minivit.io.safetensors import save_arrays
 from minivit.models.lora import check_without
-from minivit.models.options import patch_grid, window_of_each
+from minivit.models.options import patch_grid, prefix_tokens, window_of_each
 from minivit.pretrained.layouts import LAYOUTS, Layout
 from minivit.pretrained.layouts.microsoft import as_gammas
 from minivit.pretrained.renaming import translate
@@ -27,19 +27,22 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     Args:
         model: a ViT, Swin or SwinV2.
         path: a .safetensors file, or .npz for layout "google".
-        layout: "timm" (our names), "huggingface", "torchvision", "microsoft", "google" or "wzmiaomiao".
+        layout: "timm" (our names), "huggingface", "openclip", "torchvision", "microsoft", "google" or "wzmiaomiao".
 
     Raises:
-        ValueError: if that project has no such model.
+        ValueError: if that project has no such model, or cannot hold a part of it.
     """
     kind = type(model).__name__
-    tables = [each for each in LAYOUTS if (each.source, each.model) == (layout, kind)]
+    written = [each for each in LAYOUTS if each.model == kind and each.written]
+    tables = [each for each in written if each.source == layout]
     if not tables:
-        known = ", ".join(sorted({each.source for each in LAYOUTS if each.model == kind})) or "none: it is no model"
+        known = ", ".join(sorted({each.source for each in written})) or "none: it is no model"
         raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
     check_without("export(model, path)", model)
     _check_one_window(model.config, layout)
     arrays = _with_plain_positions(model, layout)
+    if layout != "timm":
+        arrays = _with_place_of_class(model, arrays)
     if tables[0].rules:
         arrays = _translated(model, arrays | _tables(model, layout), tables)
     if layout == "google":
@@ -86,6 +89,21 @@ def _with_plain_positions(model: Any, layout: str) -> dict[str, Array]:
     return arrays
 
 
+def _with_place_of_class(model: Any, arrays: dict[str, Array]) -> dict[str, Array]:
+    """Positions with rows for class and distillation token, of zeros if they have none, and none for registers."""
+    config = model.config
+    if "pos_embed" not in arrays or not (config["no_embed_class"] or config["reg_tokens"]):
+        return arrays
+    table, registers = arrays["pos_embed"], config["reg_tokens"]
+    placed = prefix_tokens(config) - registers
+    if config["no_embed_class"]:
+        rows = np.zeros((1, placed, table.shape[2]), table.dtype)
+        return {**arrays, "pos_embed": np.concatenate((rows, table), axis=1)}
+    front, middle, patches = np.split(table, (placed, placed + registers), axis=1)
+    moved = {"reg_token": arrays["reg_token"] + middle}  # their positions are added to them in any case
+    return {**arrays, **moved, "pos_embed": np.concatenate((front, patches), axis=1)}
+
+
 def _tables(model: Any, layout: str) -> dict[str, Array]:
     """The buffers of window attention that three projects store, and expect when they load."""
     found: dict[str, Array] = {}
@@ -111,10 +129,17 @@ def _tables(model: Any, layout: str) -> dict[str, Array]:
 
 def _translated(model: Any, arrays: dict[str, Array], tables: list[Layout]) -> dict[str, Array]:
     """The arrays under the names of the first table that has all of them, and that recognizes the result."""
-    heads = model.config["num_heads"]
+    heads, fitting = model.config["num_heads"], None
+    lacking: list[list[str]] = []
     for table in tables:
         found, unknown = translate(table.rules, arrays, lambda name: heads, out=True)
-        if not unknown and (table is tables[-1] or table.bare(found)):
-            return {table.spelled(name): array for name, array in found.items()}
-    source = tables[0].source
-    raise ValueError(f"{source} has no name for {unknown[0]!r} ({len(unknown)} such): export it as 'timm'")
+        if unknown:
+            lacking.append(unknown)
+        elif table.bare(found):
+            return {table.spelled(name): array for name, array in table.finish(found).items()}
+        elif not table.family:
+            fitting = {table.spelled(name): array for name, array in found.items()}
+    if fitting is not None:
+        return fitting  # of no block, by which it would be recognized
+    source, least = tables[0].source, min(lacking, key=len, default=["cls_token"])
+    raise ValueError(f"{source} has no name for {least[0]!r} ({len(least)} such): export it as 'timm'")

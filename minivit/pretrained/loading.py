@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,10 @@ def from_pretrained(
             arrays = choose_classes(arrays, classes)
             arguments["num_classes"] = len(classes) if num_classes is None else num_classes
         model = plan.kind(**arguments, dtype=dtype or ("float64" if wide else "float32"), seed=UNSET)
-        arrays, changes = fit(arrays, model, plan.stored, PROFILES[plan.profile])
+        rules = PROFILES[plan.profile]
+        if profile is None and found.layout and found.layout.positions:
+            rules = replace(rules, positions=dict(found.layout.positions))
+        arrays, changes = fit(arrays, model, plan.stored, rules)
     except NO_MODEL as error:
         memory = "it needs more memory than there is: check where it came from"
         why = memory if isinstance(error, MemoryError) else printable(str(error)[:600])
@@ -80,7 +84,8 @@ def from_pretrained(
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
     check_fit(model, found, arrays, strict=True)
     if found.left_out:
-        changes.append(f"omitted, as not part of the model: {', '.join(map(quoted, found.left_out[:5]))}")
+        more = f" and {len(found.left_out) - 5} more" if len(found.left_out) > 5 else ""
+        changes.append(f"omitted, as not part of the model: {', '.join(map(quoted, found.left_out[:5]))}{more}")
     if plan.assumed:
         assumed = " and ".join(f"{name}={plan.stored[name]!r}" for name in plan.assumed)
         changes.append(f"{assumed}: assumed, as no array shows it; pass the value of the file's name or its authors")

@@ -65,7 +65,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         else:
             chosen = profile or found.source
             config = _told(options_of(found.weights.config, found.model), found)
-            settings = PROFILES[chosen].settings(found.model)
+            settings = {**PROFILES[chosen].settings(found.model), **found.layout.settings}
             settings = {**settings, **{name: config[name] for name in ("covered",) if name in config}}
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
             check_same_model(found.weights.config, found.model, read)

@@ -21,7 +21,10 @@ from minivit.sizes import Size, pair
 _IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # (x - 127.5)/127.5 of bytes
 
-# (source, class): the default without a file; in a ratio of sizes the second is that of the resized short side
+_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+
+# (source, class or family): the default without a file; in a ratio of sizes the second is that to which the short side
+# is resized
 _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # timm, vision_transformer.py and swin_transformer.py: crop_pct 0.9, at 384 pixels all of it (see `_default`)
     ("timm", "ViT"): {**_HALF, "crop": 0.9},  # Google's weights ("augreg")
@@ -39,6 +42,19 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("huggingface", "DeiT"): {**_IMAGENET, "crop": 224 / 256, "squash": True},
     ("huggingface", "Swin"): {**_IMAGENET, "squash": True},
     ("huggingface", "SwinV2"): {**_IMAGENET, "squash": True},
+    # preprocessor_config.json of openai/clip-..., google/siglip-... and facebook/dinov2-...
+    ("huggingface", "CLIP"): _CLIP,
+    ("huggingface", "SigLIP"): {**_HALF, "squash": True},
+    ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    # openai/CLIP, clip.py; open_clip_config.json of the SigLIPs
+    ("openclip", "CLIP"): _CLIP,
+    ("openclip", "SigLIP"): {**_HALF, "squash": True},
+    # facebookresearch: eval_linear.py of dino, transforms.py of dinov2, main_finetune.py of mae; DeiT III keeps it all
+    ("meta", "DINO"): {**_IMAGENET, "crop": 224 / 256},
+    ("meta", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    ("meta", "MAE"): {**_IMAGENET, "crop": 224 / 256},
+    ("meta", "DeiT III"): _IMAGENET,
+    ("apple", "AIMv2"): _CLIP,  # preprocessor_config.json of apple/aimv2-...
     # torchvision, models/vision_transformer.py and swin_transformer.py; more in _TORCHVISION
     ("torchvision", "ViT"): {**_IMAGENET, "interpolation": "bilinear", "crop": 224 / 256},
     ("torchvision", "Swin"): {**_IMAGENET, "crop": 224 / 232},
@@ -91,7 +107,7 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
             settings = _timm(cfg)
         else:
             file = found.weights.path
-            settings = _default(found.source, model)
+            settings = _default(found.source, model, found.layout.family if found.layout else "")
         stated = settings.pop("size", None)
         if stated is None or (isinstance(model, ViT) and not model.config["dynamic_img_size"]):
             stated = pair(model.config["img_size"])
@@ -106,23 +122,25 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
 
 
 def _huggingface(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings from preprocessor_config.json, with the defaults of ViTImageProcessor and DeiTImageProcessor."""
+    """Settings from preprocessor_config.json, with the defaults of the processor that it names, or ViT's."""
     kind = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
-    deit = kind.startswith("DeiT")
+    deit, short, siglip = (kind.startswith(each) for each in ("DeiT", ("CLIP", "Bit"), "Siglip"))
     size = config.get("size", 256 if deit else 224)
-    squash = not (isinstance(size, dict) and "shortest_edge" in size)
+    # a number is the short side in CLIP's processor, and in that of DINOv2, else both
+    squash = not (short if isinstance(size, int) else "shortest_edge" in size if isinstance(size, dict) else False)
     resized = _size(size)
-    kept = _size(config.get("crop_size", 224)) if config.get("do_center_crop", deit) else resized
+    kept = _size(config.get("crop_size", 224)) if config.get("do_center_crop", deit or short) else resized
     scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255
     # (scale x - mean)/std of x in [0, 1] is (x - mean/scale)/(std/scale)
-    mean, std = config.get("image_mean", _HALF["mean"]), config.get("image_std", _HALF["std"])
+    usual = _CLIP if short else _IMAGENET if deit else _HALF
+    mean, std = config.get("image_mean", usual["mean"]), config.get("image_std", usual["std"])
     if not config.get("do_normalize", True):
         mean, std = (0.0,), (1.0,)
     numbers = {int(number): name for name, number in FILTERS.items()}
     return {
         "size": kept,
         "crop": kept[0] / resized[0],
-        "interpolation": numbers[config.get("resample", FILTERS["bicubic" if deit else "bilinear"])],
+        "interpolation": numbers[config.get("resample", FILTERS["bicubic" if deit or short or siglip else "bilinear"])],
         "mean": [number / scale for number in mean],
         "std": [number / scale for number in std],
         "squash": squash,
@@ -163,16 +181,17 @@ def pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def _default(source: str, model: Model) -> dict[str, Any]:
-    """The source's preprocessing of its published models of this kind and size."""
+def _default(source: str, model: Model, family: str = "") -> dict[str, Any]:
+    """The source's preprocessing of its published models of this kind, or family, and size."""
     config = model.config
     if source == "minivit":
         gray = config["in_chans"] == 1
         return {"mean": (MNIST_MEAN,), "std": (MNIST_STD,), "squash": True} if gray else dict(_HALF)
-    if isinstance(model, ViT) and not is_plain(config):
+    unknown = isinstance(model, ViT) and not family and (not is_plain(config) or source == "openclip")
+    if unknown:
         raise ValueError("families with these parts differ in it: put the config.json of its source beside the file")
     kind = "DeiT" if config.get("distilled") else type(model).__name__
-    settings = dict(_DEFAULTS[source, kind])
+    settings = dict(_DEFAULTS[source, family or kind])
     side, patch = min(pair(config["img_size"])), min(pair(config["patch_size"]))
     if source == "timm" and side >= 384:
         settings["crop"] = 1.0

@@ -48,6 +48,9 @@ PROFILES = {
     "huggingface": Profile(
         vit={"norm_eps": 1e-12, **_PLACED}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}
     ),
+    "openclip": Profile(positions={"mode": "bicubic", "antialias": True}),
+    "meta": Profile(),
+    "apple": Profile(),
     "microsoft": Profile(swin={"covered": "shrink_both", **_DROPS}),
     # its Swin shifts a window that covers the map, so its logits are not Microsoft's for the same weights
     "wzmiaomiao": Profile(swin={"covered": "shift"}),

@@ -12,7 +12,8 @@ from minivit.io.safetensors import CheckpointError
 from minivit.io.text import quoted
 from minivit.io.weights import Weights
 from minivit.models import MODELS
-from minivit.pretrained.layouts import BUFFERS, LAYOUTS, MASK_TOKEN, Layout
+from minivit.pretrained.layouts import BUFFERS, LAYOUTS, Layout
+from minivit.pretrained.open_clip import with_open_clip_config
 from minivit.pretrained.renaming import translate
 from minivit.protocol import Array
 
@@ -95,12 +96,14 @@ def identify(weights: Weights) -> Recognized:
 
 def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recognized:
     """The arrays under our names; a classifier may lack the prefix of the other names."""
-    bare = {name: inner for name, inner in bare.items() if not re.fullmatch(MASK_TOKEN, inner)}
-    arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in bare or _in_head(name)}
-    left_out = [name for name in weights.arrays if name not in bare and not _in_head(name)]
-    arrays = _with_usual_head(layout.prepare(arrays), layout.head)
-    arguments = layout.arguments(arrays)
+    if layout.source == "openclip":
+        weights = with_open_clip_config(weights)
+    kept = [name for name in weights.arrays if not layout.leaves_out(name, bare) and (name in bare or _in_head(name))]
+    arrays = {bare.get(name, name): weights.arrays[name] for name in kept}
+    left_out = [name for name in weights.arrays if name not in {*kept}]
     try:
+        arrays = _with_usual_head(layout.prepare(arrays), layout.head)
+        arguments = layout.arguments(arrays)
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(

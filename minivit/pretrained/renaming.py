@@ -75,12 +75,25 @@ class Way:
     to_theirs: Callable[[list[Array], int], list[Array]]
 
 
+def _split(array: Array, parts: int) -> list[Array]:
+    return [np.ascontiguousarray(part) for part in np.split(array, parts)]
+
+
 def _thirds(array: Array) -> list[Array]:
-    return [np.ascontiguousarray(part) for part in np.split(array, 3)]
+    return _split(array, 3)
 
 
 SAME = Way(lambda a, heads: a, lambda a, heads: a)
 STACKED = Way(lambda a, heads: [np.concatenate(a)], lambda a, heads: _thirds(a[0]))  # q, k, v concatenated
+# gate and value of a gated MLP concatenated
+HALVES = Way(lambda a, heads: [np.concatenate(a)], lambda a, heads: _split(a[0], 2))
+# the joint projection of attention, of which q and the joint k | v are separate here
+QUERY_ALONE = Way(
+    lambda a, heads: [np.ascontiguousarray(part) for part in np.split(a[0], [len(a[0]) // 3])],
+    lambda a, heads: [np.concatenate(a)],
+)
+TOKEN = Way(lambda a, heads: [a[0].reshape(1, 1, -1)], lambda a, heads: [a[0].reshape(-1)])  # (D,) -> (1, 1, D)
+ROWS = Way(lambda a, heads: [a[0][None]], lambda a, heads: [a[0][0]])  # (N, D) -> (1, N, D)
 # v2's fused bias, whose middle third, the key's, is 0: q_bias and v_bias
 OUTER_THIRDS = Way(
     lambda a, heads: [_thirds(a[0])[0], _thirds(a[0])[2]],

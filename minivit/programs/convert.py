@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `minivit convert`."""
     parser.add_argument("input", help="a file of weights, or a folder with one")
     parser.add_argument("output", help="the file to write")
-    sources = sorted({layout.source for layout in LAYOUTS})
+    sources = sorted({layout.source for layout in LAYOUTS if layout.written})
     parser.add_argument("--layout", required=True, choices=sources, help="the project whose names are written")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="of the arrays")
     parser.add_argument(

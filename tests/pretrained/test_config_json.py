@@ -129,8 +129,8 @@ def test_a_token_of_masked_pretraining_is_left_out_and_said(tmp_path: Path) -> N
 
 
 OTHER_PARTS = {
-    "register_tokens": "register tokens under another name",
-    "blocks.0.mlp.w12.weight": "a gated MLP under another name",
+    "storage_tokens": "register tokens under another name",
+    "blocks.0.mlp.w1.weight": "a gated MLP under another name",
     "blocks.0.attns.2.attn.qkv.weight": "more than two parallel branches",
     "blocks.0.attn.lambda_a": "one factor for each softmax of differential attention",
 }

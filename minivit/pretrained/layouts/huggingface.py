@@ -101,8 +101,13 @@ HUGGINGFACE = [
             _IGNORED,
             prefixes,
             _HEADS,
+            absent=r".*layer_scale1\.lambda1",  # DINOv2
             head="classifier",
+            beyond=r"decoder\..*",  # of masked autoencoders
         )
-        for prefixes, signs in ((("deit.", ""), (r"embeddings\.distillation_token",)), (("vit.", "deit.", ""), ()))
+        for prefixes, signs in (
+            (("deit.", ""), (r"embeddings\.distillation_token",)),
+            (("vit.", "deit.", "ijepa.", ""), ()),
+        )
     ),
 ]
