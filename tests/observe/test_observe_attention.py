@@ -37,8 +37,6 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "relative, no bias of k": (ViT, VIT | MEAN | {"pos_embed": "relative", "qkv_bias": "qv"}),
     "any size": (ViT, VIT | {"dynamic_img_size": True, "img_size": 20}),
     "layer scale": (ViT, VIT | {"init_values": 0.5}),
-    "norms of q and k": (ViT, VIT | {"qk_norm": True}),
-    "rotary": (ViT, VIT | {"embed_dim": 16, "pos_embed": "rotary"}),
     "biases of q and v": (ViT, VIT | {"qkv_bias": "qv"}),
     "swin": (Swin, SWIN),
     "swin, padding hidden": (Swin, SWIN | {"mask_padding": True, "mask_value": -np.inf}),
