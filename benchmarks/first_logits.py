@@ -1,4 +1,4 @@
-"""From nothing to the first logits: time from the start of a process, its peak memory, and what has to be installed.
+"""The first logits of a process: time from its start, its peak memory, and what has to be installed.
 
 Each run is a process of its own: it imports the library, reads the model from its file, and infers one batch. minivit
 reads safetensors, ONNX Runtime and OpenVINO the exported ONNX file, PyTorch a state dictionary. Files are in the

@@ -75,7 +75,7 @@ def merge_lora(model: M) -> M:
     """Add the updates to the weights, in place: W + (alpha / rank) B A. Returns the model, which is a plain one again.
 
     It computes the same but for rounding, and can be saved, exported and prepared. All its parameters can be trained
-    again; optimizers must be built anew. `merge_lora(model.replica())` leaves the model as it is.
+    again; optimizers must be built again. `merge_lora(model.replica())` leaves the model as it is.
 
     Raises:
         ValueError: for a model without updates.

@@ -1,4 +1,4 @@
-"""examples/look.py: the three pictures of a photo, by weights of this library and by random ones."""
+"""examples/look.py: the three figures of a photo, by weights of this library and by random ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def look(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Any:
 
 
 def pixels(path: Path) -> Any:
-    """A picture (H, W, 3) in [0, 1]."""
+    """An image (H, W, 3) in [0, 1]."""
     return np.asarray(Image.open(path).convert("RGB")) / 255
 
 
@@ -87,7 +87,7 @@ def test_three_pictures_of_a_trained_vit(photo: Path, look: Any, tmp_path: Path)
 
 
 def test_patches_have_the_colors_of_their_components(look: Any, tmp_path: Path) -> None:
-    """An image of two flat halves has patches of two colors, and the picture shows them side by side."""
+    """An image of two flat halves has patches of two colors, and the figure shows them side by side."""
     halves = np.zeros((32, 32, 3), np.uint8)  # the size of the model: no resampling at the edge
     halves[:, :16] = (250, 40, 30)
     Image.fromarray(halves).save(tmp_path / "halves.png")

@@ -18,6 +18,10 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         {**DIGITS, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2, "class_token": False,
          "global_pool": "avg", "pos_embed": "relative"},
     ),
+    "layer_scale": (
+        minivit.ViT,
+        {**DIGITS, "patch_size": 7, "embed_dim": 16, "depth": 2, "num_heads": 2, "init_values": 0.5},
+    ),
     "hybrid": (
         minivit.ViT,
         {**DIGITS, "patch_size": 1, "embed_dim": 16, "depth": 2, "num_heads": 2, "resnet_layers": (1, 1),

@@ -159,19 +159,8 @@ def test_a_layer_that_the_switches_do_not_know_has_none():
     assert available(model) == ["shuffle"]
 
 
-def scaled(dtype):
-    """A ViT with LayerScale in every block."""
-    model, rng = build("vit", dtype), np.random.default_rng(2)
-    for number, block in enumerate(model.blocks):
-        scales = [nn.LayerScale(16, dtype=dtype) for _ in range(2)]
-        for scale in scales:
-            scale.gamma.data = rng.uniform(0.5, 2, 16).astype(dtype)
-        model.blocks[number] = nn.ScaledBlock(block.norm1, block.attn, scales[0], block.norm2, block.mlp, scales[1])
-    return model
-
-
 def test_without_residual_the_scale_of_each_branch_stays():
-    model, x = scaled("float64"), image(dtype="float64")
+    model, x = build("layer_scale", "float64"), image(dtype="float64")
     network = switched(model, ["residual"])
     expected = model.embed(x)[0]
     for block in model.blocks:
