@@ -98,9 +98,10 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     """The arrays under our names; a classifier may lack the prefix of the other names."""
     if layout.source == "openclip":
         weights = with_open_clip_config(weights)
-    kept = [name for name in weights.arrays if not layout.leaves_out(name, bare) and (name in bare or _in_head(name))]
-    arrays = {bare.get(name, name): weights.arrays[name] for name in kept}
-    left_out = [name for name in weights.arrays if name not in {*kept}]
+    read = {name for name in weights.arrays if name in bare or _in_head(name)}
+    read -= {name for name in read if layout.leaves_out(name, bare)}
+    arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in read}
+    left_out = [name for name in weights.arrays if name not in read]
     try:
         arrays = _with_usual_head(layout.prepare(arrays), layout.head)
         arguments = layout.arguments(arrays)
