@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--lora",
         type=command_line.at_least(1),
         metavar="RANK",
-        help="train the classifier and updates of this rank beside frozen weights (LoRA)",
+        help="train the classifier and updates of this rank beside frozen weights, LoRA (default: all weights)",
     )
     parser.add_argument(
         "--lora-alpha",
