@@ -18,6 +18,7 @@ import minivit
 from minivit import nn
 from minivit.fast.half import activation_dtype
 from minivit.functional import position_bias, windows
+from minivit.nn import rotary
 from minivit.protocol import compose, inference, once
 
 every_case = pytest.mark.parametrize("case", EVERYTHING, ids=name_of)
@@ -273,6 +274,7 @@ def test_nothing_is_held_after_back_has_run_or_was_dropped(case: Case, end: str)
             del back
         position_bias._relative_position_index.cache_clear()  # what is cached on purpose may outlive a pass
         windows._shift_mask.cache_clear()
+        rotary._angles.cache_clear()
         alive = [ref() for ref in kept if ref() is not None and id(ref()) not in ours]
         assert not alive, [array.shape for array in alive]
     finally:

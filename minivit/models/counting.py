@@ -32,8 +32,8 @@ def _whole(layer: Tokens | MapTokens, shape: Shape) -> Shape:
 
 @cost.register(Pool)
 def _(layer: Pool, shape: Shape, every_token: bool = False) -> Cost:
-    two = layer.mode == "token" and layer.p > 1
-    kept = (2,) if two else (prod(shape[1:-1]) - layer.p,) if layer.mode == "map" else ()
+    two = layer.mode == "token" and layer.prefix > 1
+    kept = (2,) if two else (prod(shape[1:-1]) - layer.prefix,) if layer.mode == "map" else ()
     return Cost((shape[0], *kept, shape[-1]))
 
 

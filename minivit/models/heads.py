@@ -18,15 +18,15 @@ from minivit.random import as_generator
 class Pool(Layer):
     """Tokens (B, T, D), or a map (B, H, W, D), -> what the head reads.
 
-    mode "token": the first p tokens, (B, D) for one and (B, 2, D) for a distilled model's two. "avg": the mean (B, D)
+    mode "token": the first p = `prefix` tokens, (B, D) for one and (B, 2, D) for a distilled model's two. "avg": the mean (B, D)
     of the tokens after the first p. "map": those tokens (B, T - p, D) themselves, for attention pooling.
     """
 
-    def __init__(self, mode: str, p: int) -> None:
-        self.mode, self.p = mode, p
+    def __init__(self, mode: str, prefix: int) -> None:
+        self.mode, self.prefix = mode, prefix
 
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
-        p, shape = self.p, x.shape
+        p, shape = self.prefix, x.shape
         tokens = x.reshape(shape[0], prod(shape[1:-1]), shape[-1])  # (B, T, D)
         if self.mode == "avg":
             y, back_part = F.mean_pool(tokens[:, p:])

@@ -67,12 +67,21 @@ _AIM = {
 _BEIT3 = {"global_pool": "avg", "norm_eps": 1e-5, "scale_attn_norm": True, "scale_mlp_norm": True}
 _BEIT = {"global_pool": "avg", "pos_embed": "relative", "qkv_bias": "qv"}
 _DINOV3 = {
-    **{"global_pool": "avg", "fc_norm": False, "pos_embed": "rotary", "reg_tokens": 4},
-    **{"init_values": 1e-5, "norm_eps": 1e-5, "dynamic_img_size": True},
+    "global_pool": "avg",
+    "fc_norm": False,
+    "pos_embed": "rotary",
+    "reg_tokens": 4,
+    "init_values": 1e-5,
+    "norm_eps": 1e-5,
+    "dynamic_img_size": True,
 }
 _XP = {
-    **{"block_fn": "parallel_scaling", "no_embed_class": True, "norm_layer": "rmsnorm"},
-    **{"pre_norm": True, "qk_norm": True, "qkv_bias": False},
+    "block_fn": "parallel_scaling",
+    "no_embed_class": True,
+    "norm_layer": "rmsnorm",
+    "pre_norm": True,
+    "qk_norm": True,
+    "qkv_bias": False,
 }
 
 

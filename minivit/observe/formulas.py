@@ -105,8 +105,8 @@ def _pool(layer: Any) -> str:
     if layer.mode == "avg":
         return "mean over tokens"
     if layer.mode == "map":
-        return f"x[:, {layer.p}:]" if layer.p else "x"
-    return "x[:, 0]" if layer.p == 1 else f"x[:, :{layer.p}]"
+        return f"x[:, {layer.prefix}:]" if layer.prefix else "x"
+    return "x[:, 0]" if layer.prefix == 1 else f"x[:, :{layer.prefix}]"
 
 
 def _linear(layer: Any) -> str:

@@ -132,6 +132,7 @@ def test_a_changed_fast_function_is_caught(
 
 def test_every_replacement_has_a_bug_here() -> None:
     changed = {function.__name__ for function, *_ in BUGS}
-    # the attention of all queries together or in blocks; for AdamW see test_optimizers.py
-    assert set(REPLACEMENTS) - changed == {"scaled_dot_product_attention", "adamw_step"}
+    # the attention of all queries together or in blocks; for AdamW see test_optimizers.py; LoRA is its formula with the
+    # linear map of this file
+    assert set(REPLACEMENTS) - changed == {"scaled_dot_product_attention", "adamw_step", "lora_linear"}
     assert {"attend", "attention_in_blocks"} <= changed
