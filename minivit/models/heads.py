@@ -18,8 +18,8 @@ from minivit.random import as_generator
 class Pool(Layer):
     """Tokens (B, T, D), or a map (B, H, W, D), -> what the head reads.
 
-    mode "token": the first p = `prefix` tokens, (B, D) for one and (B, 2, D) for a distilled model's two. "avg": the mean (B, D)
-    of the tokens after the first p. "map": those tokens (B, T - p, D) themselves, for attention pooling.
+    mode "token": the first p tokens, (B, D) for one and (B, 2, D) for a distilled model's two. "avg": the mean (B, D)
+    of the tokens after the first p. "map": those tokens (B, T - p, D) themselves, for attention pooling. `prefix` is p.
     """
 
     def __init__(self, mode: str, prefix: int) -> None:
