@@ -75,14 +75,8 @@ _DINOV3 = {
     "norm_eps": 1e-5,
     "dynamic_img_size": True,
 }
-_XP = {
-    "block_fn": "parallel_scaling",
-    "no_embed_class": True,
-    "norm_layer": "rmsnorm",
-    "pre_norm": True,
-    "qk_norm": True,
-    "qkv_bias": False,
-}
+_RMS = {"norm_layer": "rmsnorm", "qkv_bias": False}
+_XP = {**_RMS, "block_fn": "parallel_scaling", "no_embed_class": True, "pre_norm": True, "qk_norm": True}
 
 
 def _vit(size: dict[str, Any], patch: int, image: int, **more: Any) -> tuple[type[ViT], dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device_tools import Device
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 import minivit
 from minivit import check_complex_step, check_vjp, nn
@@ -86,7 +86,6 @@ choices = st.one_of(st.none(), st.integers(1, 3), st.lists(st.integers(-3, 2), m
 
 
 @kinds
-@settings(max_examples=25)
 @given(indices=choices, norm=st.booleans(), prefix=st.booleans(), seed=seeds())
 def test_the_gradient_of_any_choice_of_blocks(kind: str, indices: Any, norm: bool, prefix: bool, seed: int) -> None:
     layer = Features(build(kind), indices, norm=norm, return_prefix_tokens=prefix)
