@@ -23,7 +23,7 @@ def check_types(config: dict[str, Any], defaults: dict[str, Any]) -> None:
     for name, value in config.items():
         default = defaults.get(name)
         if isinstance(default, bool):
-            fits = isinstance(value, bool)
+            fits = isinstance(value, bool) or (name, value) == ("qkv_bias", "qv")
         elif isinstance(default, float):
             fits = type(value) in (int, float) and (isfinite(value) or name == "mask_value")
         elif isinstance(default, str):
@@ -89,5 +89,7 @@ def _numbers(config: dict[str, Any]) -> int:
 
 
 def _block(width: int, config: dict[str, Any]) -> int:
-    """Queries, keys, values and projection (D, D), and the two layers of the MLP."""
-    return 4 * width**2 + 2 * width * int(width * config["mlp_ratio"])
+    """Queries, keys, values and projection (D, D), and the MLP; the second layer of a packed gate reads half."""
+    hidden = int(width * config["mlp_ratio"])
+    read = hidden // 2 if config.get("mlp_layer") == "swiglu_packed" else hidden
+    return 4 * width**2 + width * (hidden + read)

@@ -203,3 +203,12 @@ def test_a_class_token_without_a_position_is_read_from_the_number_of_rows(tmp_pa
     assert found.config["no_embed_class"] is True
     larger = from_pretrained(tmp_path / "x.safetensors", num_heads=2, norm_eps=1e-6, gelu="none", img_size=32)
     assert larger.parameters()["pos_embed"].shape[1] == 4 * model.parameters()["pos_embed"].shape[1]
+
+
+@pytest.mark.parametrize("options", [{"qkv_bias": "qv"}, {"mlp_layer": "swiglu_packed", "mlp_ratio": 64.0}])
+def test_a_file_of_our_own_says_the_new_options(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Biases of q and v alone, and a gate whose second layer is half as large as the sizes suggest."""
+    model = drawn(ViT, **SIZES, **options)
+    save(model, tmp_path / "x.safetensors")
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
+    np.testing.assert_array_equal(from_pretrained(tmp_path / "x.safetensors").predict(x), model.predict(x))
