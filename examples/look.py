@@ -102,7 +102,7 @@ if __name__ == "__main__":
     parser.add_argument("--count", type=command_line.at_least(1), default=5, help="how many of them")
     parser.add_argument("--foreground", action="store_true", help="color only the foreground, by the first component")
     parser.add_argument("--block", type=int, default=-1, help="whose patches are colored; a Swin's stages are counted")
-    parser.add_argument("--img-size", type=command_line.at_least(1), metavar="N", help="side of the images in pixels")
+    command_line.add_img_size(parser)
     parser.add_argument("--out", default="runs/look", metavar="FOLDER", help="folder for the figures")
     command_line.add_debug(parser)
     command_line.run(main, parser.parse_args())

@@ -126,6 +126,32 @@ def test_a_published_size_keeps_timms_name() -> None:
     assert "architecture" not in hub_config(minivit.ViT(**{**VIT, **STEM}), None, None), "timm has no such hybrid"
 
 
+OTHERS: list[dict[str, Any]] = [
+    {"pos_embed": "sincos_2d"},
+    {"norm_eps": 1e-5},
+    {"patch_norm": True},
+    {"mlp_layer": "swiglu"},
+    {"block_fn": "parallel_things"},
+    {"qkv_bias": "qv"},
+    {"post_norm": True},
+    {"representation_size": 4},
+]
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=str)
+def test_no_architecture_of_timms_stands_for_a_model_that_computes_otherwise(options: dict[str, Any]) -> None:
+    assert "architecture" not in hub_config(minivit.ViT(**{**VIT, **options}), None, None)
+
+
+def test_the_options_that_timm_has_are_said() -> None:
+    options = {"init_values": 0.1, "reg_tokens": 2, "no_embed_class": True, "pre_norm": True, "gelu": "quick"}
+    config = hub_config(minivit.ViT(**{**VIT, **options}), None, None)
+    assert config["architecture"] == "vit_base_patch16_224" and config["model_args"]["act_layer"] == "quick_gelu"
+    assert {name: config["model_args"][name] for name in options if name != "gelu"} == {
+        name: value for name, value in options.items() if name != "gelu"
+    }
+
+
 def test_a_repository_that_exists_gets_the_new_files(fake: Any) -> None:
     for seed in (0, 1):
         minivit.push_to_hub(minivit.ViT(**VIT, seed=seed), NAME, token="writer", endpoint=fake.url)

@@ -107,12 +107,15 @@ class Tokens(Layer):
                 f"image {height}x{width} does not fit a model built for img_size {self.image[0]}x{self.image[1]}: "
                 f"resize the images, or build it with img_size=({height}, {width}) or dynamic_img_size=True"
             )
-        grid, own = self.grid((height, width)), self.grid(self.image)
-        if self.one_ratio and grid[0] * own[1] != grid[1] * own[0]:
-            raise ValueError(
-                f"image {height}x{width} has a grid of {grid[0]}x{grid[1]} patches, and a model with rotary positions "
-                f"of {own[0]}x{own[1]} takes those of its ratio of sides: build it with img_size=({height}, {width})"
-            )
+        grid = self.grid((height, width))
+        if self.one_ratio:
+            own = self.grid(self.image)
+            if grid[0] * own[1] != grid[1] * own[0]:
+                raise ValueError(
+                    f"image {height}x{width} has a grid of {grid[0]}x{grid[1]} patches, and a model with rotary "
+                    f"positions of {own[0]}x{own[1]} takes those of its ratio of sides: build it with "
+                    f"img_size=({height}, {width})"
+                )
         return grid
 
 

@@ -6,6 +6,7 @@ PyTorch's default), so "timm" changes nothing; the others redraw.
 
 from __future__ import annotations
 
+import re
 from math import log
 from typing import Any
 
@@ -39,7 +40,7 @@ def initialize(params: dict[str, Parameter], scheme: str, rng: Any) -> None:
             param.data = init.lecun_normal(rng, shape, dtype) if weight else init.zeros(shape, dtype)
         elif name.startswith("pre_logits") and len(shape) == 2:
             param.data = init.lecun_normal(rng, shape, dtype)
-        elif ".mlp." in name and len(shape) == 1:
+        elif re.search(r"\.(mlp\.fc\d\w*|mlp_out_proj)\.bias$", name):
             param.data = init.normal(rng, shape, 1e-6, dtype)
-        elif name.startswith("blocks") and name.endswith("weight") and len(shape) == 2:
+        elif name.startswith(("blocks", "attn_pool")) and name.endswith("weight") and len(shape) == 2:
             param.data = init.xavier_uniform(rng, shape, dtype)

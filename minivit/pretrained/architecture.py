@@ -177,10 +177,10 @@ def _positions(rows: int, found: Arguments, config: Arguments, requested: Argume
             fault = fault or error
     if len(sizes) > 1:
         raise ValueError(f"pos_embed has {rows} rows, with or without those of prefix tokens: give no_embed_class=")
-    for unplaced, size in sizes.items():
-        return {"img_size": size, "no_embed_class": unplaced}
-    assert fault is not None
-    raise fault
+    if fault is not None and not sizes:
+        raise fault
+    ((unplaced, size),) = sizes.items()
+    return {"img_size": size, "no_embed_class": unplaced}
 
 
 def _stem(shapes: Shapes) -> Arguments:

@@ -56,27 +56,34 @@ def options(found: Arguments, config: Arguments, requested: Arguments) -> Argume
     Raises:
         ValueError: naming the options that nothing decides.
     """
-    said = {name: value for name, value in {**requested, **config}.items() if name in HIDDEN and value is not None}
+    told = {**requested, **config}
+    said = {name: told[name] for name in (*HIDDEN, "pos_embed") if told.get(name) is not None}
     if "num_heads" in found:  # shown by a norm of q, or by the factors of differential attention
         said["num_heads"] = found["num_heads"]
     same = published_alike(found)
-    known = {name: {getattr(each, name) for each in same} for name in HIDDEN}
+    open_names = [*HIDDEN, *(["pos_embed"] if found["pos_embed"] == "none" else [])]  # rotary ones have no table either
+    known = {name: {getattr(each, name) for each in same} for name in open_names}
     plain = is_plain(found)
     differ = [name for name, values in known.items() if name not in said and len(values) > 1]
     if differ:
         values = ", ".join(f"{name}={' or '.join(sorted(map(repr, known[name])))}" for name in differ)
         raise ValueError(f"published models of these arrays differ in {values}: give {_named(differ)}")
     if not same and not plain:
-        unsaid = [name for name in _asked(found) if name not in said and name not in {**requested, **config}]
+        unsaid = [name for name in _asked(found) if name not in said and name not in told]
         if unsaid:
             raise ValueError(f"no published model has these arrays, and none shows {_named(unsaid)}: give them")
-    chosen = {name: values.pop() for name, values in known.items() if values}
-    if found["pos_embed"] == "none":  # or rotary: neither has a table
-        chosen["pos_embed"] = {**requested, **config}.get("pos_embed", same[0].pos_embed if same else "none")
     if plain:
         _check_one_reading(found, said)
-    heads = said.get("num_heads") or chosen.get("num_heads") or _heads(found)
-    return {**chosen, **said, "num_heads": heads}
+    chosen = {**{name: values.pop() for name, values in known.items() if values}, **said}
+    rotary = found["pos_embed"] == "none" and chosen.get("pos_embed") == "rotary"
+    chosen["pos_embed"] = "rotary" if rotary else found["pos_embed"]
+    return {**chosen, "num_heads": chosen.get("num_heads") or _heads(found)}
+
+
+def heads_are_assumed(found: Arguments, said: Arguments) -> bool:
+    """Whether only a convention gives the number of heads: no array, no argument, and no published model."""
+    shown = not is_plain(found) or found["pos_embed"] == "relative"
+    return not shown and "num_heads" not in said and not published_heads(found)
 
 
 def is_plain(options: Arguments) -> bool:
@@ -87,8 +94,8 @@ def is_plain(options: Arguments) -> bool:
 
 def published_alike(found: Arguments) -> list[ViTOptions]:
     """The published ViTs whose arrays have the same names and, patches and positions aside, the same shapes."""
-    own = {name: value for name, value in found.items() if name not in ("img_size", "num_heads", "resnet_layers")}
-    return [each for each in _published() if _signature(each) == _signature_of(own)]
+    signature = _signature(found)
+    return [each for each in _published() if _signature(vars(each)) == signature]
 
 
 @cache
@@ -96,11 +103,7 @@ def _published() -> tuple[ViTOptions, ...]:
     return tuple(ViTOptions(**sizes) for name, sizes in configs.published() if configs.class_of(name) == "ViT")
 
 
-def _signature(o: ViTOptions) -> tuple[Any, ...]:
-    return _signature_of(vars(o))
-
-
-def _signature_of(options: Arguments) -> tuple[Any, ...]:
+def _signature(options: Arguments) -> tuple[Any, ...]:
     shown = {**_SHOWN, **{name: options[name] for name in _SHOWN if name in options}}
     shown["init_values"] = shown["init_values"] is None
     shown["no_embed_class"] = shown["no_embed_class"] and (options["class_token"] or bool(shown["reg_tokens"]))

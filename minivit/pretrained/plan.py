@@ -71,7 +71,8 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             check_same_model(found.weights.config, found.model, read)
             stored = {**_defaults(kind), **settings, **read}
             check_windows_told(found.model, read, config, found.buffers, requested)
-            assumed = [] if found.model != "ViT" or _heads_known(read, {**config, **requested}) else ["num_heads"]
+            said = {**config, **requested}
+            assumed = ["num_heads"] if found.model == "ViT" and hidden.heads_are_assumed(read, said) else []
             if profile is None and found.source == "wzmiaomiao":
                 _check_one_reading(read)
         check_extent({**_defaults(kind), **stored}, found.weights.arrays)
@@ -94,10 +95,6 @@ def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
                 "another file. Remove it, or fetch both again"
             )
     return {**config, **found.arguments}
-
-
-def _heads_known(read: dict[str, Any], said: dict[str, Any]) -> bool:
-    return "num_heads" in said or read["qk_norm"] or bool(hidden.published_heads(read))
 
 
 def _check_one_reading(read: dict[str, Any]) -> None:

@@ -41,12 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     defaults = {**asdict(recipe), "lr": f"{LR_TIMES_WIDTH} / the model's width"}
     parser.add_argument("--weights", metavar="FILE", help="file of pretrained weights (default: train from scratch)")
     parser.add_argument("--model", metavar="NAME", help="from scratch: one of `minivit models` (default: none)")
-    parser.add_argument(
-        "--img-size",
-        type=command_line.at_least(1),
-        metavar="N",
-        help="side of the images in pixels (default: the model's)",
-    )
+    command_line.add_img_size(parser)
     parser.add_argument(
         "--freeze",
         nargs="+",

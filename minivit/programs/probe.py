@@ -41,12 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=command_line.above_zero, default=0.07, help="of knn: of the votes")
     parser.add_argument("--epochs", type=command_line.at_least(1), default=100, help="of linear")
     parser.add_argument("--lr", type=command_line.above_zero, default=1e-2, help="of linear: peak learning rate")
-    parser.add_argument(
-        "--img-size",
-        type=command_line.at_least(1),
-        metavar="N",
-        help="side of the images in pixels (default: the model's)",
-    )
+    command_line.add_img_size(parser)
     parser.add_argument(
         "--limit",
         type=command_line.at_least(1),

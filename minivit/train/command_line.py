@@ -107,6 +107,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="what computes")
 
 
+def add_img_size(parser: argparse.ArgumentParser) -> None:
+    """Add `--img-size`."""
+    meaning = "side of the images in pixels (default: the model's)"
+    parser.add_argument("--img-size", type=at_least(1), metavar="N", help=meaning)
+
+
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Add `--debug`, which `run` reads."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

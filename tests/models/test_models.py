@@ -366,6 +366,20 @@ def test_drop_path_rises_linearly_from_zero_at_the_first_block():
     assert minivit.ViT(**{**TINY, "depth": 1, "drop_path_rate": 0.4}).blocks[0].drop_path == 0.0
 
 
+def test_weight_init_of_the_parts_that_came_later():
+    """Norms within the branches keep their ones, and attention pooling is drawn as the blocks are."""
+    size = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "class_token": False}
+    size |= {"global_pool": "map", "scale_attn_norm": True, "scale_mlp_norm": True}
+    timm, jax = (minivit.ViT(**size, weight_init=scheme).state_dict() for scheme in ("timm", "jax"))
+    for name in ("blocks.0.mlp.norm.weight", "blocks.0.attn.norm.weight", "attn_pool.norm.weight", "attn_pool.latent"):
+        assert np.array_equal(timm[name], jax[name]), name
+    for name in ("attn_pool.q.weight", "attn_pool.kv.weight", "attn_pool.proj.weight", "attn_pool.mlp.fc1.weight"):
+        bound = (6 / sum(jax[name].shape)) ** 0.5  # of the uniform distribution
+        assert 0.8 * bound < np.abs(jax[name]).max() <= bound, name
+    for name in ("blocks.0.mlp.fc1.bias", "attn_pool.mlp.fc2.bias"):
+        assert 0 < np.abs(jax[name]).max() < 1e-5, name
+
+
 def test_weight_inits():
     size = {**TINY, "embed_dim": 64, "depth": 1, "dtype": "float64", "representation_size": 32}
     timm, jax, nlhb = (minivit.ViT(**size, weight_init=scheme).state_dict() for scheme in ("timm", "jax", "jax_nlhb"))

@@ -287,7 +287,8 @@ def test_names_and_shapes_of_full_size_are_timms(name: str, weightless: None) ->
 
 @pytest.mark.parametrize("name", DISTINCT)
 def test_multiply_adds_are_those_that_pytorch_counts(name: str, weightless: None) -> None:
-    whole, images = full(name), (1, 3, *pair(full(name).patch_embed.img_size))
+    whole = full(name)
+    images = (1, 3, *pair(whole.patch_embed.img_size))
     with FlopCounterMode(display=False) as counter:
         whole(torch.zeros(images, device="meta"))
     ours = minivit.create_model(name, num_classes=whole.num_classes)
