@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -64,19 +64,23 @@ def module_file(name: str) -> Path | None:
     return next((file for file in candidates if file.is_relative_to(PACKAGE) and file.exists()), None)
 
 
-def imports(file: Path) -> Iterator[tuple[str, str | None]]:
+@cache
+def imports(file: Path) -> list[tuple[str, str | None]]:
     """(module, name) of everything that a file imports from the package, at its top or inside a function."""
     home = file.parent.relative_to(ROOT).parts
+    found: list[tuple[str, str | None]] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "minivit")
+            found += ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "minivit")
         elif isinstance(node, ast.ImportFrom):
             base = home[: len(home) + 1 - node.level] if node.level else ()
             module = ".".join((*base, *(node.module.split(".") if node.module else ())))
             if module.split(".")[0] == "minivit":
-                yield from ((module, alias.name) for alias in node.names)
+                found += ((module, alias.name) for alias in node.names)
+    return found
 
 
+@cache
 def needed(module: str, name: str | None) -> set[Path]:
     """The files that hold what `from module import name` gives; packages are looked through, not counted.
 

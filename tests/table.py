@@ -5,6 +5,7 @@ Every promise of the protocol is tested over all of it; a new layer is proven by
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,10 @@ from minivit.fast.blocks import attention_in_blocks
 from minivit.fast.numpy import activation as numpy_activation, attention as numpy_attention
 from minivit.models import Swin, SwinV2, ViT
 from minivit.protocol import once
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+# of each array of a model in the complex step, which runs the model once for each; None for all of them
+MODEL_ELEMENTS = 4 if PROFILE == "quick" else None
 
 
 @dataclass(frozen=True)

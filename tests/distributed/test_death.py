@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from mpi import HERE, MPIEXEC, command, environment, needs_mpi
+from table import PROFILE
 
 from minivit.distributed import supervisor
 
 DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
-KILLS = {"quick": 3, "default": 10, "long": 100}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
+KILLS = {"quick": 3, "long": 100}.get(PROFILE, 10)
 pytestmark = [needs_mpi, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")]
 
 

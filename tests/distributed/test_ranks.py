@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 import subprocess
 from functools import lru_cache
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from mpi import HERE, command, environment, needs_mpi, run
+from table import PROFILE
 
 import minivit
 
-STEPS = {"quick": 6, "default": 12, "long": 200}[os.environ.get("HYPOTHESIS_PROFILE", "default")]
+STEPS = {"quick": 6, "long": 200}.get(PROFILE, 12)
 EXACT = ("weights", "optimizer", "average", "logits", "losses", "norms")
 
 

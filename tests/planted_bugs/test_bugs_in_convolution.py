@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from table import EVERYTHING
 from test_bugs_in_fast_functions import plant
+from test_bugs_in_layers import checks
 
 import minivit
 from minivit import functional as F, nn
@@ -22,17 +22,6 @@ from minivit.functional import sliding
 from minivit.functional.convolution import divide_by_deviation
 from minivit.gradcheck import GradientError
 from minivit.protocol import once
-
-CASES = {case.name: case for case in EVERYTHING}
-
-
-def checks(name: str) -> None:
-    """Both checks on one line of the table."""
-    case = CASES[name]
-    args = case.arguments(seed=2)
-    noise = 3 if case.noise else None
-    minivit.check_vjp(case.callable(args), *args, rng_seed=noise)
-    minivit.check_complex_step(case.callable(args), *args, rng_seed=noise)
 
 
 def kernel_not_flipped(patch: Any) -> None:

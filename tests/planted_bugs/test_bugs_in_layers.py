@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from table import EVERYTHING
+from table import EVERYTHING, MODEL_ELEMENTS
 
 import minivit
 from minivit import functional as F, nn
@@ -27,7 +27,7 @@ def checks(name: str) -> None:
     args = case.arguments(seed=2)
     noise = 3 if case.noise else None
     minivit.check_vjp(case.callable(args), *args, rng_seed=noise)
-    minivit.check_complex_step(case.callable(args), *args, rng_seed=noise)
+    minivit.check_complex_step(case.callable(args), *args, rng_seed=noise, elements=MODEL_ELEMENTS)
 
 
 # --- the bugs: each takes monkeypatch and plants itself -------------------------------------------------------------
@@ -364,3 +364,28 @@ def test_a_gradient_of_zeros_for_a_tiny_function_is_caught() -> None:
 def test_fortran_ordered_inputs_are_checked_rightly() -> None:
     x = np.asfortranarray(np.random.default_rng(0).standard_normal((3, 4)))
     minivit.check_complex_step(lambda x: (x * x, lambda dy: 2 * dy * x), x)
+
+
+def test_as_many_elements_are_checked_as_are_asked_for() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 25))
+    calls: list[int] = []
+
+    def square(x: Any) -> Any:
+        calls.append(1)
+        return x * x, lambda dy: 2 * dy * x
+
+    def wrong_once(x: Any) -> Any:
+        return x * x, lambda dy: 2 * dy * x + np.eye(1, 100, 42).reshape(4, 25)
+
+    minivit.check_complex_step(square, x, elements=7)
+    assert len(calls) == 1 + 7
+    calls.clear()
+    minivit.check_complex_step(square, x, elements=1000)
+    assert len(calls) == 1 + 100
+    found = []
+    for seed in range(20):  # another draw for each seed
+        try:
+            minivit.check_complex_step(wrong_once, x, seed=seed, elements=50)
+        except GradientError as error:
+            found.append(str(error))
+    assert 0 < len(found) < 20 and all("Worst at argument 0[1, 17]" in each for each in found)
