@@ -14,6 +14,7 @@ import cuda_emulator
 import fake_cupy
 import numpy as np
 import pytest
+from lab_tools import build
 
 import minivit
 from minivit import functional as F, optim
@@ -27,6 +28,7 @@ import cases
 import compare_checkouts
 import first_logits
 import gpu
+import lab_speed
 import products
 import profile_step
 import results
@@ -582,3 +584,24 @@ def test_minivit_is_compared_with_each_runtime():
     comparison.compare_with(mine, rival)
     assert comparison.notes == ["swin-t-b1, minivit over it: 1.50 (1.50 to 1.50)"]
     assert mine["over"]["it"]["ratio"] == pytest.approx(1.5)
+
+
+def test_the_lab_needs_a_model(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["lab_speed.py", "--weights", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        lab_speed.main()
+    assert f"minivit train --out {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_drawings_are_measured_in_a_browser(monkeypatch, tmp_path, capsys):
+    """Skipped without Chromium: the program itself says so."""
+    minivit.save(build("vit"), tmp_path / "model.safetensors")
+    arguments = ["--weights", str(tmp_path), "--count", "2", "--json", str(tmp_path / "lab.json")]
+    monkeypatch.setattr(sys, "argv", ["lab_speed.py", *arguments])
+    try:
+        lab_speed.main()
+    except SystemExit:
+        pytest.skip(capsys.readouterr().err.splitlines()[-1])
+    assert "2 drawings, median and worst in ms: " in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "lab.json").read_text())["served"]["ms"]) == 2
