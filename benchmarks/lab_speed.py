@@ -1,8 +1,8 @@
 """How long the live lab takes from a new drawing to the updated page: median and worst, measured in the browser.
 
-    minivit train --out runs/mnist_vit                     # a model, where there is none
-    python benchmarks/lab_speed.py                               # the served lab
-    python benchmarks/lab_speed.py --pyodide FOLDER              # and the one in the browser, and how long it takes to start
+    minivit train --out runs/mnist_vit               # a model, where there is none
+    python benchmarks/lab_speed.py                   # the served lab
+    python benchmarks/lab_speed.py --pyodide FOLDER  # and the one in the browser, and how long it takes to start
     python benchmarks/lab_speed.py --count 20 --json lab.json
 
 Strokes are drawn by mouse events; the page notes the milliseconds from the last change of the drawing to the frame that
