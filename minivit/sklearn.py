@@ -15,11 +15,12 @@ import numpy as np
 from minivit import data, optim
 from minivit.models import ViT
 from minivit.parallel import DataParallel
+from minivit.parallel.recorded_update import Outcome
 from minivit.protocol import Array
 from minivit.train.finetuning import Best
 from minivit.train.loop import Batches, fit
 from minivit.train.metrics import CountingLoss
-from minivit.train.run import MOST_SKIPPED
+from minivit.train.totals import MOST_SKIPPED
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -285,6 +286,9 @@ class _Epochs:
             yield batch
             self.position += 1
             self.iteration += 1
+
+    def log_later(self, found: Outcome, images: int) -> None:
+        self.log(float(found.loss), int(found.correct), images, float(found.gradient_norm))
 
     def log(self, loss: float, correct: int, images: int, gradient_norm: float = 0.0) -> None:
         finite = bool(np.isfinite(loss) and np.isfinite(gradient_norm))

@@ -7,6 +7,7 @@ from typing import Any
 from minivit.nn.layer import Layer, check_layer
 from minivit.optim import together
 from minivit.optim.base import restore
+from minivit.protocol import Array
 
 
 class ModelEma:
@@ -28,17 +29,24 @@ class ModelEma:
 
     def update(self) -> None:
         """Update the average with the model's current weights."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        averages, weights = zip(*self.pairs())
+        together.average(*averages, *weights, decay=self.count())
+
+    def pairs(self) -> list[tuple[Array, Array]]:
+        """(average, weights) of each parameter."""
+        return [(self.average[name], param.data) for name, param in self.model.parameters().items()]
+
+    def count(self) -> float:
+        """Count an update, and return its decay."""
         self.steps += 1
-        params = self.model.parameters()
-        averages = [self.average[name] for name in params]
-        together.average(*averages, *(param.data for param in params.values()), decay=decay)
+        return min(self.decay, self.steps / (9 + self.steps))
 
     def swap(self) -> None:
         """Exchange the model's weights and the average; call it again to swap back."""
         current = self.model.state_dict()
         self.model.load_state_dict(self.average)
-        self.average = current
+        for name, array in current.items():
+            self.average[name][...] = array  # in place: a recorded step has the addresses
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, **{name: array.copy() for name, array in self.average.items()}}

@@ -23,6 +23,9 @@ class Optimizer:
     """The base of SGD and AdamW: the parameters, `lr` (may be set each step), and a state that can be saved.
 
     `no_decay` and `lr_scale` are settings, not state: build the optimizer with the same ones before loading a state.
+
+    Attributes:
+        skipped: steps of `parallel.CapturedStep.update` whose gradient was not finite, 0 or an array on the GPU.
     """
 
     def __init__(
@@ -36,8 +39,8 @@ class Optimizer:
         check_params(type(self).__name__, params)
         if not params:
             raise ValueError("the optimizer got no parameters")
-        _check_rate("lr", lr)
-        _check_rate("weight_decay", weight_decay)
+        check_rate("lr", lr)
+        check_rate("weight_decay", weight_decay)
         scales = dict(lr_scale or {})
         for argument, names in (("no_decay", no_decay), ("lr_scale", scales)):
             unknown = [name for name in names if name not in params]
@@ -48,7 +51,22 @@ class Optimizer:
                 raise ValueError(f"lr_scale of {name!r} is {factor}: it must be 0 or more, and finite")
         self.params, self.lr, self.weight_decay = params, lr, weight_decay
         self.no_decay, self.lr_scale = frozenset(no_decay), scales
-        self.steps = 0
+        self._counted = 0
+        self.skipped: Any = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps so far. A step recorded on a GPU counts there what it skips: reading this then waits for the GPU."""
+        return self._counted - int(self.skipped)
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._counted = steps + int(self.skipped)
+
+    def count(self) -> int:
+        """Count one more step, which the GPU may skip, and return how many were counted, those that it skipped too."""
+        self._counted += 1
+        return self._counted
 
     def zero_grad(self) -> None:
         """Clear all gradients."""
@@ -65,7 +83,7 @@ class Optimizer:
 
     def _is_due(self) -> bool:
         """Whether any parameter has a gradient; warns if none has."""
-        _check_rate("lr", self.lr)
+        check_rate("lr", self.lr)
         if any(param.grad is not None for param in self.params.values()):
             return True
         warnings.warn(
@@ -130,7 +148,7 @@ def check_params(name: str, params: Any) -> None:
     )
 
 
-def _check_rate(name: str, value: Any) -> None:
+def check_rate(name: str, value: Any) -> None:
     """Refuse a learning rate or decay that is not a number, negative, or not finite; a schedule may end at 0."""
     if not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError(f"{name}={value!r} must be a number, got a {type(value).__name__}")

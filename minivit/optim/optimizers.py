@@ -135,13 +135,20 @@ class AdamW(Optimizer):
         """One step for every parameter that has a gradient; errors as of `Optimizer.step`. All share one step count."""
         if not self._is_due():
             return
+        shares = self.shares({name: param.grad for name, param in self.params.items()}, self.lr)
+        self.steps += 1
+        update(self.first, self.second, shares, betas=self.betas, eps=self.eps, step=self.steps, threads=self.threads)
+
+    def shares(self, grads: Mapping[str, Array | None], lr: float) -> list[Share]:
+        """What `adamw_step` needs of each parameter that has a gradient, at a learning rate."""
         shares, stop = [], 0
         for name, param in self.params.items():
             start, stop = stop, stop + param.size
-            if param.grad is not None:
-                shares.append(Share(param.data, param.grad, start, self._lr_of(name), self._decay_of(name)))
-        self.steps += 1
-        update(self.first, self.second, shares, betas=self.betas, eps=self.eps, step=self.steps, threads=self.threads)
+            grad = grads[name]
+            if grad is not None:
+                rate = lr * self.lr_scale.get(name, 1.0)
+                shares.append(Share(param.data, grad, start, rate, self._decay_of(name)))
+        return shares
 
     def _moments(self) -> dict[str, Array]:
         return {"first": self.first, "second": self.second}

@@ -15,8 +15,9 @@ from minivit.fast.precision import current_precision
 from minivit.nn import LoRALinear
 from minivit.nn.layer import Layer, check_layer
 from minivit.nn.parameter import Parameter
-from minivit.optim import LossScale, together
+from minivit.optim import LossScale, ModelEma, together
 from minivit.parallel.data_parallel import Loss, checked_batch
+from minivit.parallel.recorded_update import NOTHING, Outcome, RecordedUpdate
 from minivit.protocol import Array, Rng
 from minivit.random import split_generator
 
@@ -34,6 +35,10 @@ class CapturedStep:
         step = parallel.CapturedStep(model)   # after minivit.to_device(model, "gpu")
         loss = step.loss_and_grad(images, labels, rng)
         opt.step()
+
+    `update` records clipping, AdamW and averaged weights too, and never waits for the GPU:
+
+        found = step.update(opt, images, labels, rng, max_norm=1.0)
 
     Args:
         model: on a GPU, without running statistics (BatchNorm).
@@ -58,6 +63,7 @@ class CapturedStep:
         self.dtype = activation_dtype(precision)
         self.scale = LossScale() if precision == "float16" else None
         self._graphs: dict[Any, Any] = {}
+        self._update: RecordedUpdate | None = None
         self._parts: list[Layer] = []
         self._params: list[Parameter] = []
         self._data: list[Array] = []
@@ -112,6 +118,51 @@ class CapturedStep:
         if correct is not None:
             self.loss.add_correct(int(correct))
         return loss
+
+    def update(
+        self,
+        opt: Any,
+        images: Array,
+        labels: Array,
+        rng: Rng = None,
+        *,
+        max_norm: float | None = None,
+        average: ModelEma | None = None,
+        **loss_options: Any,
+    ) -> Outcome:
+        """One training step in one launch: gradients, `clip_grad_norm`, `opt.step()` and `average.update()`.
+
+        A step whose gradient is not finite changes no weight and is not counted in `opt.steps`. `.grad` stays as it is.
+
+        Args:
+            opt: an `optim.AdamW` of this model's parameters, or of some of them; `opt.lr` may be set before each step.
+            images, labels, rng, loss_options: as in `loss_and_grad`.
+            max_norm: of the gradients, as in `optim.clip_grad_norm`; None does not clip.
+            average: averaged weights of this model.
+
+        Returns:
+            loss, norm of the gradient before clipping, and correct predictions, on the GPU.
+
+        Raises:
+            RuntimeError: naming the part of the step that cannot be captured.
+            ValueError: for another optimizer, one of another model, or float16, whose scale the host adapts.
+        """
+        if self.scale is not None:
+            raise ValueError("the host adapts the scale of float16 after each step: use bfloat16, or loss_and_grad")
+        checked_batch(self.model, images, labels)
+        self._renew()
+        update = self._update
+        if update is None or not update.is_of(opt, max_norm, average):
+            update = RecordedUpdate(self._params, opt, max_norm, average)
+            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != "update"}
+            self._update = update
+        inputs = (images, self._targets(labels))
+        key = ("update", *_kind(inputs), rng is None, tuple(sorted(loss_options.items())))
+        (generator,) = split_generator(rng, 1)
+        graph = self._graph(key, lambda: self._record((*inputs, NOTHING), rng is not None, 1.0, loss_options, update))
+        found, _ = graph.launch((*inputs, update.settings()), generator)
+        found = found.copy()  # the next launch writes into its memory
+        return Outcome(*(found[place] for place in range(3)))
 
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K): `model.predict` in this step's precision, a graph for each part of `batch_size` images.
@@ -178,13 +229,21 @@ class CapturedStep:
                 f"a step is captured on a GPU, and {on_host} is not there: move the model by "
                 'minivit.to_device(model, "gpu")'
             )
-        self._graphs, self._parts, self._params, self._data = {}, parts, params, data
+        self._graphs, self._parts, self._params, self._data, self._update = {}, parts, params, data, None
 
     def memory(self) -> int:
         """Bytes of GPU memory that the recorded steps hold: activations, gradients and inputs."""
         return sum(graph.memory() for graph in self._graphs.values())
 
-    def _record(self, inputs: tuple[Array, ...], noise: bool, dloss: float, options: dict[str, Any]) -> Any:
+    def _record(
+        self,
+        inputs: tuple[Array, ...],
+        noise: bool,
+        dloss: float,
+        options: dict[str, Any],
+        update: RecordedUpdate | None = None,
+    ) -> Any:
+        """The graph of forward and backward pass, and of an update; it gets dloss or settings of the update last."""
         from minivit.fast.cupy.capture import Draws, Graph
 
         draws: Any = Draws() if noise else None
@@ -193,14 +252,16 @@ class CapturedStep:
         counts = hasattr(self.loss, "add_correct")
         loss_function = self.loss.uncounted if counts else self.loss
 
-        def run(images: Array, targets: Array, scaled: Any = dloss) -> tuple[Array, Any, list[Array | None]]:
+        def run(images: Array, targets: Array, last: Any = dloss) -> Any:
             for param in params:
                 param.grad = None
             logits, back = replica(images.astype(self.dtype, copy=False), draws)
             loss, back_loss = loss_function(logits, targets, **options)
             correct = (logits.argmax(axis=1) == targets.argmax(axis=1)).sum() if counts else None
-            back(back_loss(scaled))
-            return loss, correct, [param.grad for param in params]
+            back(back_loss(dloss if update else last))
+            grads = [param.grad for param in params]
+            # the kernels of the update know the gradients' addresses, so the graph keeps them too
+            return (update(loss, correct, grads, last), grads) if update else (loss, correct, grads)
 
         return Graph(run, inputs, draws)
 

@@ -10,6 +10,7 @@ from minivit import nn, optim
 from minivit.device import to_device
 from minivit.distributed import Ranks
 from minivit.parallel import CapturedStep, DataParallel
+from minivit.parallel.recorded_update import Outcome
 from minivit.protocol import Array
 from minivit.train.metrics import CountingLoss
 from minivit.train.run import noise_generator
@@ -28,6 +29,8 @@ class TrainingRun(Protocol):
     def batches(self, batches: Batches, count: int) -> Iterator[tuple[Array, Array]]: ...
 
     def log(self, loss: Any, correct: int, images: int, gradient_norm: float = 0.0) -> None: ...
+
+    def log_later(self, found: Outcome, images: int) -> None: ...
 
     def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None: ...
 
@@ -53,7 +56,7 @@ def fit(
 
     Args:
         run: the parts of a `Run` are the model, `opt` and, if given, `average`.
-        step: the model, with `loss=CountingLoss()`.
+        step: the model, with `loss=CountingLoss()`. A `CapturedStep` records AdamW's update too, but not in float16.
         opt: AdamW or SGD, or what `Ranks.optimizer` made of it; parameters of the model that it does not have are
             frozen.
         batches: (epoch, start) -> the batches (x, y) of an epoch, without the first `start`.
@@ -79,10 +82,16 @@ def fit(
     ranks = Ranks() if ranks is None else ranks
     has_statistics = len(step.model.state()) > len(step.model.parameters())  # buffers, such as BatchNorm's
     frozen = [param for name, param in step.model.parameters().items() if name not in opt.params]
+    whole = step if isinstance(step, CapturedStep) and step.scale is None and isinstance(opt, optim.AdamW) else None
     for epoch in run.epochs(epochs):
         for x, y in run.batches(batches(epoch, run.position), batches_per_epoch):
             opt.lr = optim.warmup_cosine(run.iteration, epochs * batches_per_epoch, peak=lr, warmup=warmup)
             rng = noise_generator(seed, run.iteration)
+            if whole is not None:  # one launch, for which the host does not wait
+                x = to_device(x, device)
+                found = whole.update(opt, x, y, rng, max_norm=1.0, average=average, label_smoothing=label_smoothing)
+                run.log_later(found, len(x))
+                continue
             opt.zero_grad()
             loss = step.loss_and_grad(to_device(x, device), y, rng, label_smoothing=label_smoothing)
             norm = ranks.clip_grad_norm(opt.params, 1.0)

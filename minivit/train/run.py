@@ -29,14 +29,15 @@ from minivit.io.atomic import write_atomically
 from minivit.io.lock import FolderLock
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
+from minivit.parallel.recorded_update import Outcome
 from minivit.protocol import Array
 from minivit.train.bar import ProgressBar
 from minivit.train.console import Console
 from minivit.train.folder import CHECKPOINT, fall_back, keep_earlier, load_checkpoint, resumable, save_checkpoint
 from minivit.train.progress import check_settings, checked_position
 from minivit.train.stopping import StopLater
+from minivit.train.totals import Totals
 
-MOST_SKIPPED = 10  # consecutive batches whose loss or gradient is not finite: one may be chance, ten have a cause
 _RENAMED = {"optimiser": "optimizer"}  # names of parts in checkpoints of minivit 0.1
 METRICS = ("epoch", "learning_rate", "loss", "accuracy", "held_out_accuracy", "images_per_second", "seconds")
 
@@ -73,7 +74,6 @@ class Run:
         position: completed batches of the current epoch.
         iteration: completed batches over all epochs.
         history: the rows of metrics.csv.
-        skipped: batches of the current epoch whose loss or gradient was not finite.
 
     Args:
         out: the folder; made if missing, and locked while this object exists. The files of an earlier run in it are
@@ -108,12 +108,11 @@ class Run:
         self.out, self.settings, self.parts = Path(out), {**settings, **shards}, parts
         self.every, self.quiet = every, quiet or not self.ranks.first
         self.epoch = self.position = self.iteration = 0
-        self.skipped = self._skipped_in_a_row = 0
         self.history: list[dict[str, float]] = []
         self._earlier: str | None = None  # the folder, next to this one, with the files of an earlier run
         self._interrupt = StopLater()
         self._saved = time.monotonic()
-        self._clear()
+        self._totals, self._seconds = Totals(self._where), 0.0
         check_agreement(self.ranks, self.settings, "the ranks have different settings")
         self._lock: FolderLock | None = None
         if self.ranks.first:
@@ -170,7 +169,8 @@ class Run:
                 self._seconds += time.perf_counter() - start
                 self.position += 1
                 self.iteration += 1
-                bar.update(self.loss, self.accuracy, self._images / max(self._seconds, 1e-9))
+                if bar.due():
+                    bar.update(self.loss, self.accuracy, self._totals.images / max(self._seconds, 1e-9))
                 if self._agreed(time.monotonic() - self._saved > self.every) or self._interrupt.asked:
                     self.save()
                 self._stop_if_asked()
@@ -195,24 +195,22 @@ class Run:
         Raises:
             FloatingPointError: the tenth such batch in a row.
         """
-        loss = float(loss)
-        if not (np.isfinite(loss) and np.isfinite(gradient_norm)):
-            self.skipped += 1
-            self._skipped_in_a_row += 1
-            if self._skipped_in_a_row == MOST_SKIPPED:
-                raise FloatingPointError(
-                    f"the loss is {loss} and the gradient's norm {gradient_norm} in {self._where()}, and neither was "
-                    f"finite in {MOST_SKIPPED} batches in a row: lower the learning rate, or find the layer with "
-                    "minivit.explain.debug_nans. The weights are those from before these batches"
-                )
-            return
-        self._skipped_in_a_row = 0
-        self._loss += loss * images
-        self._correct += correct
-        self._images += images
+        self._totals.add(float(loss), correct, images, float(gradient_norm))
+
+    def log_later(self, found: Outcome, images: int) -> None:
+        """Record one batch of `CapturedStep.update`: its numbers are read when they are shown or saved."""
+        self._totals.add_later(found, images)
+
+    def _read(self) -> Totals:
+        """The epoch's sums; waiting for a GPU is part of its time."""
+        start = time.perf_counter()
+        self._totals.read()
+        self._seconds += time.perf_counter() - start
+        return self._totals
 
     def end_epoch(self, learning_rate: float, held_out_accuracy: float) -> None:
         """Close the current epoch: a row in metrics.csv, a printed line, a checkpoint."""
+        self._read()
         self.epoch += 1
         skipped = f"  steps skipped (not finite): {self.skipped}" if self.skipped else ""
         row = (
@@ -221,7 +219,7 @@ class Run:
             self.loss,
             self.accuracy,
             held_out_accuracy,
-            self._images / max(self._seconds, 1e-9),
+            self._totals.images / max(self._seconds, 1e-9),
             self._seconds,
         )
         self.history.append(dict(zip(METRICS, row)))
@@ -230,7 +228,7 @@ class Run:
             f"epoch {self.epoch:3d}  loss {self.loss:.4f}  accuracy {self.accuracy:7.2%}  "
             f"held out {held_out_accuracy:7.2%}  {row[5]:,.0f} images/s{skipped}"
         )
-        self._clear()
+        self._totals, self._seconds = Totals(self._where), 0.0
         self.write_metrics()
         self.save()
         self._agreed(False)
@@ -239,22 +237,22 @@ class Run:
     @property
     def loss(self) -> float:
         """The mean loss of the current epoch's images so far."""
-        return self._loss / max(1, self._images)
+        return self._read().loss
 
     @property
     def accuracy(self) -> float:
         """The share of the current epoch's images classified correctly so far."""
-        return self._correct / max(1, self._images)
+        return self._read().accuracy
+
+    @property
+    def skipped(self) -> int:
+        """The batches of the current epoch whose loss or gradient was not finite."""
+        return self._read().skipped
 
     @property
     def seconds(self) -> float:
         """Seconds in training steps, over all completed epochs, without interruptions."""
         return sum(row["seconds"] for row in self.history)
-
-    def _clear(self) -> None:
-        self._loss = self._seconds = 0.0
-        self._correct = self._images = 0
-        self.skipped = self._skipped_in_a_row = 0
 
     # --- files ---
 
@@ -268,6 +266,7 @@ class Run:
         """
         if self._lock is not None:
             self._lock.check()
+        self._read()
         arrays: dict[str, Array] = {}
         numbers: dict[str, Any] = {}
         for part, owner in self.parts.items():
@@ -281,7 +280,7 @@ class Run:
                     )
                 else:
                     arrays[f"{part}/{name}"] = value
-        within = [self._loss, self._correct, self._images, self._seconds]
+        within = [*self._totals.state(), self._seconds]
         progress = {"epoch": self.epoch, "position": self.position, "step": self.iteration, "within": within}
         content = {"settings": self.settings, "history": self.history, "numbers": numbers, **progress}
         if self._earlier is not None:
@@ -318,7 +317,8 @@ class Run:
             owner.load_state_dict(states[part])
         self.epoch, self.position, self.iteration = said.epoch, said.position, said.iteration
         self.history = said.history
-        self._loss, self._correct, self._images, self._seconds = said.within
+        *totals, self._seconds = said.within
+        self._totals = Totals(self._where, *totals)
         self._earlier = said.earlier
 
     def write_metrics(self) -> None:

@@ -52,6 +52,13 @@ def _do(work: Callable[[], Any]) -> Any:
     return result
 
 
+def _launch(work: Callable[[], Any]) -> None:
+    """A kernel of ours: a graph that is being recorded only notes it, as a GPU does."""
+    if _recording is None:
+        work()
+    _note(work, None)
+
+
 def _note(work: Callable[[], Any], result: Any) -> None:
     """Count some work that was done; a graph that is being recorded will do it again."""
     global launches
@@ -1301,7 +1308,7 @@ class RawModule(cuda_emulator.RawModule):
 
     def get_function(self, name: str) -> Any:
         function = super().get_function(name)
-        function.run, function.at_address = _do, _at_address
+        function.run, function.at_address = _launch, _at_address
         return function
 
 

@@ -11,6 +11,7 @@ import pytest
 import minivit
 from minivit import functional as F, nn, optim, parallel
 from minivit.device import array_module
+from minivit.train import CountingLoss
 
 VIT: Any = {
     "img_size": 4, "patch_size": 2, "in_chans": 1, "num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2,
@@ -297,3 +298,128 @@ def test_a_loss_may_have_targets_of_any_shape(device: Any) -> None:
 def test_no_images_give_no_predictions(device: Any) -> None:
     ((images, _),) = batches(1)
     assert parallel.CapturedStep(build("ViT")).predict(images[:0]).shape == (0, 3)
+
+
+# --- the update in the same launch ----------------------------------------------------------------------------------
+
+
+def trained(kind: str, device: Any, recorded: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Losses and norms of five steps, and every array that they change."""
+    model = build(kind)
+    params = model.parameters()
+    decayed = {"no_decay": optim.no_decay(model), "lr_scale": {next(iter(params)): 0.5}}
+    opt = optim.AdamW(params, weight_decay=0.1, **decayed)
+    average = optim.ModelEma(model, 0.9) if options.pop("averaged", True) else None
+    step = parallel.CapturedStep(model, CountingLoss(), **options)
+    rng, found = np.random.default_rng(5), []
+    for number, (images, labels) in enumerate(batches(5, side=16 if kind == "hybrid" else 4)):
+        images = images * (np.inf if number == 2 else 1)  # a gradient that is not finite
+        images, labels = (images[:3], labels[:3]) if number == 3 else (images, labels)
+        opt.lr = 1e-2 / (number + 1)
+        if recorded:
+            outcome = step.update(opt, images, labels, rng, max_norm=0.5, average=average, label_smoothing=0.1)
+            found.append([float(outcome.loss), float(outcome.gradient_norm), int(outcome.correct)])
+        else:
+            opt.zero_grad()
+            loss = float(step.loss_and_grad(images, labels, rng, label_smoothing=0.1))
+            norm = optim.clip_grad_norm(opt.params, 0.5)
+            if np.isfinite(norm):
+                opt.step()
+            if average is not None:
+                average.update()
+            found.append([loss, norm, step.loss.take_correct()])
+    parts = {"model": model, "optimizer": opt, **({"average": average} if average else {})}
+    arrays = {
+        f"{part}.{name}": value if isinstance(value, int | float) else device.get(value)
+        for part, owner in parts.items()
+        for name, value in owner.state_dict().items()
+    }
+    return found, arrays
+
+
+@pytest.mark.parametrize("kind", ["ViT", "noise", "relative", "hybrid", "SwinV2", "LoRA"])
+def test_a_recorded_update_has_the_bits_of_clipping_step_and_average(kind: str, device: Any) -> None:
+    expected_numbers, expected = trained(kind, device, recorded=False)
+    numbers, found = trained(kind, device, recorded=True)
+    np.testing.assert_array_equal(numbers, expected_numbers)
+    assert max(norm for _, norm, _ in numbers if np.isfinite(norm)) > 0.5  # so that clipping is part of it
+    assert found["optimizer.steps"] == 4 and not np.isfinite(numbers[2][1])
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_recorded_update_in_bfloat16(device: Any) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed: it has bfloat16")
+    options = {"averaged": False, "precision": "bfloat16"}
+    expected_numbers, expected = trained("ViT", device, recorded=False, **options)
+    numbers, found = trained("ViT", device, recorded=True, **options)
+    np.testing.assert_array_equal(numbers, expected_numbers)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_a_recorded_update_is_one_launch_and_never_waits(device: Any) -> None:
+    if device.name == "cupy":
+        pytest.skip("the fake device counts")
+    model = build("ViT")
+    opt, average = optim.AdamW(model.parameters()), optim.ModelEma(model)
+    step = parallel.CapturedStep(model)
+    (images, _), *_ = batches(1)
+    images, targets = device.put(images), device.put(np.eye(3, dtype="float32")[[0, 1, 2, 0]])
+    step.update(opt, images, targets, max_norm=1.0, average=average)
+    before = fake_cupy.launches, fake_cupy.synchronizations
+    for _ in range(10):
+        found = step.update(opt, images, targets, max_norm=1.0, average=average)
+    launches, waits = fake_cupy.launches - before[0], fake_cupy.synchronizations - before[1]
+    assert launches == 10 * 4 and waits == 0  # two inputs copied, the graph, and its result copied
+    assert float(found.loss) > 0 and fake_cupy.synchronizations > before[1]
+    assert opt.steps == 11 == average.steps
+
+
+def test_only_the_parameters_of_the_optimizer_change(device: Any) -> None:
+    model = build("ViT")
+    head = {name: param for name, param in model.parameters().items() if name.startswith("head.")}
+    before = {name: device.get(param.data).copy() for name, param in model.parameters().items()}
+    (images, labels), *_ = batches(1)
+    parallel.CapturedStep(model).update(optim.AdamW(head, 1e-2), images, labels)
+    changed = {name for name, param in model.parameters().items() if (device.get(param.data) != before[name]).any()}
+    assert changed == set(head)
+    assert all(param.grad is None for param in model.parameters().values())
+
+
+def test_another_optimizer_or_norm_is_recorded_anew_and_a_loaded_state_counts(device: Any) -> None:
+    model = build("ViT")
+    step, opt = parallel.CapturedStep(model), optim.AdamW(model.parameters(), 1e-2)
+    (images, labels), *_ = batches(1)
+    step.update(opt, images, labels)
+    state = opt.state_dict()
+    step.update(opt, images, labels, max_norm=1e-30)
+    other = optim.AdamW(model.parameters(), 1e-2)
+    step.update(other, images, labels)
+    assert (opt.steps, other.steps) == (2, 1)
+    opt.load_state_dict(state)
+    assert opt.steps == 1
+    step.update(opt, images * np.inf, labels)
+    step.update(opt, images, labels)
+    assert opt.steps == 2
+
+
+def test_updates_that_cannot_be_recorded_are_refused(device: Any) -> None:
+    model = build("ViT")
+    step, (images, labels) = parallel.CapturedStep(model), batches(1)[0]
+    with pytest.raises(ValueError, match="updates by AdamW, got SGD"):
+        step.update(optim.SGD(model.parameters(), 0.1), images, labels)
+    with pytest.raises(ValueError, match="is no parameter of this model"):
+        step.update(optim.AdamW(build("ViT").parameters()), images, labels)
+    opt = optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="average is that of another model"):
+        step.update(opt, images, labels, average=optim.ModelEma(build("ViT")))
+    with pytest.raises(ValueError, match="max_norm=0 must be positive"):
+        step.update(opt, images, labels, max_norm=0)
+    opt.lr = -1
+    with pytest.raises(ValueError, match="lr=-1 must be finite"):
+        step.update(opt, images, labels)
+    with pytest.raises(ValueError, match="use bfloat16, or loss_and_grad"):
+        parallel.CapturedStep(model, precision="float16").update(opt, images, labels)
+    assert opt.steps == 0

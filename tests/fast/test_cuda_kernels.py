@@ -293,7 +293,7 @@ def of_all_difference(sizes: tuple[int, ...], dtype: str) -> float:
     with fake_cupy.installed() as device:
         found = of_all_parameters(sizes, dtype, device.asarray)
         got = {name: [array.get() for array in arrays] for name, arrays in found.items()}
-    assert {array.dtype.name for arrays in got.values() for array in arrays} == {dtype}
+    assert {array.dtype.name for name in ("scaled", "averages") for array in got[name]} == {dtype}
     pairs = [pair for name, arrays in expected.items() for pair in zip(got[name], arrays)]
     return max(float(np.abs(ours - theirs).max() / np.abs(theirs).max()) for ours, theirs in pairs)
 
@@ -302,6 +302,11 @@ def of_all_difference(sizes: tuple[int, ...], dtype: str) -> float:
 @pytest.mark.parametrize("sizes", [(1,), (3, 300, 1), (2048, 1), (2049, 40)])
 def test_clipping_and_averaging_give_what_their_formulas_give(sizes: tuple[int, ...], dtype: str) -> None:
     assert of_all_difference(sizes, dtype) <= TOLERANCE[dtype]
+
+
+def test_squares_beyond_float32_are_added() -> None:
+    with fake_cupy.installed() as device:
+        assert float(together.squared_norm(device.full(5000, 1e30, "float32"))) == pytest.approx(5e63, rel=1e-6)
 
 
 def test_clipping_and_averaging_take_one_launch_or_two() -> None:
@@ -583,6 +588,13 @@ BUGS = {
         "i <= mine.count; i += blockDim.x) {\n        a[i]",
         "all parameters",
         "race|outside",
+    ),
+    "a norm without the last number of each stretch": Bug(
+        "parameters",
+        "i < mine.count; i += blockDim.x) {\n        sum",
+        "i < mine.count - 1; i += blockDim.x) {\n        sum",
+        "all parameters",
+        None,
     ),
     "weights that are taken for the average": Bug(
         "parameters", "addresses[2 * mine.number + 1]", "addresses[2 * mine.number]", "all parameters", None

@@ -187,9 +187,9 @@ class Bar:
         assert not refresh  # the update draws it
         self.texts.append(text)
 
-    def update(self):
+    def update(self, batches):
         assert not self.closed
-        self.updates += 1
+        self.updates += batches
 
     def close(self):
         self.closed = True

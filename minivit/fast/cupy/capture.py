@@ -19,6 +19,22 @@ from minivit.protocol import Array
 _WARM_UP = 2  # runs before the recording: kernels are compiled, cuBLAS gets its workspace, constants move to the GPU
 
 
+_unfilled: list[tuple[Any, Any]] | None = None  # arrays of the step that is being recorded, and their numbers
+
+
+def on_device(values: np.ndarray[Any, Any]) -> Array:
+    """The numbers in an array on the GPU. A recorded step has the same ones at every launch.
+
+    A recording cannot copy from the host: the array is filled when it has ended.
+    """
+    if _unfilled is None:
+        moved: Array = cupy.asarray(values)
+        return moved
+    array: Array = cupy.empty(values.shape, values.dtype)
+    _unfilled.append((array, values))
+    return array
+
+
 class Draws:
     """Stands for a generator in a recorded step: hands out arrays on the GPU, which `refill` fills before each launch.
 
@@ -76,8 +92,9 @@ class Graph:
                 run(*self._inputs)
             stream.synchronize()
             self._begin()
-            self._graph, self.outputs = _record(stream, lambda: run(*self._inputs))
-        self._constants = device.moved_constants()  # the graph has their addresses
+            self._graph, self.outputs, filled = _record(stream, lambda: run(*self._inputs))
+            stream.synchronize()
+        self._constants = device.moved_constants(), filled  # the graph has their addresses
 
     def _begin(self) -> None:
         if self.draws is not None:
@@ -109,20 +126,24 @@ def _stream(device: int) -> Any:
     return cupy.cuda.Stream(non_blocking=True)
 
 
-def _record(stream: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
-    """The graph of what `run` does, and what it returns; nothing is computed."""
+def _record(stream: Any, run: Callable[[], Any]) -> tuple[Any, Any, Any]:
+    """The graph of what `run` does, what it returns, and what `on_device` made; nothing is computed."""
+    global _unfilled
 
     def refuse(size: int) -> Any:
         raise RuntimeError("an array of the host is copied to the GPU within the step")
 
     cupy.cuda.set_pinned_memory_allocator(refuse)  # such a copy would repeat this moment's numbers
     stream.begin_capture()
+    filled: list[tuple[Any, Any]] = []
+    _unfilled = filled
     outputs, error = None, None
     try:
         outputs = run()
     except Exception as caught:
         error = caught
     finally:
+        _unfilled = None
         cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
     try:
         graph = stream.end_capture()
@@ -132,4 +153,6 @@ def _record(stream: Any, run: Callable[[], Any]) -> tuple[Any, Any]:
         raise RuntimeError(
             f"this step cannot be recorded as a CUDA graph: {error}. Train it with minivit.parallel.DataParallel"
         ) from error
-    return graph, outputs
+    for array, values in filled:
+        array.set(values)
+    return graph, outputs, filled

@@ -10,10 +10,14 @@ import cupy
 import numpy as np
 
 from minivit.device import constant
+from minivit.fast.cupy.capture import on_device
 from minivit.fast.cupy.launch import launch, total
 from minivit.protocol import Array
 
 _STRETCH = 4096  # elements for a block: 16 for each thread
+_RATES = 6  # numbers of a plan before those of the parameters, as in kernels/adamw.cu
+_AVERAGE = 5
+_DOUBLE = np.dtype(np.float64)
 
 
 def adamw_step(
@@ -27,25 +31,69 @@ def adamw_step(
     threads: int = 1,
 ) -> None:
     """kernels/adamw.cu; `shares` are optim.optimizers.Share."""
+    rates = [(share.lr, share.weight_decay) for share in shares]
+    _adamw(first, second, shares, on_device(np.array([1, 1, step, *betas, 1, *sum(rates, ())], _DOUBLE)), eps)
+
+
+def _adamw(first: Array, second: Array, shares: Sequence[Any], plan: Array, eps: float) -> None:
     contiguous: Any = [cupy.ascontiguousarray(share.grad) for share in shares]
     places: Any = [(s.data.data.ptr, g.data.ptr, s.start) for s, g in zip(shares, contiguous)]
-    rates = cupy.asarray(np.array([(s.lr, s.weight_decay) for s in shares], first.dtype))
     stretches = _stretches(tuple(share.data.size for share in shares))
-    corrections = (1 - betas[0] ** step, 1 - betas[1] ** step)
     launch(
-        "adamw", "adamw", first.dtype, (len(stretches),), (256,), _table(places), constant(stretches, first), rates,
-        first, second, float(betas[0]), float(betas[1]), float(eps), *corrections,
+        "adamw", "adamw", first.dtype, (len(stretches),), (256,), _table(places), constant(stretches, first), plan,
+        first, second, float(eps),
     )  # fmt: skip
 
 
+def recorded_update(
+    first: Array,
+    second: Array,
+    shares: Sequence[Any],
+    averages: Sequence[tuple[Array, Array]],
+    *,
+    loss: Array,
+    correct: Array | None,
+    settings: Array,
+    skipped: Array,
+    max_norm: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> Array:
+    """Clipping, AdamW and the averaged weights, of which a graph can change everything from launch to launch.
+
+    Args:
+        first, second, shares, betas, eps: as in `adamw_step`; `lr` of a share is a factor.
+        averages: (average, weights) of each parameter, or nothing.
+        loss, correct: of the step, which go into the result.
+        settings: (3,) float64, the learning rate, the number of the step, and the decay of the average; with number 0
+            nothing is changed.
+        skipped: (1,) float64, where steps are counted whose gradient is not finite.
+        max_norm: infinite for none.
+
+    Returns:
+        (3,) float64: loss, the gradient's norm before clipping, correct.
+    """
+    recipe = [max_norm, *betas, *(number for share in shares for number in (share.lr, share.weight_decay))]
+    plan, results = cupy.empty(_RATES + 2 * len(shares), _DOUBLE), cupy.empty(3, _DOUBLE)
+    launch(
+        "adamw", "decide", first.dtype, (1,), (256,), sum_of_squares(*(share.grad for share in shares)), settings,
+        on_device(np.array(recipe, _DOUBLE)), loss, correct, skipped, plan, results, len(shares),
+    )  # fmt: skip
+    _adamw(first, second, shares, plan, eps)
+    if averages:
+        _average(list(averages), plan[_AVERAGE:_RATES])
+    return results
+
+
 def sum_of_squares(*arrays: Array) -> Array:
-    """kernels/parameters.cu, in an order that the sizes alone fix."""
+    """kernels/parameters.cu, in float64 and in an order that the sizes alone fix."""
     dtype = arrays[0].dtype
     contiguous = [cupy.ascontiguousarray(array.astype(dtype, copy=False)) for array in arrays]
-    parts = cupy.empty(len(_stretches(_sizes(contiguous))), dtype)
+    parts = cupy.empty(len(_stretches(_sizes(contiguous))), _DOUBLE)
     if not parts.size:
-        return cupy.zeros((), dtype)
-    _run("squares", contiguous, [(each.data.ptr,) for each in contiguous], parts)
+        return cupy.zeros((), _DOUBLE)
+    places = [(each.data.ptr,) for each in contiguous]
+    _run("squares", contiguous, places, parts, computed=_DOUBLE, BITS=8 * dtype.itemsize)
     return total(parts)
 
 
@@ -64,8 +112,12 @@ def average_all(*arrays: Array, decay: float) -> None:
     for average, weights in others:
         average *= decay
         average += (1 - decay) * weights
-    places = [(average.data.ptr, weights.data.ptr) for average, weights in direct]
-    _run("average", [each for each, _ in direct], places, float(decay), float(1 - decay))
+    _average(direct, on_device(np.array([decay], _DOUBLE)))
+
+
+def _average(pairs: list[tuple[Any, ...]], decay: Array) -> None:
+    places = [(average.data.ptr, weights.data.ptr) for average, weights in pairs]
+    _run("average", [each for each, _ in pairs], places, decay)
 
 
 def _split(groups: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
@@ -75,16 +127,25 @@ def _split(groups: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], list[t
     return [g for g, fit in zip(groups, fits) if fit], [g for g, fit in zip(groups, fits) if not fit]
 
 
-def _run(name: str, arrays: list[Any], places: Sequence[tuple[int, ...]], *arguments: Any) -> None:
-    """A kernel of parameters.cu: a block for each stretch of each array."""
+def _run(
+    name: str,
+    arrays: list[Any],
+    places: Sequence[tuple[int, ...]],
+    *arguments: Any,
+    computed: np.dtype[Any] | None = None,
+    **defines: int,
+) -> None:
+    """A kernel of parameters.cu: a block for each stretch of each array; `computed` if not in the arrays' dtype."""
     stretches = _stretches(_sizes(arrays))
     if len(stretches):
-        dtype, on_device = arrays[0].dtype, constant(stretches, arrays[0])
-        launch("parameters", name, dtype, (len(stretches),), (256,), _table(places), on_device, *arguments)
+        dtype, where = computed or arrays[0].dtype, constant(stretches, arrays[0])
+        launch(
+            "parameters", name, dtype, (len(stretches),), (256,), _table(places), where, *arguments, **defines
+        )  # fmt: skip
 
 
 def _table(places: Sequence[tuple[int, ...]]) -> Array:
-    return cupy.asarray(np.array(places, np.int64))
+    return on_device(np.array(places, np.int64))
 
 
 def _sizes(arrays: list[Any]) -> tuple[int, ...]:
