@@ -234,8 +234,24 @@ assert np.ptp([shares[True, contrast] for contrast in (1, 10, 100)]) < 0.02
 # the share stays at 62 %, because the size of the tokens is divided out before the blocks. The patches need no bias,
 # because the positions that are added to them can take its part.
 #
-# The opposite change is to leave out the last norm (`final_norm=False`, in RADIO and InternViT). Then features keep
-# their sizes, and whoever reads them must expect the sizes of the stream that you saw above.
+# The opposite change is to leave out the last norm (`final_norm=False`, in RADIO and InternViT).
+#
+# **Predict first.** How much larger are the features of the same images then, if all pixels are multiplied by 100?
+
+# %%
+for final_norm in (True, False):
+    model = minivit.ViT(
+        img_size=28, patch_size=7, in_chans=1, num_classes=0, embed_dim=64, depth=6, num_heads=4, weight_init="jax",
+        class_token=False, global_pool="avg", final_norm=final_norm,
+    )  # fmt: skip
+    feature_sizes = [size(model.features(digits * np.float32(contrast))) for contrast in (1, 100)]
+    print(f"final_norm={final_norm!s:5s} size of the features {feature_sizes[0]:.2f}, and {feature_sizes[1]:.2f}")
+    assert final_norm == (abs(feature_sizes[1] / feature_sizes[0] - 1) < 1e-3)
+assert 20 < feature_sizes[1] / feature_sizes[0] < 24
+
+# %% [markdown]
+# By a factor of 22. With the last norm, features have the size of its gains, whatever the image is. Without it their
+# size says something about the image, and everything that reads them must expect it.
 #
 # ## RMSNorm: is the mean needed?
 #
@@ -400,8 +416,8 @@ assert np.abs(same.predict(test_images) - trained.predict(test_images)).max() < 
 #
 # A ViT adds a learned table of positions to its tokens once ([lesson 5](05_order.py)). DINOv3 has no table. It rotates
 # each query and each key, in every block (Su et al. 2021; for two axes Heo et al. 2024). The channels are taken in
-# pairs, and the pair number $m$ of the token at position $i$ is rotated by an angle $i \omega_m$. Two of them, one
-# transposed, make one rotation by the difference:
+# pairs, and the pair number $m$ of the token at position $i$ is rotated by an angle $i \omega_m$. Two such rotations,
+# one transposed, make one rotation by the difference:
 #
 # $$
 # (R_i q)^\top (R_j k) = q^\top R_i^\top R_j\, k = q^\top R_{j-i}\, k .
