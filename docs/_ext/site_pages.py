@@ -51,6 +51,7 @@ NAVIGATION = {
         "notation",
         "glossary",
         "concepts",
+        "model_list",
         "reading_order",
         "bibliography",
         "migration",
@@ -76,7 +77,7 @@ API = [
 def chinese_pages() -> set[str]:
     """The pages that must have a Chinese text for every paragraph."""
     lessons = {f"lessons/{file.stem}" for file in (DOCS / "lessons").glob("[0-9]*.py")}
-    return {"index", "contents", "notation", "glossary", "concepts", "gradcheck", "lessons/index"} | lessons
+    return {"index", "contents", "notation", "glossary", "concepts", "gradcheck", "families", "lessons/index"} | lessons
 
 
 def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -520,3 +520,6 @@ break_it.VIT["depth"] = 6
 if not SHORT:
     assert shallow[1].accuracy > shallow[2].accuracy > 0.35 > shallow[4].accuracy
     assert shallow[4].first < shallow[3].first / 100
+
+# %% [markdown]
+# Next: [11. What changed after ViT](11_after_vit.py), the parts that CLIP, DINOv2 and others replaced.

@@ -65,7 +65,9 @@ class ViT(Model):
         dtype: "float32" or "float64".
         seed: of the initial weights, an int or a generator.
 
-    What changed after the first ViT (docs/families.md):
+    Options that came after the first ViT, explained in docs/families.md.
+
+    Args beyond those of the first ViT:
         reg_tokens: learned register tokens after the class token, which no head reads (DINOv2).
         no_embed_class: only patches have positions (DeiT III).
         pre_norm: a norm before the blocks, and no bias of the patches (CLIP).

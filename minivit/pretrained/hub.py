@@ -71,7 +71,7 @@ def fetch(
         CheckpointError: if there are no such weights, or they cannot be fetched, or differ from the hub's SHA-256; the
             message has the remedy, also without a network.
     """
-    repository, revision = _place(name)
+    repository, revision = repository_of(name)
     asks = revision is not None and not _COMMIT.fullmatch(revision)
     copy = _Copy(_library(repository, revision or "main"), repository, revision or "main", report, cache_dir, endpoint)
     try:
@@ -86,7 +86,7 @@ def fetch(
         return folder
 
 
-def _place(name: str) -> tuple[str, str | None]:
+def repository_of(name: str) -> tuple[str, str | None]:
     """The repository and revision of a name."""
     repository, _, revision = name.partition("@")
     if repository.endswith(_FILES) or repository.startswith((".", "~", "/")) or "\\" in repository:

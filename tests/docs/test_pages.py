@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+import minivit
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "minivit"
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
@@ -221,6 +223,7 @@ def test_every_paper_has_a_link() -> None:
 
 
 sys.path.insert(0, str(ROOT / "docs"))
+import write_model_list  # noqa: E402
 from write_reading_order import imports, needed, page, reading_order  # noqa: E402
 
 
@@ -246,6 +249,26 @@ def test_imports_are_looked_up_through_packages() -> None:
     assert needed("minivit.nn", "Linear") == {PACKAGE / "nn" / "basic.py"}
     assert needed("minivit", "functional") >= {PACKAGE / "functional" / "linear.py", PACKAGE / "functional" / "loss.py"}
     assert ("minivit.data.idx", "DataError") in set(imports(PACKAGE / "data" / "mnist.py"))
+
+
+# --- the list of models ---------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_models_is_current(weightless: None) -> None:
+    written = (ROOT / "docs" / "model_list.md").read_text(encoding="utf-8")
+    assert written == write_model_list.page(), "run `python docs/write_model_list.py`"
+
+
+def test_the_list_of_models_has_every_name_once() -> None:
+    written = (ROOT / "docs" / "model_list.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)`", written, flags=re.MULTILINE)) == minivit.list_models()
+    families = {write_model_list.family_of(name) for name in minivit.list_models()}
+    assert families == set(write_model_list.FAMILIES), "a family without names"
+    assert "| `vit_base_patch16_224` | 86,567,656 | 17.56 G | 224 | [`timm/vit_base_patch16_224.augreg2" in written
+    assert "huggingface.co/timm/vit_large_patch14_clip_336.openai)" in written  # quickgelu is in no repository's name
+
+
+# --- files are short ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())

@@ -268,7 +268,7 @@ def test_the_article_begins_with_its_own_words() -> None:
 
 @built
 def test_pages_are_in_chinese_or_say_that_they_are_not() -> None:
-    names = ("index", "contents", "notation", "glossary", "concepts", "gradcheck")
+    names = ("index", "contents", "notation", "glossary", "concepts", "gradcheck", "families")
     sources = [*(DOCS / f"{name}.md" for name in names), *(DOCS / "lessons").glob("[i0-9]*.*")]
     chinese = {"zh/" + file.relative_to(DOCS).with_suffix(".html").as_posix() for file in sources}
     for name in chinese:

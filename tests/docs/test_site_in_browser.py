@@ -28,7 +28,7 @@ LESSONS = [
         "05_order",
         "06_vit_in_numbers",
     ),
-    *("07_pretraining", "08_swin", "08b_shifted_windows", "09_backpropagation", "10_break_it"),
+    *("07_pretraining", "08_swin", "08b_shifted_windows", "09_backpropagation", "10_break_it", "11_after_vit"),
 ]
 PAGES = [
     "index",
