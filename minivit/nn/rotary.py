@@ -17,6 +17,8 @@ from minivit.nn.layer import Layer
 from minivit.protocol import Array, Back, Rng
 from minivit.sizes import Size
 
+TEMPERATURE = 100.0  # DINOv3's
+
 
 class RotaryPositions(Layer):
     """Queries or keys (B, H, p + N, d) -> the same, those of patches rotated by their position.
@@ -34,7 +36,7 @@ class RotaryPositions(Layer):
     Sources: Heo et al. 2024 (rotary positions of two axes); Siméoni et al. 2025 (DINOv3), section 3.2.
     """
 
-    def __init__(self, grid: Size, size: int, prefix_tokens: int, temperature: float = 100.0) -> None:
+    def __init__(self, grid: Size, size: int, prefix_tokens: int, temperature: float = TEMPERATURE) -> None:
         if size % 4:
             raise ValueError(f"rotary positions pair the channels of two axes: heads of {size} are no multiple of 4")
         self.grid, self.prefix_tokens, self.temperature = grid, prefix_tokens, temperature

@@ -46,6 +46,8 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("huggingface", "CLIP"): _CLIP,
     ("huggingface", "SigLIP"): {**_HALF, "squash": True},
     ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    # preprocessor_config.json of facebook/dinov3-...
+    ("huggingface", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},
     # openai/CLIP, clip.py; open_clip_config.json of the SigLIPs
     ("openclip", "CLIP"): _CLIP,
     ("openclip", "SigLIP"): {**_HALF, "squash": True},

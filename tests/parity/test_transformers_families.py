@@ -1,10 +1,11 @@
-"""Folders that transformers writes of CLIP, SigLIP and DINOv2 become the same models here, and exports load there.
+"""Folders that transformers writes of CLIP, SigLIP, DINOv2 and 3 become the same models here, and exports load there.
 
 Nothing is downloaded: the models are built from configurations, with random parameters.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TOWER = {**SIZES, "intermediate_size": 30}
 TEXT = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
 TEXT |= {"vocab_size": 10, "max_position_embeddings": 5, "bos_token_id": 0, "eos_token_id": 1}
 DINO = {**SIZES, "mlp_ratio": 2}
+DINO3 = {**TOWER, "hidden_size": 24, "num_register_tokens": 2}  # heads of 8 have two frequencies
 
 # the class, its configuration, and how its image vector is read: of an output, or as the class token or mean
 CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -73,6 +75,21 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {**DINO, "use_swiglu_ffn": True, "num_register_tokens": 2},
         "pooler_output",
     ),
+    "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3, "pooler_output"),
+    "dinov3_key_bias": ("DINOv3ViTModel", "DINOv3ViTConfig", {**DINO3, "key_bias": True}, "pooler_output"),
+    "dinov3_gated": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        {
+            **DINO3,
+            "num_register_tokens": 0,
+            "use_gated_mlp": True,
+            "hidden_act": "silu",
+            "query_bias": False,
+            "value_bias": False,
+        },
+        "pooler_output",
+    ),
     "vit_mae": ("ViTMAEModel", "ViTMAEConfig", {**TOWER, "mask_ratio": 0.0}, "token"),
     "ijepa": ("IJepaModel", "IJepaConfig", TOWER, "mean"),
     "ijepa_classifier": ("IJepaForImageClassification", "IJepaConfig", {**TOWER, "num_labels": 5}, "logits"),
@@ -89,6 +106,23 @@ def twin_of(case: str, **more: Any) -> Any:
         for name, param in twin.named_parameters():
             gain = "norm" in name and name.endswith("weight")
             param.copy_(torch.tensor(gain + 0.4 * rng.standard_normal(tuple(param.shape))))
+    return with_exact_rotation(twin)
+
+
+@pytest.fixture(autouse=True)
+def exact_centers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DINOv3's coordinates in float64, of which transformers has float32."""
+    module = importlib.import_module("transformers.models.dinov3_vit.modeling_dinov3_vit")
+    centers = module.get_patches_center_coordinates
+    exact = {"dtype": torch.float64}
+    monkeypatch.setattr(module, centers.__name__, lambda *grid, **more: centers(*grid, **{**more, **exact}))
+
+
+def with_exact_rotation(twin: Any) -> Any:
+    """DINOv3's frequencies in float64, likewise."""
+    if hasattr(twin, "rope_embeddings"):
+        size = twin.config.hidden_size // twin.config.num_attention_heads
+        twin.rope_embeddings.inv_freq = 1 / 100 ** torch.arange(0, 1, 4 / size, dtype=torch.float64)
     return twin
 
 
@@ -122,7 +156,7 @@ def test_what_transformers_saves_is_the_same_model_here(tmp_path: Path, case: st
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
     said = "".join(lines)
     assert all(line.startswith("minivit: omitted, as not part of the model: ") for line in lines)
-    assert BESIDE.get(case, "") in said and ("mask_token" in said) == ("dinov2" in case)
+    assert BESIDE.get(case, "") in said and ("mask_token" in said) == ("dino" in case)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,7 +169,9 @@ def test_the_names_in_memory(tmp_path: Path, case: str) -> None:
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
 
 
-@pytest.mark.parametrize("case", ["clip_vision", "siglip_vision", "clip", "siglip", "dinov2", "dinov2_registers"])
+@pytest.mark.parametrize(
+    "case", ["clip_vision", "siglip_vision", "clip", "siglip", "dinov2", "dinov2_registers", "dinov3"]
+)
 def test_what_config_json_leaves_out_is_transformers_default(tmp_path: Path, case: str) -> None:
     twin = twin_of(case)
     twin.save_pretrained(tmp_path)
@@ -174,7 +210,7 @@ def test_other_sizes_are_resampled_as_there(tmp_path: Path, case: str) -> None:
 
 
 EXPORTED = ["clip_vision", "clip_projection", "siglip_vision", "dinov2", "dinov2_swiglu", "dinov2_no_bias"]
-EXPORTED += ["dinov2_registers", "dinov2_registers_swiglu"]
+EXPORTED += ["dinov2_registers", "dinov2_registers_swiglu", "dinov3", "dinov3_key_bias", "dinov3_gated"]
 
 
 @pytest.mark.parametrize("case", EXPORTED)
@@ -186,4 +222,4 @@ def test_an_export_loads_into_transformers(tmp_path: Path, case: str) -> None:
     export(model, tmp_path / "model.safetensors", "huggingface")
     loaded, report = type(twin).from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float64)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    assert close(vector_of(loaded.eval(), images(), CASES[case][3]), model.predict(images()))
+    assert close(vector_of(with_exact_rotation(loaded.eval()), images(), CASES[case][3]), model.predict(images()))

@@ -1,4 +1,4 @@
-"""Files of CLIP, SigLIP, DINO, DINOv2, DeiT III, MAE and AIMv2 as their projects write them become the same models.
+"""Files of CLIP, SigLIP, DINO (1 to 3), DeiT III, MAE and AIMv2 as their projects write them become the same models.
 
 The names are written out in `published_families.py`. What no array shows must be said by a configuration, or be given.
 """
@@ -29,6 +29,9 @@ CLIP = {**SIZES, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
 SIGLIP = {**FEATURES, "class_token": False, "global_pool": "map", "gelu": "tanh"}
 DINO = {**FEATURES, "init_values": 1e-5}
 REGISTERS = {**DINO, "reg_tokens": 2, "no_embed_class": True}
+# its files show no image size, and heads of 8 have two frequencies
+DINO3 = {**FEATURES, "img_size": 224, "patch_size": 32, "embed_dim": 16, "init_values": 1e-5, "reg_tokens": 2}
+DINO3 |= {"norm_eps": 1e-5, "pos_embed": "rotary", "qkv_bias": "qv", "dynamic_img_size": True}
 DEIT3 = {**SIZES, "init_values": 1e-5, "no_embed_class": True}
 AIM = {**FEATURES, "class_token": False, "global_pool": "avg", "fc_norm": False, "mlp_layer": "swiglu"}
 AIM |= {"norm_eps": 1e-5, "norm_layer": "rmsnorm", "patch_norm": True, "proj_bias": False, "qkv_bias": False}
@@ -61,6 +64,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any], str]] = {
     ),
     "transformers_dinov2_gated": (
         "huggingface", "DINOv2", {**DINO, **GATED}, names.huggingface_dino, HEADS, "embeddings.mask_token"
+    ),
+    "transformers_dinov3": ("huggingface", "DINOv3", DINO3, names.huggingface_dino3, EXACT, "embeddings.mask_token"),
+    "transformers_dinov3_gated": (
+        "huggingface", "DINOv3", {**DINO3, "mlp_layer": "swiglu"}, names.huggingface_dino3, HEADS,
+        "embeddings.mask_token",
     ),
     "dinov2": ("meta", "DINOv2", DINO, names.meta_dino, {**EXACT, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_reg": ("meta", "DINOv2", REGISTERS, names.meta_dino, {**EXACT, "norm_eps": 1e-6}, "mask_token"),
@@ -230,6 +238,7 @@ def test_a_trunk_has_its_timm_models_settings(tmp_path: Path) -> None:
 # --- transformers' configuration ---
 
 VISION = {"num_attention_heads": 2, "image_size": 12, "hidden_size": 8, "num_hidden_layers": 2}
+VISION3 = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +259,13 @@ VISION = {"num_attention_heads": 2, "image_size": 12, "hidden_size": 8, "num_hid
         ),
         ("transformers_dinov2", {"model_type": "dinov2", **VISION, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
         ("transformers_dinov2_reg", {"model_type": "dinov2_with_registers", **VISION}, {}),
+        ("transformers_dinov3", {"model_type": "dinov3_vit", **VISION3, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
+        ("transformers_dinov3", {"model_type": "dinov3_vit", **VISION3, "image_size": 64}, {"img_size": 64}),
+        (
+            "transformers_dinov3_gated",
+            {"model_type": "dinov3_vit", **VISION3, "use_gated_mlp": True, "hidden_act": "silu"},
+            {},
+        ),
         ("openai", {"model_type": "clip", "vision_config": VISION}, {}),
         ("aimv2", {"model_type": "aimv2", **VISION, "rms_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
     ],
@@ -272,6 +288,21 @@ def test_config_json_is_honored(tmp_path: Path, case: str, config: Any, options:
 def test_a_config_json_of_another_model_is_refused(tmp_path: Path, config: Any, message: str) -> None:
     path, _ = stored(tmp_path, "transformers_clip")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        from_pretrained(path, report=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "message"),
+    [
+        ("transformers_dinov3", {"rope_theta": 1e4}, "rope_theta=10000.0, and minivit's rotary positions have 100"),
+        ("transformers_dinov3", {"hidden_act": "silu"}, "hidden_act='silu', and minivit has only GELU"),
+        ("transformers_dinov3_gated", {"use_gated_mlp": True}, "hidden_act='gelu' of a gated MLP.*only 'silu'"),
+    ],
+)
+def test_another_arithmetic_of_dinov3_is_refused(tmp_path: Path, case: str, config: Any, message: str) -> None:
+    path, _ = stored(tmp_path, case)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov3_vit", **VISION3, **config}))
     with pytest.raises(CheckpointError, match=message):
         from_pretrained(path, report=lambda line: None)
 
@@ -330,7 +361,7 @@ def test_a_masked_autoencoder_of_transformers_is_its_encoder(tmp_path: Path) -> 
 # --- exports ---
 
 EXPORTED = ["openai", "transformers_clip", "transformers_siglip", "transformers_dinov2", "transformers_dinov2_reg"]
-EXPORTED += ["transformers_dinov2_gated"]
+EXPORTED += ["transformers_dinov2_gated", "transformers_dinov3", "transformers_dinov3_gated"]
 
 
 @pytest.mark.parametrize("case", EXPORTED)
@@ -365,6 +396,16 @@ def test_what_a_projection_cannot_hold_is_refused(tmp_path: Path) -> None:
         export(drawn(ViT, **{**SIGLIP, "num_classes": 5}), tmp_path / "x", "huggingface")
     with pytest.raises(ValueError, match="openclip has no name for"):
         export(drawn(ViT, **SIZES), tmp_path / "x", "openclip")
+    with pytest.raises(ValueError, match="DINOv3 has global_pool='token', and this model 'avg': export it as 'timm'"):
+        export(drawn(ViT, **{**DINO3, "global_pool": "avg", "fc_norm": False}), tmp_path / "x", "huggingface")
+    for lacking in ({"final_norm": False}, {"class_token": False, "global_pool": "avg", "fc_norm": False}):
+        with pytest.raises(ValueError, match="huggingface has no name for"):
+            export(drawn(ViT, **{**DINO3, **lacking}), tmp_path / "x", "huggingface")
+    for layout in ("openclip", "torchvision"):
+        with pytest.raises(ValueError, match=f"within each block's attention, and {layout} has no such ViT"):
+            export(drawn(ViT, **DINO3), tmp_path / "x", layout)
+    with pytest.raises(ValueError, match="huggingface has no name for"):  # not as DINOv3, which would rotate
+        export(drawn(ViT, **{**DINO3, "pos_embed": "none"}), tmp_path / "x", "huggingface")
     for layout in ("meta", "apple"):
         with pytest.raises(ValueError, match=f"layout='{layout}' has no ViT: choose one of .*huggingface, openclip"):
             export(drawn(ViT, **SIZES), tmp_path / "x", layout)
@@ -382,6 +423,7 @@ IMAGES: dict[str, tuple[Any, float, bool]] = {
     "transformers_siglip": (HALF, 1.0, True),
     "openclip_siglip": (HALF, 1.0, True),
     "transformers_dinov2": (IMAGENET, 224 / 256, False),
+    "transformers_dinov3": (IMAGENET, 1.0, True),
     "dinov2_reg": (IMAGENET, 224 / 256, False),
     "deit3": (IMAGENET, 1.0, False),
     "mae": (IMAGENET, 224 / 256, False),
@@ -394,7 +436,9 @@ IMAGES: dict[str, tuple[Any, float, bool]] = {
 def test_the_preprocessing_of_each_family(tmp_path: Path, case: str) -> None:
     path, model = stored(tmp_path, case)
     numbers, crop, squash = IMAGES[case]
-    assert preprocessing(path, model) == Preprocess(12, crop, "bicubic", *numbers, squash=squash)
+    filtered = "bilinear" if "dinov3" in case else "bicubic"
+    size = model.config["img_size"]
+    assert preprocessing(path, model) == Preprocess(size, crop, filtered, *numbers, squash=squash)
 
 
 def test_the_preprocessing_in_open_clip_config(tmp_path: Path) -> None:

@@ -115,6 +115,28 @@ def huggingface_dino(a: dict[str, Any], model: Any) -> dict[str, Any]:
     return out
 
 
+def huggingface_dino3(a: dict[str, Any], model: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {"embeddings.cls_token": a["cls_token"], "embeddings.register_tokens": a["reg_token"]}
+    out["embeddings.mask_token"] = np.zeros((1, 1, model.config["embed_dim"]))
+    both(out, a, "embeddings.patch_embeddings", "patch_embed.proj")
+    names = [("up_proj", "fc1"), ("down_proj", "fc2")]
+    if model.config["mlp_layer"] == "swiglu":
+        names = [("gate_proj", "fc1_g"), ("up_proj", "fc1_x"), ("down_proj", "fc2")]
+    for i in range(model.config["depth"]):
+        for name, third in zip("qkv", thirds(a[f"blocks.{i}.attn.qkv.weight"])):
+            out[f"layer.{i}.attention.{name}_proj.weight"] = third
+        for name in "qv":
+            out[f"layer.{i}.attention.{name}_proj.bias"] = a[f"blocks.{i}.attn.{name}_bias"]
+        both(out, a, f"layer.{i}.attention.o_proj", f"blocks.{i}.attn.proj")
+        for theirs, ours in names:
+            both(out, a, f"layer.{i}.mlp.{theirs}", f"blocks.{i}.mlp.{ours}")
+        for n in (1, 2):
+            both(out, a, f"layer.{i}.norm{n}", f"blocks.{i}.norm{n}")
+            out[f"layer.{i}.layer_scale{n}.lambda1"] = a[f"blocks.{i}.ls{n}.gamma"]
+    both(out, a, "norm", "norm")
+    return out
+
+
 def placed(out: dict[str, Any], a: dict[str, Any], token: str, positions: str) -> None:
     """A class token and its position, which a model with registers has as one sum."""
     out[token], out[positions] = a["cls_token"], a["pos_embed"]

@@ -1,4 +1,4 @@
-"""The names of Hugging Face transformers for the families after ViT: CLIP, SigLIP and DINOv2."""
+"""The names of Hugging Face transformers for the families after ViT: CLIP, SigLIP, DINOv2 and DINOv3."""
 
 from __future__ import annotations
 
@@ -190,7 +190,61 @@ def _dino(gated: bool, registers: bool) -> Layout:
     )
 
 
+# DINOv3: rotary positions, of which it stores nothing; blocks are `layer` in files, and `model.layer` in memory
+_LAYER3 = "layer.{i}"
+_DINOV3 = (
+    Rule("cls_token", "embeddings.cls_token"),
+    Rule("reg_token", "embeddings.register_tokens"),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.{p}"),
+    *(Rule(f"{_BLOCK}.{each}.{{p}}", f"{_LAYER3}.{each}.{{p}}") for each in ("norm1", "norm2")),
+    *(Rule(f"{_BLOCK}.ls{n}.gamma", f"{_LAYER3}.layer_scale{n}.lambda1") for n in (1, 2)),
+    _qkv(f"{_LAYER3}.attention", ("q_proj", "k_proj", "v_proj")),
+    *(Rule(f"{_BLOCK}.attn.{each}_bias", f"{_LAYER3}.attention.{each}_proj.bias") for each in "qv"),
+    Rule(f"{_BLOCK}.attn.proj.{{p}}", f"{_LAYER3}.attention.o_proj.{{p}}"),
+    Rule(
+        [f"{_BLOCK}.mlp.{each}.{{p}}" for each in ("fc1_g", "fc1_x")],
+        [f"{_LAYER3}.mlp.{each}_proj.{{p}}" for each in ("gate", "up")],
+    ),
+    Rule(f"{_BLOCK}.mlp.fc1.{{p}}", f"{_LAYER3}.mlp.up_proj.{{p}}"),
+    Rule(f"{_BLOCK}.mlp.fc2.{{p}}", f"{_LAYER3}.mlp.down_proj.{{p}}"),
+    Rule("norm.{p}", "norm.{p}"),
+)
+
+
+def _as_in_files(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The names in files for those in memory, and no array of 0 registers."""
+    return {name.removeprefix("model."): array for name, array in arrays.items() if name != _REGISTERS or array.size}
+
+
+def _with_empty_tokens(arrays: dict[str, Array]) -> dict[str, Array]:
+    """With the mask token of pretraining and 0 registers, without which transformers warns."""
+    token = arrays[_CLASS]
+    return {
+        _REGISTERS: np.zeros((1, 0, token.shape[2]), token.dtype),
+        **arrays,
+        "embeddings.mask_token": np.zeros_like(token),
+    }
+
+
+_DINOV3_LAYOUT = Layout(
+    "huggingface",
+    "ViT",
+    (
+        r"embeddings\.cls_token",
+        r"embeddings\.patch_embeddings\.weight",
+        r"(model\.)?layer\.0\.layer_scale1\.lambda1",
+        r"norm\.weight",
+    ),
+    _DINOV3,
+    IGNORED,
+    prepare=_as_in_files,
+    family="DINOv3",
+    settings={"norm_eps": 1e-5, "global_pool": "token", "pos_embed": "rotary", "dynamic_img_size": True},
+    finish=_with_empty_tokens,
+)
+
 HUGGINGFACE_FAMILIES = [
     *_towers(),
     *(_dino(gated, registers) for registers in (True, False) for gated in (False, True)),
+    _DINOV3_LAYOUT,
 ]
