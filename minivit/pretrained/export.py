@@ -79,6 +79,11 @@ def _with_plain_positions(model: Any, layout: str, named: bool) -> dict[str, Arr
     config = model.config
     if type(model).__name__ != "ViT":
         return arrays
+    if config["rotary_periods"] != "exact":
+        raise ValueError(
+            f"rotary_periods={config['rotary_periods']!r}: {layout}'s are exact, and no file holds them: read the "
+            "model with rotary_periods='exact', or keep it with minivit.save"
+        )
     if config["pos_embed"] in _WITHIN:
         if layout == "timm" and config["qkv_bias"] in (False, "qv"):
             return as_gammas(arrays)

@@ -54,6 +54,7 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # facebookresearch: eval_linear.py of dino, transforms.py of dinov2, main_finetune.py of mae; DeiT III keeps it all
     ("meta", "DINO"): {**_IMAGENET, "crop": 224 / 256},
     ("meta", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    ("meta", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},  # README.md of dinov3
     ("meta", "MAE"): {**_IMAGENET, "crop": 224 / 256},
     ("meta", "DeiT III"): _IMAGENET,
     ("apple", "AIMv2"): _CLIP,  # preprocessor_config.json of apple/aimv2-...

@@ -197,13 +197,15 @@ def test_a_head_that_reads_two_vectors_is_refused_and_its_features_are_not(tmp_p
     assert close(found.predict(images()), expected)
 
 
-@pytest.mark.parametrize("case", ["dinov2", "dinov2_registers", "dinov2_swiglu", "clip_vision", "siglip_vision"])
+@pytest.mark.parametrize(
+    "case", ["dinov2", "dinov2_registers", "dinov2_swiglu", "dinov3", "clip_vision", "siglip_vision"]
+)
 def test_other_sizes_are_resampled_as_there(tmp_path: Path, case: str) -> None:
     twin = twin_of(case)
     twin.save_pretrained(tmp_path)
     found = from_pretrained(tmp_path, img_size=(12, 20), dtype="float64", report=lambda line: None)
     wide = np.random.default_rng(5).standard_normal((2, 3, 12, 20))
-    more = {} if "dinov2" in case else {"interpolate_pos_encoding": True}
+    more = {} if "dino" in case else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         expected = twin(torch.tensor(wide), **more).pooler_output.numpy()
     assert close(found.predict(wide), expected, 1e-5)  # transformers resamples DINOv2's positions in float32

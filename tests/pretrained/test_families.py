@@ -32,6 +32,7 @@ REGISTERS = {**DINO, "reg_tokens": 2, "no_embed_class": True}
 # its files show no image size, and heads of 8 have two frequencies
 DINO3 = {**FEATURES, "img_size": 224, "patch_size": 32, "embed_dim": 16, "init_values": 1e-5, "reg_tokens": 2}
 DINO3 |= {"norm_eps": 1e-5, "pos_embed": "rotary", "qkv_bias": "qv", "dynamic_img_size": True}
+META3 = {**DINO3, "embed_dim": 32, "rotary_periods": "bfloat16"}
 DEIT3 = {**SIZES, "init_values": 1e-5, "no_embed_class": True}
 AIM = {**FEATURES, "class_token": False, "global_pool": "avg", "fc_norm": False, "mlp_layer": "swiglu"}
 AIM |= {"norm_eps": 1e-5, "norm_layer": "rmsnorm", "patch_norm": True, "proj_bias": False, "qkv_bias": False}
@@ -75,6 +76,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any], str]] = {
     "dinov2_gated": ("meta", "DINOv2", {**DINO, **GATED}, names.meta_dino, {**HEADS, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_gated_reg": (
         "meta", "DINOv2", {**REGISTERS, **GATED}, names.meta_dino, {**HEADS, "norm_eps": 1e-6}, "mask_token"
+    ),
+    "dinov3": ("meta", "DINOv3", META3, names.meta_dino3, {"gelu": "none"}, "local_cls_norm.weight"),
+    "dinov3_gated": (
+        "meta", "DINOv3", {**META3, "mlp_layer": "swiglu"}, names.meta_dino3, {}, "local_cls_norm.weight"
     ),
     "deit3": ("meta", "DeiT III", DEIT3, names.meta_deit3, {**EXACT, "norm_eps": 1e-6}, ""),
     "mae": ("meta", "MAE", FEATURES, names.meta_mae, HEADS, "decoder_blocks.0.attn.qkv.weight"),
@@ -133,7 +138,10 @@ def test_a_published_file_becomes_its_model(tmp_path: Path, case: str) -> None:
     assert same(other, model)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("mae", "dino", "dino_in_module")])
+SHOWN = ("mae", "dino", "dino_in_module", "dinov3_gated")  # as their arrays, or those of any such model
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in SHOWN])
 def test_what_no_array_shows_is_asked_for(tmp_path: Path, case: str) -> None:
     given = CASES[case][4]
     path, _ = stored(tmp_path, case)
@@ -358,6 +366,72 @@ def test_a_masked_autoencoder_of_transformers_is_its_encoder(tmp_path: Path) -> 
     assert same(found, model) and lines == ["minivit: omitted, as not part of the model: 'decoder.decoder_pred.bias'"]
 
 
+# --- facebookresearch's DINOv3 ---
+
+
+def meta_dinov3(folder: Path, **changes: Any) -> tuple[Path, ViT, dict[str, Any]]:
+    """A file with these arrays instead of its own, the model in it, and its arrays; None leaves one out."""
+    model = model_of("dinov3")
+    arrays = {**names.meta_dino3(model.state_dict(), model), **changes}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    save_arrays(folder / "x.safetensors", arrays, None)
+    return folder / "x.safetensors", model, arrays
+
+
+MASK = "blocks.0.attn.qkv.bias_mask"
+
+
+@pytest.mark.parametrize("mask", ["never set", "of k alone", "of all"])
+def test_a_mask_of_biases_may_be_nan(tmp_path: Path, mask: str) -> None:
+    kept, nan = np.ones(32), np.full(32, np.nan)
+    parts = {"never set": (nan, nan, nan), "of k alone": (kept, nan, kept), "of all": (0 * kept,) * 3}[mask]
+    path, model, _ = meta_dinov3(tmp_path, **{MASK: np.concatenate(parts)})
+    if mask == "of all":
+        for each in "qv":
+            model.parameters()[f"blocks.0.attn.{each}_bias"].data[:] = 0
+    assert same(from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None), model)
+
+
+def test_a_masked_bias_may_be_nan_and_one_without_mask_counts(tmp_path: Path) -> None:
+    nan = np.full(32, np.nan)
+    _, model, arrays = meta_dinov3(tmp_path)
+    q, k, v = np.split(arrays["blocks.0.attn.qkv.bias"], 3)
+    path, *_ = meta_dinov3(tmp_path, **{"blocks.0.attn.qkv.bias": np.concatenate((q, nan, v))})
+    assert same(from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None), model)
+    path, *_ = meta_dinov3(tmp_path, **{MASK: None})
+    found = from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None)
+    state = found.state_dict()
+    assert np.array_equal(state["blocks.0.attn.qkv.bias"], np.concatenate((q, k, v)))  # and k's turns with the position
+    assert not state["blocks.1.attn.qkv.bias"][32:64].any() and not same(found, model)
+
+
+@pytest.mark.parametrize(("periods", "rounding"), [([1, 3.16227766, 10, 31.6227766], "exact"), (None, "bfloat16")])
+def test_the_periods_in_the_file_are_those_of_the_model(tmp_path: Path, periods: Any, rounding: str) -> None:
+    changes = {} if periods is None else {"rope_embed.periods": np.array(periods, np.float32)}
+    path, model, _ = meta_dinov3(tmp_path, **changes)
+    found = from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None)
+    assert found.config["rotary_periods"] == rounding and same(found, model) == (rounding == "bfloat16")
+    exact = from_pretrained(path, gelu="none", rotary_periods="exact", dtype="float64", report=lambda line: None)
+    export(exact, tmp_path / "timm.safetensors", "timm")
+    if rounding == "bfloat16":
+        with pytest.raises(ValueError, match="rotary_periods='bfloat16': timm's are exact.*rotary_periods='exact'"):
+            export(found, tmp_path / "timm.safetensors", "timm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_embed.periods": np.array([1, 5.62, 31.6, 178])}, "periods go from 1 to 178, and minivit's.*bfloat16"),
+        ({"rope_embed.periods": np.ones(3)}, "rope_embed.periods has 3 numbers, a quarter of .* of which it has 32"),
+        ({"cls_norm.weight": np.ones(32)}, "names are not the model's, first 'cls_norm.weight'"),
+    ],
+)
+def test_what_dinov3_may_have_and_minivit_lacks_is_refused_by_name(tmp_path: Path, changes: Any, message: str) -> None:
+    path, *_ = meta_dinov3(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        from_pretrained(path, gelu="none", report=lambda line: None)
+
+
 # --- exports ---
 
 EXPORTED = ["openai", "transformers_clip", "transformers_siglip", "transformers_dinov2", "transformers_dinov2_reg"]
@@ -425,6 +499,7 @@ IMAGES: dict[str, tuple[Any, float, bool]] = {
     "transformers_dinov2": (IMAGENET, 224 / 256, False),
     "transformers_dinov3": (IMAGENET, 1.0, True),
     "dinov2_reg": (IMAGENET, 224 / 256, False),
+    "dinov3": (IMAGENET, 1.0, True),
     "deit3": (IMAGENET, 1.0, False),
     "mae": (IMAGENET, 224 / 256, False),
     "dino": (IMAGENET, 224 / 256, False),

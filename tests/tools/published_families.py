@@ -166,6 +166,26 @@ def meta_dino(a: dict[str, Any], model: Any) -> dict[str, Any]:
     return out
 
 
+def meta_dino3(a: dict[str, Any], model: Any) -> dict[str, Any]:
+    """facebookresearch/dinov3: k has a bias, which a mask sets to 0, and heads of 16 have these periods in bfloat16."""
+    gates = {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2", "mlp.fc2": "mlp.w3"}
+    gates = gates if model.config["mlp_layer"] == "swiglu" else {}
+    out: dict[str, Any] = {"mask_token": np.ones((1, model.config["embed_dim"])), "storage_tokens": a["reg_token"]}
+    out["rope_embed.periods"] = np.array([1, 3.15625, 10, 31.625], np.float32)
+    for part in PARTS:
+        out[f"local_cls_norm.{part}"] = np.ones(model.config["embed_dim"])
+    for name, array in a.items():
+        if name.endswith("q_bias"):
+            k, v = np.full_like(array, 7), a[name.replace("q_bias", "v_bias")]
+            fused = name.replace("q_bias", "qkv.bias")
+            out[fused], out[f"{fused}_mask"] = np.concatenate((array, k, v)), np.repeat((1.0, 0.0, 1.0), k.size)
+        elif not name.endswith("v_bias") and name != "reg_token":
+            for ours, theirs in gates.items():
+                name = name.replace(ours, theirs)
+            out[name] = array
+    return out
+
+
 def meta_deit3(a: dict[str, Any], model: Any) -> dict[str, Any]:
     return {name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): x for name, x in a.items()}
 
