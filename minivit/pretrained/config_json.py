@@ -43,12 +43,15 @@ _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
 _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
 _MODEL_TYPES |= dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), "ViT")
-_MODEL_TYPES |= dict.fromkeys(("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2", "dinov3_vit"), "ViT")
+_MODEL_TYPES |= dict.fromkeys(
+    ("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2", "dinov3_vit", "beit"), "ViT"
+)
 # transformers' values of what a config.json of these types leaves out
 _LEFT_OUT: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224},
     "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224},
     "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224},
+    "beit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224},
     "dinov3_vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "num_attention_heads": 6},
 }
 _LEFT_OUT["dinov2_with_registers"] = _LEFT_OUT["dinov2"]

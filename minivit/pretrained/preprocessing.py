@@ -48,6 +48,7 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
     # preprocessor_config.json of facebook/dinov3-...
     ("huggingface", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},
+    ("huggingface", "BEiT"): {**_HALF, "squash": True},  # preprocessor_config.json of microsoft/beit-...
     # openai/CLIP, clip.py; open_clip_config.json of the SigLIPs
     ("openclip", "CLIP"): _CLIP,
     ("openclip", "SigLIP"): {**_HALF, "squash": True},

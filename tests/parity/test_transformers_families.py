@@ -27,6 +27,8 @@ TOWER = {**SIZES, "intermediate_size": 30}
 TEXT = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
 TEXT |= {"vocab_size": 10, "max_position_embeddings": 5, "bos_token_id": 0, "eos_token_id": 1}
 DINO = {**SIZES, "mlp_ratio": 2}
+BEIT = {**TOWER, "use_relative_position_bias": True}
+SHARED = {**TOWER, "use_shared_relative_position_bias": True, "use_mask_token": True}
 DINO3 = {**TOWER, "hidden_size": 24, "num_register_tokens": 2}  # heads of 8 have two frequencies
 
 # the class, its configuration, and how its image vector is read: of an output, or as the class token or mean
@@ -90,16 +92,29 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
         },
         "pooler_output",
     ),
+    "beit": ("BeitModel", "BeitConfig", BEIT, "pooler_output"),
+    "beit_classifier": ("BeitForImageClassification", "BeitConfig", {**BEIT, "num_labels": 5}, "logits"),
+    "beit_token": ("BeitModel", "BeitConfig", {**BEIT, "use_mean_pooling": False}, "pooler_output"),
+    "beit_shared": ("BeitForImageClassification", "BeitConfig", {**SHARED, "num_labels": 5}, "logits"),
+    "beit_both": ("BeitModel", "BeitConfig", {**SHARED, "use_relative_position_bias": True}, "pooler_output"),
+    "beit_unscaled": ("BeitModel", "BeitConfig", {**BEIT, "layer_scale_init_value": 0.0}, "pooler_output"),
+    "beit_placed": (
+        "BeitModel",
+        "BeitConfig",
+        {**BEIT, "use_relative_position_bias": False, "use_absolute_position_embeddings": True},
+        "pooler_output",
+    ),
     "vit_mae": ("ViTMAEModel", "ViTMAEConfig", {**TOWER, "mask_ratio": 0.0}, "token"),
     "ijepa": ("IJepaModel", "IJepaConfig", TOWER, "mean"),
     "ijepa_classifier": ("IJepaForImageClassification", "IJepaConfig", {**TOWER, "num_labels": 5}, "logits"),
 }
+PRETRAINING = {"beit_pretraining": ("BeitForMaskedImageModeling", "BeitConfig", {**SHARED, "vocab_size": 9}, "")}
 BESIDE = {"clip": "text_model", "siglip": "text_model"}
 
 
 def twin_of(case: str, **more: Any) -> Any:
     """The model of transformers in float64, with every parameter far from its start."""
-    kind, config, arguments, _ = CASES[case]
+    kind, config, arguments, _ = {**CASES, **PRETRAINING}[case]
     twin = getattr(transformers, kind)(getattr(transformers, config)(**{**arguments, **more})).to(torch.float64).eval()
     rng = np.random.default_rng(3)
     with torch.no_grad():
@@ -156,7 +171,9 @@ def test_what_transformers_saves_is_the_same_model_here(tmp_path: Path, case: st
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
     said = "".join(lines)
     assert all(line.startswith("minivit: omitted, as not part of the model: ") for line in lines)
-    assert BESIDE.get(case, "") in said and ("mask_token" in said) == ("dino" in case)
+    assert BESIDE.get(case, "") in said and ("mask_token" in said) == (
+        "dino" in case or bool(CASES[case][2].get("use_mask_token"))
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -170,7 +187,7 @@ def test_the_names_in_memory(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["clip_vision", "siglip_vision", "clip", "siglip", "dinov2", "dinov2_registers", "dinov3"]
+    "case", ["clip_vision", "siglip_vision", "clip", "siglip", "dinov2", "dinov2_registers", "dinov3", "beit"]
 )
 def test_what_config_json_leaves_out_is_transformers_default(tmp_path: Path, case: str) -> None:
     twin = twin_of(case)
@@ -182,6 +199,17 @@ def test_what_config_json_leaves_out_is_transformers_default(tmp_path: Path, cas
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = from_pretrained(tmp_path, dtype="float64", report=lambda line: None)
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
+
+
+def test_a_beit_in_pretraining_is_its_encoder(tmp_path: Path) -> None:
+    twin = twin_of("beit_pretraining")
+    twin.save_pretrained(tmp_path)
+    lines: list[str] = []
+    found = from_pretrained(tmp_path, dtype="float64", report=lines.append)
+    assert any("lm_head.weight" in line for line in lines)
+    with torch.no_grad():
+        expected = twin.layernorm(twin.beit(torch.tensor(images())).last_hidden_state)[:, 0].numpy()
+    assert close(found.predict(images()), expected)
 
 
 @pytest.mark.parametrize("case", ["Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"])
@@ -198,14 +226,14 @@ def test_a_head_that_reads_two_vectors_is_refused_and_its_features_are_not(tmp_p
 
 
 @pytest.mark.parametrize(
-    "case", ["dinov2", "dinov2_registers", "dinov2_swiglu", "dinov3", "clip_vision", "siglip_vision"]
+    "case", ["dinov2", "dinov2_registers", "dinov2_swiglu", "dinov3", "beit", "clip_vision", "siglip_vision"]
 )
 def test_other_sizes_are_resampled_as_there(tmp_path: Path, case: str) -> None:
     twin = twin_of(case)
     twin.save_pretrained(tmp_path)
     found = from_pretrained(tmp_path, img_size=(12, 20), dtype="float64", report=lambda line: None)
     wide = np.random.default_rng(5).standard_normal((2, 3, 12, 20))
-    more = {} if "dino" in case else {"interpolate_pos_encoding": True}
+    more = {} if "dino" in case or "beit" in case else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         expected = twin(torch.tensor(wide), **more).pooler_output.numpy()
     assert close(found.predict(wide), expected, 1e-5)  # transformers resamples DINOv2's positions in float32
@@ -213,6 +241,7 @@ def test_other_sizes_are_resampled_as_there(tmp_path: Path, case: str) -> None:
 
 EXPORTED = ["clip_vision", "clip_projection", "siglip_vision", "dinov2", "dinov2_swiglu", "dinov2_no_bias"]
 EXPORTED += ["dinov2_registers", "dinov2_registers_swiglu", "dinov3", "dinov3_key_bias", "dinov3_gated"]
+EXPORTED += ["beit", "beit_classifier", "beit_token", "beit_unscaled"]
 
 
 @pytest.mark.parametrize("case", EXPORTED)

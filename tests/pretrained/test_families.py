@@ -22,6 +22,7 @@ from minivit.io.weights import Weights, read_weights
 from minivit.pretrained.plan import plan_of
 from minivit.pretrained.preprocessing import preprocessing
 from minivit.pretrained.recognition import recognize
+from minivit.sizes import pair
 
 SIZES: dict[str, Any] = {"img_size": 12, "patch_size": 4, "num_classes": 5, "embed_dim": 8, "depth": 2, "num_heads": 2}
 FEATURES = {**SIZES, "num_classes": 0}
@@ -32,6 +33,8 @@ REGISTERS = {**DINO, "reg_tokens": 2, "no_embed_class": True}
 # its files show no image size, and heads of 8 have two frequencies
 DINO3 = {**FEATURES, "img_size": 224, "patch_size": 32, "embed_dim": 16, "init_values": 1e-5, "reg_tokens": 2}
 DINO3 |= {"norm_eps": 1e-5, "pos_embed": "rotary", "qkv_bias": "qv", "dynamic_img_size": True}
+BEIT = {**SIZES, "pos_embed": "relative", "qkv_bias": "qv", "init_values": 1e-5, "global_pool": "avg"}
+BEIT |= {"norm_eps": 1e-12}
 META3 = {**DINO3, "embed_dim": 32, "rotary_periods": "bfloat16"}
 DEIT3 = {**SIZES, "init_values": 1e-5, "no_embed_class": True}
 AIM = {**FEATURES, "class_token": False, "global_pool": "avg", "fc_norm": False, "mlp_layer": "swiglu"}
@@ -71,6 +74,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any], str]] = {
         "huggingface", "DINOv3", {**DINO3, "mlp_layer": "swiglu"}, names.huggingface_dino3, HEADS,
         "embeddings.mask_token",
     ),
+    "transformers_beit": ("huggingface", "BEiT", BEIT, names.huggingface_beit, {"gelu": "none"}, ""),
+    "transformers_beit_features": (
+        "huggingface", "BEiT", {**BEIT, "num_classes": 0}, lambda a, m: names.huggingface_beit(a, m, ""),
+        {"gelu": "none"}, "",
+    ),
     "dinov2": ("meta", "DINOv2", DINO, names.meta_dino, {**EXACT, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_reg": ("meta", "DINOv2", REGISTERS, names.meta_dino, {**EXACT, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_gated": ("meta", "DINOv2", {**DINO, **GATED}, names.meta_dino, {**HEADS, "norm_eps": 1e-6}, "mask_token"),
@@ -107,7 +115,7 @@ def stored(folder: Path, case: str, **more: Any) -> tuple[Path, ViT]:
 
 
 def images(model: ViT) -> Any:
-    return np.random.default_rng(5).standard_normal((2, 3, *[model.config["img_size"]] * 2))
+    return np.random.default_rng(5).standard_normal((2, 3, *pair(model.config["img_size"])))
 
 
 def same(found: Any, model: ViT) -> bool:
@@ -274,6 +282,8 @@ VISION3 = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 2}
             {"model_type": "dinov3_vit", **VISION3, "use_gated_mlp": True, "hidden_act": "silu"},
             {},
         ),
+        ("transformers_beit", {"model_type": "beit", **VISION, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
+        ("transformers_beit", {"model_type": "beit", **VISION, "image_size": [8, 20]}, {"img_size": (8, 20)}),
         ("openai", {"model_type": "clip", "vision_config": VISION}, {}),
         ("aimv2", {"model_type": "aimv2", **VISION, "rms_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
     ],
@@ -366,6 +376,40 @@ def test_a_masked_autoencoder_of_transformers_is_its_encoder(tmp_path: Path) -> 
     assert same(found, model) and lines == ["minivit: omitted, as not part of the model: 'decoder.decoder_pred.bias'"]
 
 
+# --- transformers' BEiT ---
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_table_that_all_blocks_share_becomes_one_in_each(tmp_path: Path, beside: bool) -> None:
+    model = model_of("transformers_beit")
+    arrays = names.huggingface_beit(model.state_dict(), model)
+    shared = "beit.encoder.relative_position_bias.relative_position_bias_table"
+    arrays[shared] = np.random.default_rng(1).standard_normal((28, 2))  # 25 offsets of a 3x3 grid, 3 of the class token
+    for i, block in enumerate(model.blocks):
+        own = arrays.pop(
+            f"beit.encoder.layer.{i}.attention.attention.relative_position_bias.relative_position_bias_table"
+        )
+        if beside:
+            arrays[
+                f"beit.encoder.layer.{i}.attention.attention.relative_position_bias.relative_position_bias_table"
+            ] = own
+        block.attn.parameters()["relative_position_bias_table"].data = arrays[shared] + beside * own
+    save_arrays(tmp_path / "x.safetensors", arrays, None)
+    assert same(from_pretrained(tmp_path / "x.safetensors", dtype="float64", gelu="none"), model)
+
+
+def test_what_beit_may_have_and_minivit_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    model = model_of("transformers_beit")
+    arrays = names.huggingface_beit(model.state_dict(), model)
+    for more, message in (
+        ({"beit.embeddings.position_embeddings": np.ones((1, 10, 8))}, "first 'blocks.0.attn.relative_position_bias"),
+        ({"decode_head.classifier.bias": np.ones(3)}, "first 'decode_head.classifier.bias'"),
+    ):
+        save_arrays(tmp_path / "x.safetensors", {**arrays, **more}, None)
+        with pytest.raises(CheckpointError, match=message):
+            from_pretrained(tmp_path / "x.safetensors", **EXACT, report=lambda line: None)
+
+
 # --- facebookresearch's DINOv3 ---
 
 
@@ -435,7 +479,7 @@ def test_what_dinov3_may_have_and_minivit_lacks_is_refused_by_name(tmp_path: Pat
 # --- exports ---
 
 EXPORTED = ["openai", "transformers_clip", "transformers_siglip", "transformers_dinov2", "transformers_dinov2_reg"]
-EXPORTED += ["transformers_dinov2_gated", "transformers_dinov3", "transformers_dinov3_gated"]
+EXPORTED += ["transformers_dinov2_gated", "transformers_dinov3", "transformers_dinov3_gated", "transformers_beit"]
 
 
 @pytest.mark.parametrize("case", EXPORTED)
@@ -472,6 +516,10 @@ def test_what_a_projection_cannot_hold_is_refused(tmp_path: Path) -> None:
         export(drawn(ViT, **SIZES), tmp_path / "x", "openclip")
     with pytest.raises(ValueError, match="DINOv3 has global_pool='token', and this model 'avg': export it as 'timm'"):
         export(drawn(ViT, **{**DINO3, "global_pool": "avg", "fc_norm": False}), tmp_path / "x", "huggingface")
+    with pytest.raises(ValueError, match="BEiT has global_pool='token', and this model 'avg'"):
+        export(drawn(ViT, **{**BEIT, "fc_norm": False}), tmp_path / "x", "huggingface")
+    with pytest.raises(ValueError, match="huggingface has no name for 'blocks.0.attn.qkv.bias'"):
+        export(drawn(ViT, **{**BEIT, "qkv_bias": True}), tmp_path / "x", "huggingface")
     for lacking in ({"final_norm": False}, {"class_token": False, "global_pool": "avg", "fc_norm": False}):
         with pytest.raises(ValueError, match="huggingface has no name for"):
             export(drawn(ViT, **{**DINO3, **lacking}), tmp_path / "x", "huggingface")
@@ -497,6 +545,7 @@ IMAGES: dict[str, tuple[Any, float, bool]] = {
     "transformers_siglip": (HALF, 1.0, True),
     "openclip_siglip": (HALF, 1.0, True),
     "transformers_dinov2": (IMAGENET, 224 / 256, False),
+    "transformers_beit": (HALF, 1.0, True),
     "transformers_dinov3": (IMAGENET, 1.0, True),
     "dinov2_reg": (IMAGENET, 224 / 256, False),
     "dinov3": (IMAGENET, 1.0, True),

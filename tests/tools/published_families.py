@@ -137,6 +137,28 @@ def huggingface_dino3(a: dict[str, Any], model: Any) -> dict[str, Any]:
     return out
 
 
+def huggingface_beit(a: dict[str, Any], model: Any, prefix: str = "beit.") -> dict[str, Any]:
+    out: dict[str, Any] = {f"{prefix}embeddings.cls_token": a["cls_token"]}
+    both(out, a, f"{prefix}embeddings.patch_embeddings.projection", "patch_embed.proj")
+    for i in range(model.config["depth"]):
+        layer, block = f"{prefix}encoder.layer.{i}", f"blocks.{i}"
+        attention = f"{layer}.attention.attention"
+        for name, third in zip(("query", "key", "value"), thirds(a[f"{block}.attn.qkv.weight"])):
+            out[f"{attention}.{name}.weight"] = third
+        out[f"{attention}.query.bias"], out[f"{attention}.value.bias"] = (a[f"{block}.attn.{p}_bias"] for p in "qv")
+        table = "relative_position_bias_table"
+        out[f"{attention}.relative_position_bias.{table}"] = a[f"{block}.attn.{table}"]
+        both(out, a, f"{layer}.attention.output.dense", f"{block}.attn.proj")
+        both(out, a, f"{layer}.intermediate.dense", f"{block}.mlp.fc1")
+        both(out, a, f"{layer}.output.dense", f"{block}.mlp.fc2")
+        for n, where in ((1, "before"), (2, "after")):
+            both(out, a, f"{layer}.layernorm_{where}", f"{block}.norm{n}")
+            out[f"{layer}.lambda_{n}"] = a[f"{block}.ls{n}.gamma"]
+    both(out, a, f"{prefix}pooler.layernorm", "fc_norm")
+    both(out, a, "classifier", "head")
+    return out
+
+
 def placed(out: dict[str, Any], a: dict[str, Any], token: str, positions: str) -> None:
     """A class token and its position, which a model with registers has as one sum."""
     out[token], out[positions] = a["cls_token"], a["pos_embed"]
