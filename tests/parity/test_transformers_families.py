@@ -15,7 +15,10 @@ import pytest
 from parity_tools import torch
 
 from minivit.io.safetensors import CheckpointError
+from minivit.io.weights import read_weights
 from minivit.pretrained import export, from_pretrained
+from minivit.pretrained.recognition import recognize
+from minivit.pretrained.zero_shot import USUAL_SCALE, scale_of, zero_shot_probabilities
 
 transformers = pytest.importorskip(
     "transformers", reason="compared with transformers' models: install the `parity` extra, see CONTRIBUTING.md"
@@ -210,6 +213,19 @@ def test_a_beit_in_pretraining_is_its_encoder(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = twin.layernorm(twin.beit(torch.tensor(images())).last_hidden_state)[:, 0].numpy()
     assert close(found.predict(images()), expected)
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip"])
+def test_class_vectors_give_the_probabilities_of_clip(tmp_path: Path, case: str) -> None:
+    twin = twin_of(case)
+    twin.save_pretrained(tmp_path)
+    with torch.no_grad():
+        out = twin(input_ids=torch.tensor([[0, 3, 1], [0, 4, 1], [0, 5, 1]]), pixel_values=torch.tensor(images()))
+        expected = out.logits_per_image.softmax(dim=1).numpy()
+    features = from_pretrained(tmp_path, dtype="float64", report=lambda line: None).predict(images())
+    scale = scale_of(recognize(read_weights(tmp_path)))
+    assert scale is not None and scale != USUAL_SCALE
+    assert close(zero_shot_probabilities(features, 3 * out.text_embeds.numpy(), scale), expected)
 
 
 @pytest.mark.parametrize("case", ["Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"])
