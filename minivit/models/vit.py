@@ -85,6 +85,7 @@ class ViT(Model):
         proj_bias: whether attention's output projection and the MLP have biases.
         mlp_layer: "mlp", or gated by SiLU: "swiglu" (AIMv2) and "swiglu_packed", with gate and value in one matrix
             (DINOv2).
+        rotary_periods: of rotary positions, "exact" or rounded to "bfloat16", as in the training of DINOv3.
     """
 
     options = ViTOptions

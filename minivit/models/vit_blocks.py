@@ -148,7 +148,7 @@ def _heads(o: ViTOptions, index: int, differential: bool, rng: Rng) -> Heads | D
     return Heads(
         o.num_heads,
         **norms,
-        rotate=RotaryPositions(grid, size, prefix) if o.pos_embed == "rotary" else None,
+        rotate=RotaryPositions(grid, size, prefix, periods=o.rotary_periods) if o.pos_embed == "rotary" else None,
         position_bias=RelativePositionBias(grid, o.num_heads, prefix, dtype=o.dtype, seed=rng) if relative else None,
         attn_drop=o.attn_drop_rate,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from minivit.models.options import Options, check_partial_patches, check_rates, check_whole, plain_size
 from minivit.models.resnet import checked_layers, map_size
 from minivit.nn.bottleneck import EPSILONS
+from minivit.nn.rotary import PERIODS
 from minivit.sizes import Size, pair
 
 _CHOICES = {
@@ -15,6 +16,7 @@ _CHOICES = {
     "block_fn": ("block", "parallel_things", "parallel_scaling", "diff_parallel_scaling"),
     "attn_layer": ("", "diff"),
     "mlp_layer": ("mlp", "swiglu", "swiglu_packed"),
+    "rotary_periods": PERIODS,
 }
 
 
@@ -71,6 +73,7 @@ class ViTOptions(Options):
     proj_bias: bool = True
     mlp_layer: str = "mlp"
     scale_mlp_norm: bool = False
+    rotary_periods: str = "exact"
 
     def __post_init__(self) -> None:
         check_rates(self)

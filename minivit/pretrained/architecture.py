@@ -83,7 +83,7 @@ def _check_parts(shapes: Shapes) -> None:
         raise ValueError(f"it has {found}, and minivit's models have no such parts: choose a file of another model")
 
 
-_OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size", "pool_include_prefix")
+_OF_VIT = ("global_pool", "fc_norm", "dynamic_img_size", "pool_include_prefix", "rotary_periods")
 # options that leave no trace in the arrays, or less than in config.json
 _RATES = ("drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _FROM_CONFIG = ("norm_eps", "gelu", "covered", *_OF_VIT, *_RATES)

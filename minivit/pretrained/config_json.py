@@ -9,6 +9,7 @@ from typing import Any
 
 from minivit.models import configs
 from minivit.models.timm_arguments import in_our_words
+from minivit.nn.rotary import TEMPERATURE as ROTARY_TEMPERATURE
 from minivit.pretrained.hidden import TOLD
 from minivit.sizes import pair
 
@@ -42,12 +43,16 @@ _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
 _MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
 _MODEL_TYPES |= dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), "ViT")
-_MODEL_TYPES |= dict.fromkeys(("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2"), "ViT")
+_MODEL_TYPES |= dict.fromkeys(
+    ("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2", "dinov3_vit", "beit"), "ViT"
+)
 # transformers' values of what a config.json of these types leaves out
 _LEFT_OUT: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224},
     "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224},
     "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224},
+    "beit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224},
+    "dinov3_vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "num_attention_heads": 6},
 }
 _LEFT_OUT["dinov2_with_registers"] = _LEFT_OUT["dinov2"]
 _TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
@@ -60,7 +65,7 @@ def _of_image_tower(config: dict[str, Any]) -> dict[str, Any]:
         inner = {"model_type": _TOWERS.get(str(config.get("model_type")), ""), **inner}
         config = {name: value for name, value in inner.items() if value != ""}
     left_out = _LEFT_OUT.get(str(config.get("model_type")))
-    return config if left_out is None else {**left_out, "num_attention_heads": 12, **config}
+    return config if left_out is None else {"num_attention_heads": 12, **left_out, **config}
 
 
 def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
@@ -76,7 +81,17 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
     for theirs, ours in _TRANSFORMERS.items():
         if config.get(theirs) is not None:
             found[ours] = config[theirs]
-    if "hidden_act" in config:
+    if config.get("rope_theta", ROTARY_TEMPERATURE) != ROTARY_TEMPERATURE:
+        raise ValueError(
+            f"config.json says rope_theta={config['rope_theta']!r:.60}, and minivit's rotary positions have "
+            f"{ROTARY_TEMPERATURE:g}: choose another file"
+        )
+    gated = config.get("use_gated_mlp") is True  # of DINOv3, whose gate has the activation
+    if gated and config.get("hidden_act") != "silu":
+        raise ValueError(
+            f"config.json says hidden_act={config.get('hidden_act')!r:.60} of a gated MLP, and minivit has only 'silu'"
+        )
+    if "hidden_act" in config and not gated:
         if not isinstance(config["hidden_act"], str) or config["hidden_act"] not in _ACTIVATIONS:
             raise ValueError(f"config.json says hidden_act={config['hidden_act']!r}, and minivit has only GELU")
         found["gelu"] = _ACTIVATIONS[config["hidden_act"]]

@@ -20,6 +20,8 @@ from minivit.pretrained.layouts.microsoft import as_gammas
 from minivit.pretrained.renaming import translate
 from minivit.protocol import Array
 
+_WITHIN = ("relative", "rotary")  # positions within attention
+
 
 def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> None:
     """Write a model's parameters under another project's names, without settings.
@@ -40,7 +42,10 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
         raise ValueError(f"layout={layout!r} has no {kind}: choose one of {known}")
     check_without("export(model, path)", model)
     _check_one_window(model.config, layout)
-    arrays = _with_plain_positions(model, layout)
+    # positions within attention are in the settings of the layouts that have them
+    within = model.config.get("pos_embed", "") if model.config.get("pos_embed") in _WITHIN else ""
+    tables = [each for each in tables if layout == "timm" or each.settings.get("pos_embed", "") == within]
+    arrays = _with_plain_positions(model, layout, bool(tables))
     if layout != "timm":
         arrays = _with_place_of_class(model, arrays)
     if tables[0].rules:
@@ -64,18 +69,26 @@ def _check_one_window(config: dict[str, Any], layout: str) -> None:
         )
 
 
-def _with_plain_positions(model: Any, layout: str) -> dict[str, Array]:
+def _with_plain_positions(model: Any, layout: str, named: bool) -> dict[str, Array]:
     """The model's arrays; positions of any kind as the table of `learned_1d`, the only kind that every project has.
 
-    timm's BEiT and DINOv3 have relative and rotary positions, and no bias of k.
+    Positions within attention stay as they are if the layout has such models (`named`). timm's BEiT and DINOv3 have
+    relative and rotary positions, and no bias of k.
     """
     arrays = {name: to_numpy(param.data) for name, param in model.parameters().items()}
     config = model.config
     if type(model).__name__ != "ViT":
         return arrays
-    if config["pos_embed"] in ("relative", "rotary"):
+    if config["rotary_periods"] != "exact":
+        raise ValueError(
+            f"rotary_periods={config['rotary_periods']!r}: {layout}'s are exact, and no file holds them: read the "
+            "model with rotary_periods='exact', or keep it with minivit.save"
+        )
+    if config["pos_embed"] in _WITHIN:
         if layout == "timm" and config["qkv_bias"] in (False, "qv"):
             return as_gammas(arrays)
+        if layout != "timm" and named:
+            return arrays
         raise ValueError(
             f"pos_embed={config['pos_embed']!r} is within each block's attention, and {layout} has no such ViT: keep "
             "it with minivit.save"
@@ -136,6 +149,12 @@ def _translated(model: Any, arrays: dict[str, Array], tables: list[Layout]) -> d
         if unknown:
             lacking.append(unknown)
         elif table.bare(found):
+            pooled = {**table.settings, **table.arguments(found)}.get("global_pool", model.config.get("global_pool"))
+            if pooled != model.config.get("global_pool"):
+                raise ValueError(
+                    f"{table.source}'s {table.family} has global_pool={pooled!r}, and this model "
+                    f"{model.config['global_pool']!r}: export it as 'timm', or build it with that global_pool"
+                )
             return {table.spelled(name): array for name, array in table.finish(found).items()}
         elif not table.family:
             fitting = {table.spelled(name): array for name, array in found.items()}

@@ -73,8 +73,9 @@ def from_pretrained(
             arguments["num_classes"] = len(classes) if num_classes is None else num_classes
         model = plan.kind(**arguments, dtype=dtype or ("float64" if wide else "float32"), seed=UNSET)
         rules = PROFILES[plan.profile]
-        if profile is None and found.layout and found.layout.positions:
-            rules = replace(rules, positions=dict(found.layout.positions))
+        if profile is None and found.layout:
+            own = {"positions": found.layout.positions, "biases": found.layout.biases}
+            rules = replace(rules, **{name: dict(how) for name, how in own.items() if how})
         arrays, changes = fit(arrays, model, plan.stored, rules)
     except NO_MODEL as error:
         memory = "it needs more memory than there is: check where it came from"

@@ -46,12 +46,16 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("huggingface", "CLIP"): _CLIP,
     ("huggingface", "SigLIP"): {**_HALF, "squash": True},
     ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    # preprocessor_config.json of facebook/dinov3-...
+    ("huggingface", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},
+    ("huggingface", "BEiT"): {**_HALF, "squash": True},  # preprocessor_config.json of microsoft/beit-...
     # openai/CLIP, clip.py; open_clip_config.json of the SigLIPs
     ("openclip", "CLIP"): _CLIP,
     ("openclip", "SigLIP"): {**_HALF, "squash": True},
     # facebookresearch: eval_linear.py of dino, transforms.py of dinov2, main_finetune.py of mae; DeiT III keeps it all
     ("meta", "DINO"): {**_IMAGENET, "crop": 224 / 256},
     ("meta", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    ("meta", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},  # README.md of dinov3
     ("meta", "MAE"): {**_IMAGENET, "crop": 224 / 256},
     ("meta", "DeiT III"): _IMAGENET,
     ("apple", "AIMv2"): _CLIP,  # preprocessor_config.json of apple/aimv2-...

@@ -18,7 +18,8 @@ from minivit.io.weights import read_weights
 from minivit.models import Model, ViT
 from minivit.pretrained import from_pretrained, hub
 from minivit.pretrained.preprocessing import preprocessing
-from minivit.pretrained.recognition import recognize
+from minivit.pretrained.recognition import Recognized, recognize
+from minivit.pretrained.zero_shot import USUAL_SCALE, read_class_vectors, scale_of, zero_shot_probabilities
 from minivit.protocol import Array
 from minivit.train import command_line
 
@@ -51,13 +52,18 @@ class Classifier:
     prepare: Preprocess
     labels: list[str]
     device: str
+    vectors: Array | None = None  # (K, D) on the device: of the classes, which the output (D,) is compared with
+    scale: float = USUAL_SCALE  # of these similarities
 
     def __repr__(self) -> str:
         return f"Classifier({type(self.model).__name__}, {len(self.labels)} classes, {self.prepare})"
 
     def probabilities(self, image: Any) -> Array:
         """(K,) of a PIL image."""
-        return to_numpy(F.softmax(self.model.predict(self._input(image)))[0])[0]
+        output = self.model.predict(self._input(image))
+        if self.vectors is None:
+            return to_numpy(F.softmax(output)[0])[0]
+        return to_numpy(zero_shot_probabilities(output, self.vectors, self.scale))[0]
 
     def check_class(self, number: int | None) -> None:
         """Refuse the number of a class that the model does not have."""
@@ -94,12 +100,22 @@ class Classifier:
         return to_device(self.prepare(image)[None], self.device)  # (1, C, H, W)
 
 
-def load(args: argparse.Namespace) -> Classifier:
-    """The classifier that the options name; prints what it is."""
+def load(args: argparse.Namespace, class_vectors: str | None = None) -> Classifier:
+    """The classifier that the options name; prints what it is.
+
+    Args:
+        class_vectors: a file of one vector for each class, for a model that embeds images.
+    """
+    vectors = read_class_vectors(class_vectors) if class_vectors else None
     path = args.weights if Path(args.weights).exists() else hub.fetch(args.weights, report=print)
     found, model = recognize(read_weights(path)), from_pretrained(path, profile=args.profile)
+    if vectors is not None:
+        return _zero_shot(args, found, model, vectors)
     if model.num_classes == 0:
-        raise ValueError(f"{args.weights} has no classifier: take weights that were trained to name classes")
+        raise ValueError(
+            f"{args.weights} has no classifier: take weights that were trained to name classes, or for a model of "
+            "images and texts `minivit classify --class-vectors`"
+        )
     prepare = preprocessing(found, model)
     labels = read_labels(args.labels, model.num_classes) if args.labels else None
     labels = labels or labels_beside(found.weights.config, model.num_classes)
@@ -107,6 +123,19 @@ def load(args: argparse.Namespace) -> Classifier:
     print(f"images: {prepare}")
     labels = labels or [f"class {k}" for k in range(model.num_classes)]
     return Classifier(to_device(model, args.device), prepare, labels, args.device)
+
+
+def _zero_shot(args: argparse.Namespace, found: Recognized, model: Model, vectors: Array) -> Classifier:
+    """The classifier of class vectors; prints what it is, and the source of its scale."""
+    count, stored = len(vectors), scale_of(found)
+    labels = read_labels(args.labels, count) if args.labels else [f"class {k}" for k in range(count)]
+    prepare, scale = preprocessing(found, model), USUAL_SCALE if stored is None else stored
+    print(f"model: {type(model).__name__} of {found.source}, from {found.path}")
+    print(f"images: {prepare}")
+    source = "CLIP's, as the file has no logit_scale" if stored is None else "the file's"
+    print(f"classes: {count:,} vectors, similarities times {scale:.4g} ({source})")
+    vectors = to_device(vectors, args.device)
+    return Classifier(to_device(model, args.device), prepare, labels, args.device, vectors, scale)
 
 
 def numbered(file: Path, number: int, count: int) -> Path:

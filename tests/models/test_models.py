@@ -265,6 +265,7 @@ OPTIONS = {
     "proj_bias": (False, "names"),
     "mlp_layer": ("swiglu", "names"),
     "scale_mlp_norm": (True, "names"),
+    "rotary_periods": ("bfloat16", "logits"),
     "dynamic_img_size": (True, "sizes"),
     "partial_patches": ("drop", "pixels"),
     "skip_unused_tokens": (False, "cost"),
@@ -285,6 +286,8 @@ def test_the_table_of_options_is_complete():
 def test_every_option_has_an_effect(option):
     value, where = OPTIONS[option]
     more = {"global_pool": "avg"} if option in ("class_token", "pool_include_prefix") else {}
+    if option == "rotary_periods":  # heads of 8 have two, which are whole numbers
+        more = {"pos_embed": "rotary", "embed_dim": 32, "num_heads": 2}
     if option.startswith("resnet"):
         more = {"resnet_layers": (), "resnet_width": 4, "resnet_groups": 4, "patch_size": 1}
     build = {"dtype": "float64", **TINY, **more}

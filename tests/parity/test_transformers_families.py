@@ -1,10 +1,11 @@
-"""Folders that transformers writes of CLIP, SigLIP and DINOv2 become the same models here, and exports load there.
+"""Folders that transformers writes of CLIP, SigLIP, DINOv2 and 3 become the same models here, and exports load there.
 
 Nothing is downloaded: the models are built from configurations, with random parameters.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 from parity_tools import torch
 
 from minivit.io.safetensors import CheckpointError
+from minivit.io.weights import read_weights
 from minivit.pretrained import export, from_pretrained
+from minivit.pretrained.recognition import recognize
+from minivit.pretrained.zero_shot import USUAL_SCALE, scale_of, zero_shot_probabilities
 
 transformers = pytest.importorskip(
     "transformers", reason="compared with transformers' models: install the `parity` extra, see CONTRIBUTING.md"
@@ -26,6 +30,9 @@ TOWER = {**SIZES, "intermediate_size": 30}
 TEXT = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
 TEXT |= {"vocab_size": 10, "max_position_embeddings": 5, "bos_token_id": 0, "eos_token_id": 1}
 DINO = {**SIZES, "mlp_ratio": 2}
+BEIT = {**TOWER, "use_relative_position_bias": True}
+SHARED = {**TOWER, "use_shared_relative_position_bias": True, "use_mask_token": True}
+DINO3 = {**TOWER, "hidden_size": 24, "num_register_tokens": 2}  # heads of 8 have two frequencies
 
 # the class, its configuration, and how its image vector is read: of an output, or as the class token or mean
 CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
@@ -73,22 +80,67 @@ CASES: dict[str, tuple[str, str, dict[str, Any], str]] = {
         {**DINO, "use_swiglu_ffn": True, "num_register_tokens": 2},
         "pooler_output",
     ),
+    "dinov3": ("DINOv3ViTModel", "DINOv3ViTConfig", DINO3, "pooler_output"),
+    "dinov3_key_bias": ("DINOv3ViTModel", "DINOv3ViTConfig", {**DINO3, "key_bias": True}, "pooler_output"),
+    "dinov3_gated": (
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        {
+            **DINO3,
+            "num_register_tokens": 0,
+            "use_gated_mlp": True,
+            "hidden_act": "silu",
+            "query_bias": False,
+            "value_bias": False,
+        },
+        "pooler_output",
+    ),
+    "beit": ("BeitModel", "BeitConfig", BEIT, "pooler_output"),
+    "beit_classifier": ("BeitForImageClassification", "BeitConfig", {**BEIT, "num_labels": 5}, "logits"),
+    "beit_token": ("BeitModel", "BeitConfig", {**BEIT, "use_mean_pooling": False}, "pooler_output"),
+    "beit_shared": ("BeitForImageClassification", "BeitConfig", {**SHARED, "num_labels": 5}, "logits"),
+    "beit_both": ("BeitModel", "BeitConfig", {**SHARED, "use_relative_position_bias": True}, "pooler_output"),
+    "beit_unscaled": ("BeitModel", "BeitConfig", {**BEIT, "layer_scale_init_value": 0.0}, "pooler_output"),
+    "beit_placed": (
+        "BeitModel",
+        "BeitConfig",
+        {**BEIT, "use_relative_position_bias": False, "use_absolute_position_embeddings": True},
+        "pooler_output",
+    ),
     "vit_mae": ("ViTMAEModel", "ViTMAEConfig", {**TOWER, "mask_ratio": 0.0}, "token"),
     "ijepa": ("IJepaModel", "IJepaConfig", TOWER, "mean"),
     "ijepa_classifier": ("IJepaForImageClassification", "IJepaConfig", {**TOWER, "num_labels": 5}, "logits"),
 }
+PRETRAINING = {"beit_pretraining": ("BeitForMaskedImageModeling", "BeitConfig", {**SHARED, "vocab_size": 9}, "")}
 BESIDE = {"clip": "text_model", "siglip": "text_model"}
 
 
 def twin_of(case: str, **more: Any) -> Any:
     """The model of transformers in float64, with every parameter far from its start."""
-    kind, config, arguments, _ = CASES[case]
+    kind, config, arguments, _ = {**CASES, **PRETRAINING}[case]
     twin = getattr(transformers, kind)(getattr(transformers, config)(**{**arguments, **more})).to(torch.float64).eval()
     rng = np.random.default_rng(3)
     with torch.no_grad():
         for name, param in twin.named_parameters():
             gain = "norm" in name and name.endswith("weight")
             param.copy_(torch.tensor(gain + 0.4 * rng.standard_normal(tuple(param.shape))))
+    return with_exact_rotation(twin)
+
+
+@pytest.fixture(autouse=True)
+def exact_centers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DINOv3's coordinates in float64, of which transformers has float32."""
+    module = importlib.import_module("transformers.models.dinov3_vit.modeling_dinov3_vit")
+    centers = module.get_patches_center_coordinates
+    exact = {"dtype": torch.float64}
+    monkeypatch.setattr(module, centers.__name__, lambda *grid, **more: centers(*grid, **{**more, **exact}))
+
+
+def with_exact_rotation(twin: Any) -> Any:
+    """DINOv3's frequencies in float64, likewise."""
+    if hasattr(twin, "rope_embeddings"):
+        size = twin.config.hidden_size // twin.config.num_attention_heads
+        twin.rope_embeddings.inv_freq = 1 / 100 ** torch.arange(0, 1, 4 / size, dtype=torch.float64)
     return twin
 
 
@@ -122,7 +174,9 @@ def test_what_transformers_saves_is_the_same_model_here(tmp_path: Path, case: st
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
     said = "".join(lines)
     assert all(line.startswith("minivit: omitted, as not part of the model: ") for line in lines)
-    assert BESIDE.get(case, "") in said and ("mask_token" in said) == ("dinov2" in case)
+    assert BESIDE.get(case, "") in said and ("mask_token" in said) == (
+        "dino" in case or bool(CASES[case][2].get("use_mask_token"))
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,7 +189,9 @@ def test_the_names_in_memory(tmp_path: Path, case: str) -> None:
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
 
 
-@pytest.mark.parametrize("case", ["clip_vision", "siglip_vision", "clip", "siglip", "dinov2", "dinov2_registers"])
+@pytest.mark.parametrize(
+    "case", ["clip_vision", "siglip_vision", "clip", "siglip", "dinov2", "dinov2_registers", "dinov3", "beit"]
+)
 def test_what_config_json_leaves_out_is_transformers_default(tmp_path: Path, case: str) -> None:
     twin = twin_of(case)
     twin.save_pretrained(tmp_path)
@@ -146,6 +202,30 @@ def test_what_config_json_leaves_out_is_transformers_default(tmp_path: Path, cas
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = from_pretrained(tmp_path, dtype="float64", report=lambda line: None)
     assert close(found.predict(images()), vector_of(twin, images(), CASES[case][3]))
+
+
+def test_a_beit_in_pretraining_is_its_encoder(tmp_path: Path) -> None:
+    twin = twin_of("beit_pretraining")
+    twin.save_pretrained(tmp_path)
+    lines: list[str] = []
+    found = from_pretrained(tmp_path, dtype="float64", report=lines.append)
+    assert any("lm_head.weight" in line for line in lines)
+    with torch.no_grad():
+        expected = twin.layernorm(twin.beit(torch.tensor(images())).last_hidden_state)[:, 0].numpy()
+    assert close(found.predict(images()), expected)
+
+
+@pytest.mark.parametrize("case", ["clip", "siglip"])
+def test_class_vectors_give_the_probabilities_of_clip(tmp_path: Path, case: str) -> None:
+    twin = twin_of(case)
+    twin.save_pretrained(tmp_path)
+    with torch.no_grad():
+        out = twin(input_ids=torch.tensor([[0, 3, 1], [0, 4, 1], [0, 5, 1]]), pixel_values=torch.tensor(images()))
+        expected = out.logits_per_image.softmax(dim=1).numpy()
+    features = from_pretrained(tmp_path, dtype="float64", report=lambda line: None).predict(images())
+    scale = scale_of(recognize(read_weights(tmp_path)))
+    assert scale is not None and scale != USUAL_SCALE
+    assert close(zero_shot_probabilities(features, 3 * out.text_embeds.numpy(), scale), expected)
 
 
 @pytest.mark.parametrize("case", ["Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"])
@@ -161,20 +241,23 @@ def test_a_head_that_reads_two_vectors_is_refused_and_its_features_are_not(tmp_p
     assert close(found.predict(images()), expected)
 
 
-@pytest.mark.parametrize("case", ["dinov2", "dinov2_registers", "dinov2_swiglu", "clip_vision", "siglip_vision"])
+@pytest.mark.parametrize(
+    "case", ["dinov2", "dinov2_registers", "dinov2_swiglu", "dinov3", "beit", "clip_vision", "siglip_vision"]
+)
 def test_other_sizes_are_resampled_as_there(tmp_path: Path, case: str) -> None:
     twin = twin_of(case)
     twin.save_pretrained(tmp_path)
     found = from_pretrained(tmp_path, img_size=(12, 20), dtype="float64", report=lambda line: None)
     wide = np.random.default_rng(5).standard_normal((2, 3, 12, 20))
-    more = {} if "dinov2" in case else {"interpolate_pos_encoding": True}
+    more = {} if "dino" in case or "beit" in case else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         expected = twin(torch.tensor(wide), **more).pooler_output.numpy()
     assert close(found.predict(wide), expected, 1e-5)  # transformers resamples DINOv2's positions in float32
 
 
 EXPORTED = ["clip_vision", "clip_projection", "siglip_vision", "dinov2", "dinov2_swiglu", "dinov2_no_bias"]
-EXPORTED += ["dinov2_registers", "dinov2_registers_swiglu"]
+EXPORTED += ["dinov2_registers", "dinov2_registers_swiglu", "dinov3", "dinov3_key_bias", "dinov3_gated"]
+EXPORTED += ["beit", "beit_classifier", "beit_token", "beit_unscaled"]
 
 
 @pytest.mark.parametrize("case", EXPORTED)
@@ -186,4 +269,4 @@ def test_an_export_loads_into_transformers(tmp_path: Path, case: str) -> None:
     export(model, tmp_path / "model.safetensors", "huggingface")
     loaded, report = type(twin).from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float64)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
-    assert close(vector_of(loaded.eval(), images(), CASES[case][3]), model.predict(images()))
+    assert close(vector_of(with_exact_rotation(loaded.eval()), images(), CASES[case][3]), model.predict(images()))

@@ -1,4 +1,4 @@
-"""Files of CLIP, SigLIP, DINO, DINOv2, DeiT III, MAE and AIMv2 as their projects write them become the same models.
+"""Files of CLIP, SigLIP, DINO (1 to 3), DeiT III, MAE and AIMv2 as their projects write them become the same models.
 
 The names are written out in `published_families.py`. What no array shows must be said by a configuration, or be given.
 """
@@ -22,6 +22,7 @@ from minivit.io.weights import Weights, read_weights
 from minivit.pretrained.plan import plan_of
 from minivit.pretrained.preprocessing import preprocessing
 from minivit.pretrained.recognition import recognize
+from minivit.sizes import pair
 
 SIZES: dict[str, Any] = {"img_size": 12, "patch_size": 4, "num_classes": 5, "embed_dim": 8, "depth": 2, "num_heads": 2}
 FEATURES = {**SIZES, "num_classes": 0}
@@ -29,6 +30,12 @@ CLIP = {**SIZES, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
 SIGLIP = {**FEATURES, "class_token": False, "global_pool": "map", "gelu": "tanh"}
 DINO = {**FEATURES, "init_values": 1e-5}
 REGISTERS = {**DINO, "reg_tokens": 2, "no_embed_class": True}
+# its files show no image size, and heads of 8 have two frequencies
+DINO3 = {**FEATURES, "img_size": 224, "patch_size": 32, "embed_dim": 16, "init_values": 1e-5, "reg_tokens": 2}
+DINO3 |= {"norm_eps": 1e-5, "pos_embed": "rotary", "qkv_bias": "qv", "dynamic_img_size": True}
+BEIT = {**SIZES, "pos_embed": "relative", "qkv_bias": "qv", "init_values": 1e-5, "global_pool": "avg"}
+BEIT |= {"norm_eps": 1e-12}
+META3 = {**DINO3, "embed_dim": 32, "rotary_periods": "bfloat16"}
 DEIT3 = {**SIZES, "init_values": 1e-5, "no_embed_class": True}
 AIM = {**FEATURES, "class_token": False, "global_pool": "avg", "fc_norm": False, "mlp_layer": "swiglu"}
 AIM |= {"norm_eps": 1e-5, "norm_layer": "rmsnorm", "patch_norm": True, "proj_bias": False, "qkv_bias": False}
@@ -62,11 +69,25 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Any, dict[str, Any], str]] = {
     "transformers_dinov2_gated": (
         "huggingface", "DINOv2", {**DINO, **GATED}, names.huggingface_dino, HEADS, "embeddings.mask_token"
     ),
+    "transformers_dinov3": ("huggingface", "DINOv3", DINO3, names.huggingface_dino3, EXACT, "embeddings.mask_token"),
+    "transformers_dinov3_gated": (
+        "huggingface", "DINOv3", {**DINO3, "mlp_layer": "swiglu"}, names.huggingface_dino3, HEADS,
+        "embeddings.mask_token",
+    ),
+    "transformers_beit": ("huggingface", "BEiT", BEIT, names.huggingface_beit, {"gelu": "none"}, ""),
+    "transformers_beit_features": (
+        "huggingface", "BEiT", {**BEIT, "num_classes": 0}, lambda a, m: names.huggingface_beit(a, m, ""),
+        {"gelu": "none"}, "",
+    ),
     "dinov2": ("meta", "DINOv2", DINO, names.meta_dino, {**EXACT, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_reg": ("meta", "DINOv2", REGISTERS, names.meta_dino, {**EXACT, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_gated": ("meta", "DINOv2", {**DINO, **GATED}, names.meta_dino, {**HEADS, "norm_eps": 1e-6}, "mask_token"),
     "dinov2_gated_reg": (
         "meta", "DINOv2", {**REGISTERS, **GATED}, names.meta_dino, {**HEADS, "norm_eps": 1e-6}, "mask_token"
+    ),
+    "dinov3": ("meta", "DINOv3", META3, names.meta_dino3, {"gelu": "none"}, "local_cls_norm.weight"),
+    "dinov3_gated": (
+        "meta", "DINOv3", {**META3, "mlp_layer": "swiglu"}, names.meta_dino3, {}, "local_cls_norm.weight"
     ),
     "deit3": ("meta", "DeiT III", DEIT3, names.meta_deit3, {**EXACT, "norm_eps": 1e-6}, ""),
     "mae": ("meta", "MAE", FEATURES, names.meta_mae, HEADS, "decoder_blocks.0.attn.qkv.weight"),
@@ -94,7 +115,7 @@ def stored(folder: Path, case: str, **more: Any) -> tuple[Path, ViT]:
 
 
 def images(model: ViT) -> Any:
-    return np.random.default_rng(5).standard_normal((2, 3, *[model.config["img_size"]] * 2))
+    return np.random.default_rng(5).standard_normal((2, 3, *pair(model.config["img_size"])))
 
 
 def same(found: Any, model: ViT) -> bool:
@@ -125,7 +146,10 @@ def test_a_published_file_becomes_its_model(tmp_path: Path, case: str) -> None:
     assert same(other, model)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("mae", "dino", "dino_in_module")])
+SHOWN = ("mae", "dino", "dino_in_module", "dinov3_gated")  # as their arrays, or those of any such model
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in SHOWN])
 def test_what_no_array_shows_is_asked_for(tmp_path: Path, case: str) -> None:
     given = CASES[case][4]
     path, _ = stored(tmp_path, case)
@@ -230,6 +254,7 @@ def test_a_trunk_has_its_timm_models_settings(tmp_path: Path) -> None:
 # --- transformers' configuration ---
 
 VISION = {"num_attention_heads": 2, "image_size": 12, "hidden_size": 8, "num_hidden_layers": 2}
+VISION3 = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
@@ -250,6 +275,15 @@ VISION = {"num_attention_heads": 2, "image_size": 12, "hidden_size": 8, "num_hid
         ),
         ("transformers_dinov2", {"model_type": "dinov2", **VISION, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
         ("transformers_dinov2_reg", {"model_type": "dinov2_with_registers", **VISION}, {}),
+        ("transformers_dinov3", {"model_type": "dinov3_vit", **VISION3, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
+        ("transformers_dinov3", {"model_type": "dinov3_vit", **VISION3, "image_size": 64}, {"img_size": 64}),
+        (
+            "transformers_dinov3_gated",
+            {"model_type": "dinov3_vit", **VISION3, "use_gated_mlp": True, "hidden_act": "silu"},
+            {},
+        ),
+        ("transformers_beit", {"model_type": "beit", **VISION, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
+        ("transformers_beit", {"model_type": "beit", **VISION, "image_size": [8, 20]}, {"img_size": (8, 20)}),
         ("openai", {"model_type": "clip", "vision_config": VISION}, {}),
         ("aimv2", {"model_type": "aimv2", **VISION, "rms_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
     ],
@@ -272,6 +306,21 @@ def test_config_json_is_honored(tmp_path: Path, case: str, config: Any, options:
 def test_a_config_json_of_another_model_is_refused(tmp_path: Path, config: Any, message: str) -> None:
     path, _ = stored(tmp_path, "transformers_clip")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        from_pretrained(path, report=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "message"),
+    [
+        ("transformers_dinov3", {"rope_theta": 1e4}, "rope_theta=10000.0, and minivit's rotary positions have 100"),
+        ("transformers_dinov3", {"hidden_act": "silu"}, "hidden_act='silu', and minivit has only GELU"),
+        ("transformers_dinov3_gated", {"use_gated_mlp": True}, "hidden_act='gelu' of a gated MLP.*only 'silu'"),
+    ],
+)
+def test_another_arithmetic_of_dinov3_is_refused(tmp_path: Path, case: str, config: Any, message: str) -> None:
+    path, _ = stored(tmp_path, case)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov3_vit", **VISION3, **config}))
     with pytest.raises(CheckpointError, match=message):
         from_pretrained(path, report=lambda line: None)
 
@@ -327,10 +376,110 @@ def test_a_masked_autoencoder_of_transformers_is_its_encoder(tmp_path: Path) -> 
     assert same(found, model) and lines == ["minivit: omitted, as not part of the model: 'decoder.decoder_pred.bias'"]
 
 
+# --- transformers' BEiT ---
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_table_that_all_blocks_share_becomes_one_in_each(tmp_path: Path, beside: bool) -> None:
+    model = model_of("transformers_beit")
+    arrays = names.huggingface_beit(model.state_dict(), model)
+    shared = "beit.encoder.relative_position_bias.relative_position_bias_table"
+    arrays[shared] = np.random.default_rng(1).standard_normal((28, 2))  # 25 offsets of a 3x3 grid, 3 of the class token
+    for i, block in enumerate(model.blocks):
+        own = arrays.pop(
+            f"beit.encoder.layer.{i}.attention.attention.relative_position_bias.relative_position_bias_table"
+        )
+        if beside:
+            arrays[
+                f"beit.encoder.layer.{i}.attention.attention.relative_position_bias.relative_position_bias_table"
+            ] = own
+        block.attn.parameters()["relative_position_bias_table"].data = arrays[shared] + beside * own
+    save_arrays(tmp_path / "x.safetensors", arrays, None)
+    assert same(from_pretrained(tmp_path / "x.safetensors", dtype="float64", gelu="none"), model)
+
+
+def test_what_beit_may_have_and_minivit_lacks_is_refused_by_name(tmp_path: Path) -> None:
+    model = model_of("transformers_beit")
+    arrays = names.huggingface_beit(model.state_dict(), model)
+    for more, message in (
+        ({"beit.embeddings.position_embeddings": np.ones((1, 10, 8))}, "first 'blocks.0.attn.relative_position_bias"),
+        ({"decode_head.classifier.bias": np.ones(3)}, "first 'decode_head.classifier.bias'"),
+    ):
+        save_arrays(tmp_path / "x.safetensors", {**arrays, **more}, None)
+        with pytest.raises(CheckpointError, match=message):
+            from_pretrained(tmp_path / "x.safetensors", **EXACT, report=lambda line: None)
+
+
+# --- facebookresearch's DINOv3 ---
+
+
+def meta_dinov3(folder: Path, **changes: Any) -> tuple[Path, ViT, dict[str, Any]]:
+    """A file with these arrays instead of its own, the model in it, and its arrays; None leaves one out."""
+    model = model_of("dinov3")
+    arrays = {**names.meta_dino3(model.state_dict(), model), **changes}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    save_arrays(folder / "x.safetensors", arrays, None)
+    return folder / "x.safetensors", model, arrays
+
+
+MASK = "blocks.0.attn.qkv.bias_mask"
+
+
+@pytest.mark.parametrize("mask", ["never set", "of k alone", "of all"])
+def test_a_mask_of_biases_may_be_nan(tmp_path: Path, mask: str) -> None:
+    kept, nan = np.ones(32), np.full(32, np.nan)
+    parts = {"never set": (nan, nan, nan), "of k alone": (kept, nan, kept), "of all": (0 * kept,) * 3}[mask]
+    path, model, _ = meta_dinov3(tmp_path, **{MASK: np.concatenate(parts)})
+    if mask == "of all":
+        for each in "qv":
+            model.parameters()[f"blocks.0.attn.{each}_bias"].data[:] = 0
+    assert same(from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None), model)
+
+
+def test_a_masked_bias_may_be_nan_and_one_without_mask_counts(tmp_path: Path) -> None:
+    nan = np.full(32, np.nan)
+    _, model, arrays = meta_dinov3(tmp_path)
+    q, k, v = np.split(arrays["blocks.0.attn.qkv.bias"], 3)
+    path, *_ = meta_dinov3(tmp_path, **{"blocks.0.attn.qkv.bias": np.concatenate((q, nan, v))})
+    assert same(from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None), model)
+    path, *_ = meta_dinov3(tmp_path, **{MASK: None})
+    found = from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None)
+    state = found.state_dict()
+    assert np.array_equal(state["blocks.0.attn.qkv.bias"], np.concatenate((q, k, v)))  # and k's turns with the position
+    assert not state["blocks.1.attn.qkv.bias"][32:64].any() and not same(found, model)
+
+
+@pytest.mark.parametrize(("periods", "rounding"), [([1, 3.16227766, 10, 31.6227766], "exact"), (None, "bfloat16")])
+def test_the_periods_in_the_file_are_those_of_the_model(tmp_path: Path, periods: Any, rounding: str) -> None:
+    changes = {} if periods is None else {"rope_embed.periods": np.array(periods, np.float32)}
+    path, model, _ = meta_dinov3(tmp_path, **changes)
+    found = from_pretrained(path, gelu="none", dtype="float64", report=lambda line: None)
+    assert found.config["rotary_periods"] == rounding and same(found, model) == (rounding == "bfloat16")
+    exact = from_pretrained(path, gelu="none", rotary_periods="exact", dtype="float64", report=lambda line: None)
+    export(exact, tmp_path / "timm.safetensors", "timm")
+    if rounding == "bfloat16":
+        with pytest.raises(ValueError, match="rotary_periods='bfloat16': timm's are exact.*rotary_periods='exact'"):
+            export(found, tmp_path / "timm.safetensors", "timm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_embed.periods": np.array([1, 5.62, 31.6, 178])}, "periods go from 1 to 178, and minivit's.*bfloat16"),
+        ({"rope_embed.periods": np.ones(3)}, "rope_embed.periods has 3 numbers, a quarter of .* of which it has 32"),
+        ({"cls_norm.weight": np.ones(32)}, "names are not the model's, first 'cls_norm.weight'"),
+    ],
+)
+def test_what_dinov3_may_have_and_minivit_lacks_is_refused_by_name(tmp_path: Path, changes: Any, message: str) -> None:
+    path, *_ = meta_dinov3(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        from_pretrained(path, gelu="none", report=lambda line: None)
+
+
 # --- exports ---
 
 EXPORTED = ["openai", "transformers_clip", "transformers_siglip", "transformers_dinov2", "transformers_dinov2_reg"]
-EXPORTED += ["transformers_dinov2_gated"]
+EXPORTED += ["transformers_dinov2_gated", "transformers_dinov3", "transformers_dinov3_gated", "transformers_beit"]
 
 
 @pytest.mark.parametrize("case", EXPORTED)
@@ -365,6 +514,20 @@ def test_what_a_projection_cannot_hold_is_refused(tmp_path: Path) -> None:
         export(drawn(ViT, **{**SIGLIP, "num_classes": 5}), tmp_path / "x", "huggingface")
     with pytest.raises(ValueError, match="openclip has no name for"):
         export(drawn(ViT, **SIZES), tmp_path / "x", "openclip")
+    with pytest.raises(ValueError, match="DINOv3 has global_pool='token', and this model 'avg': export it as 'timm'"):
+        export(drawn(ViT, **{**DINO3, "global_pool": "avg", "fc_norm": False}), tmp_path / "x", "huggingface")
+    with pytest.raises(ValueError, match="BEiT has global_pool='token', and this model 'avg'"):
+        export(drawn(ViT, **{**BEIT, "fc_norm": False}), tmp_path / "x", "huggingface")
+    with pytest.raises(ValueError, match="huggingface has no name for 'blocks.0.attn.qkv.bias'"):
+        export(drawn(ViT, **{**BEIT, "qkv_bias": True}), tmp_path / "x", "huggingface")
+    for lacking in ({"final_norm": False}, {"class_token": False, "global_pool": "avg", "fc_norm": False}):
+        with pytest.raises(ValueError, match="huggingface has no name for"):
+            export(drawn(ViT, **{**DINO3, **lacking}), tmp_path / "x", "huggingface")
+    for layout in ("openclip", "torchvision"):
+        with pytest.raises(ValueError, match=f"within each block's attention, and {layout} has no such ViT"):
+            export(drawn(ViT, **DINO3), tmp_path / "x", layout)
+    with pytest.raises(ValueError, match="huggingface has no name for"):  # not as DINOv3, which would rotate
+        export(drawn(ViT, **{**DINO3, "pos_embed": "none"}), tmp_path / "x", "huggingface")
     for layout in ("meta", "apple"):
         with pytest.raises(ValueError, match=f"layout='{layout}' has no ViT: choose one of .*huggingface, openclip"):
             export(drawn(ViT, **SIZES), tmp_path / "x", layout)
@@ -382,7 +545,10 @@ IMAGES: dict[str, tuple[Any, float, bool]] = {
     "transformers_siglip": (HALF, 1.0, True),
     "openclip_siglip": (HALF, 1.0, True),
     "transformers_dinov2": (IMAGENET, 224 / 256, False),
+    "transformers_beit": (HALF, 1.0, True),
+    "transformers_dinov3": (IMAGENET, 1.0, True),
     "dinov2_reg": (IMAGENET, 224 / 256, False),
+    "dinov3": (IMAGENET, 1.0, True),
     "deit3": (IMAGENET, 1.0, False),
     "mae": (IMAGENET, 224 / 256, False),
     "dino": (IMAGENET, 224 / 256, False),
@@ -394,7 +560,9 @@ IMAGES: dict[str, tuple[Any, float, bool]] = {
 def test_the_preprocessing_of_each_family(tmp_path: Path, case: str) -> None:
     path, model = stored(tmp_path, case)
     numbers, crop, squash = IMAGES[case]
-    assert preprocessing(path, model) == Preprocess(12, crop, "bicubic", *numbers, squash=squash)
+    filtered = "bilinear" if "dinov3" in case else "bicubic"
+    size = model.config["img_size"]
+    assert preprocessing(path, model) == Preprocess(size, crop, filtered, *numbers, squash=squash)
 
 
 def test_the_preprocessing_in_open_clip_config(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import published_families
 import pytest
 
 import minivit
 from minivit import Swin, SwinV2, ViT, functional as F
 from minivit.__main__ import main
 from minivit.data import Preprocess
+from minivit.io.safetensors import save_arrays
 from minivit.pretrained import export, from_pretrained
+from minivit.pretrained.preprocessing import preprocessing
 
 Image = pytest.importorskip("PIL.Image")
 ROOT = Path(minivit.__file__).parents[1]
@@ -178,6 +181,83 @@ def test_a_file_that_is_no_image_or_no_classifier_is_reported(picture, tmp_path,
     minivit.save(ViT(**VIT), tmp_path / "model.safetensors")
     code, line = refusal(tmp_path / "model.safetensors", "--weights", tmp_path / "model.safetensors")
     assert code == 1 and "model.safetensors is not an image that Pillow can read" in line
+
+
+CLIP = {**VIT, "embed_dim": 16, "num_heads": 2, "pre_norm": True, "norm_eps": 1e-5, "gelu": "quick"}
+
+
+def clip_folder(tmp_path, **beside):
+    """A file of openai/CLIP with such arrays beside the image tower, and class vectors of 4 classes, D = 6."""
+    model = restless(ViT(**CLIP))
+    model.parameters()["head.bias"].data[:] = 0
+    save_arrays(tmp_path / "model.safetensors", {**published_families.clip(model.state_dict(), model), **beside}, None)
+    vision = {"num_attention_heads": 2, "image_size": 32, "hidden_size": 16, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": vision}))
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(4).standard_normal((4, 6)).astype(np.float16))
+    return model
+
+
+@pytest.mark.parametrize("source", ["the file's", "CLIP's, as the file has no logit_scale"])
+def test_class_vectors_name_what_an_image_shows(source, picture, tmp_path, classify):
+    model, weights = clip_folder(tmp_path, logit_scale=np.array(1.5, np.float32)), tmp_path
+    prepare, scale = preprocessing(tmp_path, model), np.exp(1.5)
+    if source != "the file's":
+        weights, scale = tmp_path / "own", 100
+        weights.mkdir()
+        minivit.save(model, weights / "model.safetensors")
+        prepare = preprocessing(weights, model)
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\nant\n")
+    options = ["--weights", weights, "--class-vectors", tmp_path / "vectors.npy", "--top", 4]
+    printed = classify(picture, *options, "--labels", tmp_path / "names.txt")
+    x, vectors = model.predict(prepare(picture)[None])[0], np.load(tmp_path / "vectors.npy").astype(np.float64)
+    cosines = [(x * v).sum() / np.sqrt((x * x).sum() * (v * v).sum()) for v in vectors]
+    powers = np.exp(scale * (np.array(cosines) - max(cosines)))
+    expected = dict(zip(("cat", "dog", "owl", "ant"), 100 * powers / powers.sum()))
+    assert all(abs(expected[label] - share) < 0.01 for share, label in answers(printed)) and len(answers(printed)) == 4
+    assert f"classes: 4 vectors, similarities times {scale:.4g} ({source})" in printed
+    assert {label for _, label in answers(classify(picture, *options))} == {f"class {k}" for k in range(4)}
+
+
+@pytest.mark.parametrize(
+    "vectors, code, word",
+    [
+        (np.ones((4, 5)), 2, "class vectors have 5 channels, and the model's output 6: take the text embeddings"),
+        (np.ones(6), 1, "vectors.npy holds (6,) of float64: write an array (n, D) of floats"),
+        (np.ones((0, 6)), 1, "vectors.npy holds (0, 6) of float64: write an array"),
+        (np.ones((4, 6), int), 1, "vectors.npy holds (4, 6) of int64: write an array"),
+        (np.diag([1.0, 1, 1, 0, 1, 1]), 1, "the vector of class 3 is 0 or not finite: embed that class again"),
+        (np.diag([1.0, np.nan, 1, 1, 1, 1]), 1, "the vector of class 1 is 0 or not finite"),
+        (np.array([[None] * 6]), 1, "vectors.npy: no class vectors could be read"),
+        (None, 1, "vectors.npy: no class vectors could be read (No such file or directory): write an array"),
+    ],
+)
+def test_class_vectors_that_fit_no_image_are_one_line_with_a_remedy(vectors, code, word, picture, tmp_path, refusal):
+    clip_folder(tmp_path)
+    (tmp_path / "vectors.npy").unlink()
+    if vectors is not None:
+        np.save(tmp_path / "vectors.npy", vectors)
+    found, line = refusal(picture, "--weights", tmp_path, "--class-vectors", tmp_path / "vectors.npy")
+    assert found == code and word in line
+
+
+def test_a_cut_file_of_vectors_a_wild_scale_and_a_figure_of_vectors_are_refused(picture, tmp_path, refusal):
+    clip_folder(tmp_path, logit_scale=np.array(1e4, np.float32))
+    options = [picture, "--weights", tmp_path, "--class-vectors", tmp_path / "vectors.npy"]
+    assert "logit_scale is not one number of moderate size" in refusal(*options)[1]
+    assert "--explain draws the logits of a model's own head" in refusal(*options, "--explain", "out.png")[1]
+    clip_folder(tmp_path)
+    assert "names.txt holds 1 labels, and the model has 4" in refusal(*options, "--labels", names(tmp_path))[1]
+    np.savez(tmp_path / "vectors.npz", np.ones((4, 6)))
+    (tmp_path / "vectors.npy").write_bytes((tmp_path / "vectors.npz").read_bytes())
+    assert "vectors.npy holds several arrays" in refusal(*options)[1]
+    np.save(tmp_path / "vectors.npy", np.ones((4, 6)))
+    (tmp_path / "vectors.npy").write_bytes((tmp_path / "vectors.npy").read_bytes()[:-8])
+    assert "vectors.npy: no class vectors could be read" in refusal(*options)[1]
+
+
+def names(folder):
+    (folder / "names.txt").write_text("cat\n")
+    return folder / "names.txt"
 
 
 @pytest.mark.parametrize("missing", ["PIL", "matplotlib"])

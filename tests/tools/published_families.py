@@ -115,6 +115,50 @@ def huggingface_dino(a: dict[str, Any], model: Any) -> dict[str, Any]:
     return out
 
 
+def huggingface_dino3(a: dict[str, Any], model: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {"embeddings.cls_token": a["cls_token"], "embeddings.register_tokens": a["reg_token"]}
+    out["embeddings.mask_token"] = np.zeros((1, 1, model.config["embed_dim"]))
+    both(out, a, "embeddings.patch_embeddings", "patch_embed.proj")
+    names = [("up_proj", "fc1"), ("down_proj", "fc2")]
+    if model.config["mlp_layer"] == "swiglu":
+        names = [("gate_proj", "fc1_g"), ("up_proj", "fc1_x"), ("down_proj", "fc2")]
+    for i in range(model.config["depth"]):
+        for name, third in zip("qkv", thirds(a[f"blocks.{i}.attn.qkv.weight"])):
+            out[f"layer.{i}.attention.{name}_proj.weight"] = third
+        for name in "qv":
+            out[f"layer.{i}.attention.{name}_proj.bias"] = a[f"blocks.{i}.attn.{name}_bias"]
+        both(out, a, f"layer.{i}.attention.o_proj", f"blocks.{i}.attn.proj")
+        for theirs, ours in names:
+            both(out, a, f"layer.{i}.mlp.{theirs}", f"blocks.{i}.mlp.{ours}")
+        for n in (1, 2):
+            both(out, a, f"layer.{i}.norm{n}", f"blocks.{i}.norm{n}")
+            out[f"layer.{i}.layer_scale{n}.lambda1"] = a[f"blocks.{i}.ls{n}.gamma"]
+    both(out, a, "norm", "norm")
+    return out
+
+
+def huggingface_beit(a: dict[str, Any], model: Any, prefix: str = "beit.") -> dict[str, Any]:
+    out: dict[str, Any] = {f"{prefix}embeddings.cls_token": a["cls_token"]}
+    both(out, a, f"{prefix}embeddings.patch_embeddings.projection", "patch_embed.proj")
+    for i in range(model.config["depth"]):
+        layer, block = f"{prefix}encoder.layer.{i}", f"blocks.{i}"
+        attention = f"{layer}.attention.attention"
+        for name, third in zip(("query", "key", "value"), thirds(a[f"{block}.attn.qkv.weight"])):
+            out[f"{attention}.{name}.weight"] = third
+        out[f"{attention}.query.bias"], out[f"{attention}.value.bias"] = (a[f"{block}.attn.{p}_bias"] for p in "qv")
+        table = "relative_position_bias_table"
+        out[f"{attention}.relative_position_bias.{table}"] = a[f"{block}.attn.{table}"]
+        both(out, a, f"{layer}.attention.output.dense", f"{block}.attn.proj")
+        both(out, a, f"{layer}.intermediate.dense", f"{block}.mlp.fc1")
+        both(out, a, f"{layer}.output.dense", f"{block}.mlp.fc2")
+        for n, where in ((1, "before"), (2, "after")):
+            both(out, a, f"{layer}.layernorm_{where}", f"{block}.norm{n}")
+            out[f"{layer}.lambda_{n}"] = a[f"{block}.ls{n}.gamma"]
+    both(out, a, f"{prefix}pooler.layernorm", "fc_norm")
+    both(out, a, "classifier", "head")
+    return out
+
+
 def placed(out: dict[str, Any], a: dict[str, Any], token: str, positions: str) -> None:
     """A class token and its position, which a model with registers has as one sum."""
     out[token], out[positions] = a["cls_token"], a["pos_embed"]
@@ -141,6 +185,26 @@ def meta_dino(a: dict[str, Any], model: Any) -> dict[str, Any]:
         out = moved_position(out, "cls_token", "pos_embed")
     if model.config["mlp_layer"] == "swiglu_packed":
         out = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): array for n, array in out.items()}
+    return out
+
+
+def meta_dino3(a: dict[str, Any], model: Any) -> dict[str, Any]:
+    """facebookresearch/dinov3: k has a bias, which a mask sets to 0, and heads of 16 have these periods in bfloat16."""
+    gates = {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2", "mlp.fc2": "mlp.w3"}
+    gates = gates if model.config["mlp_layer"] == "swiglu" else {}
+    out: dict[str, Any] = {"mask_token": np.ones((1, model.config["embed_dim"])), "storage_tokens": a["reg_token"]}
+    out["rope_embed.periods"] = np.array([1, 3.15625, 10, 31.625], np.float32)
+    for part in PARTS:
+        out[f"local_cls_norm.{part}"] = np.ones(model.config["embed_dim"])
+    for name, array in a.items():
+        if name.endswith("q_bias"):
+            k, v = np.full_like(array, 7), a[name.replace("q_bias", "v_bias")]
+            fused = name.replace("q_bias", "qkv.bias")
+            out[fused], out[f"{fused}_mask"] = np.concatenate((array, k, v)), np.repeat((1.0, 0.0, 1.0), k.size)
+        elif not name.endswith("v_bias") and name != "reg_token":
+            for ours, theirs in gates.items():
+                name = name.replace(ours, theirs)
+            out[name] = array
     return out
 
 

@@ -101,7 +101,7 @@ HUGGINGFACE = [
             _IGNORED,
             prefixes,
             _HEADS,
-            absent=r".*layer_scale1\.lambda1",  # DINOv2
+            absent=r".*(layer_scale1\.lambda1|lambda_1|relative_position_bias_table)",  # DINOv2, BEiT
             head="classifier",
             beyond=r"decoder\..*",  # of masked autoencoders
         )

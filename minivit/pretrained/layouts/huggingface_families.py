@@ -1,4 +1,4 @@
-"""The names of Hugging Face transformers for the families after ViT: CLIP, SigLIP and DINOv2."""
+"""The names of Hugging Face transformers for the families after ViT: CLIP, SigLIP, DINOv2, DINOv3 and BEiT."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from minivit.protocol import Array
 _BLOCK = "blocks.{i}"
 
 
-def _qkv(theirs: str, names: tuple[str, ...]) -> Rule:
-    return Rule(f"{_BLOCK}.attn.qkv.{{p}}", [f"{theirs}.{name}.{{p}}" for name in names], STACKED)
+def _qkv(theirs: str, names: tuple[str, ...], p: str = "{p}") -> Rule:
+    return Rule(f"{_BLOCK}.attn.qkv.{p}", [f"{theirs}.{name}.{p}" for name in names], STACKED)
 
 
 # CLIP and SigLIP: the image tower, alone or beside a text tower
@@ -190,7 +190,138 @@ def _dino(gated: bool, registers: bool) -> Layout:
     )
 
 
+# DINOv3: rotary positions, of which it stores nothing; blocks are `layer` in files, and `model.layer` in memory
+_LAYER3 = "layer.{i}"
+_DINOV3 = (
+    Rule("cls_token", "embeddings.cls_token"),
+    Rule("reg_token", "embeddings.register_tokens"),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.{p}"),
+    *(Rule(f"{_BLOCK}.{each}.{{p}}", f"{_LAYER3}.{each}.{{p}}") for each in ("norm1", "norm2")),
+    *(Rule(f"{_BLOCK}.ls{n}.gamma", f"{_LAYER3}.layer_scale{n}.lambda1") for n in (1, 2)),
+    _qkv(f"{_LAYER3}.attention", ("q_proj", "k_proj", "v_proj")),
+    *(Rule(f"{_BLOCK}.attn.{each}_bias", f"{_LAYER3}.attention.{each}_proj.bias") for each in "qv"),
+    Rule(f"{_BLOCK}.attn.proj.{{p}}", f"{_LAYER3}.attention.o_proj.{{p}}"),
+    Rule(
+        [f"{_BLOCK}.mlp.{each}.{{p}}" for each in ("fc1_g", "fc1_x")],
+        [f"{_LAYER3}.mlp.{each}_proj.{{p}}" for each in ("gate", "up")],
+    ),
+    Rule(f"{_BLOCK}.mlp.fc1.{{p}}", f"{_LAYER3}.mlp.up_proj.{{p}}"),
+    Rule(f"{_BLOCK}.mlp.fc2.{{p}}", f"{_LAYER3}.mlp.down_proj.{{p}}"),
+    Rule("norm.{p}", "norm.{p}"),
+)
+
+
+def _as_in_files(arrays: dict[str, Array]) -> dict[str, Array]:
+    """The names in files for those in memory, and no array of 0 registers."""
+    return {name.removeprefix("model."): array for name, array in arrays.items() if name != _REGISTERS or array.size}
+
+
+def _with_empty_tokens(arrays: dict[str, Array]) -> dict[str, Array]:
+    """With the mask token of pretraining and 0 registers, without which transformers warns."""
+    token = arrays[_CLASS]
+    return {
+        _REGISTERS: np.zeros((1, 0, token.shape[2]), token.dtype),
+        **arrays,
+        "embeddings.mask_token": np.zeros_like(token),
+    }
+
+
+_DINOV3_LAYOUT = Layout(
+    "huggingface",
+    "ViT",
+    (
+        r"embeddings\.cls_token",
+        r"embeddings\.patch_embeddings\.weight",
+        r"(model\.)?layer\.0\.layer_scale1\.lambda1",
+        r"norm\.weight",
+    ),
+    _DINOV3,
+    IGNORED,
+    prepare=_as_in_files,
+    family="DINOv3",
+    settings={"norm_eps": 1e-5, "global_pool": "token", "pos_embed": "rotary", "dynamic_img_size": True},
+    finish=_with_empty_tokens,
+)
+
+# BEiT: (block, where q, k and v are, their names, the block's other layers, its table) in files, and in memory
+_BEIT_BLOCKS = (
+    (
+        "encoder.layer.{i}",
+        "attention.attention",
+        ("query", "key", "value"),
+        ("attention.output.dense", "intermediate.dense", "output.dense"),
+        "attention.attention.relative_position_bias",
+    ),
+    (
+        "layers.{i}",
+        "attention",
+        ("q_proj", "k_proj", "v_proj"),
+        ("attention.o_proj", "mlp.fc1", "mlp.fc2"),
+        "relative_position_bias",
+    ),
+)
+_TABLE = "relative_position_bias_table"
+
+
+def _beit_block(block: str, attention: str, names: tuple[str, ...], layers: tuple[str, ...], table: str) -> list[Rule]:
+    ours = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
+    theirs = ("layernorm_before", "layernorm_after", *layers)
+    return [
+        *(Rule(f"{_BLOCK}.{each}.{{p}}", f"{block}.{name}.{{p}}") for each, name in zip(ours, theirs)),
+        _qkv(f"{block}.{attention}", names, "weight"),
+        *(Rule(f"{_BLOCK}.attn.{p}_bias", f"{block}.{attention}.{name}.bias") for p, name in zip("qv", names[::2])),
+        *(Rule(f"{_BLOCK}.ls{n}.gamma", f"{block}.lambda_{n}") for n in (1, 2)),
+        Rule(f"{_BLOCK}.attn.{_TABLE}", f"{block}.{table}.{_TABLE}"),
+    ]
+
+
+_BEIT = (
+    Rule("cls_token", "embeddings.cls_token"),
+    Rule("pos_embed", "embeddings.position_embeddings"),
+    Rule("patch_embed.proj.{p}", "embeddings.patch_embeddings.projection.{p}"),
+    *(rule for names in _BEIT_BLOCKS for rule in _beit_block(*names)),
+    Rule("fc_norm.{p}", "pooler.layernorm.{p}"),
+    Rule("norm.{p}", "layernorm.{p}"),
+    *_CLASSIFIER,
+)
+
+
+def _with_own_tables(arrays: dict[str, Array]) -> dict[str, Array]:
+    """A table that all blocks share, added to each block's own or in its place: the scores are the same."""
+    shared = re.compile(rf"(encoder\.relative_position_bias|shared_position_bias)\.{_TABLE}")
+    tables = [array for name, array in arrays.items() if shared.fullmatch(name)]
+    found = {name: array for name, array in arrays.items() if not shared.fullmatch(name)}
+    for name in [name for name in found if tables and name.endswith(".layernorm_before.weight")]:
+        block = name.removesuffix("layernorm_before.weight")
+        table = f"{block}{_BEIT_BLOCKS[block.startswith('layers')][-1]}.{_TABLE}"
+        found[table] = found[table] + tables[0] if table in found else tables[0].copy()
+    return found
+
+
+_BEIT_LAYOUT = Layout(
+    "huggingface",
+    "ViT",
+    (
+        r"(encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.weight",
+        r".*(relative_position_bias_table|lambda_1)",
+        r"embeddings\.cls_token",
+    ),
+    _BEIT,
+    IGNORED,
+    ("beit.", ""),
+    r"classifier\..*",
+    prepare=_with_own_tables,
+    arguments=lambda arrays: {"global_pool": "avg" if "pooler.layernorm.weight" in arrays else "token"},
+    head="classifier",
+    family="BEiT",
+    settings={"norm_eps": 1e-12, "pos_embed": "relative"},
+    biases={"mode": "bilinear", "antialias": False},
+    beyond=r"lm_head\..*",  # which predicts the visual tokens of masked patches
+)
+
 HUGGINGFACE_FAMILIES = [
     *_towers(),
     *(_dino(gated, registers) for registers in (True, False) for gated in (False, True)),
+    _DINOV3_LAYOUT,
+    _BEIT_LAYOUT,
 ]

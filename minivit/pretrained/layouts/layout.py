@@ -53,7 +53,7 @@ class Layout:
         head: the name of its classifier.
         family: of the models after the first ViT, such as "CLIP"; it selects the default preprocessing.
         settings: arguments of the class in which the family's models differ from those of the source's profile.
-        positions: the resampling of positions, if it differs from the profile's.
+        positions, biases: the resampling of positions and of relative biases, if it differs from the profile's.
         omitted: pattern of names, without the prefix, of arrays that the model does not read, such as a decoder.
         beyond: pattern of names outside of the prefix that belong to another model in the file, such as a text tower.
         finish: applied to an export, the inverse of `prepare`.
@@ -75,6 +75,7 @@ class Layout:
     family: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     positions: Mapping[str, Any] | None = None
+    biases: Mapping[str, Any] | None = None
     omitted: str = MASK_TOKEN
     beyond: str = "(?!)"
     finish: Callable[[dict[str, Array]], dict[str, Array]] = dict
