@@ -116,7 +116,7 @@ def test_every_published_size_has_timms_tag_or_no_weights():
     ],
 )
 def test_what_a_name_means(name, place):
-    assert hub._place(name) == place
+    assert hub.repository_of(name) == place
 
 
 @pytest.mark.parametrize(
