@@ -95,9 +95,11 @@ function unnudge() {
   $("nudge").value = 0;
 }
 
-function drawn(finished) {
-  unnudge();
-  refresh();
+function drawn(finished, changed = true) {
+  if (changed) {
+    unnudge();
+    refresh();
+  }
   if (finished) document.body.dataset.drawings = Number(document.body.dataset.drawings || 0) + 1;
 }
 

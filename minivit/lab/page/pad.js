@@ -45,7 +45,7 @@ export class Pad {
       }
     });
     const end = () => {
-      if (last) this.changed(true);
+      if (last) this.changed(true, false); // the last move drew it
       last = null;
     };
     this.canvas.addEventListener("pointerup", end);
