@@ -210,8 +210,10 @@ def test_a_floor_stands_only_on_those_below(file):
 @pytest.mark.parametrize("file", [file for file in TREES if not file.startswith(("fast/numpy/", "fast/cupy/"))])
 def test_only_the_choice_knows_the_replacements(file):
     modules = {module for module, _ in imported(TREES[file]) if module.split(".")[0] == "minivit"}
-    if file == "parallel/captured_step.py":  # which records a step, and replaces no formula
-        modules = {module for module in modules if not module.startswith("minivit.fast.cupy.capture")}
+    recording = {"captured_step": "capture", "recorded_update": "parameters"}  # a step, which replaces no formula
+    for part, used in recording.items():
+        if file == f"parallel/{part}.py":
+            modules = {module for module in modules if not module.startswith(f"minivit.fast.cupy.{used}")}
     if file.startswith("inference/"):  # a form of the network for the CPU alone, which works in place
         modules = {module for module in modules if not module.startswith("minivit.fast.numpy")}
     assert not {room_of(module) for module in modules} & {"fast.numpy", "fast.cupy"}

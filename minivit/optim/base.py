@@ -106,7 +106,9 @@ class Optimizer:
 
     def _text(self) -> str:
         rates = {"lr": self.lr, "weight_decay": self.weight_decay}
-        others = {name: value for name, value in settings_of(self).items() if name not in (*rates, "threads")}
+        hidden = (*rates, "threads", "skipped")
+        others = {name: value for name, value in settings_of(self).items() if name not in hidden}
+        others = {"steps": self.steps, **others}
         groups = len({(self._lr_of(name), self._decay_of(name)) for name in self.params})
         count = f"{len(self.params)} parameters in {groups} group{'s' if groups > 1 else ''}"
         words = settings_text([rates], dict.fromkeys(rates, ...)) + settings_text([others], arguments_of(type(self)))

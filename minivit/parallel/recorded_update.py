@@ -90,4 +90,4 @@ class RecordedUpdate:
         )  # fmt: skip
 
 
-NOTHING = np.zeros(3)  # settings of a launch that changes nothing, for the runs before a recording
+NOTHING = np.zeros(3, np.float64)  # settings of a launch that changes nothing, for the runs before a recording

@@ -112,7 +112,7 @@ class Run:
         self._earlier: str | None = None  # the folder, next to this one, with the files of an earlier run
         self._interrupt = StopLater()
         self._saved = time.monotonic()
-        self._totals, self._seconds = Totals(self._where), 0.0
+        self._totals, self._seconds = Totals(), 0.0
         check_agreement(self.ranks, self.settings, "the ranks have different settings")
         self._lock: FolderLock | None = None
         if self.ranks.first:
@@ -195,11 +195,11 @@ class Run:
         Raises:
             FloatingPointError: the tenth such batch in a row.
         """
-        self._totals.add(float(loss), correct, images, float(gradient_norm))
+        self._totals.add(float(loss), correct, images, float(gradient_norm), self._where())
 
     def log_later(self, found: Outcome, images: int) -> None:
         """Record one batch of `CapturedStep.update`: its numbers are read when they are shown or saved."""
-        self._totals.add_later(found, images)
+        self._totals.add_later(found, images, self._where())
 
     def _read(self) -> Totals:
         """The epoch's sums; waiting for a GPU is part of its time."""
@@ -228,7 +228,7 @@ class Run:
             f"epoch {self.epoch:3d}  loss {self.loss:.4f}  accuracy {self.accuracy:7.2%}  "
             f"held out {held_out_accuracy:7.2%}  {row[5]:,.0f} images/s{skipped}"
         )
-        self._totals, self._seconds = Totals(self._where), 0.0
+        self._totals, self._seconds = Totals(), 0.0
         self.write_metrics()
         self.save()
         self._agreed(False)
@@ -318,7 +318,7 @@ class Run:
         self.epoch, self.position, self.iteration = said.epoch, said.position, said.iteration
         self.history = said.history
         *totals, self._seconds = said.within
-        self._totals = Totals(self._where, *totals)
+        self._totals = Totals(*totals)
         self._earlier = said.earlier
 
     def write_metrics(self) -> None:

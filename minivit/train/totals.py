@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
@@ -16,7 +15,6 @@ class Totals:
     """Sums over batches; those of a batch on a GPU may be read later.
 
     Args:
-        where: the position in the run, for the message of an error.
         loss, correct, images: the sums to begin with.
 
     Attributes:
@@ -24,14 +22,13 @@ class Totals:
         skipped: batches whose loss or gradient was not finite; they are not counted otherwise.
     """
 
-    def __init__(self, where: Callable[[], str], loss: float = 0.0, correct: int = 0, images: int = 0) -> None:
-        self._where = where
+    def __init__(self, loss: float = 0.0, correct: int = 0, images: int = 0) -> None:
         self._loss, self._correct, self.images = loss, correct, images
         self.skipped = self._skipped_in_a_row = 0
-        self._unread: list[tuple[Outcome, int]] = []
+        self._unread: list[tuple[Outcome, int, str]] = []
 
-    def add(self, loss: float, correct: int, images: int, gradient_norm: float) -> None:
-        """Add one batch.
+    def add(self, loss: float, correct: int, images: int, gradient_norm: float, where: str) -> None:
+        """Add one batch; `where` is the position in the run, for the message of an error.
 
         Raises:
             FloatingPointError: the tenth batch in a row whose numbers are not finite.
@@ -41,7 +38,7 @@ class Totals:
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row == MOST_SKIPPED:
                 raise FloatingPointError(
-                    f"the loss is {loss} and the gradient's norm {gradient_norm} in {self._where()}, and neither was "
+                    f"the loss is {loss} and the gradient's norm {gradient_norm} in {where}, and neither was "
                     f"finite in {MOST_SKIPPED} batches in a row: lower the learning rate, or find the layer with "
                     "minivit.explain.debug_nans. The weights are those from before these batches"
                 )
@@ -51,17 +48,17 @@ class Totals:
         self._correct += correct
         self.images += images
 
-    def add_later(self, found: Outcome, images: int) -> None:
+    def add_later(self, found: Outcome, images: int, where: str) -> None:
         """Add one batch of `CapturedStep.update`, whose numbers are still on the GPU."""
-        self._unread.append((found, images))
+        self._unread.append((found, images, where))
         if len(self._unread) == _MOST_UNREAD:
             self.read()
 
     def read(self) -> None:
         """Add what was left for later, which waits for the GPU."""
         unread, self._unread = self._unread, []
-        for found, images in unread:
-            self.add(float(found.loss), int(found.correct), images, float(found.gradient_norm))
+        for found, images, where in unread:
+            self.add(float(found.loss), int(found.correct), images, float(found.gradient_norm), where)
 
     @property
     def loss(self) -> float:
