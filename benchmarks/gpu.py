@@ -353,8 +353,10 @@ def small_step(out: Path, mnist: Path | None) -> Result:
         # attention in tiles, by products, and with weights that are dropped
         step.loss_and_grad(images, np.array([0, 1, 2]), noise, label_smoothing=0.1)
     optim.clip_grad_norm(params, 1e-3)
-    optim.AdamW(params, 1e-3).step()
+    opt = optim.AdamW(params, 1e-3)
+    opt.step()
     average.update()
+    parallel.CapturedStep(model).update(opt, images, np.array([0, 1, 2]), max_norm=1e-3, average=average)
     return {"parameters": len(params)}
 
 
