@@ -152,9 +152,8 @@ def described(model: Any) -> dict[str, Any]:
             "post_norm": type(block).__name__ == "ResPostBlock",
             "block_fn": _BLOCKS[type(block).__name__],
             "mlp_layer": "mlp" if mlp is None else _MLPS[type(mlp).__name__],
-            "norm_layer": _NORMS[
-                {type(each).__name__ for each in block.modules() if "Norm" in type(each).__name__}.pop()
-            ],
+            # the block's own, which comes first: differential attention has an RMSNorm within
+            "norm_layer": _NORMS[next(n for each in block.modules() if "Norm" in (n := type(each).__name__))],
             "reg_tokens": 0 if getattr(model, "reg_token", None) is None else model.reg_token.shape[1],
             "no_embed_class": getattr(model, "no_embed_class", False) and model.num_prefix_tokens > 0,
             "pool_include_prefix": getattr(model, "pool_include_prefix", False),
