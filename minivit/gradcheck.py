@@ -75,7 +75,12 @@ def check_complex_step(
     Args:
         tolerance: 1e-12 of the largest element of all gradients.
         elements: at most so many of each array, drawn by `seed`; None for all of them.
+
+    Raises:
+        ValueError: if `elements` is less than 1, which would check nothing.
     """
+    if elements is not None and elements < 1:
+        raise ValueError(f"elements={elements} would check nothing: give at least 1, or None for all of them")
     with _Case(f, args, seed, rng_seed) as case:
         worst = 0.0
         for tensor in case.tensors:

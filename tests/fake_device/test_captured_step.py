@@ -423,3 +423,12 @@ def test_updates_that_cannot_be_recorded_are_refused(device: Any) -> None:
     with pytest.raises(ValueError, match="use bfloat16, or loss_and_grad"):
         parallel.CapturedStep(model, precision="float16").update(opt, images, labels)
     assert opt.steps == 0
+
+
+def test_an_average_that_lies_in_pieces_is_refused(device: Any) -> None:
+    model = build("ViT")
+    average = optim.ModelEma(model)
+    name = next(name for name, array in average.average.items() if array.ndim == 2)
+    average.average[name] = device.module.ascontiguousarray(average.average[name].T).T
+    with pytest.raises((RuntimeError, ValueError), match="do not lie in one piece"):
+        parallel.CapturedStep(model).update(optim.AdamW(model.parameters()), *batches(1)[0], average=average)

@@ -382,6 +382,8 @@ def test_as_many_elements_are_checked_as_are_asked_for() -> None:
     calls.clear()
     minivit.check_complex_step(square, x, elements=1000)
     assert len(calls) == 1 + 100
+    with pytest.raises(ValueError, match="elements=0 would check nothing"):
+        minivit.check_complex_step(wrong_once, x, elements=0)
     found = []
     for seed in range(20):  # another draw for each seed
         try:

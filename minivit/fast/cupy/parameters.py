@@ -31,8 +31,11 @@ def adamw_step(
     threads: int = 1,
 ) -> None:
     """kernels/adamw.cu; `shares` are optim.optimizers.Share."""
-    rates = [(share.lr, share.weight_decay) for share in shares]
-    _adamw(first, second, shares, on_device(np.array([1, 1, step, *betas, 1, *sum(rates, ())], _DOUBLE)), eps)
+    _adamw(first, second, shares, on_device(np.array([1, 1, step, *betas, 1, *_rates(shares)], _DOUBLE)), eps)
+
+
+def _rates(shares: Sequence[Any]) -> list[float]:
+    return [number for share in shares for number in (share.lr, share.weight_decay)]
 
 
 def _adamw(first: Array, second: Array, shares: Sequence[Any], plan: Array, eps: float) -> None:
@@ -72,8 +75,11 @@ def recorded_update(
 
     Returns:
         (3,) float64: loss, the gradient's norm before clipping, correct.
+
+    Raises:
+        ValueError: for averages that the kernel cannot reach by their addresses.
     """
-    recipe = [max_norm, *betas, *(number for share in shares for number in (share.lr, share.weight_decay))]
+    recipe = [max_norm, *betas, *_rates(shares)]
     plan, results = cupy.empty(_RATES + 2 * len(shares), _DOUBLE), cupy.empty(3, _DOUBLE)
     launch(
         "adamw", "decide", first.dtype, (1,), (256,), sum_of_squares(*(share.grad for share in shares)), settings,
@@ -81,7 +87,10 @@ def recorded_update(
     )  # fmt: skip
     _adamw(first, second, shares, plan, eps)
     if averages:
-        _average(list(averages), plan[_AVERAGE:_RATES])
+        direct, others = _split(list(averages))
+        if others:
+            raise ValueError("averaged weights, or the model's, do not lie in one piece or have different dtypes")
+        _average(direct, plan[_AVERAGE:_RATES])
     return results
 
 
