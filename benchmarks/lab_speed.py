@@ -19,12 +19,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,22 +46,12 @@ def served(weights: Path) -> Iterator[str]:
     core = [shutil.which("taskset"), "-c", "0"] if shutil.which("taskset") else []
     command = [*core, sys.executable, "-m", "minivit", "lab", "--weights", str(weights), "--no-browser"]
     variables = environment(1) | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.terminate()
-        process.wait()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    """A folder's files; nothing is printed."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
 
 
 @contextmanager
@@ -72,10 +59,8 @@ def hosted(weights: Path, pyodide: Path) -> Iterator[str]:
     """The address of the page that computes in the browser."""
     with tempfile.TemporaryDirectory() as folder:
         build_lab.build(Path(folder), weights, pyodide)
-        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{server.server_port}/lab/index.html"
-            server.shutdown()
+        with browser_tools.hosted(Path(folder)) as address:
+            yield f"{address}/lab/index.html"
 
 
 def measure(browser: Any, address: str, count: int) -> dict[str, Any]:

@@ -13,12 +13,10 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +158,6 @@ def test_the_hosted_files_hold_bytecode_for_python_and_numpy(build_lab, tmp_path
 # --- in Chromium ------------------------------------------------------------------------------------------------------
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def html(build_lab: Any, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not PYODIDE:
@@ -184,28 +175,25 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture
 def visit(chromium: Any, html: Path) -> Iterator[Any]:
     """visit(folder) -> page and faults."""
-    servers, contexts, hosts = [], [], set()
+    served, contexts, hosts, allowed = ExitStack(), [], set(), set()
 
     def go(folder: Path = html) -> tuple[Any, list[str]]:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
+        address = served.enter_context(browser_tools.hosted(folder))
+        allowed.add(address.removeprefix("http://"))
         context = chromium.new_context(viewport={"width": 1280, "height": 900}, locale="en")
         contexts.append(context)
         page, faults = context.new_page(), []
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda request: hosts.update(re.findall(r"^https?://([^/]+)", request.url)))
-        page.goto(f"http://127.0.0.1:{server.server_port}/lab/index.html")
+        page.goto(f"{address}/lab/index.html")
         return page, faults
 
-    yield go
-    assert hosts <= {f"127.0.0.1:{server.server_port}" for server in servers}, hosts
-    for context in contexts:
-        context.close()
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with served:
+        yield go
+        for context in contexts:
+            context.close()
+    assert hosts <= allowed, hosts
 
 
 def draw(page: Any) -> None:
