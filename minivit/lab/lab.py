@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minivit.lab.readings import (
-    LR,
-    Reading,
-    accuracy,
-    attention_from,
-    read,
-    training_step,
-    windows_of,
-    with_every_token,
-)
+from minivit.lab.readings import LR, accuracy, attention_from, training_step, windows_of
+from minivit.lab.recorded import Reader, Reading, with_every_token
 from minivit.lab.source_lines import formula_of, kind_of, lines_of
-from minivit.lab.switches import available, shuffles
+from minivit.lab.switches import available
 from minivit.lab.wire import shown, unpacked_pixels, whole_number
 from minivit.models import Model, Swin
 from minivit.models.options import patch_grid
@@ -30,6 +23,7 @@ from minivit.protocol import Array
 from minivit.sizes import pair
 
 _READINGS = 4  # kept, so that a page can ask about the last ones
+_READERS = 4  # kept, each a copy of the layers for one choice of switches
 _UNDO = 50  # training steps that can be undone
 TEST_IMAGES = 1000
 _PART = 125  # of them in one answer: a new drawing waits for no more than one part
@@ -78,6 +72,7 @@ class Lab:
         self.mean, self.std = (np.array(numbers, dtype="float32").reshape(1, -1, 1, 1) for numbers in (mean, std))
         self.size = (model.config["in_chans"], *pair(model.config["img_size"]))
         self._readings: OrderedDict[int, Reading] = OrderedDict()
+        self._reader = lru_cache(_READERS)(partial(Reader, self.model))  # by switches and head
         self._count = 0
         self._before: list[dict[str, Array]] = []
         self._correct: dict[tuple[Any, ...], dict[int, int]] = {}
@@ -125,8 +120,8 @@ class Lab:
         pixels = unpacked_pixels(request.get("pixels"), self.size)
         target = whole_number(request, "target", len(self.labels), optional=True)
         chosen, head = _switches(request)
-        found = read(self.model, self._normalized(pixels[None]), target, chosen, head)
-        shuffle = shuffles(self.model, chosen)
+        reader = self._reader(tuple(sorted(chosen)), head)
+        found, shuffle = reader.read(self._normalized(pixels[None]), target), reader.shuffle
         self._count += 1
         self._readings[self._count] = found
         while len(self._readings) > _READINGS:

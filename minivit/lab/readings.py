@@ -1,7 +1,6 @@
-"""Everything that the lab's page shows, computed from a model and a drawing; no server and no page is needed.
+"""What the lab's page asks besides a reading: attention of a patch, windows, one step of training, accuracy.
 
-    found = read(model, images, target=7)
-    found.probabilities, found.dx, found.parts["blocks.0.attn"].dy
+No server and no page is needed. `recorded` has the reading itself.
 
 Notation: one image (1, C, H, W); L blocks, H heads, N tokens, p prefix tokens, gh x gw a grid of patches, K classes.
 """
@@ -9,172 +8,27 @@ Notation: one image (1, C, H, W); L blocks, H heads, N tokens, p prefix tokens, 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minivit import functional as F, optim
+from minivit.lab.recorded import Reading, read
 from minivit.lab.switches import Shuffle, shuffles, switched
-from minivit.models import Model, ViT
+from minivit.models import Model
 from minivit.models.options import patch_grid
 from minivit.nn import Layer, Recompute, ShiftedWindows
 from minivit.observe.attention import (
     BlockAttention,
     attention_weights,
-    attentions,
-    block_names,
     prefix_tokens,
     stages,
 )
-from minivit.observe.hooks import Location, Run, watched
 from minivit.observe.trace import euclidean_norm
 from minivit.observe.windows import PAD, Layout, positions_after_roll, regions, window_masks
-from minivit.protocol import Array, Back, once
+from minivit.protocol import Array
 
 LR = 3e-4  # of the training step: with 1e-3 the loss of the same drawing rises in about one of six cases
-
-
-@dataclass(repr=False)
-class Part:
-    """One part of the model in one pass.
-
-    Attributes:
-        name: dotted, as its parameters; "" is the model, "loss" the loss.
-        layer: the part, or the loss's function.
-        depth: 0 for the model and the loss, 1 for the model's parts, ...
-        x, y: input and output.
-        dy, dx: dloss/dy and dloss/dx; dx is None where there is none.
-    """
-
-    name: str
-    layer: Any
-    depth: int
-    x: Array
-    y: Array
-    dy: Array | None = None
-    dx: Array | None = None
-
-
-@dataclass(repr=False)
-class Reading:
-    """A forward and a backward pass of one image.
-
-    Attributes:
-        model: that ran, with the switches.
-        images: (1, C, H, W), as the model saw them, so with shuffled patches if they are shuffled.
-        logits, probabilities: (K,).
-        target: the class whose loss was differentiated.
-        loss: -log of its probability.
-        parts: by name, in the order in which they run; the loss last.
-        backward: the names in the order in which their backs ran.
-        gradients: dloss/dparameter by name.
-        dx: (1, C, H, W), dloss/dimages in the order of the given image.
-        attention: of each block; see `minivit.explain.attention_weights`.
-        maps: of each block (H, gh, gw), the attention of what the head reads; see `minivit.explain.head_maps`.
-        rollout: (gh, gw), or None where attention rollout is not defined.
-    """
-
-    model: Model
-    images: Array
-    logits: Array
-    probabilities: Array
-    target: int
-    loss: float
-    parts: dict[str, Part]
-    backward: list[str]
-    gradients: dict[str, Array]
-    dx: Array
-    attention: list[BlockAttention]
-    maps: list[Array]
-    rollout: Array | None
-
-
-class _Recorder:
-    """The watcher, which keeps x, y, dy and dx of every part."""
-
-    def __init__(self) -> None:
-        self.started: dict[str, None] = {}  # names in the order in which the parts are called
-        self.parts: dict[str, Part] = {}
-        self.backward: list[str] = []
-
-    def __call__(self, layer: Layer, location: Location, run: Run, x: Array) -> tuple[Array, Back]:
-        return self.record(location.name, location.layer, location.depth, x, run)
-
-    def record(self, name: str, layer: Any, depth: int, x: Array, run: Run) -> tuple[Array, Back]:
-        self.started[name] = None
-        y, back_part = run()
-        part = Part(name, layer, depth, x.copy(), y.copy())  # a composite may write into what its part returned
-        self.parts[name] = part
-
-        @once
-        def back(*dy: Array) -> Any:
-            part.dy = dy[0].copy() if dy else None
-            self.backward.append(name)
-            dx = back_part(*dy)
-            part.dx = None if dx is None else dx.copy()
-            return dx
-
-        return y, back
-
-
-def with_every_token(model: Model) -> Model:
-    """A model with the same weights whose last block computes every token, also those that the head does not read."""
-    if not (isinstance(model, ViT) and model.config["skip_unused_tokens"]):
-        return model
-    complete = ViT(**{**model.config, "skip_unused_tokens": False})
-    complete.load_state_dict(model.state_dict())
-    return complete
-
-
-def read(
-    model: Model, images: Array, target: int | None = None, switches: Iterable[str] = (), head: int = 0
-) -> Reading:
-    """Run forward and backward, and compute the attention.
-
-    Args:
-        model: ViT or Swin with a head; it does not change, nor its gradients.
-        images: (1, C, H, W) of the model's dtype.
-        target: the class whose loss is differentiated; None is the most probable one.
-        switches, head: as of `switched`.
-
-    Raises:
-        ValueError: for several images, a class that the model does not have, or a switch without its part.
-    """
-    if len(images) != 1:
-        raise ValueError(f"the lab reads one image at a time, got {len(images)}")
-    chosen = list(switches)
-    network, shuffle = switched(model, chosen, head), shuffles(model, chosen)
-    seen = images if shuffle is None else shuffle(images)
-    recorder = _Recorder()
-    logits, back = watched(network, recorder)(seen)
-    answer = int(logits[0].argmax()) if target is None else target
-    if not 0 <= answer < logits.shape[1]:
-        raise ValueError(f"class {answer} does not exist: the model has {logits.shape[1]}, 0 to {logits.shape[1] - 1}")
-    labels = np.array([answer], dtype=np.int64)
-    loss, back_loss = recorder.record(
-        "loss", F.softmax_cross_entropy, 0, logits, lambda: F.softmax_cross_entropy(logits, labels)
-    )
-    dx = back(back_loss())
-    gradients = {name: param.grad for name, param in network.parameters().items() if param.grad is not None}
-    inputs = {name: recorder.parts[f"{name}.attn"].x for name in block_names(network)}
-    heads = attentions(network, seen, inputs)
-    rollout = None if heads.rollout is None or "softmax" in chosen else heads.rollout[0]  # its rows must sum to 1
-    return Reading(
-        model=network,
-        images=seen,
-        logits=logits[0],
-        probabilities=F.softmax(logits)[0][0],
-        target=answer,
-        loss=float(loss),
-        parts={name: recorder.parts[name] for name in recorder.started},
-        backward=recorder.backward,
-        gradients=gradients,
-        dx=dx if shuffle is None else shuffle.undo(dx),
-        attention=heads.weights,
-        maps=[maps[0] for maps in heads.maps],
-        rollout=rollout,
-    )
 
 
 # --- attention ------------------------------------------------------------------------------------------------------

@@ -266,8 +266,9 @@ def _add_up(row: Row, own: dict[int, int]) -> int:
 
 def euclidean_norm(a: Any) -> float:
     """The square root of the sum of squares, in float64."""
-    wide = abs(array_module(a).asarray(a)).astype("float64")
-    return float(to_numpy((wide * wide).sum())) ** 0.5
+    flat = array_module(a).asarray(a).ravel()
+    wide = (abs(flat) if flat.dtype.kind == "c" else flat).astype("float64")
+    return float(to_numpy(wide @ wide)) ** 0.5
 
 
 # --- as text --------------------------------------------------------------------------------------------------------

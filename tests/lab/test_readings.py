@@ -10,7 +10,8 @@ import pytest
 from lab_tools import KINDS, build, image
 
 from minivit import check_vjp, explain, functional as F, nn, optim
-from minivit.lab.readings import accuracy, attention_from, read, training_step, windows_of, with_every_token
+from minivit.lab.readings import accuracy, attention_from, training_step, windows_of
+from minivit.lab.recorded import Reader, read, with_every_token
 from minivit.lab.source_lines import formula_of, lines_of
 from minivit.lab.switches import SWITCHES, Shuffle, available, switched
 
@@ -60,6 +61,20 @@ def test_the_target_is_the_most_probable_class_unless_it_is_given():
         read(model, x, target=10)
     with pytest.raises(ValueError, match="one image"):
         read(model, np.repeat(x, 2, axis=0))
+
+
+def test_a_reader_reads_again_as_if_it_were_new_and_leaves_earlier_readings_alone():
+    model, chosen = with_every_token(build("vit")), ["scale", "shuffle"]
+    images = [image(), image() ** 2]
+    reader = Reader(model, chosen)
+    first = reader.read(images[0], target=3)
+    kept = {name: gradient.copy() for name, gradient in first.gradients.items()}
+    second, fresh = reader.read(images[1], target=3), read(model, images[1], 3, chosen)
+    np.testing.assert_array_equal(second.dx, fresh.dx)
+    for name, gradient in fresh.gradients.items():
+        np.testing.assert_array_equal(second.gradients[name], gradient)
+        np.testing.assert_array_equal(first.gradients[name], kept[name])
+    assert list(second.parts) == list(fresh.parts) and second.backward == fresh.backward
 
 
 def test_every_token_is_computed_with_the_same_answer():

@@ -13,7 +13,9 @@ function unpack(value) {
   if (Array.isArray(value)) return value.map(unpack);
   if (value === null || typeof value !== "object") return value;
   if (typeof value.float32 === "string") {
-    const bytes = Uint8Array.from(atob(value.float32), sign => sign.charCodeAt(0));
+    const text = atob(value.float32);
+    const bytes = new Uint8Array(text.length);
+    for (let n = 0; n < text.length; n++) bytes[n] = text.charCodeAt(n);
     return { shape: value.shape, data: new Float32Array(bytes.buffer) };
   }
   return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, unpack(each)]));

@@ -2,7 +2,7 @@
 
 import { call, pack } from "./backend.js";
 import { Pad } from "./pad.js";
-import { element, percent } from "./charts.js";
+import { element, largest, percent } from "./charts.js";
 import { language, speak, words } from "./words.js";
 import { Tour } from "./tour.js";
 import * as views from "./views.js";
@@ -107,7 +107,7 @@ function drawn(finished, changed = true) {
 function nudged() {
   if (!state.base || state.nudge === 0) return state.base ? state.base.pixels : pad.pixels;
   const { pixels, gradient } = state.base;
-  const most = gradient.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
+  const most = largest(gradient) || 1;
   return pixels.map((value, n) => Math.min(1, Math.max(0, value - state.nudge * gradient[n] / most)));
 }
 

@@ -1,7 +1,7 @@
 // Every tensor: the tree of parts, and of one of them value, gradient, shape and lines of code.
 
 import { call } from "./backend.js";
-import { element, short, signed } from "./charts.js";
+import { element, set, short, signed } from "./charts.js";
 import { link, state } from "./lab.js";
 import { words } from "./words.js";
 
@@ -16,7 +16,7 @@ export function showParts({ reading, part: chosen }) {
       class: `part depth-${Math.min(4, each.depth)}`, "data-part": each.name, onclick: () => showPart(each.name, "y"),
     }, element("span", {}, each.name || words().theModel), element("span", { class: "note" }, `${each.kind} ${text(each)}`))));
   }
-  for (const each of $("parts").children) each.setAttribute("aria-pressed", String(each.dataset.part === chosen?.name));
+  for (const each of $("parts").children) set(each, "aria-pressed", each.dataset.part === chosen?.name);
 }
 
 export async function showPart(name, which) {

@@ -1,6 +1,6 @@
 // The views of a reading: classes, patches, attention, backward pass, training step, switches, positions, windows.
 
-import { bar, element, overlay, percent, picture, rectangles, short, signed, svgLines } from "./charts.js";
+import { bars, element, largest, overlay, percent, picture, rectangles, set, short, signed, svgLines, write } from "./charts.js";
 import { words } from "./words.js";
 import { shown } from "./lab.js";
 
@@ -15,18 +15,18 @@ export function connect(actions) {
 
 export function classes(state) {
   const { probabilities: { data: p }, target, loss } = state.reading;
-  const held = document.activeElement?.closest?.("#bars button")?.dataset.class;
-  $("bars").replaceChildren(...shown().map(n => bar(state.about.labels[n], percent(p[n]), p[n], {
-    attributes: { "aria-pressed": String(n === target), "data-class": n, "data-p": p[n], onclick: () => act.aim(state.target === n ? null : n) },
+  bars($("bars"), shown().map(n => ({
+    name: state.about.labels[n], value: percent(p[n]), share: p[n],
+    attributes: { "aria-pressed": n === target, "data-class": n, "data-p": p[n] },
+    press: () => act.aim(state.target === n ? null : n),
   })));
-  if (held !== undefined) $("bars").querySelector(`[data-class="${held}"]`)?.focus();
-  $("loss").textContent = words().loss(state.about.labels[target], short(loss));
+  write($("loss"), words().loss(state.about.labels[target], short(loss)));
   $("target").value = target;
   const size = Number($("nudge").value) / 100;
-  $("nudge-label").textContent = words().nudge(percent(size));
-  $("nudge-note").textContent = state.base
+  write($("nudge-label"), words().nudge(percent(size)));
+  write($("nudge-note"), state.base
     ? words().nudgeNote(percent(state.base.p), percent(p[state.base.target]), state.about.labels[state.base.target])
-    : words().nudgeStart;
+    : words().nudgeStart);
 }
 
 // --- the image, its patches and tokens --------------------------------------------------------------------------------
@@ -36,13 +36,13 @@ export function see(state) {
   const [rows, columns] = state.about.grid;
   const canvas = $("patches").querySelector("canvas");
   picture(canvas, pixels);
-  canvas.setAttribute("aria-label", words().image);
+  set(canvas, "aria-label", words().image);
   cells($("patches").querySelector(".cells"), rows, columns, patch);
-  $("whole").setAttribute("aria-pressed", String(patch === null));
+  set($("whole"), "aria-pressed", patch === null);
   const [count, width] = tokens.shape;
   signed($("tokens"), tokens.data, count, width);
-  $("tokens").setAttribute("aria-label", words().tokens);
-  $("tokens-note").textContent = words().tokensNote(count, width);
+  set($("tokens"), "aria-label", words().tokens);
+  write($("tokens-note"), words().tokensNote(count, width));
 }
 
 // a button for each patch; arrow keys move between them, and one of them is in the order of the Tab key
@@ -63,9 +63,9 @@ function cells(box, rows, columns, patch) {
   }
   const chosen = patch ? patch[0] * columns + patch[1] : -1;
   [...box.children].forEach((each, n) => {
-    each.setAttribute("aria-label", words().patch(Math.floor(n / columns), n % columns));
-    each.setAttribute("aria-pressed", String(n === chosen));
-    each.tabIndex = n === Math.max(0, chosen) ? 0 : -1;
+    set(each, "aria-label", words().patch(Math.floor(n / columns), n % columns));
+    set(each, "aria-pressed", n === chosen);
+    set(each, "tabindex", n === Math.max(0, chosen) ? 0 : -1);
   });
 }
 
@@ -96,30 +96,33 @@ export function attention(state) {
   const [heads, rows, columns] = here.shape;
   if (state.head !== null) state.head = Math.min(state.head, heads - 1);
   const what = patch ? words().patch(...patch) : words().headReads(about.pool);
-  $("attention-note").textContent = `${words().attentionNote(what)} ${state.switches.includes("softmax") ? words().attentionUnnormalized : ""}`;
+  write($("attention-note"), `${words().attentionNote(what)} ${state.switches.includes("softmax") ? words().attentionUnnormalized : ""}`);
   $("block").value = state.block;
-  $("head").replaceChildren(element("option", { value: "mean" }, words().mean),
-    ...[...Array(heads).keys()].map(n => element("option", { value: n }, String(n))));
+  if ($("head").children.length !== heads + 1) {
+    $("head").replaceChildren(element("option", { value: "mean" }),
+      ...[...Array(heads).keys()].map(n => element("option", { value: n }, String(n))));
+  }
+  write($("head").firstChild, words().mean);
   $("head").value = state.head === null ? "mean" : state.head;
   const map = mapOf(here, state.head);
   const heat = $("heat").querySelector("canvas");
   overlay(heat, pixels, map, rows, columns);
-  heat.setAttribute("aria-label", `${words().heat}, ${strongest(map, columns)}`);
+  set(heat, "aria-label", `${words().heat}, ${strongest(map, columns)}`);
   const under = $("lines").querySelector("canvas");
   picture(under, pixels);
-  under.setAttribute("aria-label", `${words().lines}, ${strongest(map, columns)}`);
+  set(under, "aria-label", `${words().lines}, ${strongest(map, columns)}`);
   lines($("lines").querySelector("svg"), map, rows, columns, patch, about.grid);
   $("rollout-figure").hidden = rollout === null;
   if (rollout) {
     const canvas = $("rollout").querySelector("canvas");
     overlay(canvas, pixels, rollout.data, ...rollout.shape);
-    canvas.setAttribute("aria-label", `${words().rollout}, ${strongest(rollout.data, rollout.shape[1])}`);
+    set(canvas, "aria-label", `${words().rollout}, ${strongest(rollout.data, rollout.shape[1])}`);
   }
   allHeads(state);
 }
 
 function lines(svg, map, rows, columns, patch, grid) {
-  const most = map.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
+  const most = largest(map) || 1;
   const scaled = patch ? [Math.min(rows - 1, Math.floor(patch[0] * rows / grid[0])), Math.min(columns - 1, Math.floor(patch[1] * columns / grid[1]))] : null;
   const from = scaled || [(rows - 1) / 2, columns - 0.5]; // what the head reads stands at the right edge
   const all = Array.from(map, (value, n) => ({ row: Math.floor(n / columns), column: n % columns, share: Math.abs(value) / most }));
@@ -142,8 +145,8 @@ function allHeads(state) {
     const [block, head] = [Number(button.dataset.block), Number(button.dataset.head)];
     const [, rows, columns] = maps[block].shape;
     overlay(button.firstChild, pixels, mapOf(maps[block], head), rows, columns);
-    button.setAttribute("aria-label", words().headName(state.about.blocks[block], head));
-    button.setAttribute("aria-pressed", String(block === state.block && head === state.head));
+    set(button, "aria-label", words().headName(state.about.blocks[block], head));
+    set(button, "aria-pressed", block === state.block && head === state.head);
   }
 }
 
@@ -165,14 +168,14 @@ export function backward(state) {
   const most = Math.max(...stages.map(part => part.dy), 1e-30);
   const least = Math.max(Math.min(...stages.map(part => part.dy).filter(dy => dy > 0), most), most * 1e-9);
   const span = Math.log(most / least) || 1;
-  const held = document.activeElement?.closest?.("#stages button")?.dataset.part;
-  $("stages").replaceChildren(...stages.map((part, n) => bar(part.name, short(part.dy), part.dy > 0 ? 0.04 + 0.96 * Math.log(part.dy / least) / span : 0, {
-    class: n < done ? (n === done - 1 && state.stage !== null ? "now" : "") : "waiting",
-    attributes: { "data-part": part.name, "data-dy": part.dy, onclick: () => act.openPart(part.name) },
+  bars($("stages"), stages.map((part, n) => ({
+    name: part.name, value: short(part.dy), share: part.dy > 0 ? 0.04 + 0.96 * Math.log(part.dy / least) / span : 0,
+    mark: n < done ? (n === done - 1 && state.stage !== null ? "now" : "") : "waiting",
+    attributes: { "data-part": part.name, "data-dy": part.dy },
+    press: () => act.openPart(part.name),
   })));
-  if (held !== undefined) [...$("stages").children].find(each => each.dataset.part === held)?.focus();
   const at = state.stage ? stages[state.stage - 1] : null;
-  $("stage").textContent = at ? words().stage(state.stage, stages.length, at.name) : words().done(stages.length);
+  write($("stage"), at ? words().stage(state.stage, stages.length, at.name) : words().done(stages.length));
   if (at) $("stages").querySelector(".now")?.scrollIntoView?.({ block: "nearest" });
   const { dpixels } = state.reading;
   const [channels, height, width] = dpixels.shape;
@@ -181,7 +184,7 @@ export function backward(state) {
   const data = new Float32Array(height * width);
   for (let n = 0; whole && n < data.length; n++) for (let c = 0; c < channels; c++) data[n] += dpixels.data[c * data.length + n];
   signed(canvas, data, height, width);
-  canvas.setAttribute("aria-label", words().gradient);
+  set(canvas, "aria-label", words().gradient);
 }
 
 export function backOne(state) {

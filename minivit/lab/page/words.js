@@ -7,7 +7,7 @@ const en = {
   loading: "The lab starts …",
   ready: "Draw a digit, or take one of the test images.",
   reads: (name, share, ms) => `The model reads ${name} (${share}). Read and drawn in ${ms} ms.`,
-  model: (a, blocks, count) => `${a.kind}, ${count} parameters, ${blocks} blocks, patches ${a.grid[0]} × ${a.grid[1]} of an image of ${a.size[1]} × ${a.size[2]}; ${a.source}`,
+  model: (a, blocks, count) => `${a.kind}, ${count} parameters, ${blocks} blocks, ${a.grid[0]} × ${a.grid[1]} patches of an image of ${a.size[1]} × ${a.size[2]} pixels; ${a.source}`,
   draw: "1. Draw",
   pad: "drawing pad",
   padHelp: "Mouse, pen or finger. By keyboard: arrows move the pen, the space bar sets it down and lifts it, Delete clears.",
