@@ -144,17 +144,22 @@ def with_exact_rotation(twin: Any) -> Any:
     return twin
 
 
+def output_of(twin: Any, x: Any, how: str) -> Any:
+    """The image vectors or logits, as a tensor with its graph."""
+    if how.startswith("get_"):
+        seen = getattr(twin, how)(x)
+        return getattr(seen, "pooler_output", seen)
+    seen = twin(x)
+    if how == "token":
+        return seen.last_hidden_state[:, 0]
+    if how == "mean":
+        return seen.last_hidden_state.mean(dim=1)
+    return getattr(seen, how)
+
+
 def vector_of(twin: Any, images: Any, how: str) -> Any:
     with torch.no_grad():
-        if how.startswith("get_"):
-            seen = getattr(twin, how)(torch.tensor(images))
-            return getattr(seen, "pooler_output", seen).numpy()
-        seen = twin(torch.tensor(images))
-        if how == "token":
-            return seen.last_hidden_state[:, 0].numpy()
-        if how == "mean":
-            return seen.last_hidden_state.mean(dim=1).numpy()
-        return getattr(seen, how).numpy()
+        return output_of(twin, torch.tensor(images), how).numpy()
 
 
 def images() -> Any:
@@ -177,6 +182,30 @@ def test_what_transformers_saves_is_the_same_model_here(tmp_path: Path, case: st
     assert BESIDE.get(case, "") in said and ("mask_token" in said) == (
         "dino" in case or bool(CASES[case][2].get("use_mask_token"))
     )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_images_and_parameters(tmp_path: Path, case: str) -> None:
+    """Those of parameters along one random direction, which both projects' files carry over to the other's names."""
+    twin, rng = twin_of(case), np.random.default_rng(7)
+    twin.save_pretrained(tmp_path / "before")
+    ours = from_pretrained(tmp_path / "before", dtype="float64", report=lambda line: None)
+    y, back = ours(images())
+    dy, x = rng.standard_normal(y.shape), torch.tensor(images(), requires_grad=True)
+    dx = back(dy)
+    output_of(twin, x, CASES[case][3]).backward(torch.tensor(dy))
+    assert close(dx, x.grad.numpy())
+    expected = 0.0
+    with torch.no_grad():
+        for param in (each for each in twin.parameters() if each.grad is not None):  # not MAE's fixed positions
+            move = torch.tensor(rng.standard_normal(tuple(param.shape)))
+            expected += float((param.grad * move).sum())
+            param += move
+    twin.save_pretrained(tmp_path / "after")
+    moved = from_pretrained(tmp_path / "after", dtype="float64", report=lambda line: None).parameters()
+    changes = {name: moved[name].data - param.data for name, param in ours.parameters().items()}
+    got = sum(float((param.grad * changes[name]).sum()) for name, param in ours.parameters().items())
+    assert got == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("case", CASES)
