@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,17 @@ Shape = tuple[int, ...]
 Like = tuple[type[Any], Shape, Any]  # the type, shape and dtype of an array
 
 _CHANNELS = (1, 3, 4)  # of gray, RGB and RGBA images: as the last axis they show that images are channels-last
+
+
+def names_like(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """At most three of the known names that resemble a mistyped one, the nearest first.
+
+    Args:
+        cutoff: of difflib's similarity, from 0 (any name) to 1 (the same).
+    """
+    from difflib import get_close_matches  # only where a name is wrong: `import minivit` need not load it
+
+    return get_close_matches(name, list(known), n=3, cutoff=cutoff)
 
 
 def check_array(name: str, argument: str, x: Any) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 # to a type checker an array is NumPy's; CuPy's has the same methods, and device.py handles the differences
 Array: TypeAlias = np.ndarray[Any, Any]
-Rng: TypeAlias = np.random.Generator | None  # a generator (training) or None (inference)
+Rng: TypeAlias = "np.random.Generator | None"  # a generator (training) or None (inference)
 Back: TypeAlias = Callable[..., Any]  # dy -> dx, or a tuple of gradients in the order of the arguments
 
 

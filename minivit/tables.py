@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from html import escape
 
 Cells = Sequence[str]
 
@@ -33,6 +32,9 @@ def html(head: Cells, rows: Sequence[Cells], left: Collection[int], *, title: st
         rows: as many cells each.
         left: the columns that are flush left.
     """
+    from html import escape  # only for notebooks: it brings the names of all entities
+
+    head, rows = [escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows]
     caption = f'<caption style="text-align:left">{escape(title)}</caption>' if title else ""
     body = "".join(f"<tr>{_cells('td', row, left)}</tr>" for row in rows)
     header = f"<thead><tr>{_cells('th', head, left)}</tr></thead>"
@@ -42,6 +44,6 @@ def html(head: Cells, rows: Sequence[Cells], left: Collection[int], *, title: st
 
 def _cells(tag: str, cells: Cells, left: Collection[int]) -> str:
     return "".join(
-        f'<{tag} style="{_CELL}{"left" if number in left else "right"}">{escape(cell)}</{tag}>'
+        f'<{tag} style="{_CELL}{"left" if number in left else "right"}">{cell}</{tag}>'
         for number, cell in enumerate(cells)
     )

@@ -6,11 +6,11 @@ Chen et al. 2021 (Swin's S3: windows that a search chose), timm (the names).
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterator
 from typing import Any
 
+from minivit.argument_checks import names_like
 from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2
 from minivit.models.timm_arguments import in_our_words
@@ -120,7 +120,7 @@ def create_model(
             models lack, with a remedy.
     """
     if name not in _CONFIGS:
-        near = difflib.get_close_matches(name, _CONFIGS, n=3, cutoff=0.4)
+        near = names_like(name, _CONFIGS, 0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "see minivit.list_models()"
         raise ValueError(f"unknown model {name!r}: {hint}")
     kind, config = _CONFIGS[name]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from minivit.argument_checks import names_like
 from minivit.models.resnet import map_size
 from minivit.nn.init import dtype_of
 from minivit.nn.window_attention import shrunk_window
@@ -52,7 +52,7 @@ def _check_arguments(name: str, known: list[str], args: Any, named: dict[str, An
     for argument in named:
         if argument in known:
             continue
-        near = difflib.get_close_matches(argument, known, n=3, cutoff=0.5)
+        near = names_like(argument, known)
         remedy = f"did you mean {' or '.join(near)}?" if near else f"help(minivit.{name}) lists its arguments"
         if argument.startswith("pretrained") and argument != "pretrained_window_sizes":
             remedy = "it has fresh weights; minivit.from_pretrained(NAME or FILE) loads trained ones"

@@ -5,11 +5,11 @@ Groups are sets and dictionaries of names, for the arguments `no_decay` and `lr_
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Collection, Iterable
 from math import prod
 
+from minivit.argument_checks import names_like
 from minivit.nn import Block, ParallelScalingBlock, ParallelThingsBlock, Recompute
 from minivit.nn.layer import Chain, Layer, check_layer
 from minivit.optim.base import Params, check_params
@@ -95,7 +95,7 @@ def matching(params: Collection[str], patterns: Iterable[str]) -> set[str]:
 def _near(params: Collection[str], pattern: str) -> str:
     """Names and groups (`blocks.0.*`) that look like a pattern."""
     groups = {name[: index + 1] + "*" for name in params for index, letter in enumerate(name) if letter == "."}
-    near = difflib.get_close_matches(pattern, [*sorted(groups), *params], n=3, cutoff=0.5)
+    near = names_like(pattern, [*sorted(groups), *params])
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"the names begin with {', '.join(sorted({name.split('.')[0] for name in params}))}"

@@ -6,7 +6,6 @@ The cache, resuming, progress bars, tokens and mirrors are those of the library 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import hashlib
 import importlib
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from minivit.argument_checks import names_like
 from minivit.io.budget import open_file
 from minivit.io.safetensors import CheckpointError
 from minivit.io.weights import shards_of
@@ -97,7 +97,7 @@ def repository_of(name: str) -> tuple[str, str | None]:
         return repository, revision or None
     size, _, tag = repository.partition(".")
     if size not in list_models():
-        near = difflib.get_close_matches(size, list_models(), n=3, cutoff=0.4)
+        near = names_like(size, list_models(), 0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "minivit.list_models() has the names"
         raise CheckpointError(
             f"{name!r} is not a file or folder, a published size ({hint}), or an owner/repository of the hub"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from minivit.argument_checks import names_like
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable, quoted
 from minivit.models import MODELS
@@ -141,7 +141,7 @@ def _check_arguments(kind: Any, requested: dict[str, Any]) -> None:
     names = list(inspect.signature(kind).parameters)
     for name in requested:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            near = names_like(name, names)
             hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names)}"
             raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
 
