@@ -173,11 +173,10 @@ async function example(digit, nth) {
 
 // --- training and switches --------------------------------------------------------------------------------------------
 
-async function train() {
+// a step, or its undoing, and all that shows the changed model
+async function change(ask) {
   try {
-    state.step = await call("step", {
-      pixels: pack(nudged()), label: Number($("label").value), switches: state.switches, head: state.onlyHead,
-    });
+    state.step = await ask();
     state.accuracies = [];
     await refresh();
     views.step(state);
@@ -188,19 +187,11 @@ async function train() {
   }
 }
 
-async function undo() {
-  try {
-    const { steps } = await call("undo");
-    state.step = { undone: true, steps };
-    state.accuracies = [];
-    await refresh();
-    views.step(state);
-    views.accuracies(state);
-    await similarity();
-  } catch (error) {
-    complain(error);
-  }
-}
+const train = () => change(() => call("step", {
+  pixels: pack(nudged()), label: Number($("label").value), switches: state.switches, head: state.onlyHead,
+}));
+
+const undo = () => change(async () => ({ undone: true, ...await call("undo") }));
 
 let measured = 0;
 
