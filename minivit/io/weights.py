@@ -17,18 +17,14 @@ import numpy as np
 
 from minivit.io.budget import most_unpacked, open_file, parse_json, read_small
 from minivit.io.safetensors import CheckpointError, fresh_memory, load_arrays, widened
+from minivit.io.saved_object import named_arrays
 from minivit.io.text import quoted
 from minivit.io.torch_file.bounds import DAMAGED, REFUSED, Unreadable
 from minivit.io.torch_file.reader import read_torch_file
 from minivit.io.torch_file.zip_entries import find_entries
 from minivit.protocol import Array
 
-# keys under which programs save a model's weights, the best copy first
-_WITHIN = (
-    *("model_ema", "state_dict_ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "net", "params"),
-    *("weights", "module", "backbone", "teacher", "student", "target_encoder", "encoder"),
-)
-_SUFFIXES = (".safetensors", ".pth", ".bin", ".npz")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz")
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -42,6 +38,7 @@ class Weights:
         content: the description in a file of minivit's, else empty.
         config: config.json next to the file, as Hugging Face and timm write it, else empty.
         config_fault: the reason why config.json could not be read.
+        note: what else the file holds, of which these arrays were chosen, in words; else empty.
     """
 
     path: Path
@@ -49,6 +46,7 @@ class Weights:
     content: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     config_fault: str | None = None
+    note: str = ""
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
@@ -59,8 +57,10 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
     """
     file = _file_in(Path(path))
     config, fault = read_config(file.parent / "config.json")
-    arrays, content = (_shards(file), dict[str, Any]()) if file.name.endswith(".index.json") else _one(file)
-    return Weights(file, arrays, content, config, fault)
+    if file.name.endswith(".index.json"):
+        return Weights(file, _shards(file), {}, config, fault)
+    arrays, content, note = _one(file)
+    return Weights(file, arrays, content, config, fault, note)
 
 
 def _file_in(path: Path) -> Path:
@@ -76,13 +76,15 @@ def _file_in(path: Path) -> Path:
     return found[0]
 
 
-def _one(file: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def _one(file: Path) -> tuple[dict[str, Array], dict[str, Any], str]:
+    """Arrays, description and note; see `Weights`."""
     start = _start(file)
     if start[8:9] == b"{":
-        return load_arrays(file)
+        return *load_arrays(file), ""
     if start.startswith(b"PK") and _is_npz(file):
-        return _npz(file), {}
-    return _named(file, read_torch_file(file)), {}
+        return _npz(file), {}, ""
+    arrays, note = _named(file, read_torch_file(file))
+    return arrays, {}, note
 
 
 def _start(file: Path) -> bytes:
@@ -193,20 +195,14 @@ def _is_plain(name: str) -> bool:
     return plain and name not in ("", ".", "..") and name.isprintable() and len(name) < 256
 
 
-def _named(file: Path, content: Any) -> dict[str, Array]:
-    """The dict of arrays in a saved object."""
-    for _ in range(4):
-        if isinstance(content, list | tuple) and len(content) == 1:
-            content = content[0]
-        if not isinstance(content, dict):
-            break
-        inner = [content[key] for key in _WITHIN if isinstance(content.get(key), dict)]
-        if inner:
-            content = inner[0]
-        elif any(isinstance(value, np.ndarray) for value in content.values()):
-            return {str(name): value for name, value in content.items() if isinstance(value, np.ndarray)}
-        else:
-            break
+def _named(file: Path, content: Any) -> tuple[dict[str, Array], str]:
+    """The arrays of the model in a saved object, and the note."""
+    try:
+        arrays, note = named_arrays(content)
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    if arrays:
+        return arrays, note
     kind = f"a dict of {', '.join(map(repr, list(content)[:3]))}" if isinstance(content, dict) else f"{content!r:.60}"
     raise CheckpointError(f"{file} holds no named arrays but {kind}: expected a state dict, or one under 'model'")
 

@@ -69,6 +69,12 @@ def published() -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, config
 
 
+def sizes_of(name: str) -> dict[str, Any] | None:
+    """The arguments of a published size, or None; its name may have a tag behind a dot."""
+    found = _CONFIGS.get(name.partition(".")[0])
+    return None if found is None else found[1]
+
+
 def class_of(name: str) -> str | None:
     """The name of the class of a published size; None for a name that `create_model` does not know."""
     return _CONFIGS[name][0].__name__ if name in _CONFIGS else None

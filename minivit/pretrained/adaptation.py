@@ -41,6 +41,11 @@ def fit(
     fitted, changes = dict(arrays), list[str]()
     for name in [name for name in fitted if name in params]:
         old, new = table_of(name, stored), table_of(name, model.config)
+        if old and new and old.prefix != new.prefix and fitted[name].shape == params[name].shape:
+            raise ValueError(
+                f"{name} has {old.prefix} rows of prefix tokens before its {old}, and the model's has {new.prefix} "
+                f"before a {new}: choose the file's no_embed_class"
+            )
         if old and new and old != new and old.prefix == new.prefix:
             fitted[name] = _resampled(name, fitted[name], old, new, profile)
             changes.append(f"{name}: resampled from {old} to {new}")

@@ -13,7 +13,7 @@ from typing import Any
 from minivit.models.options import patch_grid, prefix_tokens
 from minivit.models.resnet import reduction
 from minivit.pretrained import hidden, vit_block
-from minivit.pretrained.window_sizes import trained_windows, window_sizes
+from minivit.pretrained.window_sizes import image_of_masks, trained_windows, window_sizes
 from minivit.protocol import Array
 from minivit.sizes import pair, short
 
@@ -259,7 +259,9 @@ def _swin(
     if "absolute_pos_embed" in shapes:
         count = shapes["absolute_pos_embed"][1]
         known = {"partial_patches": "pad", **settings, **found}
-        found["img_size"] = _image("absolute_pos_embed", count, known, config, requested.get("img_size"))
+        shown = image_of_masks(buffers, found)
+        sizes = config if shown is None else {**config, "input_size": shown}
+        found["img_size"] = _image("absolute_pos_embed", count, known, sizes, requested.get("img_size"))
     names = (f"layers.{stage}.blocks.0.attn.relative_position_bias_table" for stage in range(stages))
     tables = [shapes[name][0] if name in shapes else None for name in names]
     found |= window_sizes(tables, found, config, buffers, settings, requested)

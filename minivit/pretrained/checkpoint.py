@@ -17,11 +17,13 @@ from minivit.io.text import quoted
 from minivit.io.weights import read_weights
 from minivit.models import MODELS, configs
 from minivit.models.lora import check_without
+from minivit.models.options import stage_windows
 from minivit.nn.layer import Layer, check_layer
 from minivit.pretrained.geometry import table_of
 from minivit.pretrained.plan import Plan, plan_of
 from minivit.pretrained.recognition import Recognized, identify, unknown_names
 from minivit.protocol import Array
+from minivit.sizes import pair
 
 StrPath = str | os.PathLike[str]
 
@@ -43,8 +45,8 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
         strict: missing or unexpected names are an error; with False they are ignored.
 
     Raises:
-        CheckpointError: if the file is unreadable or does not fit, even where a table of another grid or window has the
-            model's shape; the model is then unchanged.
+        CheckpointError: if the file is unreadable or does not fit, even where a table of another grid or window, or
+            a projection of other heads, has the model's shape; the model is then unchanged.
     """
     found = identify(read_weights(path))
     if found.weights.arrays.keys() == model.state().keys():  # these are the model's own names
@@ -60,7 +62,7 @@ _OPEN = ("img_size", "window_size", "pretrained_window_sizes", "num_heads", "gel
 
 
 def _check_geometry(model: Any, found: Recognized) -> None:
-    """Refuse tables of another grid or window with as many entries as the model's."""
+    """Refuse other heads or windows, and tables of another grid or window with as many entries as the model's."""
     if type(model) is not MODELS.get(found.model):
         return
     sizes: dict[str, Any] = {name: model.config[name] for name in _OPEN if name in model.config}
@@ -68,6 +70,12 @@ def _check_geometry(model: Any, found: Recognized) -> None:
         stored = plan_of(found, None, sizes).stored
     except CheckpointError:  # whatever the file lacks, the arrays have the model's shapes
         return
+    for name, old, new in _hidden_sizes(found, stored, model.config):
+        if old != new:
+            raise CheckpointError(
+                f"{found.path} does not fit this {found.model}, though its arrays have the model's shapes: "
+                f"{name}={old!r} in the file, {new!r} in the model. Build the model with the file's"
+            )
     for name in [name for name in model.state() if name in found.arrays]:
         old, new = table_of(name, stored), table_of(name, model.config)
         if old and new and old != new:
@@ -76,6 +84,29 @@ def _check_geometry(model: Any, found: Recognized) -> None:
                 "from_pretrained with the model's img_size and window_size resamples it; if the file is of the model's "
                 "own, keep such a model with minivit.save, which stores its sizes"
             )
+
+
+def _hidden_sizes(found: Recognized, stored: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, the file's, the model's) of sizes that the weights depend on and that their shapes do not show."""
+    sizes = [("num_heads", *(_plain(each["num_heads"]) for each in (stored, config)))]
+    # the positions of a Swin v2 are scaled by the windows of its training
+    said = (
+        found.layout is None or found.weights.config or any("relative_coords_table" in name for name in found.buffers)
+    )
+    if said and "pretrained_window_sizes" in config:
+        sizes.append(("pretrained_window_sizes", *(_scaled_by(each) for each in (stored, config))))
+    return sizes
+
+
+def _scaled_by(config: dict[str, Any]) -> tuple[Any, ...]:
+    """The window of each stage's training; 0 stands for the stage's own."""
+    own = stage_windows(config)
+    trained = config["pretrained_window_sizes"] or (0,) * len(own)
+    return tuple(pair(each) if any(pair(each)) else window for each, window in zip(trained, own))
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def adopt(model: Any, arrays: dict[str, Array]) -> None:
@@ -172,7 +203,7 @@ _SHAPES = (
 
 
 def _same(one: Any, other: Any) -> bool:
-    return (tuple(one) if isinstance(one, list) else one) == (tuple(other) if isinstance(other, list) else other)
+    return bool(_plain(one) == _plain(other))
 
 
 def _name(plan: Plan) -> str:

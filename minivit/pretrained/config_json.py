@@ -41,11 +41,18 @@ _UNCHECKED = {"num_classes", "representation_size", "ape", "patch_norm", "distil
 _FLAGS = {"fc_norm", "dynamic_img_size", "post_norm", "pool_include_prefix", "no_embed_class"}
 _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
-_MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
+_MODEL_TYPES = {"vit": "ViT", "deit": "ViT", "vit-hybrid": "ViT", "vit_msn": "ViT", "swin": "Swin", "swinv2": "SwinV2"}
 _MODEL_TYPES |= dict.fromkeys(("clip", "clip_vision_model", "siglip", "siglip_vision_model"), "ViT")
 _MODEL_TYPES |= dict.fromkeys(
-    ("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2", "dinov3_vit", "beit"), "ViT"
+    ("dinov2", "dinov2_with_registers", "vit_mae", "ijepa", "aimv2", "aimv2_vision_model", "dinov3_vit", "beit"), "ViT"
 )
+# transformers' names of what the arrays show too, by our names
+_CLAIMS = {"patch_size": "patch_size", "num_channels": "in_chans", "qkv_bias": "qkv_bias"}
+_CLAIMS_OF = {
+    "ViT": {"hidden_size": "embed_dim", "num_hidden_layers": "depth", "intermediate_size": "intermediate_size"},
+    "Swin": {"use_absolute_embeddings": "ape", "hidden_size": "hidden_size"}
+    | {name: name for name in ("embed_dim", "depths", "num_heads", "mlp_ratio")},
+}
 # transformers' values of what a config.json of these types leaves out
 _LEFT_OUT: dict[str, dict[str, Any]] = {
     "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224},
@@ -77,6 +84,8 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
         ValueError: for an invalid value, or an activation that minivit lacks.
     """
     config = _of_image_tower(config)
+    if config.get("quantization_config"):
+        raise ValueError("config.json says quantization_config, and minivit reads weights in floating point only")
     found = _timm(config, model)
     for theirs, ours in _TRANSFORMERS.items():
         if config.get(theirs) is not None:
@@ -116,12 +125,19 @@ def _makes_sense(name: str, value: Any) -> bool:
     return isinstance(value, bool if name in _FLAGS else str)
 
 
+def _architecture(config: dict[str, Any]) -> str | None:
+    """timm's name of the architecture; its own `pretrained_cfg` has it too."""
+    pretrained = config.get("pretrained_cfg")
+    names = [config.get("architecture"), pretrained.get("architecture") if isinstance(pretrained, dict) else None]
+    return next((name for name in names if isinstance(name, str)), None)
+
+
 def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
     """The arguments of the architecture's name, then those that differ."""
-    name, published = config.get("architecture"), None
+    name, published = _architecture(config), None
     found: dict[str, Any] = {}
-    if isinstance(name, str):
-        published = dict(configs.published()).get(name.partition(".")[0])
+    if name is not None:
+        published = configs.sizes_of(name)
         if published is None:
             raise ValueError(
                 f"config.json says architecture={name!r:.80}, which minivit does not know: under a plain model's names "
@@ -170,8 +186,31 @@ def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
     if name == "init_values":
         return arguments[name] is not None  # the arrays hold what became of it
     if name == "patch_size":
-        return pair(value) == pair(arguments[name])
+        return "resnet_layers" in arguments or pair(value) == pair(arguments[name])  # else it is of a stem's map
+    if name == "qkv_bias":
+        return value == bool(arguments[name])  # BEiT's True is ours of q and v alone
+    if name == "intermediate_size":
+        return arguments["mlp_layer"] != "mlp" or value == int(arguments["embed_dim"] * arguments["mlp_ratio"])
+    if name == "hidden_size":  # of a Swin's last stage
+        return value == arguments["embed_dim"] * 2 ** (len(arguments["depths"]) - 1)
     return (tuple(value) if isinstance(value, list) else value) == arguments.get(name)
+
+
+def _differing(claimed: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
+    return [f"{name}={value!r:.60}" for name, value in claimed.items() if not _agrees(name, value, arguments)]
+
+
+def _of_architecture(name: str | None, model: str, args: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The width of timm's architecture, where heads or windows that no array shows are those of its name.
+
+    A Swin v2 has the windows of its name in any width, unless it has the width of another published size.
+    """
+    published = configs.sizes_of(name) if name else None
+    hidden = {"ViT": "num_heads", "SwinV2": "window_size"}.get(model)
+    if published is None or hidden is None or args.get(hidden) is not None:
+        return {}
+    widths = {sizes["embed_dim"] for other, sizes in configs.published() if configs.class_of(other) == model}
+    return {"embed_dim": published["embed_dim"]} if model == "ViT" or arguments["embed_dim"] in widths else {}
 
 
 def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any]) -> None:
@@ -181,18 +220,20 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
         ValueError: naming what differs.
     """
     config = _of_image_tower(config)
-    kind = _MODEL_TYPES.get(config.get("model_type", ""), model) if "model_type" in config else model
-    architecture, args = config.get("architecture"), config.get("model_args")
-    claims = {"embed_dim": "hidden_size", "depth": "num_hidden_layers"} if model == "ViT" else {"depths": "depths"}
-    claims |= {} if model == "ViT" else {"embed_dim": "embed_dim"}
-    claimed = {ours: config[theirs] for ours, theirs in claims.items() if config.get(theirs) is not None}
-    shown = (*_IN_ARRAYS, "init_values") if model == "ViT" else _IN_ARRAYS
-    claimed |= {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
-    differs = [f"{name}={value!r:.60}" for name, value in claimed.items() if not _agrees(name, value, arguments)]
-    if kind != model:
-        differs.append(f"model_type={config['model_type']!r:.60}")
-    if isinstance(architecture, str) and configs.class_of(architecture.partition(".")[0]) not in (None, model):
+    kind, architecture, args = config.get("model_type"), _architecture(config), config.get("model_args")
+    claims = _CLAIMS | _CLAIMS_OF["ViT" if model == "ViT" else "Swin"]
+    claimed = {ours: config[theirs] for theirs, ours in claims.items() if config.get(theirs) is not None}
+    shown = (*_IN_ARRAYS, "init_values") if model == "ViT" else (*_IN_ARRAYS, "num_heads")
+    said = {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
+    claimed |= said
+    differs = _differing(claimed, arguments)
+    if kind is not None and (not isinstance(kind, str) or _MODEL_TYPES.get(kind) != model and kind != "timm_wrapper"):
+        differs.append(f"model_type={kind!r:.60}")
+    if architecture and configs.class_of(architecture.partition(".")[0]) not in (None, model):
         differs.append(f"architecture={architecture!r:.80}")
+    if not differs:
+        claimed = _of_architecture(architecture, model, args if isinstance(args, dict) else {}, arguments)
+        differs = _differing(claimed, arguments)
     if differs:
         has = ", ".join(f"{name}={arguments[name]!r}" for name in claimed if name in arguments)
         raise ValueError(

@@ -21,7 +21,7 @@ from minivit.pretrained.adaptation import HEADS, choose_classes, fit
 from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
 from minivit.pretrained.plan import NO_MODEL, plan_of
 from minivit.pretrained.profiles import PROFILES
-from minivit.pretrained.recognition import recognize
+from minivit.pretrained.recognition import Recognized, recognize
 from minivit.pretrained.tags import DEFAULT_TAGS
 from minivit.random import UNSET
 
@@ -83,7 +83,10 @@ def from_pretrained(
         raise CheckpointError(f"{found.path}, a {found.model} of {found.source}: {why}") from None
     if requested.get("num_classes") == 0:
         arrays = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
+    elif num_classes is None and not model.num_classes:
+        _check_no_head_beside(found, model)
     check_fit(model, found, arrays, strict=True)
+    changes[:0] = [weights.note] if weights.note else []
     if found.left_out:
         more = f" and {len(found.left_out) - 5} more" if len(found.left_out) > 5 else ""
         changes.append(f"omitted, as not part of the model: {', '.join(map(quoted, found.left_out[:5]))}{more}")
@@ -96,6 +99,18 @@ def from_pretrained(
     found.arrays.clear()
     adopt(model, arrays)
     return model
+
+
+def _check_no_head_beside(found: Recognized, model: Model) -> None:
+    """Refuse a file whose only matrix beside an encoder may be its classifier, under a name that says nothing."""
+    weights = [name for name in found.left_out if name.endswith(".weight")]
+    matrices = [name for name in weights if found.weights.arrays[name].ndim == 2]
+    width = model.config["embed_dim"] * 2 ** (len(model.config.get("depths", (0,))) - 1)  # doubles from stage to stage
+    if len(matrices) == 1 and found.weights.arrays[matrices[0]].shape[1] == width:
+        raise CheckpointError(
+            f"{found.path} has {quoted(matrices[0])} beside its encoder, which may be its classifier: rename it and "
+            "its bias to head.weight and head.bias, or choose num_classes=0 for the features"
+        )
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:

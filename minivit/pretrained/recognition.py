@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,8 +82,13 @@ def unknown_names() -> str:
 
 
 def identify(weights: Weights) -> Recognized:
-    """The result of the names; without a layout, the arrays are unchanged."""
+    """The result of the names; without a layout, the arrays are unchanged.
+
+    Raises:
+        CheckpointError: for a file with updates of weights, and one with several models.
+    """
     if not weights.content:
+        _check_no_adapters(weights)
         for layout in LAYOUTS:
             try:
                 bare = layout.bare(weights.arrays)
@@ -94,14 +101,38 @@ def identify(weights: Weights) -> Recognized:
     return Recognized(weights, weights.path, "minivit", model, None, weights.arrays, {}, [], [])
 
 
+# updates of low rank in peft, loralib, kohya and LyCORIS, and other parts added to the blocks of a frozen model
+_LORA = re.compile(r"(?:.*[._])?(?:lora_[A-Za-z]\w*|lora_(?:down|up)|lokr_\w+|hada_\w+|vera_\w+|oft_[rR])(?:\..+)?")
+_ADAPTER = re.compile(r".*\.\d+\.(?:.*\.)?(?:adapter\w*|adaptmlp|ia3_l|ssf_\w+)(?:\..+)?")
+
+
+def _check_no_adapters(weights: Weights) -> None:
+    """Refuse the files of adapters by their kind.
+
+    Raises:
+        CheckpointError: naming an array.
+    """
+    for kind, pattern in (("updates of low rank (LoRA)", _LORA), ("an adapter", _ADAPTER)):
+        name = next((name for name in weights.arrays if pattern.fullmatch(name)), None)
+        if name is not None:
+            raise CheckpointError(
+                f"{weights.path} holds {kind} of another program, such as {quoted(name)}: merge it into the weights "
+                "there, as peft's merge_and_unload does, and save the model"
+            )
+
+
 def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recognized:
     """The arrays under our names; a classifier may lack the prefix of the other names."""
     if layout.source == "openclip":
         weights = with_open_clip_config(weights)
-    read = {name for name in weights.arrays if name in bare or _in_head(name)}
-    read -= {name for name in read if layout.leaves_out(name, bare)}
-    arrays = {bare.get(name, name): array for name, array in weights.arrays.items() if name in read}
-    left_out = [name for name in weights.arrays if name not in read]
+    names = {**_heads_beside(weights.arrays, bare), **bare}
+    names = {name: ours for name, ours in names.items() if not layout.leaves_out(name, bare)}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        both = " and ".join(quoted(name) for name in names if names[name] == twice[0])
+        raise CheckpointError(f"{weights.path} has {both}, which are one array of the model: remove one of them")
+    arrays = {names[name]: array for name, array in weights.arrays.items() if name in names}
+    left_out = [name for name in weights.arrays if name not in names]
     try:
         arrays = _with_usual_head(layout.prepare(arrays), layout.head)
         arguments = layout.arguments(arrays)
@@ -121,6 +152,14 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
 
 # a classifier by which a fine-tuning replaced the source's
 _HEAD = re.compile(r"((?:heads?|classifier|fc)(?:\.(?:\d+|fc|head|mlp\.\d+))*)\.weight")
+
+
+def _heads_beside(arrays: Collection[str], bare: dict[str, str]) -> dict[str, str]:
+    """The names of a classifier outside of the model's prefix "a.b.", without it, "a." or nothing -> without these."""
+    prefix = next((name.removesuffix(inner) for name, inner in bare.items()), "")
+    outer = [prefix[:end] for end in range(len(prefix) + 1) if not end or prefix[end - 1] == "."]
+    names = {name: name.removeprefix(part) for part in outer for name in arrays if name.startswith(part)}
+    return {name: head for name, head in names.items() if name not in bare and _in_head(head)}
 
 
 def _in_head(name: str) -> bool:

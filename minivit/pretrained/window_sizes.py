@@ -211,8 +211,20 @@ def _image_of(windows: list[Size], size: Any, found: Arguments) -> Any:
     return short(sides)
 
 
-def _masked_image(buffers: dict[str, Array], windows: list[Size], found: Arguments) -> Any:
-    """The image, found by the first mask (nW, N, N) that Microsoft's files keep: the map has nW windows."""
+def image_of_masks(buffers: dict[str, Array], found: Arguments) -> Any:
+    """The image that Microsoft's masks show beyond doubt, or None."""
+    names = [f"layers.{stage}.blocks.0.attn" for stage in range(len(found["depths"]))]
+    if not all(f"{name}.relative_position_index" in buffers for name in names):
+        return None
+    windows = [_indexed_window(name, buffers[f"{name}.relative_position_index"]) for name in names]
+    return _masked_image(buffers, windows, found, guess=False)
+
+
+def _masked_image(buffers: dict[str, Array], windows: list[Size], found: Arguments, *, guess: bool = True) -> Any:
+    """The image, found by the first mask (nW, N, N) that Microsoft's files keep: the map has nW windows.
+
+    If the mask is of no such map, a square map is assumed with `guess`.
+    """
     for stage, (height, width) in enumerate(windows):
         mask = buffers.get(f"layers.{stage}.blocks.1.attn_mask")
         if mask is None or mask.ndim != 3:
@@ -221,6 +233,8 @@ def _masked_image(buffers: dict[str, Array], windows: list[Size], found: Argumen
         shift = (height // 2, width // 2)
         masks = [(grid, F.shift_mask(grid, (height, width), shift)) for grid in grids]
         same = [grid for grid, made in masks if made is not None and np.array_equal(made, mask == 0)]
+        if not same and not guess:
+            return None
         side = isqrt(len(mask))
         grid = same[0] if same else (side * height, side * width)
         return short(length * patch * 2**stage for length, patch in zip(grid, pair(found["patch_size"])))

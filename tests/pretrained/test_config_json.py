@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from published_names import drawn
 
-from minivit import CheckpointError, ViT, export, from_pretrained, load, save
+from minivit import CheckpointError, Swin, SwinV2, ViT, export, from_pretrained, load, save
+from minivit.__main__ import main
 from minivit.io.safetensors import save_arrays
 from minivit.io.weights import read_weights
 from minivit.pretrained.preprocessing import preprocessing
@@ -32,6 +33,7 @@ def beside(folder: Path, config: dict[str, Any], **options: Any) -> tuple[Path, 
     ("args", "options"),
     [
         ({"act_layer": "gelu_tanh"}, {"gelu": "tanh"}),
+        ({"act_layer": "quick_gelu"}, {"gelu": "quick"}),
         ({"norm_eps": 1e-2}, {"norm_eps": 1e-2}),
         ({"global_pool": "avg", "fc_norm": False}, {"global_pool": "avg", "fc_norm": False}),
         ({"drop_path_rate": 0.25}, {"drop_path_rate": 0.25}),
@@ -57,6 +59,15 @@ def test_timms_pooling_at_the_top_of_config_json_is_honored(tmp_path: Path) -> N
     [
         ({"architecture": "vit_base_mci_224"}, "architecture='vit_base_mci.*does not know.*give num_heads"),
         ({"model_args": {"act_layer": "silu"}}, "model_args act_layer='silu'"),
+        ({"model_args": {"act_layer": "relu"}}, "model_args act_layer='relu'"),
+        ({"model_args": {"attn_pool": "lse"}}, "model_args attn_pool='lse', which minivit does not have"),
+        ({"model_args": {"num_heads": 2, "patch_drop_rate": 0.5}}, "model_args patch_drop_rate=0.5"),
+        ({"architecture": None, "pretrained_cfg": {"architecture": "vit_x"}}, "architecture='vit_x'.*does not know"),
+        (
+            {"architecture": "vit_base_patch16_224", "model_args": {"num_heads": None}},
+            "says num_heads=12|embed_dim=768",
+        ),
+        ({"quantization_config": {"bits": 8}}, "quantization_config.*floating point only"),
         ({"model_args": {"reg_tokens": 4}}, "says reg_tokens=4, and the arrays make a ViT with reg_tokens=0"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "says norm_layer='rmsnorm', and the arrays make a ViT"),
         ({"model_args": {"init_values": 0.1}}, "says init_values=0.1, and the arrays make a ViT with init_values=None"),
@@ -72,7 +83,63 @@ def test_what_cannot_be_honored_is_refused_by_name(tmp_path: Path, change: Any, 
         from_pretrained(path)
 
 
-@pytest.mark.parametrize("head", ["head.0", "head.1", "head.fc", "head.mlp.0", "heads", "fc", "classifier"])
+# arguments of another model in transformers' config.json, and the word of the refusal
+OTHERS: list[tuple[Any, dict[str, Any], str]] = [
+    (ViT, {"model_type": "resnet"}, "model_type='resnet'"),
+    (ViT, {"model_type": "data2vec-vision"}, "model_type='data2vec-vision'"),
+    (ViT, {"model_type": ["vit"]}, "model_type="),
+    (ViT, {"hidden_size": 16}, "embed_dim=16"),
+    (ViT, {"num_hidden_layers": 2}, "depth=2"),
+    (ViT, {"intermediate_size": 8}, "intermediate_size=8"),
+    (ViT, {"patch_size": 8}, "patch_size=8"),
+    (ViT, {"num_channels": 1}, "in_chans=1"),
+    (ViT, {"qkv_bias": False}, "qkv_bias=False"),
+    (Swin, {"model_type": "swinv2"}, "model_type='swinv2'"),
+    (Swin, {"num_heads": [1, 2]}, r"num_heads=\[1, 2\]"),
+    (Swin, {"depths": [2, 6]}, r"depths=\[2, 6\]"),
+    (Swin, {"embed_dim": 16}, "embed_dim=16"),
+    (Swin, {"hidden_size": 8}, "hidden_size=8"),
+    (Swin, {"mlp_ratio": 2.0}, "mlp_ratio=2.0"),
+    (Swin, {"use_absolute_embeddings": True}, "ape=True"),
+]
+SWIN = {"img_size": 16, "patch_size": 2, "num_classes": 5, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2)}
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), OTHERS)
+def test_a_config_json_of_another_model_is_refused(tmp_path: Path, kind: Any, change: Any, message: str) -> None:
+    own: dict[str, Any] = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    own |= {"intermediate_size": 32, "patch_size": 4, "num_channels": 3, "qkv_bias": True, "image_size": 16}
+    if kind is Swin:
+        own = {"model_type": "swin", "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "hidden_size": 16}
+        own |= {"mlp_ratio": 4.0, "window_size": 4, "image_size": 16, "patch_size": 2, "use_absolute_embeddings": False}
+    model = drawn(kind, **SIZES) if kind is ViT else drawn(kind, **SWIN, window_size=4)
+    export(model, tmp_path / "model.safetensors", "huggingface")
+    for config in (own, own | change):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if config is own:
+            from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"config.json says {message}.*belongs to another file"):
+        from_pretrained(tmp_path)
+
+
+def test_heads_of_an_architecture_of_another_width_are_not_believed(tmp_path: Path) -> None:
+    # 192 channels, which 12 heads divide too
+    path, _ = beside(tmp_path, {"architecture": "vit_base_patch16_224"}, embed_dim=192, num_heads=3)
+    with pytest.raises(CheckpointError, match="says embed_dim=768, and the arrays make a ViT with embed_dim=192"):
+        from_pretrained(path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    assert from_pretrained(path).config["num_heads"] == 3
+    v2 = drawn(SwinV2, **{**SWIN, "embed_dim": 96, "num_heads": (2, 2)}, window_size=4)
+    export(v2, path / "model.safetensors", "timm")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "swinv2_base_window16_256"}))
+    with pytest.raises(CheckpointError, match="says embed_dim=128, and the arrays make a SwinV2 with embed_dim=96"):
+        from_pretrained(path)
+
+
+HEADS = ["head.0", "head.1", "head.fc", "head.mlp.0", "heads", "heads.0", "heads.1", "fc", "classifier", "classifier.1"]
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_a_head_under_another_name_is_never_dropped(tmp_path: Path, head: str) -> None:
     model = drawn(ViT, **SIZES)
     arrays = {name.replace("head.", f"{head}."): array for name, array in model.state_dict().items()}
@@ -82,6 +149,53 @@ def test_a_head_under_another_name_is_never_dropped(tmp_path: Path, head: str) -
     np.testing.assert_array_equal(found.predict(x), model.predict(x))
     features = from_pretrained(tmp_path, num_heads=2, num_classes=0)
     assert features.num_classes == 0
+
+
+@pytest.mark.parametrize("names", [["bias"], ["weight"]])
+@pytest.mark.parametrize("head", ["head", "head.1", "fc"])
+def test_half_of_a_head_is_refused(tmp_path: Path, head: str, names: list[str]) -> None:
+    state = drawn(ViT, **SIZES).state_dict()
+    arrays = {name: array for name, array in state.items() if not name.startswith("head.")}
+    arrays |= {f"{head}.{part}": state[f"head.{part}"] for part in names}
+    save_arrays(tmp_path / "model.safetensors", arrays, None)
+    with pytest.raises(CheckpointError, match="head.bias' *.*|1 names are not the model's, first .*bias'"):
+        from_pretrained(tmp_path, num_heads=2)
+
+
+@pytest.mark.parametrize("layout", ["timm", "huggingface", "torchvision"])
+@pytest.mark.parametrize("head", ["mlp_head.1", "linear", "last_layer", "output", "head.linear"])
+def test_a_head_under_a_name_that_says_nothing_is_refused(tmp_path: Path, head: str, layout: str) -> None:
+    export(drawn(ViT, **SIZES), tmp_path / "x.safetensors", layout)
+    arrays = read_weights(tmp_path / "x.safetensors").arrays
+    own = next(name.removesuffix(".weight") for name, array in arrays.items() if array.shape == (5, 8))
+    arrays = {name.replace(own, head): array for name, array in arrays.items()}
+    save_arrays(tmp_path / "x.safetensors", arrays, None)
+    refusal = f"2 names are not the model's, first '{head}.|'{head}.weight' beside its encoder.*num_classes=0"
+    with pytest.raises(CheckpointError, match=refusal):
+        from_pretrained(tmp_path / "x.safetensors", num_heads=2)
+    beside = {name if name.startswith(head) else f"backbone.{name}": array for name, array in arrays.items()}
+    save_arrays(tmp_path / "x.safetensors", beside, None)
+    with pytest.raises(CheckpointError, match=refusal):
+        from_pretrained(tmp_path / "x.safetensors", num_heads=2)
+    files = [str(tmp_path / name) for name in ("x.safetensors", "y.safetensors")]
+    assert main(["convert", *files, "--layout", "timm", "--set", "num_heads=2"]) == 1  # nor is it dropped there
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+@pytest.mark.parametrize("outer", ["", "model.", "model.backbone."])
+def test_a_head_beside_the_prefix_is_the_models(tmp_path: Path, outer: str) -> None:
+    model = drawn(ViT, **SIZES)
+    state = model.state_dict()
+    arrays = {f"model.backbone.{name}": array for name, array in state.items() if not name.startswith("head.")}
+    arrays |= {f"{outer}classifier.{part}": state[f"head.{part}"] for part in ("weight", "bias")}
+    save_arrays(tmp_path / "model.safetensors", arrays, None)
+    found = from_pretrained(tmp_path, num_heads=2, report=pytest.fail)
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
+    np.testing.assert_array_equal(found.predict(x), model.predict(x))
+    arrays["head.weight"] = arrays["model.head.weight"] = np.ones((5, 8))
+    save_arrays(tmp_path / "model.safetensors", arrays, None)
+    with pytest.raises(CheckpointError, match="which are one array of the model: remove one of them"):
+        from_pretrained(tmp_path, num_heads=2)
 
 
 def test_a_head_of_two_layers_is_refused(tmp_path: Path) -> None:

@@ -217,3 +217,70 @@ def test_nine_rows_of_googles_table_are_a_class_token_and_eight_patches(tmp_path
     np.savez(tmp_path / "file.npz", **google(model.state_dict(), model))
     found = from_pretrained(tmp_path / "file.npz", img_size=(4, 8), num_heads=2)
     assert np.allclose(found.predict(images((4, 8))), model.predict(images((4, 8))), rtol=0, atol=1e-12)
+
+
+def test_rows_of_prefix_tokens_are_no_rows_of_patches(tmp_path: Path) -> None:
+    save(drawn(ViT, **VIT, img_size=(4, 8)), tmp_path / "file")  # 1 + 2x4 rows, as many as 3x3
+    with pytest.raises(CheckpointError, match="1 rows of prefix tokens before its 2x4 grid, and the model's has 0"):
+        from_pretrained(tmp_path / "file", img_size=(6, 6), no_embed_class=True)
+    with pytest.raises(CheckpointError, match="2x4 grid, the model's of a 3x3 grid"):
+        load(ViT(**VIT, img_size=(6, 6), no_embed_class=True), tmp_path / "file")
+
+
+APE: dict[str, Any] = {**SWIN, "ape": True, "window_size": 4}
+
+
+@pytest.mark.parametrize("new", [(24, 16), (8, 48)])
+def test_swins_positions_of_another_grid_are_resampled_or_refused(tmp_path: Path, new: Any) -> None:
+    model = drawn(Swin, **{**APE, "img_size": (16, 24)})
+    save(model, tmp_path / "file")
+    lines: list[str] = []
+    found = from_pretrained(tmp_path / "file", img_size=new, report=lines.append)
+    grid = tuple(side // 2 for side in new)
+    expected, _ = F.resize_grid(model.state_dict()["absolute_pos_embed"].reshape(8, 12, 8), grid)
+    assert np.allclose(found.state_dict()["absolute_pos_embed"][0], expected.reshape(96, 8), rtol=0, atol=1e-13)
+    assert lines[0] == f"minivit: absolute_pos_embed: resampled from 8x12 grid to {grid[0]}x{grid[1]} grid"
+    if new == (24, 16):  # the windows of the other image shrink, and have other tables
+        with pytest.raises(CheckpointError, match="'absolute_pos_embed' is of a 8x12 grid, the model's of a 12x8 grid"):
+            load(Swin(**{**APE, "img_size": new}), tmp_path / "file")
+
+
+@pytest.mark.parametrize("size", [(16, 24), (8, 32)])  # 8x12 and 4x16 positions; these are as many as 8x8
+def test_the_masks_of_microsoft_tell_the_grid_of_its_positions(tmp_path: Path, size: Any) -> None:
+    model = drawn(Swin, **{**APE, "img_size": size, "window_size": 2}, covered="shrink_both")
+    export(model, tmp_path / "file", "microsoft")
+    assert from_pretrained(tmp_path / "file").config["img_size"] == size
+    turned = size[::-1]
+    lines: list[str] = []
+    found = from_pretrained(tmp_path / "file", img_size=turned, report=lines.append)
+    assert found.config["img_size"] == turned and lines[0].startswith("minivit: absolute_pos_embed: resampled")
+    with pytest.raises(CheckpointError, match="'absolute_pos_embed' is of a .* grid, the model's of a "):
+        load(Swin(**{**APE, "img_size": turned, "window_size": 2}), tmp_path / "file")
+
+
+@pytest.mark.parametrize("layout", ["own", "huggingface"])
+def test_load_refuses_other_heads(tmp_path: Path, layout: str) -> None:
+    model = drawn(ViT, **VIT, img_size=SQUARE)
+    if layout == "own":
+        save(model, tmp_path / "file")
+    else:
+        export(model, tmp_path / "file", layout)
+        (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 2}))
+    other = ViT(**{**VIT, "num_heads": 4}, img_size=SQUARE)
+    before = other.state_dict()
+    with pytest.raises(CheckpointError, match="num_heads=2 in the file, 4 in the model"):
+        load(other, tmp_path / "file")
+    assert all(np.array_equal(before[name], array) for name, array in other.state_dict().items())
+    load(ViT(**VIT, img_size=SQUARE), tmp_path / "file")
+
+
+@pytest.mark.parametrize(("window", "trained"), [(8, 0), ((4, 2), 0), (4, 2)])
+def test_load_refuses_a_v2_that_was_trained_in_other_windows(tmp_path: Path, window: Any, trained: Any) -> None:
+    model = drawn(SwinV2, **SWIN, window_size=4 if window in (4, 8) else (2, 4), covered="shrink_both")
+    for write in (save, lambda model, path: export(model, path, "microsoft")):
+        write(model, tmp_path / "file")
+        with pytest.raises(CheckpointError, match="though its arrays .*: pretrained_window_sizes="):
+            load(SwinV2(**SWIN, window_size=window, pretrained_window_sizes=trained), tmp_path / "file")
+    own = model.config["window_size"]
+    larger = load(SwinV2(**SWIN, window_size=8, pretrained_window_sizes=(own, own), dtype="float64"), tmp_path / "file")
+    assert larger.config["window_size"] == 8

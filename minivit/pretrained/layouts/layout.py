@@ -17,7 +17,12 @@ from minivit.pretrained.renaming import Rule
 from minivit.protocol import Array
 
 # prefixes that programs add to the names of a model, also nested: DataParallel, torch.compile, Lightning, courses
-_WRAPPERS = r"(?:(?:module|_orig_mod|model|net|backbone|encoder|base_encoder|base_model|vit|teacher|student)\.)*"
+_WRAPPER = r"(?:module|_orig_mod|_forward_module|model|net|network|backbone|encoder|base_encoder|base_model|vit"
+_WRAPPER += r"|teacher|student|ema|ema_model|model_ema|encoder_q|online_encoder|target_encoder)"
+_WRAPPERS = rf"(?:{_WRAPPER}\.)*"
+# what training programs keep beside a model: losses, metrics, the count of an average, and of a profiler (thop)
+_EXTRAS = r"n_averaged|(?:criterion|loss|loss_fn|loss_func|metrics?)\..+|(?:train|val|valid|test)_\w+\..+"
+_EXTRAS += r"|(?:.+\.)?total_(?:ops|params)"
 # the mask token in the pretraining of SimMIM, iBOT and DINOv2
 MASK_TOKEN = r"(.*\.)?mask_token"
 
@@ -111,7 +116,7 @@ class Layout:
     def leaves_out(self, name: str, bare: Mapping[str, str]) -> bool:
         """Whether the array is of another model in the file, or not read; `bare` is the result of that method."""
         if name in bare:
-            return bool(re.fullmatch(self.omitted, bare[name]))
+            return bool(re.fullmatch(f"{self.omitted}|{_EXTRAS}", bare[name]))
         return bool(re.fullmatch(f"{_WRAPPERS}(?:{self.beyond})", name))
 
     def spelled(self, name: str) -> str:
