@@ -102,13 +102,19 @@ def attend(memory: Memory, q: Array, k: Array, v: Array, tables: Tables, y: Arra
 def softmax(weights: Array, q: Array, k: Array, tables: Tables) -> Array:
     """Write exp(q k^T + tables) into weights (w, h, n, N), and return 1 / row sums (w, h, n, 1)."""
     _scores(weights, q, k, tables)
-    with np.errstate(over="ignore", invalid="ignore"):  # such sums are treated below
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # such sums are treated below
         np.exp(weights, out=weights)
         total = weights @ np.ones((weights.shape[-1], 1), weights.dtype)
-    if total.max() <= _HUGE and total.min() >= _TINY:  # no shift by the row maximum is needed
-        return np.reciprocal(total, out=total)
+        safe = (total <= _HUGE) & (total >= _TINY)  # no shift by the row maximum is needed
+        factor = np.reciprocal(total, out=total)
+    if safe.all():
+        return factor
+    rows = safe[..., 0]
+    kept = weights[rows]  # so that these rows have the same bits for any content of the other rows
     _scores(weights, q, k, tables)
-    return exponentials(weights)
+    shifted = exponentials(weights)
+    weights[rows] = kept
+    return np.where(safe, factor, shifted)
 
 
 def _scores(weights: Array, q: Array, k: Array, tables: Tables) -> None:

@@ -131,6 +131,20 @@ def test_extreme_scores(kind: str) -> None:
     assert difference(minivit.prepare(model), model, images(model)) <= 1e-10
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, 1e38])
+@pytest.mark.parametrize(("kind", "options"), [("ViT", {"pos_embed": "relative"}), ("ViT", {}), ("Swin", {})])
+def test_a_bad_image_changes_no_bit_of_the_others(kind: str, options: dict[str, Any], bad: float) -> None:
+    model = random_model(kind, **(VIT if kind == "ViT" else SWIN), **options, dtype="float32")
+    prepared, x = minivit.prepare(model), images(model, 5)
+    damaged = x.copy()
+    damaged[1, 0, 5, 5] = bad
+    with np.errstate(all="ignore"):
+        whole, with_bad = prepared.predict(x), prepared.predict(damaged)
+    rest = [0, 2, 3, 4]
+    assert np.isfinite(whole).all() and not np.array_equal(whole[1], with_bad[1])
+    np.testing.assert_array_equal(with_bad[rest], whole[rest])
+
+
 def test_batches_of_a_call() -> None:
     model = random_model("ViT", **VIT)
     prepared, x = minivit.prepare(model), images(model)
