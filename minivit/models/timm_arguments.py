@@ -80,7 +80,7 @@ def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, 
             raise ValueError(f"act_layer={value!r:.60}: {_ONLY_GELU}")
         return {"gelu": gelu} if gelu else {}
     if name == "norm_layer" and model != "ViT":
-        _same(name, value, None, _ONLY_LAYER_NORM)
+        _same(name, value, "layernorm", _ONLY_LAYER_NORM)
         return {}
     if name in _ONLY_VIT and model != "ViT":
         _same(name, value, _ONLY_VIT[name], _ELSEWHERE)

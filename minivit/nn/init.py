@@ -23,7 +23,7 @@ def dtype_of(dtype: Any) -> Any:
         found = np.dtype(dtype)
     except TypeError:
         found = None
-    if found not in MODEL_DTYPES:
+    if found is None or found not in MODEL_DTYPES:  # NumPy holds None equal to float64
         raise ValueError(f"dtype={dtype!r}: choose 'float32' or 'float64'")
     return found
 

@@ -698,6 +698,7 @@ ERRORS = {
     "gelu": (lambda: tiny(gelu="fast")(images()), ["'fast'", "'none'", "'tanh'"]),
     "weights": (lambda: tiny(weight_init="xavier"), ["'xavier'", "'timm'", "'jax'", "'jax_nlhb'"]),
     "half": (lambda: tiny(dtype="float16"), ["float16", "'float32' or 'float64'"]),
+    "a dtype that NumPy lacks": (lambda: tiny(dtype="bfloat16x"), ["bfloat16x", "'float32' or 'float64'"]),
     "integers": (lambda: tiny(dtype="int64"), ["int64", "'float32' or 'float64'"]),
     "uint8 images": (lambda: tiny()(np.zeros((1, 2, 8, 8), "u1")), ["uint8", "astype('float64')", "255"]),
     "other floats": (lambda: tiny()(images(dtype="float32")), ["float32", "float64", "astype", "dtype='float32'"]),
