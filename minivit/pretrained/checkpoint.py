@@ -158,6 +158,7 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
     common = [name for name in params if name in arrays]
     misshapen = [name for name in common if tuple(arrays[name].shape) != params[name].shape]
     odd = [name for name in common if arrays[name].dtype.kind not in "fiu"]
+    quantized = [name for name in common if arrays[name].dtype.kind in "iu" and arrays[name].dtype.itemsize == 1]
     faults = []
     if missing:
         faults.append(f"{len(missing)} of {len(params)} parameters are missing, first {quoted(missing[0])}")
@@ -168,6 +169,11 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
         faults.append(f"{quoted(name)}{more}: expected shape {params[name].shape}, the file has {arrays[name].shape}")
     if odd:
         faults.append(f"{quoted(odd[0])} holds {arrays[odd[0]].dtype}, expected numbers")
+    if quantized:
+        kind = arrays[quantized[0]].dtype
+        faults.append(
+            f"{quoted(quantized[0])} holds {kind}, quantized weights without their scales: use a file of floats"
+        )
     if faults:
         cause = _cause(model, found)
         raise CheckpointError(f"{found.path} does not fit this {type(model).__name__}: {'; '.join(faults)}{cause}")

@@ -284,3 +284,15 @@ def test_a_reader_sees_the_old_file_or_the_new(tmp_path):
     stop.set()
     reader.join()
     assert not failures, failures[0]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_quantized_weights_are_refused(tmp_path: Path, dtype: str) -> None:
+    model = minivit.ViT(img_size=8, patch_size=4, num_classes=3, embed_dim=8, depth=1, num_heads=2)
+    arrays = model.state_dict()
+    arrays["head.weight"] = arrays["head.weight"].astype(dtype)
+    save_arrays(tmp_path / "file", arrays, None)
+    refusal = f"'head.weight' holds {dtype}, quantized weights without their scales"
+    for read in (lambda path: minivit.from_pretrained(path, num_heads=2), lambda path: minivit.load(model, path)):
+        with pytest.raises(CheckpointError, match=refusal):
+            read(tmp_path / "file")
