@@ -7,6 +7,7 @@ One reading is taken where only one is possible, and several are refused with th
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -90,7 +91,14 @@ _REMEDY = "save the arrays of one of them in a separate file"
 
 
 def _equal(one: Arrays, other: Arrays) -> bool:
-    return one.keys() == other.keys() and all(_same_bits(array, other[name]) for name, array in one.items())
+    """Whether the arrays are the same, each side's under a prefix of its own."""
+    first, second = (_without_prefix(arrays) for arrays in (one, other))
+    return first.keys() == second.keys() and all(_same_bits(array, second[name]) for name, array in first.items())
+
+
+def _without_prefix(arrays: Arrays) -> Arrays:
+    prefix = os.path.commonprefix(list(arrays)).rpartition(".")
+    return {name.removeprefix(prefix[0] + prefix[1]): array for name, array in arrays.items()}
 
 
 def _same_bits(one: Array, other: Array) -> bool:

@@ -98,6 +98,13 @@ WRAPPED: dict[str, tuple[Any, int]] = {
     "weights of a loss": ({"weights": LOSS, "state_dict": STATE}, 0),
     "a criterion": ({"criterion": LOSS, "net": STATE}, 0),
     "one model under two keys": ({"model": STATE, "state_dict": dict(STATE)}, 0),
+    "one model under two prefixes": (
+        {
+            "student": {f"module.backbone.{name}": array for name, array in STATE.items()},
+            "teacher": {f"backbone.{name}": array for name, array in STATE.items()},
+        },
+        0,
+    ),
     "an average": ({"model": OTHER, "model_ema": STATE}, 1),
     "a head under its key": ({"backbone": BODY, "head": HEAD}, 0),
     "a classifier under its key": ({"model": {"encoder": BODY, "classifier": HEAD}}, 0),
