@@ -47,6 +47,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {  # timm's name, what diff
     "Swin-T": ("swin_tiny_patch4_window7_224", {}, 64),
 }  # fmt: skip
 TURNS, STEPS, WARM_UP = 5, 8, 4
+COPIED, SIDE = 1 << 28, 8192  # numbers of an array that is copied, and the side of matrices: both fill a card
+LOOP, BATCH = 200, 128  # batches of an epoch of the stage `loop`, and their images
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -92,6 +94,12 @@ def profile(step: Callable[[], Any]) -> tuple[int, float, list[tuple[str, float]
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
+def card() -> str:
+    """The name of the card, and its driver."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def machine(out: Path, mnist: Path | None) -> Result:
     """The card, the versions, and what the card can do at most."""
     import cupy
@@ -100,18 +108,15 @@ def machine(out: Path, mnist: Path | None) -> Result:
 
     from minivit.fast.cupy.products import product
 
-    card = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    ).stdout.strip()
-    large = cupy.ones(1 << 28, "float32")
-    target, a = cupy.empty_like(large), cupy.ones((8192, 8192), "float32")
+    large = cupy.ones(COPIED, "float32")
+    target, a = cupy.empty_like(large), cupy.ones((SIDE, SIDE), "float32")
     times = in_turn({"copy": lambda: cupy.copyto(target, large), "product": lambda: product(a, a)})
     return {
-        "card": card,
+        "card": card(),
         "cuda": cupy.cuda.runtime.runtimeGetVersion(),
         **{library.__name__: library.__version__ for library in (cupy, np, torch, timm)},
         "copy_TB_per_s": 2 * large.nbytes / np.median(times["copy"]) / 1e9,
-        "product_TFLOP_per_s": 2 * 8192**3 / np.median(times["product"]) / 1e9,
+        "product_TFLOP_per_s": 2 * SIDE**3 / np.median(times["product"]) / 1e9,
     }
 
 
@@ -199,6 +204,7 @@ def _train(timm_name: str, options: dict[str, Any], batch: int) -> Result:
 
     fine, rough = parallel.CapturedStep(ours), parallel.CapturedStep(ours)
     half = parallel.CapturedStep(ours, precision="bfloat16")  # without the graph of gradients alone
+    scaled = parallel.CapturedStep(ours, precision="float16")
     sides = {
         "float32: PyTorch eager": torch_step(theirs, "float32"),
         "float32: step by step": step_by_step,
@@ -207,6 +213,7 @@ def _train(timm_name: str, options: dict[str, Any], batch: int) -> Result:
         "TF32: captured": recorded(rough, "high"),
         "bfloat16: PyTorch eager": torch_step(theirs, "bfloat16"),
         "bfloat16: captured": recorded(half),
+        "float16: captured": recorded(scaled),
     }
     found["torch_MB"] = {}
     for precision in ("float32", "bfloat16"):
@@ -241,6 +248,31 @@ def _largest(difference: np.ndarray, of: np.ndarray) -> float:
 def _median_error(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> float:
     """The median over the parameters of |found - exact| / |exact|, Euclidean norms."""
     return float(np.median([np.linalg.norm(found[n] - exact[n]) / (np.linalg.norm(exact[n]) + 1e-30) for n in exact]))
+
+
+def loop(out: Path, mnist: Path | None) -> Result:
+    """The flagship's training loop on images of 8 bits, which are on the host or on the GPU; images per second."""
+    import cupy
+
+    import minivit
+    from minivit import data, optim, parallel
+    from minivit.train.presets import Preset
+
+    images = np.random.default_rng(0).integers(0, 256, (LOOP * BATCH, 28, 28), dtype=np.uint8)
+    labels, found = np.arange(len(images)) % 10, {}
+    for name, preset in (("moved", Preset({})), ("rotated, scaled and moved", Preset({}, degrees=10, scale=0.1))):
+        for place, given in (("host", images), ("GPU", cupy.asarray(images))):
+            model = minivit.to_device(minivit.ViT(**FLAGSHIP, drop_path_rate=0.05, seed=0), "gpu")
+            opt, average, step = optim.AdamW(model.parameters()), optim.ModelEma(model), parallel.CapturedStep(model)
+            for epoch in (0, 1):  # the first one records
+                begin = time.perf_counter()
+                for x, y in data.batches(given, labels, BATCH, seed=0, epoch=epoch, augment=preset.augment):
+                    rng = np.random.default_rng(epoch)
+                    step.update(opt, x, y, rng, max_norm=1.0, average=average, label_smoothing=0.1)
+                cupy.cuda.runtime.deviceSynchronize()
+                seconds = time.perf_counter() - begin
+            found[f"{name}, images on the {place}"] = len(images) / seconds
+    return found
 
 
 def predict(out: Path, mnist: Path | None) -> Result:
@@ -343,11 +375,13 @@ def small_step(out: Path, mnist: Path | None) -> Result:
         num_heads=(2,),
         window_size=3,
         attn_drop_rate=0.1,
+        drop_path_rate=0.1,
     )
     minivit.to_device(model, "gpu")
     rng, params = np.random.default_rng(0), model.parameters()
     images = minivit.to_device(rng.standard_normal((3, 1, 6, 6), dtype=np.float32), "gpu")
     average, step = optim.ModelEma(model), parallel.DataParallel(model, threads=1, shards=1)
+    half = parallel.CapturedStep(model, precision="float16")  # whose scale is adapted by the GPU
     most_scores = attention._MOST_SCORES
     for noise, attention._MOST_SCORES in ((None, 0), (None, most_scores), (rng, most_scores)):
         # attention in tiles, by products, and with weights that are dropped
@@ -357,6 +391,7 @@ def small_step(out: Path, mnist: Path | None) -> Result:
     opt.step()
     average.update()
     parallel.CapturedStep(model).update(opt, images, np.array([0, 1, 2]), max_norm=1e-3, average=average)
+    half.update(opt, images, np.array([0, 1, 2]), rng)
     return {"parameters": len(params)}
 
 
@@ -378,10 +413,12 @@ def example(out: Path, mnist: Path | None) -> Result:
     return {"seconds": time.perf_counter() - begin, "last_line": done.stdout.strip().splitlines()[-1:]}
 
 
-STAGES: dict[str, tuple[Callable[[Path, Path | None], Result], int]] = {  # with its limit in seconds
-    "machine": (machine, 40), "train": (train, 230), "predict": (predict, 60), "tests": (tests, 150),
-    "sanitizer": (sanitizer, 90), "example": (example, 90), "small_step": (small_step, 60),
+# with its limit in seconds: all together at most ten minutes, less a second each to start and stop
+STAGES: dict[str, tuple[Callable[[Path, Path | None], Result], int]] = {
+    "machine": (machine, 35), "train": (train, 215), "predict": (predict, 50), "loop": (loop, 25),
+    "tests": (tests, 140), "sanitizer": (sanitizer, 60), "example": (example, 65),
 }  # fmt: skip
+INNER = {"small_step": (small_step, 60)}  # what a stage starts in a process of its own
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -411,7 +448,7 @@ def report(found: dict[str, Result]) -> str:
     for name, case in found.get("train", {}).items():
         if isinstance(case, dict) and "ms" in case:
             lines.append(_facts(name, case))
-    for stage in ("tests", "sanitizer", "example"):
+    for stage in ("loop", "tests", "sanitizer", "example"):
         if stage in found:
             lines.append(f"- {stage}: {json.dumps(found[stage])}")
     lines += [f"- {stage} failed: {case['error']}" for stage, case in found.items() if "error" in case]
@@ -471,15 +508,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for logs, gpu.json and gpu.md")
     parser.add_argument("--mnist", type=Path, help="folder with the four files of MNIST, for the main example")
     parser.add_argument("--only", nargs="+", choices=list(STAGES), help="these stages alone")
-    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=[*STAGES, *INNER], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage:
         sys.path.insert(0, str(ROOT))
-        found = STAGES[args.stage][0](args.out, args.mnist)
+        found = (STAGES | INNER)[args.stage][0](args.out, args.mnist)
         (args.out / f"{args.stage}.json").write_text(json.dumps(found))
         return
-    chosen = args.only or [name for name in STAGES if name != "small_step"]
+    chosen = args.only or list(STAGES)
     results = {name: run_stage(name, args.out, args.mnist) for name in chosen}
     (args.out / "gpu.json").write_text(json.dumps(results, indent=1))
     text = report(results)

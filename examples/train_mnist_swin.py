@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
     count = data.num_batches(len(images), preset.batch_size)
     parts = {"model": model, "optimizer": opt, "average": average, **step.saved_parts()}
     run = Run(args.out, settings, parts, resume=args.resume, ranks=ranks)
+    images = minivit.to_device(images, args.device)  # all of them, once: batches are made where the model is
     total, warmup = preset.epochs * count, int(preset.warmup_epochs * count)
     for epoch in run.epochs(preset.epochs):
         batches = data.batches(
@@ -56,7 +57,6 @@ def main(args: argparse.Namespace) -> None:
         for x, y in run.batches(batches, count):  # shows progress, and saves every 30 seconds and when stopped
             opt.lr = optim.warmup_cosine(run.iteration, total, peak=preset.lr, warmup=warmup)
             rng = noise_generator(args.seed, run.iteration)
-            x = minivit.to_device(x, args.device)
 
             opt.zero_grad()
             loss = step.loss_and_grad(x, y, rng, label_smoothing=preset.label_smoothing)

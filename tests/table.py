@@ -235,6 +235,8 @@ FUNCTIONS = [
     Case("rotary", "BNd", _rotary, fixed={"d": 4}),
     Case("dropout", "BND", lambda x: F.dropout(x, 0.4, _rng())),
     Case("drop_path", "BND", lambda x: F.drop_path(x, 0.4, _rng())),
+    Case("residual", "BND BND", lambda x, branch: F.residual(x, branch, 0.4, _rng())),
+    Case("residual_of_two", "BND BND", F.residual),
     Case("embedding", "RD", _embedding, fixed={"R": 2}, empty="D"),
     Case("patch_embed", "BCab DCPQ D", F.patch_embed, fixed={"a": 4, "b": 6, "P": 2, "Q": 3}, empty="B"),
     Case("patchify", "BCab", lambda x: F.patchify(x, (2, 3)), fixed={"a": 4, "b": 6}, empty="B"),

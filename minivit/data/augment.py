@@ -1,4 +1,7 @@
-"""Augmentation of batches of images: shifts, crops, flips, erasing and affine maps."""
+"""Augmentation of batches of images: shifts, crops, flips, erasing and affine maps.
+
+Random numbers are drawn on the host. Images on a GPU are changed there, and have the same bits as on the host.
+"""
 
 # Notation: B images in the batch, C channels, H height, W width.
 
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 
 from minivit.data.batches import Augment
 from minivit.data.warp import warp
+from minivit.device import array_module, constant
 
 Array: TypeAlias = NDArray[Any]
 Rng: TypeAlias = np.random.Generator
@@ -125,7 +129,7 @@ def crop(
         raise ValueError(f"padding={padding} cannot be reflected from images {H}x{W}: pad by at most {min(H, W) - 1}")
     if reflect:
         sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
-        padded = np.pad(images, sides, mode="reflect")
+        padded = array_module(images).pad(images, sides, mode="reflect")
     else:
         padded = _pad(images, padding, fill)
     return _random_windows(padded, rng, height, width)
@@ -147,7 +151,7 @@ def flip(images: Array, rng: Rng, p: float = 0.5) -> Array:
     """
     check_images(images)
     _check_interval("p", (p, p), 0.0, 1.0)
-    flipped = rng.random(len(images)) < p
+    flipped = constant(np.flatnonzero(rng.random(len(images)) < p), images)
     out: Array = images.copy()
     out[flipped] = images[flipped, :, :, ::-1]
     return out
@@ -197,8 +201,9 @@ def erase(
     top = np.floor(rng.random(B) * (H - height + 1))
     left = np.floor(rng.random(B) * (W - width + 1))
     inside = rectangles(top, top + height, left, left + width, H, W)
-    value = _noise(images, rng) if fill is None else _fill_value(fill, images.dtype)
-    return np.where(inside, value, images)
+    value = constant(_noise(images, rng), images) if fill is None else _fill_value(fill, images.dtype)
+    changed: Array = array_module(images).where(constant(inside, images), value, images)
+    return changed
 
 
 def affine(
@@ -251,8 +256,13 @@ def affine(
 
 def _random_windows(padded: Array, rng: Rng, height: int, width: int) -> Array:
     """Crop from each padded image one window (height, width), all positions equally likely."""
-    B, _, H, W = padded.shape
+    B, C, H, W = padded.shape
     top, left = rng.integers(H - height + 1, size=B), rng.integers(W - width + 1, size=B)
+    if array_module(padded) is not np:
+        first = constant(np.arange(B * C).reshape(B, C, 1, 1) * (H * W), padded)
+        rows = constant(((top[:, None] + np.arange(height)) * W)[:, None, :, None], padded)  # (B, 1, height, 1)
+        columns = constant((left[:, None] + np.arange(width))[:, None, None, :], padded)  # (B, 1, 1, width)
+        return padded.reshape(-1).take(first + rows + columns)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
     # One gather of B strided windows: no loop over images, no index for each pixel.
     return windows[np.arange(B), :, top, left]  # (B, C, height, width)
@@ -261,7 +271,7 @@ def _random_windows(padded: Array, rng: Rng, height: int, width: int) -> Array:
 def _pad(images: Array, margin: int, fill: float) -> Array:
     B, C, H, W = images.shape
     shape = B, C, H + 2 * margin, W + 2 * margin
-    padded = np.full(shape, _fill_value(fill, images.dtype), images.dtype)
+    padded: Array = array_module(images).full(shape, _fill_value(fill, images.dtype), images.dtype)
     padded[:, :, margin : margin + H, margin : margin + W] = images
     return padded
 

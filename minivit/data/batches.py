@@ -1,4 +1,7 @@
-"""Batches: a pure function of seed, epoch and position, so that a run resumes bitwise."""
+"""Batches: a pure function of seed, epoch and position, so that a run resumes bitwise.
+
+Images on a GPU stay there: the host sends indices and random numbers, a few kilobytes a batch, and waits for nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from minivit.device import array_module, constant
 
 Array: TypeAlias = NDArray[Any]
 Augment: TypeAlias = Callable[[Array, Array, np.random.Generator], tuple[Array, Array]]
@@ -84,8 +89,8 @@ def batches(
     """Yield the batches (x, y) of one epoch in random order, from batch number `start` on.
 
     Args:
-        images: (n, H, W) or (n, C, H, W) uint8.
-        labels: (n,) integers.
+        images: (n, H, W) or (n, C, H, W) uint8, on the host or on a GPU; x is there too, with the same numbers.
+        labels: (n,) integers, on the host.
         batch_size: images in a batch, B.
         seed: the run's seed; the batches depend only on it, `epoch` and their position.
         epoch: number of this pass over the data, from 0.
@@ -105,7 +110,7 @@ def batches(
         ValueError: immediately, before the first batch: bad shapes or types, counts that differ,
             and as `num_batches`, `epoch_order` and `normalize`.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = images if array_module(images) is not np else np.asarray(images), np.asarray(labels)
     count = num_batches(len(images), batch_size, drop_last)
     order = epoch_order(len(images), seed, epoch)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
@@ -121,7 +126,7 @@ def batches(
     def generate() -> Iterator[tuple[Array, Array]]:
         for position in range(start, count):
             chosen = order[position * batch_size : (position + 1) * batch_size]
-            x, y = _to_unit(images[chosen], dtype), labels[chosen].astype(np.int64)
+            x, y = _to_unit(images[constant(chosen, images)], dtype), labels[chosen].astype(np.int64)
             if augment is not None:
                 rng = np.random.default_rng((seed, epoch, position))
                 x, y = _check_augmented(augment(x, y, rng), len(chosen))
@@ -139,7 +144,7 @@ def normalize(
     """Normalize uint8 images for a model: (images / 255 - mean) / std.
 
     Args:
-        images: (n, H, W) or (n, C, H, W) uint8.
+        images: (n, H, W) or (n, C, H, W) uint8, on the host or on a GPU, where the result is then.
         mean: of pixels in [0, 1], one number or one for each channel.
         std: like `mean`; above 0.
         dtype: floating type of the result.
@@ -211,7 +216,8 @@ def _held_count(n: int, fraction_or_count: float) -> int:
 
 def _to_unit(images: Array, dtype: DTypeLike) -> Array:
     """uint8 (n, H, W) or (n, C, H, W) to floats (n, C, H, W) in [0, 1]."""
-    images = np.asarray(images)
+    xp = array_module(images)
+    images = np.asarray(images) if xp is np else images
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise ValueError(
             f"images have shape {images.shape} and dtype {images.dtype}, expected (n, H, W) or "
@@ -219,7 +225,7 @@ def _to_unit(images: Array, dtype: DTypeLike) -> Array:
         )
     if np.dtype(dtype).kind != "f":
         raise ValueError(f"dtype={np.dtype(dtype)} is not floating: pass 'float32' or 'float64'")
-    x: Array = np.divide(images, 255, dtype=dtype)
+    x: Array = xp.divide(images, 255, dtype=dtype)
     return x[:, None] if x.ndim == 3 else x  # (n, C, H, W)
 
 
@@ -234,8 +240,8 @@ def _standardize(x: Array, mean: float | Sequence[float], std: float | Sequence[
             )
     if (spread <= 0).any():
         raise ValueError(f"std={spread.tolist()} must be above 0, as a divisor")
-    x = np.subtract(x, center.reshape(-1, 1, 1), dtype=dtype)
-    x /= spread.reshape(-1, 1, 1)
+    x = array_module(x).subtract(x, constant(center.reshape(-1, 1, 1), x), dtype=dtype)
+    x /= constant(spread.reshape(-1, 1, 1), x)
     return x
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minivit.data.augment import check_images, rectangles
+from minivit.device import array_module, constant
 
 Array: TypeAlias = NDArray[Any]
 Rng: TypeAlias = np.random.Generator
@@ -40,8 +41,8 @@ def mixup(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: float
     targets = _soft_targets(labels, len(images), num_classes, images.dtype)
     weight = _beta(rng, alpha, len(images)).astype(images.dtype)
     partner = rng.permutation(len(images))
-    w = weight[:, None, None, None]  # (B, 1, 1, 1)
-    mixed = w * images + (1 - w) * images[partner]
+    w = constant(weight[:, None, None, None], images)  # (B, 1, 1, 1)
+    mixed = w * images + (1 - w) * images[constant(partner, images)]
     return mixed, _blend_targets(targets, partner, weight)
 
 
@@ -75,7 +76,9 @@ def cutmix(images: Array, labels: Array, rng: Rng, num_classes: int, alpha: floa
     top, left = y - height // 2, x - width // 2
     inside = rectangles(top, top + height, left, left + width, H, W)  # (B, 1, H, W)
     kept = (1.0 - inside.mean(axis=(1, 2, 3))).astype(floating)
-    return np.where(inside, images[partner], images), _blend_targets(targets, partner, kept)
+    others = images[constant(partner, images)]
+    mixed = array_module(images).where(constant(inside, images), others, images)
+    return mixed, _blend_targets(targets, partner, kept)
 
 
 def _beta(rng: Rng, alpha: float, size: int) -> Array:

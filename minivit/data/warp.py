@@ -1,4 +1,7 @@
-"""Bilinear warping of a batch by affine maps: four gathers, no loop over images or pixels."""
+"""Bilinear warping of a batch by affine maps: four gathers, no loop over images or pixels.
+
+The maps are inverted on the host; images on a GPU are warped there, with the same bits.
+"""
 
 # Notation: B images in the batch, C channels, H height, W width.
 
@@ -8,6 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from minivit.device import array_module, constant
 
 Array: TypeAlias = NDArray[Any]
 
@@ -32,19 +37,20 @@ def warp(images: Array, matrix: Array, move: Array, fill: float = 0.0) -> Array:
         numpy.linalg.LinAlgError: a matrix has no inverse.
     """
     B, C, H, W = images.shape
-    dtype = np.result_type(images, np.float32)  # float16 is too coarse for coordinates
-    step = max(1, GROUP // max(1, C * H * W))
-    out = np.empty_like(images, order="C")
+    dtype = np.result_type(images.dtype, np.float32)  # float16 is too coarse for coordinates
+    xp = array_module(images)
+    step = max(1, GROUP // max(1, C * H * W)) if xp is np else max(1, B)  # a GPU has no such cache
+    out = xp.empty_like(images, order="C")
     for start in range(0, B, step):
         part = slice(start, start + step)
-        y, x = _sources(matrix[part], move[part], H, W, dtype)  # (step, H, W), in padded pixels
+        y, x = _sources(matrix[part], move[part], H, W, dtype, images)  # (step, H, W), in padded pixels
         values = _bilinear(_pad(images[part], fill, dtype), y, x)
-        out[part] = values if images.dtype.kind == "f" else np.rint(values, out=values)
+        out[part] = values if images.dtype.kind == "f" else xp.rint(values, out=values)
     return out
 
 
-def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """The source of each output pixel: rows and columns (B, H, W) of the padded image."""
+def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any], like: Array) -> tuple[Array, Array]:
+    """The source of each output pixel: rows and columns (B, H, W) of the padded image, in the library of `like`."""
     inverse = np.linalg.inv(matrix)  # (B, 2, 2)
     center = np.array([(H - 1) / 2, (W - 1) / 2])
     # A pixel's source is inverse (p - center - move) + center, + 1 for the padding.
@@ -53,16 +59,17 @@ def _sources(matrix: Array, move: Array, H: int, W: int, dtype: np.dtype[Any]) -
     for axis, length in enumerate((H, W)):
         rows = inverse[:, axis, 0, None] * np.arange(H) + offset[:, axis, None]  # (B, H)
         columns = inverse[:, axis, 1, None] * np.arange(W)  # (B, W)
-        source = rows.astype(dtype)[:, :, None] + columns.astype(dtype)[:, None, :]  # (B, H, W)
+        rows, columns = constant(rows.astype(dtype), like), constant(columns.astype(dtype), like)
+        source = rows[:, :, None] + columns[:, None, :]  # (B, H, W)
         # Pixels beyond the border read fill: the padding is 1 pixel before and 2 after, so
         # that the pixel at length + 1 has a right-hand neighbor.
-        sources.append(np.clip(source, 0, length + 1, out=source))
+        sources.append(array_module(like).clip(source, 0, length + 1, out=source))
     return sources[0], sources[1]
 
 
 def _pad(images: Array, fill: float, dtype: np.dtype[Any]) -> Array:
     B, C, H, W = images.shape
-    padded: Array = np.full((B, C, H + 3, W + 3), fill, dtype)
+    padded: Array = array_module(images).full((B, C, H + 3, W + 3), fill, dtype)
     padded[:, :, 1 : H + 1, 1 : W + 1] = images
     return padded
 
@@ -72,7 +79,7 @@ def _bilinear(padded: Array, y: Array, x: Array) -> Array:
     B, C, h, w = padded.shape
     top, left = y.astype(np.intp), x.astype(np.intp)  # truncation is floor: none is negative
     dy, dx = (y - top).astype(y.dtype)[:, None], (x - left).astype(x.dtype)[:, None]
-    planes = np.arange(B * C).reshape(B, C, 1, 1) * (h * w)
+    planes = constant(np.arange(B * C).reshape(B, C, 1, 1) * (h * w), padded)
     index = planes + (top * w + left)[:, None]  # (B, C, H, W), into the flat array
     flat = padded.reshape(-1)
     upper: Array = flat.take(index)

@@ -60,6 +60,7 @@ standardize_weight = accelerated(_convolution.standardize_weight)
 
 drop_path = accelerated(_dropout.drop_path, any_dtype=True)
 dropout = accelerated(_dropout.dropout, any_dtype=True)
+residual = accelerated(_dropout.residual, any_dtype=True)
 
 embedding = accelerated(_linear.embedding)
 linear = accelerated(_linear.linear)
@@ -138,6 +139,7 @@ __all__ = [
     "relative_position_bias",
     "relative_position_index",
     "relu",
+    "residual",
     "resize_grid",
     "resize_images",
     "resize_matrix",

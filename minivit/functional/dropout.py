@@ -1,7 +1,8 @@
 """Noise for training: dropout of single elements, and drop_path, which drops a sample's residual branch.
 
 Both divide the kept elements by the probability of keeping them, so the expected value is the input and inference needs
-no correction. Without a generator (`rng=None`) both are the identity, and return the given array itself.
+no correction. Without a generator (`rng=None`) both are the identity, and return the given array itself. `residual` is
+the connection at which a block adds such a branch.
 """
 
 from __future__ import annotations
@@ -52,6 +53,38 @@ def drop_path(x: Array, rate: float, rng: Rng = None) -> tuple[Array, Back]:
 
 def check_drop_path(x: Array, rate: float, rng: Rng = None) -> None:
     check_rate("drop_path", rate)
+
+
+def residual(x: Array, branch: Array, rate: float = 0.0, rng: Rng = None) -> tuple[Array, Back]:
+    """y = x + drop_path(branch): a residual connection whose branch is dropped for whole samples.
+
+    Args:
+        x: (B, ...).
+        branch: of x's shape.
+        rate: of drop path, in [0, 1).
+        rng: a generator (training) or None (inference: y is x + branch).
+
+    Returns:
+        y of x's shape, and vjp(dy) -> (dx, dbranch).
+
+    Raises:
+        ValueError: for a rate outside [0, 1), or two shapes.
+
+    Sources: He et al. 2016, equation 1; Huang et al. 2016, equation 2, scaled as in timm.
+    """
+    dropped, back_drop = drop_path(branch, rate, rng)  # the branch itself at rate 0, and in inference
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array]:
+        return dy, back_drop(dy)
+
+    return x + dropped, vjp
+
+
+def check_residual(x: Array, branch: Array, rate: float = 0.0, rng: Rng = None) -> None:
+    check_rate("drop_path", rate)
+    if x.shape != branch.shape:
+        raise ValueError(f"residual: the branch must have the shape of x, {x.shape}, got {branch.shape}")
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -53,27 +53,22 @@ class Block(Layer):
     def forward(self, x: Array, rng: Rng = None) -> tuple[Array, Back]:
         attended, back_attn = self._branch(self.norm1, self.attn, x, rng)  # (B, n, D)
         shortcut, back_shortcut = F.crop(x, attended.shape[1:3])  # all tokens, or the first n
-        middle = add(shortcut, attended)
+        middle, back_middle = F.residual(shortcut, attended, self.drop_path, rng)
         del attended  # before the activations of the MLP are made
         transformed, back_mlp = self._branch(self.norm2, self.mlp, middle, rng)
+        y, back_y = F.residual(middle, transformed, self.drop_path, rng)
 
         @once
         def back(dy: Array) -> Array:
-            # y = middle + transformed(middle)
-            dmiddle = add(dy, back_mlp(dy))
-            # middle = shortcut(x) + attended(x)
-            return add(back_shortcut(dmiddle), back_attn(dmiddle))
-
-        return add(middle, transformed), back
-
-    def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Rng) -> tuple[Array, Back]:
-        """drop_path(layer(norm(x))), or drop_path(norm(layer(x)))."""
-        order = (layer, norm) if self.post_norm else (norm, layer)
-        branch, back_branch = compose(x, *order, rng=rng)
-        y, back_drop = F.drop_path(branch, self.drop_path, rng)  # the branch itself at rate 0, and in inference
-
-        @once
-        def back(dy: Array) -> Array:
-            return back_branch(back_drop(dy))
+            # y = middle + drop_path(transformed(middle))
+            dshortcut, dtransformed = back_y(dy)
+            dmiddle = add(dshortcut, back_mlp(dtransformed))
+            # middle = shortcut(x) + drop_path(attended(x))
+            dshortcut, dattended = back_middle(dmiddle)
+            return add(back_shortcut(dshortcut), back_attn(dattended))
 
         return y, back
+
+    def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Rng) -> tuple[Array, Back]:
+        """layer(norm(x)), or norm(layer(x))."""
+        return compose(x, *((layer, norm) if self.post_norm else (norm, layer)), rng=rng)

@@ -46,13 +46,8 @@ class ScaledBlock(Block):
         self.drop_path, self.post_norm = drop_path, False
 
     def _branch(self, norm: Layer, layer: Layer, x: Array, rng: Rng) -> tuple[Array, Back]:
-        """drop_path(ls(layer(norm(x))))."""
-        scale = self.ls1 if layer is self.attn else self.ls2
-        return compose(
-            x,
-            lambda a: compose(a, norm, layer, scale, rng=rng),
-            lambda a: F.drop_path(a, self.drop_path, rng),
-        )
+        """ls(layer(norm(x)))."""
+        return compose(x, norm, layer, self.ls1 if layer is self.attn else self.ls2, rng=rng)
 
 
 class Branch(Chain):
@@ -158,14 +153,15 @@ class ParallelScalingBlock(Layer):
             lambda a: self._both(a, rng),  # (B, N, D + M): the heads, and the MLP's hidden layer
             self._out,  # (B, N, D)
             self.ls,
-            lambda a: F.drop_path(a, self.drop_path, rng),
         )
+        y, back_y = F.residual(x, branch, self.drop_path, rng)
 
         @once
         def back(dy: Array) -> Array:
-            return add(dy, back_branch(dy))
+            dx, dbranch = back_y(dy)
+            return add(dx, back_branch(dbranch))
 
-        return add(x, branch), back
+        return y, back
 
     def _both(self, x: Array, rng: Rng) -> tuple[Array, Back]:
         xp, size, own = array_module(x), self.hidden, self.mlp_bias

@@ -72,6 +72,8 @@ class CapturedStep:
             array_module(self._data[0]).zeros(1, self.dtype)
         except (TypeError, ValueError) as error:
             raise RuntimeError(f"this CuPy has no {precision}: install CuPy 14 or later, or use 'float16'") from error
+        if self.scale is not None:
+            self.scale.move_to(self._data[0])
 
     def __repr__(self) -> str:
         precision = "" if self.dtype == np.float32 else f", precision={self.dtype.name!r}"
@@ -132,7 +134,8 @@ class CapturedStep:
     ) -> Outcome:
         """One training step in one launch: gradients, `clip_grad_norm`, `opt.step()` and `average.update()`.
 
-        A step whose gradient is not finite changes no weight and is not counted in `opt.steps`. `.grad` stays as it is.
+        A step whose gradient is not finite changes no weight and is not counted in `opt.steps`. In float16 the GPU
+        adapts `scale` too. `.grad` stays as it is.
 
         Args:
             opt: an `optim.AdamW` of this model's parameters, or of some of them; `opt.lr` may be set before each step.
@@ -145,15 +148,13 @@ class CapturedStep:
 
         Raises:
             RuntimeError: naming the part of the step that cannot be captured.
-            ValueError: for another optimizer, one of another model, or float16, whose scale the host adapts.
+            ValueError: for another optimizer, or one of another model.
         """
-        if self.scale is not None:
-            raise ValueError("the host adapts the scale of float16 after each step: use bfloat16, or loss_and_grad")
         checked_batch(self.model, images, labels)
         self._renew()
         update = self._update
         if update is None or not update.is_of(opt, max_norm, average):
-            update = RecordedUpdate(self._params, opt, max_norm, average)
+            update = RecordedUpdate(self._params, opt, max_norm, average, self.scale)
             self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != "update"}
             self._update = update
         inputs = (images, self._targets(labels))
@@ -258,7 +259,7 @@ class CapturedStep:
             logits, back = replica(images.astype(self.dtype, copy=False), draws)
             loss, back_loss = loss_function(logits, targets, **options)
             correct = (logits.argmax(axis=1) == targets.argmax(axis=1)).sum() if counts else None
-            back(back_loss(dloss if update else last))
+            back(back_loss(update.dloss() if update else last))
             grads = [param.grad for param in params]
             # the kernels of the update know the gradients' addresses, so the graph keeps them too
             return (update(loss, correct, grads, last), grads) if update else (loss, correct, grads)

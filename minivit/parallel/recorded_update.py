@@ -13,7 +13,7 @@ import numpy as np
 
 from minivit.device import array_module
 from minivit.nn.parameter import Parameter
-from minivit.optim import AdamW, ModelEma
+from minivit.optim import AdamW, LossScale, ModelEma
 from minivit.optim.base import check_rate
 from minivit.protocol import Array
 
@@ -38,12 +38,20 @@ class RecordedUpdate:
     Args:
         params: of the model.
         opt, max_norm, average: see `CapturedStep.update`.
+        scale: of the loss in float16, which the step adapts, else None.
 
     Raises:
         ValueError: for another optimizer than AdamW, one of another model, or a norm that is not positive.
     """
 
-    def __init__(self, params: Sequence[Parameter], opt: Any, max_norm: float | None, average: ModelEma | None) -> None:
+    def __init__(
+        self,
+        params: Sequence[Parameter],
+        opt: Any,
+        max_norm: float | None,
+        average: ModelEma | None,
+        scale: LossScale | None = None,
+    ) -> None:
         if not isinstance(opt, AdamW):
             raise ValueError(
                 f"a recorded step updates by AdamW, got {type(opt).__name__}: call loss_and_grad, and then opt.step()"
@@ -56,7 +64,7 @@ class RecordedUpdate:
             raise ValueError("the average is that of another model: build ModelEma with the model of this step")
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm={max_norm} must be positive")
-        self.opt, self.max_norm, self.average = opt, max_norm, average
+        self.opt, self.max_norm, self.average, self.scale = opt, max_norm, average, scale
         self._places = {name: places[id(param)] for name, param in opt.params.items()}
         if not hasattr(opt.skipped, "shape"):
             opt.skipped = array_module(opt.first).zeros(1, np.float64)
@@ -64,6 +72,10 @@ class RecordedUpdate:
     def is_of(self, opt: Any, max_norm: float | None, average: ModelEma | None) -> bool:
         """Whether it was made for these."""
         return opt is self.opt and average is self.average and max_norm == self.max_norm
+
+    def dloss(self) -> Any:
+        """What the backward pass begins with: 1, or in float16 the scale, which the graph reads at each launch."""
+        return 1.0 if self.scale is None else self.scale.state[0].astype(np.float32)
 
     def settings(self) -> Array:
         """(3,) on the host, for the next launch, which is counted.
@@ -87,6 +99,7 @@ class RecordedUpdate:
             opt.first, opt.second, shares, [] if self.average is None else self.average.pairs(),
             loss=loss.astype(opt.first.dtype, copy=False), correct=correct, settings=settings, skipped=opt.skipped,
             max_norm=inf if self.max_norm is None else float(self.max_norm), betas=opt.betas, eps=opt.eps,
+            every=[grad for grad in grads if grad is not None] if self.scale is not None else (), scale=self.scale,
         )  # fmt: skip
 
 

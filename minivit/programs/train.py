@@ -50,6 +50,7 @@ def main(args: argparse.Namespace) -> None:
     settings = {**asdict(preset), **command_line.settings(args), "data": fingerprint(images, labels)}
     parts = {"model": model, "optimizer": opt, "average": average, **step.saved_parts()}
     run = Run(args.out, settings, parts, resume=args.resume, ranks=ranks)
+    images = minivit.to_device(images, args.device)  # all of them, once: batches are made where the model is
 
     def batches(epoch: int, start: int) -> Batches:
         order = {"seed": args.seed, "epoch": epoch, "start": start}

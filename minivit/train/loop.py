@@ -56,7 +56,7 @@ def fit(
 
     Args:
         run: the parts of a `Run` are the model, `opt` and, if given, `average`.
-        step: the model, with `loss=CountingLoss()`. A `CapturedStep` records AdamW's update too, but not in float16.
+        step: the model, with `loss=CountingLoss()`. A `CapturedStep` records AdamW's update too.
         opt: AdamW or SGD, or what `Ranks.optimizer` made of it; parameters of the model that it does not have are
             frozen.
         batches: (epoch, start) -> the batches (x, y) of an epoch, without the first `start`.
@@ -82,7 +82,7 @@ def fit(
     ranks = Ranks() if ranks is None else ranks
     has_statistics = len(step.model.state()) > len(step.model.parameters())  # buffers, such as BatchNorm's
     frozen = [param for name, param in step.model.parameters().items() if name not in opt.params]
-    whole = step if isinstance(step, CapturedStep) and step.scale is None and isinstance(opt, optim.AdamW) else None
+    whole = step if isinstance(step, CapturedStep) and isinstance(opt, optim.AdamW) else None
     for epoch in run.epochs(epochs):
         for x, y in run.batches(batches(epoch, run.position), batches_per_epoch):
             opt.lr = optim.warmup_cosine(run.iteration, epochs * batches_per_epoch, peak=lr, warmup=warmup)

@@ -552,6 +552,22 @@ def test_a_stage_past_its_limit_is_stopped_with_what_it_started(tmp_path, monkey
         time.sleep(0.05)
 
 
+def test_the_stages_on_a_gpu_take_ten_minutes_at_most():
+    assert sum(limit for _, limit in gpu.STAGES.values()) + len(gpu.STAGES) <= 600
+
+
+def test_the_loop_on_a_gpu_runs_on_the_fake_device(tmp_path, monkeypatch):
+    if cuda_emulator.compiler() is None:
+        pytest.skip("g++ is not installed: it compiles the kernels")
+    small = gpu.FLAGSHIP | {"patch_size": 14, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    for name, value in (("FLAGSHIP", small), ("LOOP", 2), ("BATCH", 4)):
+        monkeypatch.setattr(gpu, name, value)
+    with fake_cupy.installed():
+        found = gpu.loop(tmp_path, None)
+    assert len(found) == 4 and all(rate > 0 for rate in found.values())
+    assert '"moved, images on the GPU"' in gpu.report({"loop": found})
+
+
 def test_the_sanitizer_watches_every_kernel(tmp_path, monkeypatch):
     if cuda_emulator.compiler() is None:
         pytest.skip("g++ is not installed: it compiles the kernels")

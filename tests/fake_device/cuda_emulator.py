@@ -2,6 +2,10 @@
 
 `cuda_on_cpu.h` has the language, `cuda_on_cpu.cpp` the scheduler and what it finds. Here is CuPy's way to use them:
 `RawModule(code=..., options=...).get_function(name)(grid, block, arguments)`.
+
+With MINIVIT_EMULATOR=address in the environment the compiler's AddressSanitizer judges the accesses instead: it knows
+the ends of every array on the heap, in shared memory and on a thread's stack, and nothing of races. Its library must be
+loaded before the process begins (LD_PRELOAD).
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ HEADER, RUNTIME = HERE / "cuda_on_cpu.h", HERE / "cuda_on_cpu.cpp"
 Lengths = tuple[int, ...]
 ORDERS = {"upward": 0, "downward": 1, "random": 2, "warp by warp": 3}
 
+_HOOKED = {"": "-fsanitize=thread", "address": "-fsanitize=address"}
+checker = os.environ.get("MINIVIT_EMULATOR", "")
 order = "upward"  # in which the threads of a block run; a test may set another, and no result may depend on it
 
 
@@ -73,6 +79,17 @@ def _parameter(text: str) -> Parameter:
     return Parameter(kind, bool(pointer), bool(const), name)
 
 
+_COMPILE = ["g++", "-std=c++17", "-O1", "-fPIC", "-fno-gnu-unique", "-fno-exceptions", "-Wall"]
+
+
+@lru_cache(maxsize=1)
+def _runtime() -> Path:
+    """The scheduler and the hooks, which all kernels share."""
+    # a loop over shared memory must not become a call that AddressSanitizer judges
+    command = [*_COMPILE, "-fno-tree-loop-distribute-patterns", "-c", str(RUNTIME), "-o"]
+    return _built([RUNTIME.read_text(), HEADER.read_text()], lambda folder, built: _run([*command, str(built)]))
+
+
 @lru_cache(maxsize=256)
 def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
     """The kernels compiled together with a function `launch_<name>` for each."""
@@ -95,14 +112,14 @@ def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
 
     def build(folder: Path, library: Path) -> None:
         (folder / "kernel.cpp").write_text(source)
-        common = ["g++", "-std=c++17", "-O1", "-fPIC", "-fno-gnu-unique", "-fno-exceptions", "-Wall"]
-        hooked = ["-fsanitize=thread", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-function"]
-        runtime, kernel = folder / "runtime.o", folder / "kernel.o"
-        _run([*common, "-c", str(RUNTIME), "-o", str(runtime)])
-        _run([*common, *hooked, *defines, "-c", str(folder / "kernel.cpp"), "-o", str(kernel)])
-        _run(["g++", "-shared", "-Wl,-Bsymbolic", str(kernel), str(runtime), "-o", str(library)])
+        hooked = [_HOOKED[checker], "-ffp-contract=off", "-Wno-unknown-pragmas", "-Wno-unused-function"]
+        if checker:
+            hooked.append("-fsanitize-sections=shared_memory")  # else shared arrays stand side by side
+        kernel = folder / "kernel.o"
+        _run([*_COMPILE, *hooked, *defines, "-c", str(folder / "kernel.cpp"), "-o", str(kernel)])
+        _run(["g++", "-shared", "-Wl,-Bsymbolic", str(kernel), str(_runtime()), "-o", str(library)])
 
-    return ctypes.CDLL(str(_built([source, *defines, RUNTIME.read_text(), HEADER.read_text()], build)))
+    return ctypes.CDLL(str(_built([checker, source, *defines, RUNTIME.read_text(), HEADER.read_text()], build)))
 
 
 def stand_in_for(name: str) -> Path:

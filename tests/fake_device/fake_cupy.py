@@ -1377,6 +1377,7 @@ def make_modules() -> dict[str, types.ModuleType]:
     vars(modules["cupy.cuda.runtime"]).update(
         getDeviceCount=lambda: 1,
         deviceSynchronize=_synchronize,
+        runtimeGetVersion=lambda: 0,
         CUDARuntimeError=CUDARuntimeError,
     )
     vars(modules["cupyx"]).update(scatter_add=_UFUNCS["add"].at)

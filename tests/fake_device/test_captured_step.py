@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import fake_cupy
 import numpy as np
 import pytest
+from device_tools import Device
 
 import minivit
 from minivit import functional as F, nn, optim, parallel
@@ -33,6 +35,7 @@ def build(kind: str) -> Any:
     model: Any = {
         "ViT": lambda: minivit.ViT(**VIT, seed=1),
         "noise": lambda: minivit.ViT(**NOISY, seed=1),
+        "small": lambda: minivit.ViT(**NOISY | {"embed_dim": 4, "depth": 1, "num_heads": 1}, seed=1),
         "sincos": lambda: minivit.ViT(**VIT, pos_embed="sincos_2d", seed=1),
         "relative": lambda: minivit.ViT(**VIT, pos_embed="relative", seed=1),
         "hybrid": lambda: minivit.ViT(**VIT | {"img_size": 16, "patch_size": 1, "resnet_layers": (1,)}, seed=1),
@@ -303,14 +306,18 @@ def test_no_images_give_no_predictions(device: Any) -> None:
 # --- the update in the same launch ----------------------------------------------------------------------------------
 
 
-def trained(kind: str, device: Any, recorded: bool, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+def trained(
+    kind: str, device: Any, recorded: bool, frozen: str = "none", **options: Any
+) -> tuple[list[Any], dict[str, Any]]:
     """Losses and norms of five steps, and every array that they change."""
     model = build(kind)
-    params = model.parameters()
-    decayed = {"no_decay": optim.no_decay(model), "lr_scale": {next(iter(params)): 0.5}}
+    params = {name: param for name, param in model.parameters().items() if not name.startswith(frozen)}
+    decayed = {"no_decay": optim.no_decay(model) & params.keys(), "lr_scale": {next(iter(params)): 0.5}}
     opt = optim.AdamW(params, weight_decay=0.1, **decayed)
     average = optim.ModelEma(model, 0.9) if options.pop("averaged", True) else None
     step = parallel.CapturedStep(model, CountingLoss(), **options)
+    if step.scale is not None:
+        step.scale.value, step.scale.growth = 2.0**17, 2  # so that it falls, and grows again
     rng, found = np.random.default_rng(5), []
     for number, (images, labels) in enumerate(batches(5, side=16 if kind == "hybrid" else 4)):
         images = images * (np.inf if number == 2 else 1)  # a gradient that is not finite
@@ -328,7 +335,7 @@ def trained(kind: str, device: Any, recorded: bool, **options: Any) -> tuple[lis
             if average is not None:
                 average.update()
             found.append([loss, norm, step.loss.take_correct()])
-    parts = {"model": model, "optimizer": opt, **({"average": average} if average else {})}
+    parts = {"model": model, "optimizer": opt, **({"average": average} if average else {}), **step.saved_parts()}
     arrays = {
         f"{part}.{name}": value if isinstance(value, int | float) else device.get(value)
         for part, owner in parts.items()
@@ -357,6 +364,41 @@ def test_a_recorded_update_in_bfloat16(device: Any) -> None:
     np.testing.assert_array_equal(numbers, expected_numbers)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("frozen", ["none", "blocks.0.attn."])
+def test_a_recorded_update_in_float16_adapts_the_scale(frozen: str, device: Any) -> None:
+    expected_numbers, expected = trained("small", device, False, frozen, precision="float16")
+    numbers, found = trained("small", device, True, frozen, precision="float16")
+    np.testing.assert_array_equal(numbers, expected_numbers)
+    assert found.keys() == expected.keys() and len(found) > 30
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert found["scale.skipped"] >= 1 and found["optimizer.steps"] == 5 - found["scale.skipped"]
+    assert found["scale.value"] == 2.0**18 and found["scale.good"] == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "planted"),
+    [
+        ("adamw", "scale[2] + 1 == growth", "scale[2] == growth"),
+        ("adamw", "scale && due", "scale"),
+        ("parameters", "REAL(1 / factors[0])", "REAL(1)"),
+    ],
+)
+def test_a_bug_in_the_update_of_the_scale_is_found(
+    file: str, text: str, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+
+    def read_text(path: Path, *args: Any, **named: Any) -> str:
+        found = read(path, *args, **named)
+        assert path.name != f"{file}.cu" or found.count(text) == 1, "the text is no longer in the kernel"
+        return found.replace(text, planted) if path.name == f"{file}.cu" else found
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with fake_cupy.installed() as module, pytest.raises(AssertionError):
+        test_a_recorded_update_in_float16_adapts_the_scale("none", Device("fake", module))
 
 
 def test_a_recorded_update_is_one_launch_and_never_waits(device: Any) -> None:
@@ -420,8 +462,6 @@ def test_updates_that_cannot_be_recorded_are_refused(device: Any) -> None:
     opt.lr = -1
     with pytest.raises(ValueError, match="lr=-1 must be finite"):
         step.update(opt, images, labels)
-    with pytest.raises(ValueError, match="use bfloat16, or loss_and_grad"):
-        parallel.CapturedStep(model, precision="float16").update(opt, images, labels)
     assert opt.steps == 0
 
 

@@ -70,6 +70,10 @@ def forbidden(*shape: int) -> Any:
     return logits
 
 
+def residual(rate: float) -> Any:
+    return lambda x, branch: F.residual(x, branch, rate, np.random.default_rng(3))
+
+
 # name: a function and its arguments
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     # a row in one warp, a full one, two, more than a block has threads; rows that fill groups and do not
@@ -86,8 +90,20 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "linear_gelu": (F.linear_gelu, (normal(3, 47, 7), normal(33, 7), normal(33))),
     "linear_gelu, tanh": (F.linear_gelu, (5 * normal(2, 7), normal(3, 7), None, "tanh")),
     "gelu": (F.gelu, (5 * normal(3, 300),)),
+    # samples that one thread could share, and rows of 16 bytes; of these samples some are dropped and some are not
+    "residual": (residual(0.4), (normal(7, 5, 3), normal(7, 3, 5).swapaxes(1, 2))),
+    "residual, 16 bytes at a time": (residual(0.4), (normal(5, 3, 8), normal(5, 3, 8))),
+    "residual, past a block": (residual(0.6), (normal(9, 77), normal(9, 77))),
+    "residual, 1 number": (residual(0.2), (normal(1), normal(1))),
+    "residual, nothing dropped": (F.residual, (normal(2, 33), normal(2, 33))),
     "embedding": (F.embedding, (np.array([[3, 0, 3], [1, 3, 0]]), normal(5, 4))),
+    # rows of a patch of 16 bytes, and others; a patch as large as its image, and patches of a pixel
     "patch_embed": (F.patch_embed, (normal(2, 3, 8, 8), normal(5, 3, 4, 4), normal(5))),
+    "patch_embed, a patch of an image": (F.patch_embed, (normal(1, 2, 5, 3), normal(3, 2, 5, 3))),
+    "patches": (lambda x: F.patchify(x, (2, 3)), (normal(3, 2, 6, 15),)),
+    "patches, 16 bytes at a time": (lambda x: F.patchify(x, (3, 8)), (normal(2, 2, 6, 24),)),
+    "patches of a pixel": (lambda x: F.patchify(x, 1), (normal(2, 3, 2, 5),)),
+    "an image of patches": (lambda x: F.unpatchify(x, (3, 4), (2, 5)), (normal(2, 10, 24),)),
     "conv2d": (F.conv2d, (normal(2, 3, 7, 6), normal(4, 3, 3, 3), normal(4))),
     "relative_position_bias": (F.relative_position_bias, (normal(25, 2), F.relative_position_index(3))),
     "continuous_position_table": (
@@ -627,6 +643,15 @@ BUGS = {
     ),
     "a sum that forgets its last numbers": Bug("add", "i < count;", "i < count - 1;", "linear", None),
     "a bias whose last numbers are not read": Bug("add", "row[i % columns]", "row[i % (columns - 1)]", "linear", None),
+    "a draw for each number instead of each sample": Bug(
+        "add", "draws[i / size]", "draws[i]", "residual", "outside of all arrays|race"
+    ),
+    "a sample that takes its neighbor's draw": Bug("add", "draws[i / size]", "draws[0]", "residual", None),
+    "a branch that is kept where it should be dropped": Bug("add", "< keep ?", "> keep ?", "residual", None),
+    "a branch that is not scaled": Bug(
+        "add", "keep ? factor", "keep ? REAL(1)", "residual, 16 bytes at a time", None, "bfloat16"
+    ),
+    "the gradient of a branch that was dropped": Bug("add", ": scaled;", ": in[i];", "residual, past a block", None),
     "a softmax that is computed again with another scale": Bug(
         "softmax",
         "queries, count, scale, mask_value), count);\n    Row<decl",
@@ -643,6 +668,14 @@ BUGS = {
     "a shift in the wrong direction": Bug(
         "windows", "at + length - shift % length", "at + shift % length", "windows to a map", None
     ),
+    "patches that are read row by row": Bug("patches", "* gw * Pw + gx * Pw", "* gw * Pw + gx", "patches", None),
+    "patches of another image": Bug(
+        "patches", "patch / gw % gh", "patch / gw", "patches", "outside of all arrays|race"
+    ),
+    "channels in another order": Bug(
+        "patches", "c = rest / Ph % C, patch", "c = C - 1 - rest / Ph % C, patch", "patch_embed", None
+    ),
+    "patches past the last": Bug("patches", "i < count;", "i <= count;", "patches of a pixel", "outside|race"),
     "a map that is rolled as if it were padded": Bug(
         "windows", "(at + shift) % real", "(at + shift) % padded", "windows, rolled before they are padded", None
     ),
@@ -709,6 +742,7 @@ SOURCES = (
     "gelu",
     "layer_norm",
     "parameters",
+    "patches",
     "softmax",
     "sums",
     "windows",

@@ -46,6 +46,8 @@ REFUSED: dict[str, Any] = {
     "a mean alone": (lambda: F.batch_norm(z(4, 3), z(3)), "both running_mean and running_var"),
     "a variance alone": (lambda: F.batch_norm(z(4, 3), None, z(3)), "both running_mean and running_var"),
     "a rate of 1": (lambda: F.dropout(z(2), 1.0), r"dropout rate must lie in \[0, 1\), got 1.0"),
+    "a branch of another shape": (lambda: F.residual(z(2, 3), z(2, 1)), r"residual: .* shape of x, \(2, 3\), got"),
+    "a rate of a residual connection": (lambda: F.residual(z(2), z(2), 1.0), r"drop_path rate must lie in \[0, 1\)"),
     "a negative rate": (lambda: F.drop_path(z(2, 3), -0.1), r"drop_path rate must lie in \[0, 1\), got -0.1"),
     "index of fractions": (lambda: F.embedding(z(2), z(3, 2)), "index must be integers, got float64"),
     "an index below": (lambda: F.embedding(np.array([0, -1]), z(3, 2)), "index -1 is outside the table of 3 rows"),

@@ -62,6 +62,8 @@ BUGS = [
     ("standardize_weight", "back_normalize(dy.reshape(filters.shape))", "back_normalize(filters)",
      "standardize_weight"),
     ("patch_embed", "back_patchify(dpatches)", "back_patchify(dpatches * 0)", "patch_embed"),
+    ("residual", "return dy, back_drop(dy)", "return dy, dy", "residual"),
+    ("residual", "return dy, back_drop(dy)", "return back_drop(dy), dy", "residual"),
     ("split_qkv", "stack(dparts, axis=-3)", "stack(dparts[::-1], axis=-3)", "split_qkv"),
     ("continuous_position_table", "back_sigmoid(dy * 16)", "back_sigmoid(dy)", "continuous_position_table"),
     ("relative_position_bias", ".T, rows)", ".T[::-1], rows)", "relative_position_bias"),

@@ -6,13 +6,14 @@ here: memory comes from CuPy's pool.
 - `kernels/`      the CUDA source, each kernel below the formula that it computes
 - `launch.py`     compiles and launches them, and sums over rows
 - `products.py`   matrix products through cuBLAS, and formulas with these for `@`
-- `linear.py`, `add.py`, `norm.py`, `softmax.py`, `windows.py`, `loss.py`, `parameters.py`   the replacements
+- `linear.py`, `add.py`, `norm.py`, `softmax.py`, `patches.py`, `windows.py`, `loss.py`, `parameters.py`   the
+  replacements
 - `attention.py`, `attention_by_products.py`   attention, in tiles that fit a block's memory, or by cuBLAS
 - `capture.py`    a step recorded as a CUDA graph, for `minivit.parallel.CapturedStep`
 """
 
 from minivit import functional as F
-from minivit.fast.cupy import add, attention, linear, loss, norm, parameters, softmax, windows
+from minivit.fast.cupy import add, attention, linear, loss, norm, parameters, patches, softmax, windows
 from minivit.fast.cupy.products import with_products
 from minivit.fast.dispatch import Replacement, with_parts
 from minivit.fast.half import HALF
@@ -22,11 +23,14 @@ _ANY = (*_REAL, *HALF)  # the others compute in float32 where x has half precisi
 
 REPLACEMENTS = {
     "sum_of_two": Replacement(add.sum_of_two, _ANY),
+    "residual": Replacement(add.residual, _ANY),
     "gelu": Replacement(linear.gelu, _ANY),
     "linear": Replacement(linear.linear, _ANY),
     "linear_gelu": Replacement(linear.linear_gelu, _ANY),
     "lora_linear": Replacement(with_parts(F.lora_linear.plain, linear=linear.linear), _ANY),
-    "patch_embed": Replacement(with_parts(F.patch_embed.plain, linear=linear.linear), _ANY),
+    "patchify": Replacement(patches.patchify, _ANY),
+    "unpatchify": Replacement(patches.unpatchify, _ANY),
+    "patch_embed": Replacement(with_parts(F.patch_embed.plain, patchify=patches.patchify, linear=linear.linear), _ANY),
     "embedding": Replacement(with_parts(F.embedding.plain, scatter_add=linear.scatter_add), _REAL),
     "relative_position_bias": Replacement(
         with_parts(F.relative_position_bias.plain, scatter_add=linear.scatter_add), _REAL

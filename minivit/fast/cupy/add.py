@@ -1,4 +1,7 @@
-"""Sums 16 bytes at a time: CuPy moves one number a thread, so that 16 bits take as long as 32."""
+"""Sums 16 bytes at a time: CuPy moves one number a thread, so that 16 bits take as long as 32.
+
+A residual connection draws, scales, drops and adds in one launch.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import Any
 import cupy
 import numpy as np
 
+from minivit import functional as F
 from minivit.fast.cupy.launch import element_grid, launch
-from minivit.protocol import Array
+from minivit.protocol import Array, Back, Rng, once
 
 _BYTES = 16  # of a chunk, the most that a thread of a GPU reads in one instruction
 
@@ -28,6 +32,32 @@ def sum_of_two(a: Array, b: Array) -> Array:
     count = a.size // lanes
     launch("add", "add", a.dtype, *element_grid(count), a, b, y, np.uint32(count), CHUNKED=int(lanes > 1))
     return y
+
+
+def residual(x: Array, branch: Array, rate: float = 0.0, rng: Rng = None) -> tuple[Array, Back]:
+    """kernels/add.cu, both ways; without noise the sum of two."""
+    if not x.size or x.dtype != branch.dtype:
+        return F.residual.plain(x, branch, rate, rng)
+    if rng is None or rate == 0:
+        return sum_of_two(x, branch), once(lambda dy: (dy, dy))
+    draws = cupy.asarray(rng.random((len(x),) + (1,) * (x.ndim - 1), dtype=np.float32))  # as for the formula
+
+    def run(shortcut: Array | None, branch: Array) -> Array:
+        given = [each for each in (shortcut, branch) if each is not None]
+        y, size = cupy.empty(branch.shape, branch.dtype), branch.size // len(branch)
+        lanes = chunk(y.dtype, size, *given)
+        launch(
+            "add", "residual", y.dtype, *element_grid(y.size // lanes), shortcut, branch, draws, y,
+            np.uint32(y.size // lanes), np.uint32(size // lanes), np.float32(1 - rate), 1 / (1 - rate),
+            CHUNKED=int(lanes > 1),
+        )  # fmt: skip
+        return y
+
+    @once
+    def vjp(dy: Array) -> tuple[Array, Array]:
+        return dy, run(None, cupy.ascontiguousarray(dy))
+
+    return run(cupy.ascontiguousarray(x), cupy.ascontiguousarray(branch)), vjp
 
 
 def add_bias(y: Array, bias: Array) -> None:

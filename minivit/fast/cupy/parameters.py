@@ -61,6 +61,8 @@ def recorded_update(
     max_norm: float,
     betas: tuple[float, float],
     eps: float,
+    every: Sequence[Array] = (),
+    scale: Any = None,
 ) -> Array:
     """Clipping, AdamW and the averaged weights, of which a graph can change everything from launch to launch.
 
@@ -72,6 +74,7 @@ def recorded_update(
             nothing is changed.
         skipped: (1,) float64, where steps are counted whose gradient is not finite.
         max_norm: infinite for none.
+        every, scale: in float16 the gradients of all parameters, which are scaled, and their optim.LossScale.
 
     Returns:
         (3,) float64: loss, the gradient's norm before clipping, correct.
@@ -79,11 +82,19 @@ def recorded_update(
     Raises:
         ValueError: for averages that the kernel cannot reach by their addresses.
     """
+    if scale is not None:
+        direct, others = _split([(grad,) for grad in every])
+        for (array,) in others:
+            array *= (1 / scale.state[0]).astype(array.dtype)
+        _run("unscale", [each for (each,) in direct], [(each.data.ptr,) for (each,) in direct], scale.state)
+    squares = sum_of_squares(*(share.grad for share in shares))
+    all_squares = sum_of_squares(*every) if len(every) > len(shares) else squares
     recipe = [max_norm, *betas, *_rates(shares)]
     plan, results = cupy.empty(_RATES + 2 * len(shares), _DOUBLE), cupy.empty(3, _DOUBLE)
     launch(
-        "adamw", "decide", first.dtype, (1,), (256,), sum_of_squares(*(share.grad for share in shares)), settings,
-        on_device(np.array(recipe, _DOUBLE)), loss, correct, skipped, plan, results, len(shares),
+        "adamw", "decide", first.dtype, (1,), (256,), squares, all_squares, settings,
+        on_device(np.array(recipe, _DOUBLE)), loss, correct, skipped, None if scale is None else scale.state, plan,
+        results, 0 if scale is None else scale.growth, len(shares),
     )  # fmt: skip
     _adamw(first, second, shares, plan, eps)
     if averages:

@@ -20,9 +20,13 @@ enum Plan {
 // skipped, and the decay of the average; with t = 0 nothing shall change. `recipe` has the largest norm, beta1, beta2, and
 // for each parameter the factor of its lr and its decay. A norm that is not finite skips the step, as
 // minivit/optim/schedule.py does. `results` gets loss, norm, and how many predictions were correct.
+//
+// In float16 `scale` has the factor of the loss, the steps that have overflowed, and the steps since either changed
+// (minivit/optim/scale.py); `every` is the sum of squares over all gradients, also of parameters that are not updated.
 extern "C" __global__ void __launch_bounds__(256)
-    decide(const double* squares, const double* settings, const double* recipe, const REAL* loss, const long long* correct,
-         double* skipped, double* plan, double* results, int parameters) {
+    decide(const double* squares, const double* every, const double* settings, const double* recipe, const REAL* loss,
+           const long long* correct, double* skipped, double* scale, double* plan, double* results, int growth,
+           int parameters) {
     const double norm = sqrt(squares[0]);
     if (threadIdx.x == 0) {
         const bool due = settings[1] > 0, finite = norm < double(INFINITE);
@@ -35,6 +39,12 @@ extern "C" __global__ void __launch_bounds__(256)
         plan[BETA1] = recipe[1];
         plan[BETA2] = recipe[2];
         plan[AVERAGE] = due ? settings[2] : 1;
+        if (scale && due) {
+            const bool overflowed = !(every[0] < double(INFINITE)), grown = !overflowed && scale[2] + 1 == growth;
+            scale[0] = overflowed ? max(1.0, scale[0] / 2) : grown ? scale[0] * 2 : scale[0];
+            scale[1] += overflowed;
+            scale[2] = overflowed || grown ? 0 : scale[2] + 1;
+        }
         results[0] = loss[0];
         results[1] = norm;
         results[2] = correct ? double(correct[0]) : 0;

@@ -1,4 +1,5 @@
-// Sums of two arrays of one shape, as at a residual connection (minivit/nn/block.py), and of rows and a bias.
+// Sums of two arrays of one shape, as of the gradients of a block's two paths (minivit/nn/block.py), and of rows and a
+// bias; the sum at a residual connection whose branch is dropped for whole samples (minivit/functional/dropout.py).
 //
 // A thread adds a chunk at a time in a loop over the grid; `count` and `columns` count chunks.
 
@@ -24,5 +25,22 @@ extern "C" __global__ void __launch_bounds__(256)
     const Chunk* row = reinterpret_cast<const Chunk*>(bias);
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
         out[i] = sum(out[i], row[i % columns]);
+    }
+}
+
+// y = x + m branch, and with x = null the gradient dbranch = m dy: m is `factor` for a sample whose draw is below `keep`,
+// else 0. `size` is that of a sample.
+extern "C" __global__ void __launch_bounds__(256)
+    residual(const STORED* x, const STORED* branch, const float* draws, STORED* y, unsigned count, unsigned size,
+             float keep, REAL factor) {
+    const Chunk *shortcut = reinterpret_cast<const Chunk*>(x), *in = reinterpret_cast<const Chunk*>(branch);
+    Chunk* out = reinterpret_cast<Chunk*>(y);
+    for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        const STORED m = STORED(draws[i / size] < keep ? factor : REAL(0));
+        Chunk scaled = in[i];
+        for (int lane = 0; lane < LANES; ++lane) {
+            scaled.values[lane] = STORED(REAL(m) * REAL(scaled.values[lane]));
+        }
+        out[i] = x ? sum(shortcut[i], scaled) : scaled;
     }
 }

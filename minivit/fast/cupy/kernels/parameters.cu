@@ -1,6 +1,6 @@
 // What is done to all parameters together (minivit/optim/together.py), each in one launch:
 //
-//     sum of all g^2,   g = factor g,   a = decay a + (1 - decay) p
+//     sum of all g^2,   g = factor g,   g = g / factor,   a = decay a + (1 - decay) p
 //
 // The arrays lie anywhere: `addresses` has where each one begins, and for averages also where its weights do. A block
 // works on one stretch of one array, as in adamw.cu. Squares are added in float64, where those of a float32 fit.
@@ -37,6 +37,17 @@ extern "C" __global__ void __launch_bounds__(256)
 
 extern "C" __global__ void __launch_bounds__(256)
     scale(const long long* addresses, const int* stretches, REAL factor) {
+    const Stretch mine = stretch_of_block(stretches);
+    REAL* g = reinterpret_cast<REAL*>(addresses[mine.number]) + mine.first;
+    for (int i = threadIdx.x; i < mine.count; i += blockDim.x) {
+        g[i] *= factor;
+    }
+}
+
+// The factor of a loss in float16, which a recorded step adapts by itself (minivit/optim/scale.py).
+extern "C" __global__ void __launch_bounds__(256)
+    unscale(const long long* addresses, const int* stretches, const double* factors) {
+    const REAL factor = REAL(1 / factors[0]);
     const Stretch mine = stretch_of_block(stretches);
     REAL* g = reinterpret_cast<REAL*>(addresses[mine.number]) + mine.first;
     for (int i = threadIdx.x; i < mine.count; i += blockDim.x) {
