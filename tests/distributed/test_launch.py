@@ -9,7 +9,6 @@ import pytest
 
 from minivit import distributed
 from minivit.distributed import Ranks, launch, launched_rank
-from minivit.train import command_line
 
 
 @pytest.mark.parametrize(
@@ -50,10 +49,19 @@ def test_a_scheduler_that_starts_one_process_needs_no_mpi(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("alone")
-def test_ranks_on_a_gpu_are_refused() -> None:
-    args: Any = argparse.Namespace(device="gpu", shards=2, resume=False, out="nowhere")
-    with pytest.raises(ValueError, match="leave out --device gpu, or mpiexec and --shards"):
-        command_line.join(args)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minivit.device.gpu_available", lambda: False)
+    with pytest.raises(RuntimeError, match="no GPU answers"):
+        distributed.join(2, "gpu")
+
+
+def test_a_process_that_has_used_a_gpu_does_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert not launch._gpu_in_use()
+    monkeypatch.setattr("os.readlink", lambda file: "/dev/nvidiactl")
+    with pytest.raises(RuntimeError, match="call join first"):
+        distributed.join(2, "gpu")
 
 
 def test_a_rank_that_fails_to_write_is_watched_again() -> None:
