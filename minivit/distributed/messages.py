@@ -43,8 +43,11 @@ class Messages:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """A context in which this rank may use no processor time for a while, because it writes to a disk, say."""
+        """A context in which this rank may take its time, because it reads or writes a disk, or computes alone, say."""
         yield
+
+    def under_way(self) -> None:
+        """Called after each step: from the first one on, no rank waits much longer for another than it ever did."""
 
     def gather(self, value: Any) -> list[Any]:
         """The small values of all ranks, in their order, on each of them."""

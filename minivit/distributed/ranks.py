@@ -17,6 +17,7 @@ import os
 import pickle
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from minivit import functional as F
 from minivit.device import array_module, to_numpy
 from minivit.distributed.gpus import Gpus, exchange_by_hosts
 from minivit.distributed.messages import Messages
+from minivit.distributed.notes import Notes
 from minivit.distributed.optimizer import SegmentedOptimizer
 from minivit.distributed.step import ShardedStep
 from minivit.distributed.supervisor import Watched, patience
@@ -120,10 +122,11 @@ class MpiRanks(Ranks):
     def __init__(self, comm: Any, shards: int | None, watched: Watched, exact: bool = True) -> None:
         from mpi4py import MPI
 
-        self._mpi, self._comm, self._ends, self._watched = MPI, comm.Dup(), comm.Dup(), watched
+        self._mpi, self._comm, self._notes, self._watched = MPI, comm.Dup(), Notes(MPI, comm.Dup()), watched
+        self._message, self._last, self._is_under_way = 0, time.monotonic(), False
+        self._intervals: deque[float] = deque([0.0], maxlen=_RECENT)  # seconds between the ends of messages
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self.processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
-        self._ended: set[int] = set()
         self._gpus: Gpus | None = None
         super().__init__(*self.broadcast((shards, exact)))
         shards = self.shards or 0
@@ -226,25 +229,19 @@ class MpiRanks(Ranks):
     @contextmanager
     def slow(self) -> Iterator[None]:
         self._watched.mark(slow=True)
+        self._notes.may_be_slow(True)
         try:
             yield
         finally:
+            self._notes.may_be_slow(False)
             self._watched.mark(slow=False)
+
+    def under_way(self) -> None:
+        self._is_under_way = True
 
     def leave(self) -> None:
         """Called at the end of the program: return when all ranks have come to theirs."""
-        note = np.zeros(1, np.uint8)
-        requests = [self._ends.Isend(note, other) for other in range(self.size) if other != self.rank]
-        while len(self._ended) < self.size - 1:
-            self._hear_of_ends()
-            time.sleep(_NAP)
-        self._mpi.Request.Waitall(requests)
-
-    def _hear_of_ends(self) -> None:
-        status = self._mpi.Status()
-        while self._ends.Iprobe(status=status):
-            self._ends.Recv(np.empty(1, np.uint8), status.Get_source())
-            self._ended.add(status.Get_source())
+        self._notes.end()
 
     def _finish(self, *requests: Any) -> None:
         listed = list(requests)
@@ -254,10 +251,11 @@ class MpiRanks(Ranks):
         """Wait for a message. Most end within microseconds; then the core is left to ranks that compute.
 
         Raises:
-            RuntimeError: another rank has come to the end of its program, or none answers.
+            RuntimeError: another rank has come to the end of its program, or one is awaited for too long.
         """
         begin = time.monotonic()
-        look = begin + 1.0
+        self._message += 1
+        look, since = begin + 1.0, begin
         while not done():
             now = time.monotonic()
             if now - begin > _SPIN:
@@ -265,20 +263,64 @@ class MpiRanks(Ranks):
             if now < look:
                 continue
             look = now + 1.0
-            self._hear_of_ends()
-            if self._ended:
-                raise RuntimeError(f"{self.processes[min(self._ended)]} has ended, while this rank waits for it")
-            if now - begin > _LONGEST * patience():
-                raise RuntimeError(
-                    f"waited {now - begin:.0f} s for other ranks, of which none has ended: a network link may be cut, "
-                    "or a rank computes forever. MINIVIT_PATIENCE sets a thirtieth of this time"
-                )
-        self.waited += time.monotonic() - begin
+            self._notes.hear()
+            if self._notes.ended:
+                raise RuntimeError(f"{self.processes[min(self._notes.ended)]} has ended, while this rank waits for it")
+            since = now if self._notes.slow and not self._is_too_long(now - begin) else since
+            self._wait_longer(now - since, begin - self._last)
+        end = time.monotonic()
+        self._intervals.append(end - self._last)
+        self._last = end
+        self.waited += end - begin
+
+    def _is_too_long(self, seconds: float) -> bool:
+        return seconds > _LONGEST * patience()
+
+    def _wait_longer(self, seconds: float, computed: float) -> None:
+        """Refuse to wait any longer for a rank that computes forever; let the others know early that this one waits."""
+        most = longest_wait(patience(), max(computed, *self._intervals) if self._is_under_way else None)
+        if seconds > most * _QUIET and self._notes.waits.get(self.rank) != self._message:
+            self._notes.wait(self._message)
+        if seconds <= most:
+            return
+        late = self._notes.latest(self._message)
+        first = min(rank for rank in range(self.size) if rank not in late)
+        if self.rank != first and seconds <= most + _PRECEDENCE:
+            return
+        if not late:
+            raise RuntimeError(f"waited {seconds:.0f} s for other ranks, which all wait: a network link may be cut")
+        raise RuntimeError(
+            f"waited {seconds:.0f} s for {', and for '.join(self.processes[rank] for rank in late)}, which computes "
+            "without coming to its next message. "
+            "If it may take longer, write `with ranks.slow():` around what it does alone, or set MINIVIT_PATIENCE to "
+            f"more than {most / _AWAITED:.0f} s"
+        )
 
 
 _LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
 _SPIN, _NAP = 200e-6, 50e-6  # seconds: an exchange in shared memory takes some microseconds
-_LONGEST = 30  # times the patience with a silent rank: 10 minutes, in which rank 0 may load or write a checkpoint
+_LONGEST = 30  # times the patience with a silent rank: 10 minutes, in which ranks may load data, and compile
+_AWAITED = 1.5  # times the patience: 30 s, since the process that watches a rank that sleeps speaks before
+_UNEQUAL = 4  # times: a rank may have twice the shards of another, on a core of half the speed
+_RECENT = 100  # messages: some 20 steps, after which the loading of data does not count any more
+_QUIET = (
+    1 / 6
+)  # of the time for which a rank waits: notes of those that come later, and wait too, arrive before its end
+_PRECEDENCE = 3.0  # seconds in which the first of the waiting ranks speaks
+
+
+def longest_wait(patience: float, interval: float | None) -> float:
+    """Seconds for which a rank waits for others.
+
+    All have about the same work between two messages, so one that is still missing after a multiple of the time that
+    has ever been needed lately will not come.
+
+    Args:
+        patience: seconds, `supervisor.patience`.
+        interval: the longest time between two messages lately, in seconds; None before the first step is over: data
+            may then come from disks of different speeds.
+    """
+    return _LONGEST * patience if interval is None else max(_AWAITED * patience, _UNEQUAL * interval)
 
 
 def _messages(array: Array) -> list[Array]:

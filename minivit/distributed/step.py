@@ -60,6 +60,7 @@ class ShardedStep(DataParallel):
         loss = super().loss_and_grad(images, labels, rng, dloss=dloss, **loss_options)
         if earlier:
             self.loss.add_correct(earlier)
+        self.ranks.under_way()
         return loss
 
     def _shards_here(self, count: int) -> range:

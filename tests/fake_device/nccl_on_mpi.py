@@ -42,7 +42,7 @@ def groupStart() -> None:
 
 
 def groupEnd() -> None:
-    """All calls of the group at once; those between two ranks in order."""
+    """All calls of the group together; those between two ranks in order."""
     global _group
     if _group is None:
         raise NcclError("groupEnd without groupStart")

@@ -46,7 +46,7 @@ def nccl_version() -> int:
 
 
 def unique_id() -> Any:
-    """What brings the ranks of one communicator together: one of them asks for it, and tells it to all."""
+    """What brings the ranks of one communicator together: one of them makes it, for all."""
     return nccl.get_unique_id()
 
 
