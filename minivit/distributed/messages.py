@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from minivit.protocol import Array
+
+T = TypeVar("T")
 
 
 class Messages:
@@ -45,6 +47,14 @@ class Messages:
     def slow(self) -> Iterator[None]:
         """A context in which this rank may take its time, because it reads or writes a disk, or computes alone, say."""
         yield
+
+    def per_machine(self, make: Callable[[], T]) -> T:
+        """What `make` returns, which one rank of each machine calls, for all of its ranks: for the reading of data.
+
+        Args:
+            make: () -> a value that can be pickled. Its arrays are then read-only, in memory that the ranks share.
+        """
+        return make()
 
     def under_way(self) -> None:
         """Called after each step: from the first one on, no rank waits much longer for another than it ever did."""

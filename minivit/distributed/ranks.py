@@ -26,8 +26,9 @@ import numpy as np
 
 from minivit import functional as F
 from minivit.device import array_module, to_numpy
+from minivit.distributed import shared_data
 from minivit.distributed.gpus import Gpus, exchange_by_hosts
-from minivit.distributed.messages import Messages
+from minivit.distributed.messages import Messages, T
 from minivit.distributed.notes import Notes
 from minivit.distributed.optimizer import SegmentedOptimizer
 from minivit.distributed.step import ShardedStep
@@ -235,6 +236,29 @@ class MpiRanks(Ranks):
         finally:
             self._notes.may_be_slow(False)
             self._watched.mark(slow=False)
+
+    def per_machine(self, make: Callable[[], T]) -> T:
+        hosts = self.gather(platform.node())
+        reader, alone = hosts.index(hosts[self.rank]), hosts.count(hosts[self.rank]) == 1
+        value: Any = None
+        file: shared_data.SharedFile | None = None
+        try:
+            if self.rank == reader:
+                with self.slow():
+                    value = make()
+                    file = None if alone else shared_data.write(value)
+            found = self.gather(file)[reader]
+            if found is not None:
+                try:
+                    value = shared_data.read(found)
+                except FileNotFoundError:  # two machines of one name
+                    value = make()
+            self.wait()
+        finally:
+            if file is not None:
+                os.unlink(file.path)
+        read: T = value
+        return read
 
     def under_way(self) -> None:
         self._is_under_way = True
