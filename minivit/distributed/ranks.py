@@ -16,8 +16,6 @@ from __future__ import annotations
 import os
 import pickle
 import platform
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +30,8 @@ from minivit.distributed.messages import Messages, T
 from minivit.distributed.notes import Notes
 from minivit.distributed.optimizer import SegmentedOptimizer
 from minivit.distributed.step import ShardedStep
-from minivit.distributed.supervisor import Watched, patience
+from minivit.distributed.supervisor import Watched
+from minivit.distributed.waiting import Waiting
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import usable_cores
 from minivit.nn.layer import Layer
@@ -124,10 +123,11 @@ class MpiRanks(Ranks):
         from mpi4py import MPI
 
         self._mpi, self._comm, self._notes, self._watched = MPI, comm.Dup(), Notes(MPI, comm.Dup()), watched
-        self._message, self._last, self._is_under_way = 0, time.monotonic(), False
-        self._intervals: deque[float] = deque([0.0], maxlen=_RECENT)  # seconds between the ends of messages
+        self._waiting = Waiting(self._notes)
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self.processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
+        self.processes = self._waiting.processes = self.gather(
+            f"rank {self.rank} on host {platform.node()}, process {os.getpid()}"
+        )
         self._gpus: Gpus | None = None
         super().__init__(*self.broadcast((shards, exact)))
         shards = self.shards or 0
@@ -261,7 +261,7 @@ class MpiRanks(Ranks):
         return read
 
     def under_way(self) -> None:
-        self._is_under_way = True
+        self._waiting.is_under_way = True
 
     def leave(self) -> None:
         """Called at the end of the program: return when all ranks have come to theirs."""
@@ -272,79 +272,10 @@ class MpiRanks(Ranks):
         self._wait_until(lambda: self._mpi.Request.Testall(listed))
 
     def _wait_until(self, done: Callable[[], Any]) -> None:
-        """Wait for a message. Most end within microseconds; then the core is left to ranks that compute.
-
-        Raises:
-            RuntimeError: another rank has come to the end of its program, or one is awaited for too long.
-        """
-        begin = time.monotonic()
-        self._message += 1
-        look, since = begin + 1.0, begin
-        while not done():
-            now = time.monotonic()
-            if now - begin > _SPIN:
-                time.sleep(_NAP)
-            if now < look:
-                continue
-            look = now + 1.0
-            self._notes.hear()
-            if self._notes.ended:
-                raise RuntimeError(f"{self.processes[min(self._notes.ended)]} has ended, while this rank waits for it")
-            since = now if self._notes.slow and not self._is_too_long(now - begin) else since
-            self._wait_longer(now - since, begin - self._last)
-        end = time.monotonic()
-        self._intervals.append(end - self._last)
-        self._last = end
-        self.waited += end - begin
-
-    def _is_too_long(self, seconds: float) -> bool:
-        return seconds > _LONGEST * patience()
-
-    def _wait_longer(self, seconds: float, computed: float) -> None:
-        """Refuse to wait any longer for a rank that computes forever; let the others know early that this one waits."""
-        most = longest_wait(patience(), max(computed, *self._intervals) if self._is_under_way else None)
-        if seconds > most * _QUIET and self._notes.waits.get(self.rank) != self._message:
-            self._notes.wait(self._message)
-        if seconds <= most:
-            return
-        late = self._notes.latest(self._message)
-        first = min(rank for rank in range(self.size) if rank not in late)
-        if self.rank != first and seconds <= most + _PRECEDENCE:
-            return
-        if not late:
-            raise RuntimeError(f"waited {seconds:.0f} s for other ranks, which all wait: a network link may be cut")
-        raise RuntimeError(
-            f"waited {seconds:.0f} s for {', and for '.join(self.processes[rank] for rank in late)}, which computes "
-            "without coming to its next message. "
-            "If it may take longer, write `with ranks.slow():` around what it does alone, or set MINIVIT_PATIENCE to "
-            f"more than {most / _AWAITED:.0f} s"
-        )
+        self.waited += self._waiting.until(done)
 
 
 _LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
-_SPIN, _NAP = 200e-6, 50e-6  # seconds: an exchange in shared memory takes some microseconds
-_LONGEST = 30  # times the patience with a silent rank: 10 minutes, in which ranks may load data, and compile
-_AWAITED = 1.5  # times the patience: 30 s, since the process that watches a rank that sleeps speaks before
-_UNEQUAL = 4  # times: a rank may have twice the shards of another, on a core of half the speed
-_RECENT = 100  # messages: some 20 steps, after which the loading of data does not count any more
-_QUIET = (
-    1 / 6
-)  # of the time for which a rank waits: notes of those that come later, and wait too, arrive before its end
-_PRECEDENCE = 3.0  # seconds in which the first of the waiting ranks speaks
-
-
-def longest_wait(patience: float, interval: float | None) -> float:
-    """Seconds for which a rank waits for others.
-
-    All have about the same work between two messages, so one that is still missing after a multiple of the time that
-    has ever been needed lately will not come.
-
-    Args:
-        patience: seconds, `supervisor.patience`.
-        interval: the longest time between two messages lately, in seconds; None before the first step is over: data
-            may then come from disks of different speeds.
-    """
-    return _LONGEST * patience if interval is None else max(_AWAITED * patience, _UNEQUAL * interval)
 
 
 def _messages(array: Array) -> list[Array]:

@@ -104,10 +104,9 @@ class Run:
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = Ranks() if ranks is None else ranks
-        shards: dict[str, Any] = {} if self.ranks.shards is None else {"shards": self.ranks.shards}
-        if not self.ranks.exact:
-            shards["exact"] = False
-        self.out, self.settings, self.parts = Path(out), {**settings, **shards}, parts
+        shards = {} if self.ranks.shards is None else {"shards": self.ranks.shards}
+        exact = {} if self.ranks.exact else {"exact": False}
+        self.out, self.settings, self.parts = Path(out), {**settings, **shards, **exact}, parts
         self.every, self.quiet = every, quiet or not self.ranks.first
         self.epoch = self.position = self.iteration = 0
         self.history: list[dict[str, float]] = []

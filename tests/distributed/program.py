@@ -84,7 +84,7 @@ def main(family: str, steps: int, shards: int | None, device: str = "cpu", exact
         average.update()
         losses.append((loss, criterion.take_correct()))
         sent = ranks.sent - before
-    assert ranks.size == 1 or ranks._is_under_way  # from here on no rank is awaited for long
+    assert ranks.size == 1 or ranks._waiting.is_under_way  # from here on no rank is awaited for long
     logits = step.predict(x)
     assert device == "cpu" or not isinstance(logits, np.ndarray)
     state = {name: minivit.to_numpy(value) for name, value in opt.state_dict().items()}

@@ -19,7 +19,7 @@ from table import PROFILE
 
 from minivit.distributed import supervisor
 from minivit.distributed.notes import Notes
-from minivit.distributed.ranks import longest_wait
+from minivit.distributed.waiting import longest_wait
 
 DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
 KILLS = {"quick": 3, "long": 100}.get(PROFILE, 10)
