@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import minivit
 from minivit import distributed
 from minivit.distributed import Ranks, launch, launched_rank
+from minivit.io.safetensors import CheckpointError
+from minivit.train import Run
 
 
 @pytest.mark.parametrize(
@@ -72,3 +76,11 @@ def test_a_rank_that_fails_to_write_is_watched_again() -> None:
     with pytest.raises(OSError, match="full"), ranks.slow():
         raise OSError("the disk is full")
     assert marks == [True, True, False, False]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_run_with_fixed_sums_does_not_go_on_without_them(tmp_path: Path) -> None:
+    model = minivit.ViT(img_size=4, patch_size=2, in_chans=1, num_classes=3, embed_dim=4, depth=1, num_heads=2)
+    Run(tmp_path, {}, {"model": model}, quiet=True, ranks=distributed.join(2))
+    with pytest.raises(CheckpointError, match="exact=None, now it is False"):
+        Run(tmp_path, {}, {"model": model}, quiet=True, resume=True, ranks=distributed.join(2, exact=False))
