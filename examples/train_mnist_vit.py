@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     ranks = command_line.join(args)  # the processes that mpiexec has started, or this one alone
 
     # Data: images (n, 28, 28) uint8, labels (n,).
-    mnist = data.load_mnist(args.data)
+    mnist = ranks.per_machine(lambda: data.load_mnist(args.data))  # one rank of a machine reads
     preset = CHOICES[args.model][args.preset or ("subset" if mnist.is_subset else "default")]
     preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
     kept, held_out = data.holdout(mnist.train_labels, preset.held_out, seed=0)

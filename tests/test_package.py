@@ -213,10 +213,13 @@ def test_a_floor_stands_only_on_those_below(file):
 @pytest.mark.parametrize("file", [file for file in TREES if not file.startswith(("fast/numpy/", "fast/cupy/"))])
 def test_only_the_choice_knows_the_replacements(file):
     modules = {module for module, _ in imported(TREES[file]) if module.split(".")[0] == "minivit"}
-    recording = {"captured_step": "capture", "recorded_update": "parameters"}  # a step, which replaces no formula
-    for part, used in recording.items():
-        if file == f"parallel/{part}.py":
-            modules = {module for module in modules if not module.startswith(f"minivit.fast.cupy.{used}")}
+    used = {  # what replaces no formula: a recorded step, and messages between GPUs
+        "parallel/captured_step.py": "minivit.fast.cupy.capture",
+        "parallel/recorded_update.py": "minivit.fast.cupy.parameters",
+        "distributed/gpus.py": "minivit.fast.cupy.nccl",
+    }.get(file)
+    if used is not None:  # `from minivit.fast.cupy import nccl` imports the package, and the module in it
+        modules = {module for module in modules if not module.startswith(used) and module != "minivit.fast.cupy"}
     if file.startswith("inference/"):  # a form of the network for the CPU alone, which works in place
         modules = {module for module in modules if not module.startswith("minivit.fast.numpy")}
     assert not {room_of(module) for module in modules} & {"fast.numpy", "fast.cupy"}

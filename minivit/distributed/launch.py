@@ -13,9 +13,11 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from minivit.device import check_device
 from minivit.distributed.agreement import check_agreement, environment_facts
 from minivit.distributed.ranks import MpiRanks, Ranks
 from minivit.distributed.supervisor import Watched, supervise
@@ -44,7 +46,7 @@ def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | Non
     return next((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), None)
 
 
-def join(shards: int | None = None) -> Ranks:
+def join(shards: int | None = None, device: str = "cpu", exact: bool = True) -> Ranks:
     """The ranks of this run: all processes that mpiexec has started, or this one alone.
 
     Without mpiexec nothing is imported, and without `shards` nothing changes. With it, the program goes on in a child
@@ -52,21 +54,29 @@ def join(shards: int | None = None) -> Ranks:
 
     Args:
         shards: into how many parts a batch is cut; under mpiexec 8 by default. Rank 0's count.
+        device: "cpu" or "gpu", which gives each rank of a machine another GPU, as far as there are enough.
+        exact: add gradients in one fixed order. False leaves the order to NCCL's all-reduce (MPI's on CPUs), so the
+            last bits depend on the number of ranks. Rank 0's choice.
 
     Raises:
         ValueError: fewer shards than ranks, or ranks that differ in what decides the last bits.
         ImportError: mpi4py or the MPI library is missing.
-        RuntimeError: mpiexec and mpi4py belong to different MPI libraries, or a second call.
+        RuntimeError: mpiexec and mpi4py belong to different MPI libraries, a second call, or one after this process has
+            used a GPU; no GPU answers.
     """
     global _watched, _joined
     rank, size = launched_rank(), _number(os.environ, _SIZES)
     alone = size == 1 and importlib.util.find_spec("mpi4py") is None  # as Slurm starts any program
     if rank is None or alone:
-        return Ranks(shards)
+        check_device(device)
+        return Ranks(shards, exact)
     if _watched is not None:
         raise RuntimeError("this process has joined already: use the ranks that the first call returned")
+    if device == "gpu" and _gpu_in_use():
+        raise RuntimeError("this process has used a GPU already, which it cannot after a fork: call join first")
     _watched = supervise(rank, size)
     sys.excepthook = _fail_with_traceback
+    check_device(device)
     MPI = _mpi()
     if size is not None and MPI.COMM_WORLD.Get_size() != size:
         library = MPI.Get_library_version().partition("\n")[0].strip(" \0")
@@ -74,10 +84,14 @@ def join(shards: int | None = None) -> Ranks:
             f"mpiexec has started {size} processes, of which mpi4py sees {MPI.COMM_WORLD.Get_size()}: they belong to "
             f"different MPI libraries. mpi4py uses {library}: start with its own mpiexec"
         )
-    ranks = MpiRanks(MPI.COMM_WORLD, SHARDS if shards is None else shards, _watched)
+    ranks = MpiRanks(MPI.COMM_WORLD, SHARDS if shards is None else shards, _watched, exact)
     _joined = True
     atexit.register(ranks.leave)
-    check_agreement(ranks, environment_facts(), "the ranks differ")
+    gpu = ranks.take_gpus() if device == "gpu" else {}
+    check_agreement(ranks, {"device": device, **environment_facts(), **gpu}, "the ranks differ")
+    by_hosts = ranks.connect_gpus()
+    if by_hosts and ranks.first:
+        print(f"minivit: {by_hosts}: what the GPUs send each other goes through the hosts", file=sys.stderr)
     _link(ranks, _watched)
     _watched.mark(slow=False)
     return ranks
@@ -94,6 +108,15 @@ def _link(ranks: MpiRanks, watched: Watched) -> None:
     with suppress(OSError):  # an unknown name; the rank behind will say that it hears nothing
         host = socket.gethostbyname(host)
     watched.link.connect(host, port, token, ranks.processes[ranks.rank - 1])
+
+
+def _gpu_in_use() -> bool:
+    """Whether this process has opened a GPU of NVIDIA's; where the system does not say so, no."""
+    for file in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):  # closed meanwhile
+            if os.readlink(file).startswith("/dev/nvidia"):
+                return True
+    return False
 
 
 def fail(cause: str) -> NoReturn:

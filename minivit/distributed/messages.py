@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from minivit.protocol import Array
+
+T = TypeVar("T")
 
 
 class Messages:
@@ -18,18 +20,20 @@ class Messages:
         shards: into how many parts a batch is cut, whoever computes them; None leaves it to `parallel.DataParallel`.
         sent: bytes of arrays that this rank has sent.
         waited: seconds that it has spent in messages, and in waiting for other ranks.
+        exact: whether gradients are added in one fixed order; else in that of NCCL or MPI.
 
     Args:
         shards: at least 1.
+        exact: see above.
     """
 
     rank, size, sent = 0, 1, 0
     waited = 0.0
 
-    def __init__(self, shards: int | None = None) -> None:
+    def __init__(self, shards: int | None = None, exact: bool = True) -> None:
         if shards is not None and shards < 1:
             raise ValueError(f"shards={shards} must be at least 1")
-        self.shards = shards
+        self.shards, self.exact = shards, exact
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank} of {self.size}, shards={self.shards})"
@@ -41,8 +45,19 @@ class Messages:
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """A context in which this rank may use no processor time for a while, because it writes to a disk, say."""
+        """A context in which this rank may take its time, because it reads or writes a disk, or computes alone, say."""
         yield
+
+    def per_machine(self, make: Callable[[], T]) -> T:
+        """What `make` returns, which one rank of each machine calls, for all of its ranks: for the reading of data.
+
+        Args:
+            make: () -> a value that can be pickled. Its arrays are then read-only, in memory that the ranks share.
+        """
+        return make()
+
+    def under_way(self) -> None:
+        """Called after each step: from the first one on, no rank waits much longer for another than it ever did."""
 
     def gather(self, value: Any) -> list[Any]:
         """The small values of all ranks, in their order, on each of them."""
@@ -66,6 +81,9 @@ class Messages:
             outgoing: for each rank, what it is sent; nothing for this one.
             incoming: for each rank, what is filled by it, in the order in which it sends.
         """
+
+    def add_all(self, flat: Array) -> None:
+        """Replace a flat contiguous array by its sum over the ranks, whose order is not fixed: for exact=False."""
 
     def share(self, flat: Array, bounds: Sequence[int]) -> None:
         """Give every rank the segments flat[bounds[r] : bounds[r + 1]] of all ranks r, in place."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minivit.device import owner, to_numpy
 from minivit.distributed.messages import Messages
 from minivit.distributed.segments import Segments
 from minivit.optim import SGD, AdamW, Optimizer, Params
@@ -68,7 +69,7 @@ class SegmentedOptimizer:
             RuntimeError: a parameter was moved to other memory since.
         """
         for name, param in self._whole.items():
-            if param.data.base is not self._flat:
+            if owner(param.data) is not self._flat:
                 raise RuntimeError(f"{name} was moved since the optimizer was made: make the optimizer after the move")
         learned = any(param.grad is not None for param in self.params.values())
         due, steps = self.ranks.most(learned, self.steps)
@@ -80,9 +81,10 @@ class SegmentedOptimizer:
             self.ranks.share(self._flat, self.segments.bounds)
 
     def state_dict(self) -> dict[str, Any]:
-        """On rank 0 what one optimizer over all parameters would say; on others without the moments."""
+        """On rank 0, on the host, what one optimizer over all parameters would say; on others without the moments."""
         state = self._inner.state_dict()
-        moments = {name: np.ascontiguousarray(value) for name, value in state.items() if isinstance(value, np.ndarray)}
+        arrays = {name: value for name, value in state.items() if not isinstance(value, int | float)}
+        moments = {name: np.ascontiguousarray(to_numpy(value)) for name, value in arrays.items()}
         said = self.ranks.gather([(name, value.shape, value.dtype.str) for name, value in moments.items()])
         parts: list[list[Any]] = [[np.empty(shape, dtype) for _, shape, dtype in part] for part in said]
         parts[0] = []

@@ -16,19 +16,22 @@ from __future__ import annotations
 import os
 import pickle
 import platform
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from minivit import functional as F
-from minivit.device import array_module
-from minivit.distributed.messages import Messages
+from minivit.device import array_module, to_numpy
+from minivit.distributed import shared_data
+from minivit.distributed.gpus import Gpus, exchange_by_hosts
+from minivit.distributed.messages import Messages, T
+from minivit.distributed.notes import Notes
 from minivit.distributed.optimizer import SegmentedOptimizer
 from minivit.distributed.step import ShardedStep
-from minivit.distributed.supervisor import Watched, patience
+from minivit.distributed.supervisor import Watched
+from minivit.distributed.waiting import Waiting
 from minivit.fast.blas_threads import limit_threads
 from minivit.fast.threads import usable_cores
 from minivit.nn.layer import Layer
@@ -42,6 +45,7 @@ class Ranks(Messages):
 
     Args:
         shards: at least 1. With it the result has the same bits on any number of ranks and threads.
+        exact: see `Messages`.
     """
 
     def threads(self, wanted: int | None = None) -> int:
@@ -72,17 +76,22 @@ class Ranks(Messages):
             precision: of activations on a GPU; see `CapturedStep`.
 
         Raises:
-            ValueError: another precision than float32 on the CPU, or for a model with running statistics.
+            ValueError: another precision than float32 on the CPU, in shards, or for a model with running statistics.
         """
         on_gpu = any(array_module(param.data) is not np for param in model.parameters().values())
         if on_gpu and self.shards is None and len(model.state()) == len(model.parameters()):
             return CapturedStep(model, loss, precision)
         if precision != "float32":
-            where = "a model with BatchNorm is" if on_gpu else "on a CPU models are"
+            where = "in shards models are" if self.shards else "a model with BatchNorm is"
+            where = where if on_gpu else "on a CPU models are"
             raise ValueError(f"precision={precision!r}: {where} trained in float32")
         if self.shards is None:
             return DataParallel(model, 1 if on_gpu else threads, 1 if on_gpu else None, loss)
-        return ShardedStep(self, model, opt, self.threads(threads), loss)
+        self._check_device(on_gpu)
+        return ShardedStep(self, model, opt, 1 if on_gpu else self.threads(threads), loss)
+
+    def _check_device(self, on_gpu: bool) -> None:
+        """Refuse a model where the ranks cannot exchange its gradients."""
 
     def clip_grad_norm(self, params: Params, max_norm: float) -> float:
         """`optim.clip_grad_norm` by the norm over the gradients of all ranks; params are this rank's, `opt.params`."""
@@ -92,6 +101,9 @@ class Ranks(Messages):
             return clip_grad_norm(params, max_norm, gather=self._gather_lists)
 
     def _gather_lists(self, values: list[Any]) -> list[Any]:
+        xp = array_module(values[0]) if values else np
+        if xp is not np:  # one transfer, not one for each gradient
+            values = list(to_numpy(xp.stack(values)))
         return [value for part in self.gather(values) for value in part]
 
 
@@ -103,18 +115,21 @@ class MpiRanks(Ranks):
 
     Args:
         comm: a communicator of mpi4py.
-        shards: see `Ranks`.
+        shards, exact: see `Ranks`.
         watched: the process that watches this rank.
     """
 
-    def __init__(self, comm: Any, shards: int | None, watched: Watched) -> None:
+    def __init__(self, comm: Any, shards: int | None, watched: Watched, exact: bool = True) -> None:
         from mpi4py import MPI
 
-        self._mpi, self._comm, self._ends, self._watched = MPI, comm.Dup(), comm.Dup(), watched
+        self._mpi, self._comm, self._notes, self._watched = MPI, comm.Dup(), Notes(MPI, comm.Dup()), watched
+        self._waiting = Waiting(self._notes)
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
-        self.processes = self.gather(f"rank {self.rank} on host {platform.node()}, process {os.getpid()}")
-        self._ended: set[int] = set()
-        super().__init__(self.broadcast(shards))
+        self.processes = self._waiting.processes = self.gather(
+            f"rank {self.rank} on host {platform.node()}, process {os.getpid()}"
+        )
+        self._gpus: Gpus | None = None
+        super().__init__(*self.broadcast((shards, exact)))
         shards = self.shards or 0
         if self.size > shards:
             raise ValueError(
@@ -126,6 +141,19 @@ class MpiRanks(Ranks):
 
     def threads(self, wanted: int | None = None) -> int:
         return wanted or max(1, usable_cores() // self._sharing)
+
+    def take_gpus(self) -> dict[str, Any]:
+        """Give each rank a GPU; returns what must be equal on all of them before `connect_gpus` is called."""
+        self._gpus = Gpus(self)
+        return self._gpus.facts
+
+    def connect_gpus(self) -> str:
+        """Let the GPUs reach each other; returns why arrays go through the hosts, empty if they do not."""
+        return "" if self._gpus is None else self._gpus.connect(self)
+
+    def _check_device(self, on_gpu: bool) -> None:
+        if on_gpu and self._gpus is None:
+            raise ValueError('the model is on a GPU: call distributed.join(device="gpu"), before it is moved there')
 
     def optimizer(self, opt: Optimizer) -> Any:
         return SegmentedOptimizer(self, opt)
@@ -158,6 +186,9 @@ class MpiRanks(Ranks):
         self._finish(self._comm.Ibarrier())
 
     def exchange(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
+        if any(array_module(array) is not np for arrays in (*outgoing, *incoming) for array in arrays):
+            self._exchange_on_gpus(outgoing, incoming)
+            return
         requests = []
         for other, arrays in enumerate(incoming):
             requests += [self._comm.Irecv(part, other) for array in arrays for part in _messages(array)]
@@ -165,6 +196,28 @@ class MpiRanks(Ranks):
             requests += [self._comm.Isend(part, other) for array in arrays for part in _messages(array)]
             self.sent += sum(array.nbytes for array in arrays)
         self._finish(*requests)
+
+    def _exchange_on_gpus(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
+        nccl = self._gpus.nccl if self._gpus is not None else None
+        if nccl is None:
+            exchange_by_hosts(self, outgoing, incoming)
+            return
+        nccl.exchange(outgoing, incoming)
+        self.sent += sum(array.nbytes for arrays in outgoing for array in arrays)
+        self._wait_until(nccl.done)
+
+    def add_all(self, flat: Array) -> None:
+        nccl = self._gpus.nccl if self._gpus is not None else None
+        self.sent += 2 * flat.nbytes * (self.size - 1) // self.size  # the least that such a sum needs
+        if nccl is not None:
+            nccl.add_all(flat)
+            self._wait_until(nccl.done)
+            return
+        host = to_numpy(flat)
+        for part in _messages(host):
+            self._finish(self._comm.Iallreduce(self._mpi.IN_PLACE, part, op=self._mpi.SUM))
+        if host is not flat:
+            flat[...] = array_module(flat).asarray(host)
 
     def share(self, flat: Array, bounds: Sequence[int]) -> None:
         parts = [flat[start:end] for start, end in zip(bounds, bounds[1:])]
@@ -177,55 +230,52 @@ class MpiRanks(Ranks):
     @contextmanager
     def slow(self) -> Iterator[None]:
         self._watched.mark(slow=True)
+        self._notes.may_be_slow(True)
         try:
             yield
         finally:
+            self._notes.may_be_slow(False)
             self._watched.mark(slow=False)
+
+    def per_machine(self, make: Callable[[], T]) -> T:
+        hosts = self.gather(platform.node())
+        reader, alone = hosts.index(hosts[self.rank]), hosts.count(hosts[self.rank]) == 1
+        value: Any = None
+        file: shared_data.SharedFile | None = None
+        try:
+            if self.rank == reader:
+                with self.slow():
+                    value = make()
+                    file = None if alone else shared_data.write(value)
+            found = self.gather(file)[reader]
+            if found is not None:
+                try:
+                    value = shared_data.read(found)
+                except FileNotFoundError:  # two machines of one name
+                    value = make()
+            self.wait()
+        finally:
+            if file is not None:
+                os.unlink(file.path)
+        read: T = value
+        return read
+
+    def under_way(self) -> None:
+        self._waiting.is_under_way = True
 
     def leave(self) -> None:
         """Called at the end of the program: return when all ranks have come to theirs."""
-        note = np.zeros(1, np.uint8)
-        requests = [self._ends.Isend(note, other) for other in range(self.size) if other != self.rank]
-        while len(self._ended) < self.size - 1:
-            self._hear_of_ends()
-            time.sleep(_NAP)
-        self._mpi.Request.Waitall(requests)
-
-    def _hear_of_ends(self) -> None:
-        status = self._mpi.Status()
-        while self._ends.Iprobe(status=status):
-            self._ends.Recv(np.empty(1, np.uint8), status.Get_source())
-            self._ended.add(status.Get_source())
+        self._notes.end()
 
     def _finish(self, *requests: Any) -> None:
-        """Wait for requests. Most end within microseconds; then the core is left to ranks that compute.
+        listed = list(requests)
+        self._wait_until(lambda: self._mpi.Request.Testall(listed))
 
-        Raises:
-            RuntimeError: another rank has come to the end of its program, or none answers.
-        """
-        begin = time.monotonic()
-        look = begin + 1.0
-        while not self._mpi.Request.Testall(list(requests)):
-            now = time.monotonic()
-            if now - begin > _SPIN:
-                time.sleep(_NAP)
-            if now < look:
-                continue
-            look = now + 1.0
-            self._hear_of_ends()
-            if self._ended:
-                raise RuntimeError(f"{self.processes[min(self._ended)]} has ended, while this rank waits for it")
-            if now - begin > _LONGEST * patience():
-                raise RuntimeError(
-                    f"waited {now - begin:.0f} s for other ranks, of which none has ended: a network link may be cut, "
-                    "or a rank computes forever. MINIVIT_PATIENCE sets a thirtieth of this time"
-                )
-        self.waited += time.monotonic() - begin
+    def _wait_until(self, done: Callable[[], Any]) -> None:
+        self.waited += self._waiting.until(done)
 
 
 _LARGEST = 1 << 30  # bytes of a message: more than 2^31 elements need an MPI of version 4
-_SPIN, _NAP = 200e-6, 50e-6  # seconds: an exchange in shared memory takes some microseconds
-_LONGEST = 30  # times the patience with a silent rank: 10 minutes, in which rank 0 may load or write a checkpoint
 
 
 def _messages(array: Array) -> list[Array]:

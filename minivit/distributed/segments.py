@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
+from minivit.device import array_module
 from minivit.optim import Params
 from minivit.protocol import Array
 
@@ -44,7 +43,7 @@ class Segments:
 
     def gather(self) -> Array:
         """A flat buffer (size,) with the parameters' values, which becomes their memory."""
-        flat = np.zeros(self.size, self.dtype)
+        flat: Array = array_module(self.parameters[0].data).zeros(self.size, self.dtype)
         for param, span in zip(self.parameters, self.spans):
             view = flat[span].reshape(param.shape)
             view[...] = param.data

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 
-from minivit.device import array_module
+from minivit.device import array_module, to_numpy
 from minivit.distributed.messages import Messages
 from minivit.distributed.segments import Segments
 from minivit.distributed.tree import Span, add_up, shards_of, subtrees
@@ -24,17 +25,19 @@ class ShardedStep(DataParallel):
     A batch of B images is cut into min(S, B) shards; shard s has a generator of its own, a function of the caller's
     generator and s. Each rank computes some of the shards, in threads, and adds the gradients of the largest subtrees
     that it has whole (see `tree`). Then each rank receives those sums for its own segment of the parameters, and adds
-    them in the order of the tree. So the result does not depend on the number of ranks, nor on that of threads.
+    them in the order of the tree. So the result does not depend on the number of ranks, nor on that of threads. On GPUs
+    a rank computes its shards one after the other; where `ranks.exact` is false, NCCL adds the ranks' sums in an order
+    of its own.
 
     Args:
         ranks: with a number of shards.
-        model: without running statistics (BatchNorm), on the CPU.
+        model: without running statistics (BatchNorm), on the CPU, or on the GPU of this rank.
         opt: its parameters are trained, the gradients of others are dropped; see `Ranks.optimizer`.
         threads: of this rank.
         loss: see `DataParallel`.
 
     Raises:
-        ValueError: a model with running statistics, which would differ between ranks, or on a GPU.
+        ValueError: a model with running statistics, which would differ between ranks.
     """
 
     def __init__(self, ranks: Messages, model: Layer, opt: Any, threads: int, loss: Loss) -> None:
@@ -43,8 +46,6 @@ class ShardedStep(DataParallel):
                 "a model with running statistics (BatchNorm) cannot be trained by shards: each would have statistics "
                 "of its own. Train it without --shards, in one process"
             )
-        if any(array_module(param.data) is not np for param in model.parameters().values()):
-            raise ValueError("shards of several ranks are computed on CPUs: train on a GPU without --shards")
         super().__init__(model, threads, ranks.shards, loss)
         self.ranks = ranks
         self.loss: Any = loss
@@ -59,6 +60,7 @@ class ShardedStep(DataParallel):
         loss = super().loss_and_grad(images, labels, rng, dloss=dloss, **loss_options)
         if earlier:
             self.loss.add_correct(earlier)
+        self.ranks.under_way()
         return loss
 
     def _shards_here(self, count: int) -> range:
@@ -85,6 +87,16 @@ class ShardedStep(DataParallel):
             present: which of the parameters have a gradient on any rank.
         """
         segments, ranks = self._segments, self.ranks
+        if ranks.exact:
+            self._accumulate(self._sum_in_tree(here, count), present)
+            return
+        flat = self._subtree((here.start, here.stop), here)
+        ranks.add_all(flat)
+        self._accumulate(flat[segments.bounds[ranks.rank] : segments.bounds[ranks.rank + 1]], present)
+
+    def _sum_in_tree(self, here: range, count: int) -> Array:
+        """The sum of all shards over this rank's segment of the flat buffer."""
+        segments, ranks = self._segments, self.ranks
         sums: dict[Span, Array] = {span: self._subtree(span, here) for span in subtrees(here, count)}
         mine = slice(segments.bounds[ranks.rank], segments.bounds[ranks.rank + 1])
         found = {span: flat[mine] for span, flat in sums.items()}
@@ -95,29 +107,33 @@ class ShardedStep(DataParallel):
                 start, end = segments.bounds[other : other + 2]
                 outgoing[other] = [flat[start:end] for flat in sums.values()]
                 for span in subtrees(shards_of(other, ranks.size, count), count):
-                    found[span] = np.empty(mine.stop - mine.start, segments.dtype)
+                    found[span] = self._xp().empty(mine.stop - mine.start, segments.dtype)
                     incoming[other].append(found[span])
         ranks.exchange(outgoing, incoming)
-        total = add_up(0, count, lambda a, b: found.get((a, b)), np.ndarray.__iadd__)
-        for index in segments.owned[ranks.rank]:
+        return add_up(0, count, lambda a, b: found.get((a, b)), operator.iadd)
+
+    def _accumulate(self, total: Array, present: Array) -> None:
+        """Add this rank's segment of the summed gradients to those of its parameters."""
+        segments, first = self._segments, self._segments.bounds[self.ranks.rank]
+        for index in segments.owned[self.ranks.rank]:
             if present[index]:
                 param, place = segments.parameters[index], segments.spans[index]
-                grad = total[place.start - mine.start : place.stop - mine.start].reshape(param.shape)
+                grad = total[place.start - first : place.stop - first].reshape(param.shape)
                 param.accumulate(grad, fresh=True)
 
     def _subtree(self, span: Span, here: range) -> Array:
         """The sum of a subtree that this rank has whole, as a flat buffer; the threads take the parameters in turn."""
         segments = self._segments
-        flat = np.zeros(segments.size, segments.dtype)
+        flat: Array = self._xp().zeros(segments.size, segments.dtype)
 
         def grad_of(shard: int, index: int) -> Array:
             param: Parameter = self._replica_params[shard - here.start][self._places[index]]
-            return np.zeros_like(param.data) if param.grad is None else param.grad
+            return self._xp().zeros_like(param.data) if param.grad is None else param.grad
 
         def add(first: int) -> None:
             for index in range(first, len(segments.parameters), self.threads):
                 leaf = lambda a, b: grad_of(a, index) if b == a + 1 else None  # noqa: B023, E731
-                grad = add_up(*span, leaf, np.ndarray.__iadd__)
+                grad = add_up(*span, leaf, operator.iadd)
                 flat[segments.spans[index]] = grad.reshape(-1)
 
         in_threads(add, range(self.threads), self.threads)
@@ -126,7 +142,7 @@ class ShardedStep(DataParallel):
     def predict(self, images: Array, batch_size: int = 256) -> Array:
         """The logits (B, K) on each rank: at most `batch_size` images at a time, cut into the shards of a batch."""
         logits = [self._predict(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        return np.concatenate(logits) if logits else self.model.predict(images)
+        return array_module(images).concatenate(logits) if logits else self.model.predict(images)
 
     def _predict(self, images: Array) -> Array:
         count = min(self.ranks.shards or 1, len(images))
@@ -139,4 +155,10 @@ class ShardedStep(DataParallel):
 
         with limit_threads(1):
             here = in_threads(run, self._shards_here(count), self.threads)
-        return np.concatenate([part for parts in self.ranks.gather(here) for part in parts])
+            here = [to_numpy(part) for part in here]
+        whole = np.concatenate([part for parts in self.ranks.gather(here) for part in parts])
+        moved: Array = array_module(images).asarray(whole)
+        return moved
+
+    def _xp(self) -> Any:
+        return array_module(self._segments.parameters[0].data)

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import minivit
-from minivit import data, optim
+from minivit import data, distributed, optim
 from minivit.data.folder import split_folder
 from minivit.io.atomic import write_atomically
 from minivit.models import Model
@@ -96,15 +96,19 @@ def make_model(args: argparse.Namespace, num_classes: int, mnist: bool) -> Model
     raise ValueError("choose a model: --weights FILE, or --model NAME to train from scratch")
 
 
-def model_and_task(args: argparse.Namespace, *, head: bool = True) -> tuple[Model, Task]:
+def model_and_task(
+    args: argparse.Namespace, *, head: bool = True, ranks: distributed.Ranks | None = None
+) -> tuple[Model, Task]:
     """The model, with a head for the classes or without one, and the images to train and test it with."""
+    ranks = distributed.Ranks() if ranks is None else ranks
     if args.data is None:
         raise ValueError("choose the images: --data mnist, or --data FOLDER with a folder of images for each class")
     if args.data == "mnist" or any(Path(args.data).glob("train-images*")):
-        mnist = data.load_mnist(os.environ.get("MINIVIT_MNIST") if args.data == "mnist" else args.data)
+        folder = os.environ.get("MINIVIT_MNIST") if args.data == "mnist" else args.data
+        mnist = ranks.per_machine(lambda: data.load_mnist(folder))
         task = mnist_task(mnist, args.limit, args.seed)
         return make_model(args, len(task.classes) * head, mnist=True), task
-    pictures, held_out = split_folder(args.data)
+    pictures, held_out = ranks.per_machine(lambda: split_folder(args.data))
     if args.out is not None:
         refuse_among_classes(args.out, pictures.folder, held_out.folder)
     model = make_model(args, len(pictures.classes) * head, mnist=False)
@@ -118,7 +122,7 @@ def main(args: argparse.Namespace) -> None:
         args.weights = original(args.weights, args.out)
     ranks = command_line.join(args)
     _check_lora(args)
-    model, task = model_and_task(args)
+    model, task = model_and_task(args, ranks=ranks)
     # random weights have no features to preserve, and beside updates of low rank the weights stay as they are
     layer_decay = Recipe.layer_decay if args.weights and args.lora is None else 1.0
     recipe = Recipe(lr=usual_lr(model), layer_decay=layer_decay)

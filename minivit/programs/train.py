@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     """Train, evaluate, and write model, metrics, figures and model card to args.out."""
     command_line.check_mnist_options(args, PRESETS)
     ranks = command_line.join(args)
-    mnist = data.load_mnist(args.data)
+    mnist = ranks.per_machine(lambda: data.load_mnist(args.data))
     preset = PRESETS[args.model][args.preset or ("subset" if mnist.is_subset else "default")]
     preset = replace(preset, **command_line.given(args, "epochs", "batch_size", "lr"))
     kept, held_out = data.holdout(mnist.train_labels, preset.held_out, seed=0)

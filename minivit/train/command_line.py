@@ -191,30 +191,30 @@ def join(args: argparse.Namespace) -> distributed.Ranks:
     """The ranks of a run with these options. A resumed run has the number of shards that was saved with it.
 
     Raises:
-        ValueError: ranks or shards on a GPU, and as of `distributed.join`.
+        as of `distributed.join`.
     """
     shards = getattr(args, "shards", None)
     rank = distributed.launched_rank()
-    if args.device == "gpu" and (shards or rank is not None):
-        raise ValueError("ranks compute on CPUs: leave out --device gpu, or mpiexec and --shards")
     if shards is None and args.resume and rank in (None, 0) and resumable(Path(args.out)):
         settings = load_checkpoint(Path(args.out), lambda text: None)[1].get("settings")
         saved = settings.get("shards") if isinstance(settings, dict) else None
         shards = saved if isinstance(saved, int) and saved > 0 else None
-    return distributed.join(shards)
+    return distributed.join(shards, args.device)
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Call main(args); an error becomes one line on stderr and exit code 1; `--debug` prints its traceback.
 
-    `--device` is checked before anything is loaded. Characters that the console cannot print are escaped, and a closed
+    `--device` is checked before anything is loaded, under mpiexec by `join`, since a process that forks may not have
+    used a GPU. Characters that the console cannot print are escaped, and a closed
     console does not stop the run.
     """
     stdout = sys.stdout
     try:
         first = distributed.launched_rank() in (None, 0)  # of several ranks only one prints
         with contextlib.redirect_stdout(Console(stdout if first else None)):
-            check_device(getattr(args, "device", "cpu"))
+            if distributed.launched_rank() is None:
+                check_device(getattr(args, "device", "cpu"))
             main(args)
     except EXPECTED as error:
         if getattr(args, "debug", False):

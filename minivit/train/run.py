@@ -105,7 +105,8 @@ class Run:
     ) -> None:
         self.ranks = Ranks() if ranks is None else ranks
         shards = {} if self.ranks.shards is None else {"shards": self.ranks.shards}
-        self.out, self.settings, self.parts = Path(out), {**settings, **shards}, parts
+        exact = {} if self.ranks.exact else {"exact": False}
+        self.out, self.settings, self.parts = Path(out), {**settings, **shards, **exact}, parts
         self.every, self.quiet = every, quiet or not self.ranks.first
         self.epoch = self.position = self.iteration = 0
         self.history: list[dict[str, float]] = []

@@ -27,13 +27,28 @@ def end(cause: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif cause == "sleep":
         time.sleep(1000)
+    elif cause == "compute":
+        compute(1000)
+
+
+def compute(seconds: float) -> None:
+    """Use all of a core."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 def main(cause: str, dying: int) -> None:
     ranks = distributed.join(4)
+    ranks.gather(None)
+    ranks.under_way()  # as a step says
     for number in range(1000):
         if number == (100 if cause == "freeze" else 3) and dying in (ranks.rank, -1):
             print(f"dying {time.time()}", flush=True)
+            if cause == "slow":  # a rank that says so may take its time
+                with ranks.slow():
+                    compute(8)
+                return
             end(cause)
         ranks.gather(number)
         time.sleep(0.01)

@@ -1,6 +1,9 @@
 """A short training, run by tests as one process and under mpiexec; rank 0 prints a JSON line with its digests.
 
-python program.py FAMILY STEPS SHARDS        the family: vit, swin, or sgd, a ViT that is trained by SGD
+python program.py FAMILY STEPS SHARDS [DEVICE]        the family: vit, swin, or sgd, a ViT that is trained by SGD
+
+The device: cpu (the default), fake, a fake GPU for each rank with a stand-in for NCCL between them, shared, one fake
+GPU for all, or without-nccl; "inexact" behind it leaves the order of addition to NCCL.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +38,7 @@ def digest(arrays: dict[str, Any]) -> str:
     """SHA-256 of names and contents."""
     found = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        found.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        found.update(name.encode() + np.ascontiguousarray(minivit.to_numpy(array)).tobytes())
     return found.hexdigest()
 
 
@@ -55,9 +59,9 @@ def batches(steps: int) -> Any:
                 return
 
 
-def main(family: str, steps: int, shards: int | None) -> None:
-    ranks = distributed.join(shards)
-    model = FAMILIES[family]()
+def main(family: str, steps: int, shards: int | None, device: str = "cpu", exact: bool = True) -> None:
+    ranks = distributed.join(shards, device, exact)
+    model = minivit.to_device(FAMILIES[family](), device)
     whole: Any = optim.AdamW(model.parameters(), 2e-3, no_decay=optim.no_decay(model))
     if family == "sgd":
         whole = optim.SGD(model.parameters(), 2e-3, momentum=0.9, weight_decay=0.01, no_decay=optim.no_decay(model))
@@ -70,24 +74,28 @@ def main(family: str, steps: int, shards: int | None) -> None:
         opt.lr = optim.warmup_cosine(number, steps, peak=2e-3, warmup=steps // 4)
         opt.zero_grad()
         before = ranks.sent
-        half = len(x) // 3 + 1  # two unequal parts are accumulated
+        x, half = minivit.to_device(x, device), len(x) // 3 + 1  # two unequal parts are accumulated
         loss = step.loss_and_grad(x[:half], y[:half], rng, dloss=half / len(x), label_smoothing=0.1)
         loss += step.loss_and_grad(x[half:], y[half:], rng, dloss=1 - half / len(x), label_smoothing=0.1)
         norms.append(ranks.clip_grad_norm(opt.params, 1.0))
         opt.step()
+        if number == 1:  # as a run that is resumed
+            opt.load_state_dict(ranks.broadcast(opt.state_dict()))
         average.update()
         losses.append((loss, criterion.take_correct()))
         sent = ranks.sent - before
+    assert ranks.size == 1 or ranks._waiting.is_under_way  # from here on no rank is awaited for long
     logits = step.predict(x)
-    state = {name: np.asarray(value) for name, value in opt.state_dict().items()}
+    assert device == "cpu" or not isinstance(logits, np.ndarray)
+    state = {name: minivit.to_numpy(value) for name, value in opt.state_dict().items()}
     said = ranks.gather((losses, norms, digest(model.state_dict()), digest({"logits": logits}), sent))
     assert all(other[:4] == said[0][:4] for other in said), "ranks differ"
     if ranks.first:
         line = {
             "weights": digest(model.state_dict()),
             "optimizer": digest(state),
-            "average": digest(average.average),
-            "logits": digest({"logits": logits}),
+            "average": digest(average.state_dict()),
+            "logits": said[0][3],
             "losses": losses,
             "norms": norms,
             "sent": [other[4] for other in said],
@@ -96,5 +104,23 @@ def main(family: str, steps: int, shards: int | None) -> None:
         print(json.dumps(line))
 
 
+def on_fake_device(kind: str, *arguments: Any) -> None:
+    """`main` on a fake GPU of this process."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "fake_device"))
+    import fake_cupy
+    import nccl_on_mpi
+
+    with fake_cupy.installed() as cupy:
+        if kind != "shared":
+            fake_cupy.Device.pci_bus_id = f"0000:{1 + (distributed.launched_rank() or 0):02x}:00.0"
+        if kind != "without-nccl":
+            sys.modules["cupy.cuda.nccl"] = cupy.cuda.nccl = nccl_on_mpi.module()
+        main(*arguments, "gpu", "inexact" not in sys.argv)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] != "none" else None)
+    called = (sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if sys.argv[3] != "none" else None)
+    if sys.argv[4:5] in ([], ["cpu"]):
+        main(*called, exact="inexact" not in sys.argv)
+    else:
+        on_fake_device(sys.argv[4], *called)

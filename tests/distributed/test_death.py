@@ -18,6 +18,8 @@ from mpi import HERE, MPIEXEC, command, environment, needs_mpi
 from table import PROFILE
 
 from minivit.distributed import supervisor
+from minivit.distributed.notes import Notes
+from minivit.distributed.waiting import longest_wait
 
 DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
 KILLS = {"quick": 3, "long": 100}.get(PROFILE, 10)
@@ -49,6 +51,7 @@ def death(cause: str, rank: int) -> tuple[float, str, str]:
         ("exit3", 1, "has ended, while this rank waits for it", 5),
         ("SIGSTOP", 1, "is stopped .*: no processor time for 2 s", 8),
         ("sleep", 0, "hangs: no processor time for 2 s", 8),
+        ("compute", 2, r"waited \d+ s for rank 2 on host \S+, process \d+, which computes without", 12),
     ],
 )
 def test_a_death_ends_all_ranks_soon_with_one_message(cause: str, rank: int, said: str, most: float) -> None:
@@ -57,11 +60,43 @@ def test_a_death_ends_all_ranks_soon_with_one_message(cause: str, rank: int, sai
     messages = re.findall(r"^minivit: rank (\d) of 3 on host (\S+), process (\d+): ", text, re.MULTILINE)
     assert messages, text
     assert re.search(said, text)
-    if cause == "exit3":
-        assert re.search(rf"rank {rank} on host \S+, process \d+ has ended", text)  # whoever waits for it says so
+    if cause in ("exit3", "compute"):  # whoever waits for it says so
+        assert re.search(rf"rank {rank} on host \S+, process \d+,? (has ended|which)", text)
     else:
         assert [int(number) for number, _, _ in messages] == [rank]
         assert not Path(f"/proc/{messages[0][2]}").exists()
+
+
+def test_the_first_that_waits_speaks_for_all() -> None:
+    _, _, text = death("compute", 0)
+    assert re.findall(r"^minivit: rank (\d)", text, re.MULTILINE) == ["1"] and "with ranks.slow()" in text
+
+
+def test_a_rank_that_is_slow_is_waited_for() -> None:
+    """Four times as long as for one that does not say so; at its end it has ended, which the others see."""
+    _, _, text = death("slow", 0)
+    assert "rank 0 on host" in text and "has ended, while this rank waits" in text and "computes" not in text
+
+
+@pytest.mark.parametrize(
+    "interval, seconds",
+    [(None, 600), (0.0, 30), (1.0, 30), (7.5, 30), (10.0, 40), (60.0, 240)],
+)
+def test_a_rank_waits_for_four_times_the_longest_interval(interval: float | None, seconds: float) -> None:
+    assert longest_wait(supervisor.PATIENCE, interval) == seconds
+
+
+def test_the_rank_that_all_wait_for_is_the_one_that_is_not_known_to_wait() -> None:
+    notes: Any = object.__new__(Notes)
+    notes.size = 4
+    for waits, message, late in (
+        ({}, 7, [0, 1, 2, 3]),
+        ({0: 7, 1: 7, 3: 7}, 7, [2]),
+        ({0: 8, 1: 7, 2: 3, 3: 7}, 8, [2]),  # its last note is of an earlier message, which has come since
+        ({0: 7, 1: 7, 2: 7, 3: 7}, 7, []),
+    ):
+        notes.waits = waits
+        assert notes.latest(message) == late
 
 
 def test_a_machine_that_falls_silent_is_noticed_by_the_next() -> None:

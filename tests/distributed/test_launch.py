@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import minivit
 from minivit import distributed
 from minivit.distributed import Ranks, launch, launched_rank
-from minivit.train import command_line
+from minivit.io.safetensors import CheckpointError
+from minivit.train import Run
 
 
 @pytest.mark.parametrize(
@@ -50,16 +53,34 @@ def test_a_scheduler_that_starts_one_process_needs_no_mpi(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("alone")
-def test_ranks_on_a_gpu_are_refused() -> None:
-    args: Any = argparse.Namespace(device="gpu", shards=2, resume=False, out="nowhere")
-    with pytest.raises(ValueError, match="leave out --device gpu, or mpiexec and --shards"):
-        command_line.join(args)
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minivit.device.gpu_available", lambda: False)
+    with pytest.raises(RuntimeError, match="no GPU answers"):
+        distributed.join(2, "gpu")
+
+
+def test_a_process_that_has_used_a_gpu_does_not_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    assert not launch._gpu_in_use()
+    monkeypatch.setattr("os.readlink", lambda file: "/dev/nvidiactl")
+    with pytest.raises(RuntimeError, match="call join first"):
+        distributed.join(2, "gpu")
 
 
 def test_a_rank_that_fails_to_write_is_watched_again() -> None:
     marks: list[bool] = []
     ranks: Any = object.__new__(distributed.MpiRanks)
     ranks._watched = argparse.Namespace(mark=lambda slow: marks.append(slow))
+    ranks._notes = argparse.Namespace(may_be_slow=lambda slow: marks.append(slow))
     with pytest.raises(OSError, match="full"), ranks.slow():
         raise OSError("the disk is full")
-    assert marks == [True, False]
+    assert marks == [True, True, False, False]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_run_with_fixed_sums_does_not_go_on_without_them(tmp_path: Path) -> None:
+    model = minivit.ViT(img_size=4, patch_size=2, in_chans=1, num_classes=3, embed_dim=4, depth=1, num_heads=2)
+    Run(tmp_path, {}, {"model": model}, quiet=True, ranks=distributed.join(2))
+    with pytest.raises(CheckpointError, match="exact=None, now it is False"):
+        Run(tmp_path, {}, {"model": model}, quiet=True, resume=True, ranks=distributed.join(2, exact=False))

@@ -91,6 +91,11 @@ constexpr int SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15;
 
 extern "C" {
 
+int cublasGetProperty(int part, int* value) {
+    *value = part == 0 ? 13 : 0;
+    return part < 0 || part > 2;
+}
+
 void note_products(int (*callback)(int)) { note = callback; }
 
 void repeat(int number) { products[number](); }

@@ -1157,7 +1157,11 @@ class Generator:
 class Device:
     """The one device."""
 
+    pci_bus_id = "0000:01:00.0"
+
     def __init__(self, device: Any = None) -> None:
+        if device not in (None, 0):
+            raise CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
         self.id = 0
 
     def __enter__(self) -> Any:
@@ -1221,6 +1225,10 @@ class Stream:
 
     def synchronize(self) -> None:
         _synchronize()
+
+    @property
+    def done(self) -> bool:
+        return True
 
 
 Stream.null = Stream.current = Stream(null=True)
@@ -1338,6 +1346,7 @@ def make_modules() -> dict[str, types.ModuleType]:
         for name in (
             "cupy",
             "cupy.cuda",
+            "cupy.cuda.nccl",
             "cupy.cuda.runtime",
             "cupy.lib",
             "cupy.lib.stride_tricks",
@@ -1378,8 +1387,10 @@ def make_modules() -> dict[str, types.ModuleType]:
         getDeviceCount=lambda: 1,
         deviceSynchronize=_synchronize,
         runtimeGetVersion=lambda: 0,
+        getDeviceProperties=lambda device: {"name": b"fake"},
         CUDARuntimeError=CUDARuntimeError,
     )
+    vars(modules["cupy.cuda.nccl"]).update(available=False)  # as where NCCL is not installed; see nccl_on_mpi.py
     vars(modules["cupyx"]).update(scatter_add=_UFUNCS["add"].at)
     vars(modules["cupyx.scipy.special"]).update(erf=erf)
     for name, module in modules.items():
