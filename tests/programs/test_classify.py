@@ -77,7 +77,7 @@ def restless(model):
 def answers(printed):
     """[(probability in %, label)] of the only image."""
     return [
-        (float(share), label) for share, label in re.findall(r"^ *(\d+\.\d\d) %  (.+)$", printed, flags=re.MULTILINE)
+        (float(share), label) for share, label in re.findall(r"^ *(\d+\.\d\d)%  (.+)$", printed, flags=re.MULTILINE)
     ]
 
 
