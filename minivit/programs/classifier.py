@@ -65,6 +65,11 @@ class Classifier:
             return to_numpy(F.softmax(output)[0])[0]
         return to_numpy(zero_shot_probabilities(output, self.vectors, self.scale))[0]
 
+    def note_of_light(self, image: Any) -> None:
+        """Say so if the image is light, and the images of one channel that the model was trained on were dark."""
+        if self.prepare.channels == 1 and self.prepare.mean[0] < 0.5 < self.prepare.pixels(image).mean() / 255:
+            print("  the image is mostly light, and those of the training were mostly dark: is --invert missing?")
+
     def check_class(self, number: int | None) -> None:
         """Refuse the number of a class that the model does not have."""
         count = len(self.labels)

@@ -431,6 +431,9 @@ def test_lines_break_behind_separators_and_not_within_names_dates_and_ranges(mon
     assert '<span class="pre">timm/<wbr>vit_<wbr>base_<wbr>patch16_<wbr>224</span>' in shown
     assert re.findall(r'class="(figure.*?)"', shown) == ["figure narrow", "figure"]
     assert re.sub(r"<[^>]*>", "", shown) == re.sub(r"<[^>]*>", "", page)
+    row = '<tr class="row-even"><td><p>A sentence about attention in windows</p></td><td>1</td><td>2</td></tr>'
+    assert '<td class="sentence"><p>A sent' in site_breaks.arranged(row)
+    assert 'class="sentence"' not in site_breaks.arranged(row.replace("<td>2</td>", ""))
 
 
 def test_the_code_of_a_figure_is_folded_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
