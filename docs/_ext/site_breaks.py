@@ -53,7 +53,8 @@ def _inline(match: re.Match[str]) -> str:
 
 def _row(match: re.Match[str]) -> str:
     many, text = match[2].count("<td") > 1, html.unescape(re.sub(r"<[^>]*>", "", match[1]))
-    return match[0].replace("<td>", '<td class="sentence">', 1) if many and len(text) > SENTENCE else match[0]
+    long = sum(2 if letter > "\u2e80" else 1 for letter in text) > SENTENCE  # Chinese letters are twice as wide
+    return match[0].replace("<td>", '<td class="sentence">', 1) if many and long else match[0]
 
 
 def arranged(body: str) -> str:

@@ -64,7 +64,7 @@ def _make(args: argparse.Namespace, report: Callable[[str], None]) -> Lab:
         if not (folder / "model.safetensors").exists():
             train(args, folder, report)
         args.weights = str(folder)
-    report("the model is loaded")
+    report("loading the model")
     found = classifier.load(args)
     config = found.model.config
     digits = None
