@@ -69,7 +69,7 @@ def _make(args: argparse.Namespace, report: Callable[[str], None]) -> Lab:
     config = found.model.config
     digits = None
     if (config["in_chans"], config["img_size"], len(found.labels)) == (1, 28, 10):
-        report("the test images are loaded")
+        report("loading the test images")
         digits = _digits(args.data)
     labels = [str(digit) for digit in range(10)] if digits and found.labels[0] == "class 0" else found.labels
     source = read_weights(args.weights).path if Path(args.weights).exists() else args.weights
