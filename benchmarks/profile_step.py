@@ -152,7 +152,7 @@ def patched(profile: Profile) -> Iterator[None]:
 
 
 def _replacements(profile: Profile) -> dict[Any, Any]:
-    """Each function that is timed, and what stands in for it."""
+    """Each function that is timed, and its replacement."""
     functions = {getattr(F, name): name for name in F.__all__ if inspect.isfunction(getattr(F, name))}
     found = {function: profile.timed(name, function) for function, name in functions.items()}
     for function in (F.linear, F.linear_gelu):

@@ -30,6 +30,7 @@ extensions = [
     "site_sources",
     "site_pictures",
     "site_citations",
+    "site_breaks",
     "site_access",
     "site_search",
     "site_pages",

@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     # Evaluation of the averaged weights, once, on images that nothing above has used.
     average.swap()
     test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalize, args.device)
-    result = f"{100 * test_accuracy:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
+    result = f"{100 * test_accuracy:.2f}%" + ("" if mnist.is_published else f" ({mnist.kind})")
 
     if not ranks.first:  # one rank writes
         return

@@ -2,7 +2,7 @@
 
     python examples/train_mnist_vit.py                     # finds MNIST, trains for a few minutes
     python examples/train_mnist_vit.py --model hybrid      # tokens from the feature map of a small ResNet
-    python examples/train_mnist_vit.py --preset accurate   # 99.3 % and more, in a quarter of an hour and more
+    python examples/train_mnist_vit.py --preset accurate   # over 99.3%, in 15 minutes or more
     mpiexec -n 4 python examples/train_mnist_vit.py        # four processes, on one machine or many: docs/scaling.md
 
 Ctrl-C or SIGTERM completes the step, saves, and prints the command that continues; after a kill, `--resume` continues
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     # Evaluation of the averaged weights, once, on images that nothing above has used.
     average.swap()
     test_accuracy, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalize, args.device)
-    result = f"{100 * test_accuracy:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
+    result = f"{100 * test_accuracy:.2f}%" + ("" if mnist.is_published else f" ({mnist.kind})")
 
     if not ranks.first:  # one rank writes
         return

@@ -41,7 +41,7 @@ __all__ = ["ViTClassifier"]
 # The number of shards of a batch on every machine, because it affects the last bits of the result.
 _SHARDS = 2
 # Positions start at a deviation of 0.5 instead of 0.02, near that of embedded features: a token of one feature or few
-# pixels means little without its position. After 15 epochs on the 8x8 digits the accuracy is 96.4 % instead of 92.7 %.
+# pixels means little without its position. After 15 epochs on the 8x8 digits the accuracy is 96.4% instead of 92.7%.
 _POSITIONS = 25.0
 _PREDICTED = 256  # samples at a time
 _PATCHES = 4  # along each side of an image, the default of patch_size: with 16 tokens a step is fast

@@ -358,7 +358,7 @@ def test_labels(labels, words):
         DataParallel(vit(), threads=2).loss_and_grad(pictures(), labels)
 
 
-def test_logits_of_one_image_or_in_second_place():
+def test_logits_of_one_image_or_as_second_argument():
     with says("logits must be (B, K), got shape (10,)", "logits[None]"):
         F.softmax_cross_entropy(pictures(10), np.array([1]))
     with says("logits must be (B, K)", "(logits, labels)"):

@@ -34,7 +34,7 @@ def _as_blocks(match: re.Match[str]) -> str:
 
 def change_body(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" in context:
-        names = ("输出", "表格", "图") if app.config.language == "zh_CN" else ("output", "table", "picture")
+        names = ("输出", "表格", "图") if app.config.language == "zh_CN" else ("output", "table", "figure")
         context["body"] = accessible(context["body"], *names)
 
 

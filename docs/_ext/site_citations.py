@@ -1,6 +1,6 @@
 """Citations lead to the bibliography: "Liu et al. 2021" on any page, lessons and the API included, becomes a link.
 
-The papers are the entries of docs/bibliography.md, `- **Liu et al. 2021**: ...`. Next: `site_access.py`.
+The papers are the entries of docs/bibliography.md, `- **Liu et al. 2021**: ...`. Next: `site_breaks.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Blocks of code whose long lines wrap: each line becomes an element that knows its indentation.
 
 A wrapped line goes on four characters deeper than it began, as a formatter of code would break it; `site.css` does the
-rest. Next: `site_math.py`.
+rest. What is long and has no spaces may break behind its separators. Next: `site_math.py`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pygments.formatters import HtmlFormatter
+from site_breaks import breaks, with_breaks
 from sphinx.application import Sphinx
 from sphinx.highlighting import PygmentsBridge
 
-NUMBER = re.compile(r'<(?:a[^>]*><)?span class="linenos">.*?</span>(?:</a>)?')
+NUMBER = re.compile(r'(?:<a id[^>]*></a>)?<(?:a[^>]*><)?span class="linenos">.*?</span>(?:</a>)?')
 TAG = re.compile(r"<[^>]*>")
 
 
@@ -31,9 +32,11 @@ def _in_elements(source: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]
         if not is_line:
             yield is_line, text
             continue
-        shown = html.unescape(TAG.sub("", NUMBER.sub("", text)))
+        number = NUMBER.match(text)
+        head, text = (text[: number.end()], text[number.end() :]) if number else ("", text)
+        shown = html.unescape(TAG.sub("", text))
         depth = len(shown) - len(shown.lstrip(" ")) if shown.strip() else 0
-        yield is_line, f'<span class="line" style="--in: {depth}">{text}</span>'
+        yield is_line, f'<span class="line" style="--in: {depth}">{head}{with_breaks(text, breaks(shown))}</span>'
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

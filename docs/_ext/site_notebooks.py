@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?![a-z]+:|#)([^()\s]+)\)")  # the end of a Markdown lin
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)/?")
 
 INSTALL = """\
-# Outside of a copy of the repository this installs the library. Elsewhere it does nothing.
+# Installs minivit and Matplotlib if one of them is missing.
 import importlib.util
 
 if not all(importlib.util.find_spec(name) for name in ("minivit", "matplotlib")):

@@ -3,7 +3,7 @@
 
 import { FILES } from "./files.js";
 
-const now = { ready: false, progress: "Python is loaded", failure: "", site: "../" };
+const now = { ready: false, progress: "loading Python", failure: "", site: "../" };
 let answer = null;
 
 // the only addresses that are ever requested, each with the hash of what must be there
@@ -50,14 +50,14 @@ async function python() {
   await imported("pyodide.asm.js");
   const { loadPyodide } = await imported("pyodide.mjs");
   const pyodide = await loadPyodide({ indexURL: new URL("pyodide/", import.meta.url).href });
-  now.progress = "NumPy is loaded";
+  now.progress = "loading NumPy";
   // not loadPackage, which compiles every extension module of NumPy, also those that nothing imports
   const packages = pyodide.runPython("import sysconfig; sysconfig.get_path('purelib')");
   const unpack = async (name, extractDir) =>
     pyodide.unpackArchive(await (await fetch(name)).arrayBuffer(), "zip", { extractDir });
   await unpack(Object.keys(FILES).find(name => name.startsWith("numpy-")), packages);
   if (FILES["numpy_bytecode.zip"]) await unpack("numpy_bytecode.zip", packages);
-  now.progress = "the model is loaded";
+  now.progress = "loading the model";
   await unpack("minivit.zip", "/lab");
   pyodide.FS.writeFile("/lab/model.npz", new Uint8Array(await (await fetch("model.npz")).arrayBuffer()));
   pyodide.runPython("import sys; sys.path.insert(0, '/lab')");

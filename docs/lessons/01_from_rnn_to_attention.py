@@ -415,8 +415,8 @@ figures.show(
 # <details>
 # <summary>Solution 1</summary>
 #
-# Both help. With 2,000 steps the accuracy at distance 20 rises from 13 % to 73 %, but at distance 40 the RNN still
-# guesses. With 128 numbers it is right at distance 20, and in 87 % of the cases at distance 40. The memory reaches
+# Both help. With 2,000 steps the accuracy at distance 20 rises from 13% to 73%, but at distance 40 the RNN still
+# guesses. With 128 numbers it is right at distance 20, and in 87% of the cases at distance 40. The memory reaches
 # further, but the accuracy still depends on the distance.
 #
 # </details>
@@ -443,10 +443,10 @@ if not SHORT:
 # <details>
 # <summary>Solution 2</summary>
 #
-# For $T = 1$ it reaches 100 %. The query comes from the last symbol, so the network knows which of the two symbols is
-# the last, and the other one is the answer. For $T = 5$ it reaches 35 %. Without positions the network sees a set: it
+# For $T = 1$ it reaches 100%. The query comes from the last symbol, so the network knows which of the two symbols is
+# the last, and the other one is the answer. For $T = 5$ it reaches 35%. Without positions the network sees a set: it
 # knows which symbols occur and how often, but not which came first. The best answer is then the most frequent symbol,
-# which is right in 39 % of the cases. Guessing is right in 12.5 %.
+# which is right in 39% of the cases. Guessing is right in 12.5%.
 #
 # </details>
 

@@ -318,7 +318,7 @@ print(f"nn.Attention: outputs differ by {np.abs(y[0] - b).max():.0e}, dx by {np.
 # <summary>Solution 1</summary>
 #
 # The key of "the" gets a 1 in the third column, and the query of "cat" gets its 4 there instead of in the second. Now
-# "cat" gives 77 % of its weight to "the". The other words still attend to "cat".
+# "cat" gives 77% of its weight to "the". The other words still attend to "cat".
 #
 # </details>
 

@@ -399,8 +399,8 @@ figures.show(
 # <summary>Solution 1</summary>
 #
 # Three heads would be enough, one for each position, but 3 does not divide 32. With four heads all three symbols are
-# right in every case. With two heads this is so in 82 %, 40 % and 94 % of the cases (three seeds), and with one head in
-# 7 %, 6 % and 24 %.
+# right in every case. With two heads this is so in 82%, 40% and 94% of the cases (three seeds), and with one head in
+# 7%, 6% and 24%.
 #
 # </details>
 
@@ -420,7 +420,7 @@ if not SHORT:
 # <details>
 # <summary>Solution 2</summary>
 #
-# No. Both symbols are right in 36 %, 5 % and 85 % of the cases, compared with 6 %, 80 % and 83 % for 32 channels. A
+# No. Both symbols are right in 36%, 5% and 85% of the cases, compared with 6%, 80% and 83% for 32 channels. A
 # head with more channels still has one row of weights, and returns one mixture.
 #
 # </details>
@@ -439,7 +439,7 @@ assert min(wider) < 0.95
 # <summary>Solution 3</summary>
 #
 # It should not help, because a linear map of a linear map is a linear map. The measurement agrees: both symbols are
-# right in 92 %, 6 % and 82 % of the cases. The results vary as much between seeds as those of one head without the
+# right in 92%, 6% and 82% of the cases. The results vary as much between seeds as those of one head without the
 # maps.
 #
 # </details>

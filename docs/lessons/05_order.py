@@ -156,7 +156,7 @@ for kind, meaning in kinds.items():
 # images, and on the same images with shuffled patches.
 #
 # **Predict first.** Without positions the model sees the 16 patches of a digit in no order. Which accuracy will it
-# reach? Guessing gives 10 %.
+# reach? Guessing gives 10%.
 
 # %%
 COUNT, SEEDS = (2000, [0]) if SHORT else (4000, [0, 1, 2])
@@ -207,7 +207,7 @@ assert (scores["learned_1d"][:, 0] - scores["learned_1d"][:, 1]).min() > 0.04  #
 #
 # [Does a ViT need positions?](../positions.md) is the same experiment on a larger scale. It compares all six kinds on
 # all of MNIST with three seeds, and has a control in which the patches were shuffled before training. There the
-# accuracy is 94 % without positions, and 97 to 98 % with any of the five kinds. The kind matters little, so many ViTs
+# accuracy is 94% without positions, and 97 to 98% with any of the five kinds. The kind matters little, so many ViTs
 # use the simplest one, a learned vector for each token.
 #
 # ## What learned position embeddings look like
@@ -350,7 +350,7 @@ figures.show(
 # <details>
 # <summary>Solution 2</summary>
 #
-# The same accuracy as on the original images: 87.0 % in both cases. Before training, learned positions contain no
+# The same accuracy as on the original images: 87.0% in both cases. Before training, learned positions contain no
 # information about neighbors, so any fixed order of the patches is as good as any other.
 #
 # </details>

@@ -337,7 +337,7 @@ assert 0.65 < terms["blocks: MLP"] / sum(terms.values()) < 0.66
 # T = 197 tokens.
 #
 # **Predict first.** Only the scores and the weighted sums grow with the square of the number of tokens. Which share of
-# all multiply-adds is theirs: 4 %, 20 % or 50 %?
+# all multiply-adds is theirs: 4%, 20% or 50%?
 
 
 # %%
@@ -364,7 +364,7 @@ print(f"minivit itself does {done / 1e9:.2f} G, because it skips the unused outp
 assert 16.1e9 < done < 16.5e9
 
 # %% [markdown]
-# The scores and the weighted sums take 4 %. Papers and tools count differently. Some leave out these two, because they
+# The scores and the weighted sums take 4%. Papers and tools count differently. Some leave out these two, because they
 # have no weights of their own. Then the total is 16.85 G. And "GFLOPs" often means MACs.
 
 # %%
@@ -447,7 +447,7 @@ assert hybrid.embed(image)[0].shape == (1, 50, 192)
 # - A class token in front makes 197 tokens. Positions are added and change no shape. Blocks change no shape either,
 #   except minivit's last, which computes only the token that the head reads.
 # - Nearly two thirds of all parameters and of all multiply-adds are in the MLPs. Attention's scores and weighted sums
-#   are 4 % of the multiply-adds, and the only part that grows with the square of the number of tokens.
+#   are 4% of the multiply-adds, and the only part that grows with the square of the number of tokens.
 # - The head is one linear map. In pretraining it is a linear map, a tanh and another linear map.
 #
 # ## Try it
@@ -505,8 +505,8 @@ assert work_of_small == nn.multiply_adds(small_vit, (1, 3, 224, 224)) and round(
 # <details>
 # <summary>Solution 3</summary>
 #
-# The grid is 24 x 24, so there are 576 patches and 577 tokens. The scores and the weighted sums take 11 % of 55.5 G
-# multiply-adds, compared with 4 % at 224 pixels.
+# The grid is 24 x 24, so there are 576 patches and 577 tokens. The scores and the weighted sums take 11% of 55.5 G
+# multiply-adds, compared with 4% at 224 pixels.
 #
 # </details>
 

@@ -85,9 +85,9 @@ figures.show(
 #
 # | epochs | from scratch | pretrained |
 # |---|---|---|
-# | 40 | 86.42 % | 96.35 % |
-# | 160 | 95.57 % | 97.06 % |
-# | 640 | 97.10 % | 97.47 % |
+# | 40 | 86.42% | 96.35% |
+# | 160 | 95.57% | 97.06% |
+# | 640 | 97.10% | 97.47% |
 #
 # With the same number of epochs the pretrained model is better: by much after a short training, and by little after a
 # long one. What follows is a smaller version of this experiment.
@@ -125,7 +125,7 @@ figures.show(figure, "07_turns", alt="Six digits, each rotated by the number of 
 # class a little below 1, so that the model does not become overconfident. In the arguments, `augment` changes the
 # images of a batch, and the parameters whose names begin with one of `frozen` are not trained.
 #
-# **Predict first.** Guessing the rotation is right in 25 % of the cases. Can any model reach 100 % on digits?
+# **Predict first.** Guessing the rotation is right in 25% of the cases. Can any model reach 100% on digits?
 
 
 # %%
@@ -160,11 +160,11 @@ def pretrained(epochs):
 
 teacher, losses = pretrained(2 if SHORT else 15)
 solved = accuracy(teacher, turned, quarters)
-print(f"rotations predicted: {solved:.1%} (guessing: 25 %), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
+print(f"rotations predicted: {solved:.1%} (guessing: 25%), loss {losses[0]:.2f} -> {np.mean(losses[-10:]):.2f}")
 assert solved > (0.27 if SHORT else 0.55)
 
 # %% [markdown]
-# No model can reach 100 %. A 0, a 1 or an 8 looks much the same upside down, and a 6 rotated by 180 degrees is a 9.
+# No model can reach 100%. A 0, a 1 or an 8 looks much the same upside down, and a 6 rotated by 180 degrees is a 9.
 # That does not matter. The classifier for rotations is discarded, and only what the blocks have learned is used.
 #
 # ## Save and load the weights
@@ -272,7 +272,7 @@ probes = {
 }
 for name, row in probes.items():
     print(f"linear probe, {name:11s} {', '.join(f'{score:.1%}' for score in row)}")
-assert min(min(row) for row in probes.values()) > 0.15  # guessing: 10 %
+assert min(min(row) for row in probes.values()) > 0.15  # guessing: 10%
 if not SHORT:
     assert np.mean(probes["random"]) + 0.02 < np.mean(probes["pretrained"]) < np.mean(scores["pretrained"]) - 0.1
 
@@ -287,7 +287,7 @@ figure, axes = figures.new(width=7.5, height=3.4)
 for across, (name, row) in enumerate(bars.items()):
     axes.bar(across, 100 * np.mean(row), width=0.6, color="#9CCBE8" if "pretrained" in name else "#C9C9C9")
     axes.plot(np.full(len(row), across), 100 * np.array(row), "o", color="#222222", markersize=5)
-    axes.text(across + 0.34, 100 * np.mean(row), f"{100 * np.mean(row):.0f} %", va="center")
+    axes.text(across + 0.34, 100 * np.mean(row), f"{100 * np.mean(row):.0f}%", va="center")
 axes.set_xticks(range(4), bars)
 axes.axhline(10, color="#666666", linewidth=1, linestyle=":", marker="")
 axes.text(0.5, 11, "guessing", ha="center", fontsize=9, color="#444444")
@@ -300,8 +300,8 @@ figures.show(
 )
 
 # %% [markdown]
-# It is not. The probe of the pretrained model reaches 53 % and 45 % (two seeds), the probe of random weights 42 % in
-# both cases, and the model trained from scratch 51 % and 57 %.
+# It is not. The probe of the pretrained model reaches 53% and 45% (two seeds), the probe of random weights 42% in
+# both cases, and the model trained from scratch 51% and 57%.
 #
 # Some caution is needed.
 #
@@ -331,8 +331,8 @@ figures.show(
 # <details>
 # <summary>Solution 1</summary>
 #
-# With 5 epochs the model predicts 64 % of the rotations instead of 72 %. On the digits it reaches 62 % instead of 71 %,
-# and training from scratch reaches 51 %. So a third of the pretraining gives half of the gain.
+# With 5 epochs the model predicts 64% of the rotations instead of 72%. On the digits it reaches 62% instead of 71%,
+# and training from scratch reaches 51%. So a third of the pretraining gives half of the gain.
 #
 # </details>
 
@@ -362,8 +362,8 @@ print(f"digits: {brief_score:.1%} instead of {scores['pretrained'][0]:.1%}, from
 # <details>
 # <summary>Solution 2</summary>
 #
-# It helps most in between. With 5 labels of each digit the accuracy rises from 34 % to 40 %, with 20 labels from 51 %
-# to 71 %, and with 50 labels from 84 % to 86 %. With very few labels neither model learns much about the digits, and
+# It helps most in between. With 5 labels of each digit the accuracy rises from 34% to 40%, with 20 labels from 51%
+# to 71%, and with 50 labels from 84% to 86%. With very few labels neither model learns much about the digits, and
 # with many labels the model from scratch learns enough by itself.
 #
 # </details>
@@ -387,7 +387,7 @@ if not SHORT:
 # <details>
 # <summary>Solution 3</summary>
 #
-# Nothing: the accuracy is 72 %, and 71 % if no block is frozen. The lowest blocks have learned features that both tasks
+# Nothing: the accuracy is 72%, and 71% if no block is frozen. The lowest blocks have learned features that both tasks
 # can use.
 #
 # </details>

@@ -263,8 +263,8 @@ assert np.mean(off[0] != off[1]) == 0 and np.mean(on[0] != on[1]) > 0.02
 # ## No mask, no shift: a task that needs both
 #
 # Do mask and shift matter for digits? We found no effect. A small Swin (width 24, 2 + 2 blocks, windows of 4) was
-# trained on 4,000 digits for four epochs. With seeds 0 and 1 its test accuracy was 87.9 % and 87.7 %. Without the mask
-# it was 89.2 % and 87.9 %, and without the shift 87.5 % and 86.9 %. The likely reason is that the border of the images
+# trained on 4,000 digits for four epochs. With seeds 0 and 1 its test accuracy was 87.9% and 87.7%. Without the mask
+# it was 89.2% and 87.9%, and without the shift 87.5% and 86.9%. The likely reason is that the border of the images
 # is empty, and that in the second stage one window covers the whole map.
 #
 # So here is a task for which they matter. Each image has a bright and a dark dot in one row. In class 1 they are
@@ -431,7 +431,7 @@ assert hidden["residual forgotten"] == [False] * 4
 # <details>
 # <summary>Solution 1</summary>
 #
-# The gradient check passes, because the backward pass fits the function. The accuracy is 72 %, and 78 % with GELU. This
+# The gradient check passes, because the backward pass fits the function. The accuracy is 72%, and 78% with GELU. This
 # is no larger a difference than between seeds, so this experiment does not show that one is better than the other.
 #
 # </details>
@@ -503,7 +503,7 @@ for mistake in ({}, {"transpose": False}, {"sign": -1}):
 # <details>
 # <summary>Solution 3</summary>
 #
-# The accuracy is 67 % with one block, 50 % with two, 41 % with three and 23 % with four. The gradient of the first
+# The accuracy is 67% with one block, 50% with two, 41% with three and 23% with four. The gradient of the first
 # block has about the same size for up to three blocks, and is smaller by a factor of several thousand for four. So
 # training fails from four blocks on.
 #

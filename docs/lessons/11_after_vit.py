@@ -139,7 +139,7 @@ for start, blocks in towers.items():
 assert gains[None] > 2 and abs(gains[0.1] - 1) < 0.1 and moved < 5e-5
 
 # %% [markdown]
-# Without LayerScale the gradient grows by a factor of 3. With $\gamma = 10^{-5}$ it changes by 0.003 %. But what do the
+# Without LayerScale the gradient grows by a factor of 3. With $\gamma = 10^{-5}$ it changes by 0.003%. But what do the
 # blocks learn from it? The gradient of a weight within the branch has the factor $\gamma$. The gradient of $\gamma$
 # itself has not.
 
@@ -230,8 +230,8 @@ assert 0.5 < shares[False, 1] < 0.7 and shares[False, 100] < 0.03
 assert np.ptp([shares[True, contrast] for contrast in (1, 10, 100)]) < 0.02
 
 # %% [markdown]
-# Without the norm the share falls from about 60 % to 1 %: for an image of high contrast the blocks hardly matter. With
-# it, the share stays above 60 %, because the size of the tokens is divided out before the blocks. The patches need no
+# Without the norm the share falls from about 60% to 1%: for an image of high contrast the blocks hardly matter. With
+# it, the share stays above 60%, because the size of the tokens is divided out before the blocks. The patches need no
 # bias, because the positions that are added to them can take its part.
 #
 # The opposite change is to leave out the last norm (`final_norm=False`, in RADIO and InternViT).
@@ -512,7 +512,7 @@ for s in (0, -5, -10):
 assert 0.42 < on_register[-5] < 0.44 and on_register[-10] > 0.99
 
 # %% [markdown]
-# Less than half: 196 small numbers have a large sum. To put 99 % there, the scores must be 10 apart.
+# Less than half: 196 small numbers have a large sum. To put 99% there, the scores must be 10 apart.
 #
 # No head reads the registers. The next cell measures their gradient in models with 0, 1 and 2 blocks.
 #
@@ -568,7 +568,7 @@ print(f"of the blocks of ViT-B/16: {one_token / whole:.1%} and {pooling / whole:
 assert 2 * one_token < pooling < 0.02 * whole
 
 # %% [markdown]
-# Its weights start within 5 % of 1/196, so it starts as the mean over the patches (of a linear map of them), and can
+# Its weights start within 5% of 1/196, so it starts as the mean over the patches (of a linear map of them), and can
 # learn something better. It costs more than twice as much as a class token in all 12 blocks, because it computes keys
 # and values of all patches once more. Both are small against the blocks.
 #
@@ -615,7 +615,7 @@ assert abs(accuracy(trained) - accuracy(wrong)) < 0.02
 # many such functions. The next cell tries this: a GELU layer with random first weights and the best possible second
 # ones, from least squares. Inputs lie between -2 and 2.
 #
-# **Predict first.** How many hidden channels does the GELU layer need to compute $x_1 x_2$ to 1 %? How many does a
+# **Predict first.** How many hidden channels does the GELU layer need to compute $x_1 x_2$ to 1%? How many does a
 # SwiGLU need?
 
 # %%
@@ -674,9 +674,9 @@ if not SHORT:
     assert abs(scores["RMSNorm"] - scores["plain"]) < 0.08
 
 # %% [markdown]
-# The model with all four reaches 91 % with fewer parameters, and the plain one 61 % and 65 %. Rotary positions alone
-# bring 82 %: they know about offsets from the first step on, while a table must learn them from 2,000 images. Norms of
-# queries and keys bring 77 %. RMSNorm and SwiGLU alone make little difference.
+# The model with all four reaches 91% with fewer parameters, and the plain one 61% and 65%. Rotary positions alone
+# bring 82%: they know about offsets from the first step on, while a table must learn them from 2,000 images. Norms of
+# queries and keys bring 77%. RMSNorm and SwiGLU alone make little difference.
 #
 # This is a short training on few images. It says which parts make learning *fast*. In a long training on many images
 # the differences become far smaller: the kinds of positions of [lesson 5](05_order.py) end up close together.

@@ -128,8 +128,9 @@ class Preprocess:
             f"{name} {' '.join(f'{number:.4g}' for number in (numbers[:1] if len(set(numbers)) == 1 else numbers))}"
             for name, numbers in (("mean", self.mean), ("std", self.std))
         )
-        cut = " x ".join(map(str, pair(self.size)))
-        return f"resize {resized} ({self.interpolation}), keep the middle {cut}, {values}"
+        whole = self.squash and self._target == pair(self.size)
+        cut = "" if whole else f"keep the middle {' x '.join(map(str, pair(self.size)))}, "
+        return f"resize {resized} ({self.interpolation}), {cut}{values}"
 
 
 def read_image(image: Any) -> Any:

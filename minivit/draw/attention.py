@@ -71,8 +71,8 @@ def draw_overlays(figure: Any, pixels: Array, rollout: Array | None, cam: Array 
     caption(image, "Input of the model", f"{high} x {wide} pixels, resized and cropped.")
     if rollout is not None:
         text = (
-            f"Attention of all blocks multiplied. Framed: {100 * rollout.max():.2g} % of what the head reads; "
-            f"equal shares would be {100 / rollout.size:.2g} %."
+            f"Attention of all blocks multiplied. Framed: {100 * rollout.max():.2g}% of what the head reads; "
+            f"equal shares would be {100 / rollout.size:.2g}%."
         )
         _overlay(maps[0], pixels, rollout, "Attention rollout", text)
     if cam is not None:

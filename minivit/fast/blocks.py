@@ -16,7 +16,7 @@ _BLOCK_BYTES = 1 << 24  # of the weights of one block, 16 MiB: large enough to k
 def block_size(q: Array, k: Array) -> int | None:
     """The number of queries at a time whose weights fit into 16 MiB; None: keep the weights of all.
 
-    Recomputing the weights makes attention 25 % slower, and a training step a few percent.
+    Recomputing the weights makes attention 25% slower, and a training step a few percent.
     """
     keys, size = k.shape[-2:]
     if keys <= FEW_KEYS * size:

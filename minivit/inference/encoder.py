@@ -14,7 +14,7 @@ from minivit.inference.block import Block, Context
 from minivit.inference.memory import Memory
 from minivit.protocol import Array
 
-_ROWS = 400  # tokens at a time: with 200, as of one image, the products of ViT-B/16 take 5 % longer
+_ROWS = 400  # tokens at a time: with 200, as of one image, the products of ViT-B/16 take 5% longer
 
 
 class Encoder:

@@ -22,7 +22,7 @@ def linear(weight: Array, bias: Array | None, norm: LayerNorm | None) -> tuple[A
     """(W, b), so that W (g xhat + s) + b = (W g) xhat + (b + W s): the norm's gain and shift in the linear layer.
 
     Returns:
-        the weight transposed, (D, O) in C order, with which OpenBLAS multiplies some 8 % faster, and the bias (O,).
+        the weight transposed, (D, O) in C order, with which OpenBLAS multiplies some 8% faster, and the bias (O,).
     """
     folded = np.zeros(len(weight), weight.dtype) if bias is None else bias.copy()
     if norm is None:

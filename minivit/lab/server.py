@@ -67,7 +67,7 @@ class Server(ThreadingHTTPServer):
         self.files = {f"/{path.name}": path for path in PAGE.iterdir() if path.suffix in _TYPES}
         self.files["/"] = PAGE / "index.html"
         self.lab: Lab | None = None
-        self.progress, self.failure = "the model is loaded", ""
+        self.progress, self.failure = "loading the model", ""
         self._make, self._turn = make, Lock()
 
     @property

@@ -21,7 +21,7 @@ from minivit.random import as_generator
 
 HEAD = ("head_drop", "head")  # the attributes after the pooled features
 WORTH_THREADS = 20_000_000  # multiply-adds: below, a millisecond's work, threads cost as much as they gain
-# multiply-adds of a thread at a time, four images of ViT-B/16: with one at a time its products take 14 % longer
+# multiply-adds of a thread at a time, four images of ViT-B/16: with one at a time its products take 14% longer
 _MOST_WORK = 72_000_000_000
 
 

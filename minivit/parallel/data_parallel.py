@@ -28,7 +28,7 @@ Loss = Callable[..., Any]
 
 
 # multiply-adds of a shard's forward pass, below which its fixed cost shows: 4 shards instead of 2
-# cost 5 % of the time at 2.1e9 (the flagship), 6 shards 13 %; 4 shards cost 25 % at 2.3e8 (the small model)
+# cost 5% of the time at 2.1e9 (the flagship), 6 shards 13%; 4 shards cost 25% at 2.3e8 (the small model)
 _WORTH_A_SHARD = 500_000_000
 
 

@@ -12,7 +12,7 @@ import sys
 COMMANDS = {
     "train": "train a model on handwritten digits",
     "classify": "name what images show",
-    "explain": "draw what a classification rests on",
+    "explain": "draw what a classification depends on",
     "lab": "draw a digit, see attention and gradients",
     "finetune": "train a pretrained model on your own images",
     "probe": "measure a model's features: nearest neighbors, linear probe",

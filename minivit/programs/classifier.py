@@ -33,15 +33,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a file or folder, such as runs/mnist_vit, or the name of a published model",
     )
     parser.add_argument("--labels", metavar="FILE", help="one label a line, or JSON (default: config.json beside FILE)")
-    parser.add_argument("--profile", help="compute as this project does (default: the one that wrote FILE)")
+    parser.add_argument("--profile", help="project whose settings are used (default: the one that wrote FILE)")
     parser.add_argument("--invert", action="store_true", help="invert light and dark: MNIST's digits are light")
     command_line.add_device(parser)
 
 
 def add_explanation_options(parser: argparse.ArgumentParser) -> None:
     """The options of the figure of an answer."""
-    parser.add_argument("--class", dest="class_number", type=int, metavar="N", help="Grad-CAM's (default: predicted)")
-    parser.add_argument("--block", type=int, metavar="N", help="Grad-CAM's: the map that enters it (default: the last)")
+    parser.add_argument("--class", dest="class_number", type=int, metavar="N", help="of Grad-CAM (default: predicted)")
+    parser.add_argument("--block", type=int, metavar="N", help="Grad-CAM of its input (default: the last)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,11 @@ class Classifier:
             return to_numpy(F.softmax(output)[0])[0]
         return to_numpy(zero_shot_probabilities(output, self.vectors, self.scale))[0]
 
+    def note_of_light(self, image: Any) -> None:
+        """Say so if the image is light, and the images of one channel that the model was trained on were dark."""
+        if self.prepare.channels == 1 and self.prepare.mean[0] < 0.5 < self.prepare.pixels(image).mean() / 255:
+            print("  the image is mostly light, and those of the training were mostly dark: is --invert missing?")
+
     def check_class(self, number: int | None) -> None:
         """Refuse the number of a class that the model does not have."""
         count = len(self.labels)
@@ -87,7 +92,7 @@ class Classifier:
         rollout = to_numpy(explain.attention_rollout(self.model, images))[0] if isinstance(self.model, ViT) else None
         write_explanation(
             file,
-            f"{self.labels[answer]}: {100 * probabilities[answer]:.1f} %",
+            f"{self.labels[answer]}: {100 * probabilities[answer]:.1f}%",
             self.prepare.pixels(image),
             rollout=rollout,
             cam=to_numpy(explain.grad_cam(self.model, images, chosen, -1 if block is None else block))[0],

@@ -48,8 +48,9 @@ def main(args: argparse.Namespace) -> None:
         image = classifier.opened(path, args.invert)
         probabilities = found.probabilities(image)
         print(f"\n{path}")
+        found.note_of_light(image)
         for k in np.argsort(-probabilities, kind="stable")[: args.top]:
-            print(f"{100 * probabilities[k]:7.2f} %  {found.labels[k]}")
+            print(f"{100 * probabilities[k]:7.2f}%  {found.labels[k]}")
         if args.explain:
             file = classifier.numbered(Path(args.explain), number, len(args.images))
             found.draw(image, probabilities, file, args.class_number, args.block)

@@ -1,4 +1,4 @@
-"""Draw what a classification rests on: attention rollout (ViT), Grad-CAM, and the map of every head.
+"""Draw what a classification depends on: attention rollout (ViT), Grad-CAM, and the map of every head.
 
     minivit explain cat.jpg --weights vit_tiny_patch16_224
     minivit explain cat.jpg --weights swin_folder --class 281 --out cat.svg
@@ -54,7 +54,9 @@ def main(args: argparse.Namespace) -> None:
     for number, (name, image) in enumerate(_images(args), 1):
         probabilities = found.probabilities(image)
         answer = int(probabilities.argmax())
-        print(f"\n{name}\n{100 * probabilities[answer]:7.2f} %  {found.labels[answer]}")
+        print(f"\n{name}")
+        found.note_of_light(image)
+        print(f"{100 * probabilities[answer]:7.2f}%  {found.labels[answer]}")
         file = args.out or FOLDER / f"{Path(name).stem}.png"
         file = classifier.numbered(file, number, max(1, len(args.images)))  # no files: a digit
         found.draw(image, probabilities, file, args.class_number, args.block)

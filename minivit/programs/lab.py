@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     first = next(iter(PRESETS))
     parser.add_argument("--weights", metavar="FILE", help="a file or folder of weights (default: --out, trained first)")
     parser.add_argument("--labels", metavar="FILE", help="one label a line, or JSON (default: config.json beside FILE)")
-    parser.add_argument("--profile", help="compute as this project does (default: the one that wrote FILE)")
+    parser.add_argument("--profile", help="project whose settings are used (default: the one that wrote FILE)")
     parser.add_argument("--model", choices=PRESETS, default=first, help="what to train where there is no model")
     parser.add_argument("--out", default="runs/mnist_MODEL", help="folder of the model that is trained")
     parser.add_argument("--epochs", type=command_line.at_least(1), help="of that training (default: the preset's)")
@@ -64,12 +64,12 @@ def _make(args: argparse.Namespace, report: Callable[[str], None]) -> Lab:
         if not (folder / "model.safetensors").exists():
             train(args, folder, report)
         args.weights = str(folder)
-    report("the model is loaded")
+    report("loading the model")
     found = classifier.load(args)
     config = found.model.config
     digits = None
     if (config["in_chans"], config["img_size"], len(found.labels)) == (1, 28, 10):
-        report("the test images are loaded")
+        report("loading the test images")
         digits = _digits(args.data)
     labels = [str(digit) for digit in range(10)] if digits and found.labels[0] == "class 0" else found.labels
     source = read_weights(args.weights).path if Path(args.weights).exists() else args.weights

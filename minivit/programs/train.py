@@ -1,7 +1,7 @@
 """Train a model on MNIST, every gradient by hand.
 
     minivit train                        # finds MNIST, trains for a few minutes
-    minivit train --preset accurate      # 99.3 % and more, in a quarter of an hour and more
+    minivit train --preset accurate      # over 99.3%, in 15 minutes or more
     minivit train --model hybrid         # tokens from the feature map of a small ResNet
     minivit train --model swin
 
@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
     average.swap()  # the averaged weights are tested and saved
     tested, logits = accuracy(step.predict, mnist.test_images, mnist.test_labels, data.normalize, args.device)
-    result = f"{100 * tested:.2f} %" + ("" if mnist.is_published else f" ({mnist.kind})")
+    result = f"{100 * tested:.2f}%" + ("" if mnist.is_published else f" ({mnist.kind})")
     if not ranks.first:  # one rank writes
         return
     minivit.save(model, run.out / "model.safetensors")

@@ -411,6 +411,31 @@ def test_a_line_of_code_knows_its_indentation(monkeypatch: pytest.MonkeyPatch) -
     assert text.strip("\n").replace("&lt;", "<").replace("&#39;", "'") == code.strip("\n")
 
 
+def test_lines_break_behind_separators_and_not_within_names_dates_and_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    site_breaks, site_code = extension("site_breaks", monkeypatch), extension("site_code", monkeypatch)
+    from pygments import highlight
+    from pygments.lexers.python import PythonLexer
+
+    code = "y = np.random.default_rng(0).random(3) < x.mean()"
+    html = highlight(code, PythonLexer(), site_code.Lines())
+    text = re.sub(r"<(?!wbr)[^>]*>", "", html).strip()
+    assert text == "y = np.<wbr>random.<wbr>default_<wbr>rng(<wbr>0).<wbr>random(<wbr>3) &lt; x.mean()"
+    page = (
+        '<p title="2026-11-27"><code><span class="pre">--threads</span></code> 2026-11-27, 0.66 (0.6 to 0.7)</p>'
+        '<pre>2026-11-27</pre><code><span class="pre">timm/vit_base_patch16_224</span></code>'
+        '<img class="figure" style="max-width: 100%; width: 413px"><img class="figure" style="width: 855px">'
+    )
+    shown = site_breaks.arranged(page)
+    assert shown.startswith('<p title="2026-11-27"><code><span class="pre whole">--threads</span></code> ')
+    assert re.findall(r'<span class="whole">(.*?)</span>', shown) == ["2026-11-27", "(0.6 to 0.7)"]
+    assert '<span class="pre">timm/<wbr>vit_<wbr>base_<wbr>patch16_<wbr>224</span>' in shown
+    assert re.findall(r'class="(figure.*?)"', shown) == ["figure narrow", "figure"]
+    assert re.sub(r"<[^>]*>", "", shown) == re.sub(r"<[^>]*>", "", page)
+    row = '<tr class="row-even"><td><p>A sentence about attention in windows</p></td><td>1</td><td>2</td></tr>'
+    assert '<td class="sentence"><p>A sent' in site_breaks.arranged(row)
+    assert 'class="sentence"' not in site_breaks.arranged(row.replace("<td>2</td>", ""))
+
+
 def test_the_code_of_a_figure_is_folded_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     read = extension("site_lessons", monkeypatch).read
     figure = '# drawn\nfigure, axes = figures.new()\naxes.plot(x)\nfigures.show(\n    figure, "a", alt="b"\n)'

@@ -30,7 +30,7 @@ FILES = [
     "model.safetensors",
 ]
 PICTURES = ["confusion_matrix.png", "curves.png", "mistakes.png"]
-LAST = re.compile(r"test accuracy: (\d{1,3}\.\d\d) %(?: \((.*)\))?")
+LAST = re.compile(r"test accuracy: (\d{1,3}\.\d\d)%(?: \((.*)\))?")
 
 
 def digits(count, seed):
@@ -113,7 +113,7 @@ def test_it_trains_and_writes_every_documented_file(folder, tmp_path):
     answers = model.predict(data.normalize(images[:, None])).argmax(axis=1)
     assert f"{(answers == labels).mean():.2%}" == f"{match[1]}%", "the saved model is not the one that was tested"
     card = (out / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert f"| test accuracy | {match[1]} %" in card and f"| data | {lines[0].split(': ')[1].split(';')[0]} |" in card
+    assert f"| test accuracy | {match[1]}%" in card and f"| data | {lines[0].split(': ')[1].split(';')[0]} |" in card
     assert "| training images | 800 |" in card  # 1,800 less the 1,000 held out
 
 

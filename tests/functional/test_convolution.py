@@ -104,7 +104,7 @@ def same_padding(length: int, kernel: int, stride: int, dilation: int) -> tuple[
     two,
     seeds(),
 )
-def test_same_padding_is_the_least_that_gives_every_stride_a_place(
+def test_same_padding_is_the_least_that_gives_every_stride_a_position(
     size: Any, kernel: Any, stride: Any, dilation: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -201,15 +201,15 @@ def test_the_unfolded_windows_never_exceed_their_budget(shape: Any, outputs: int
 
 
 @given(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)), st.integers(1, 4000), st.integers(1, 200))
-def test_blocks_cover_every_place_once_and_stay_within_the_budget(sizes: Any, most: int, of_place: int) -> None:
+def test_blocks_cover_every_position_once_and_stay_within_the_budget(sizes: Any, most: int, of_position: int) -> None:
     batch, *count = sizes
     covered = np.zeros(sizes, int)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_MOST_BYTES", most)
-        for _, blocks in convolution._blocks(batch, (count[0], count[1]), of_place):
+        for _, blocks in convolution._blocks(batch, (count[0], count[1]), of_position):
             for block in blocks:
                 covered[block] += 1
-                assert covered[block].size * of_place <= max(most, of_place)
+                assert covered[block].size * of_position <= max(most, of_position)
     assert (covered == 1).all()
 
 

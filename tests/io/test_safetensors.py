@@ -14,7 +14,9 @@ import safetensors
 from minivit.io import safetensors as module
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The header that was checked must be that of the file whose arrays are read."""
     path, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
     module.save_arrays(path, {"x": np.arange(3.0)}, {"edition": 1})

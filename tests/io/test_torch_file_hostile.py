@@ -286,7 +286,7 @@ def test_every_opcode_of_pickle_is_known_or_refused_by_name():
     assert not set(_HANDLERS) & set(_REFUSED)
 
 
-def test_a_far_place_in_the_memo_takes_no_memory(place):
+def test_a_far_index_of_the_memo_takes_no_memory(place):
     """pickle.Unpickler's memo is an array, which one opcode can make 32 GB long."""
     assert outcome(place, bare_file([Ops(b"K\1r\xff\xff\xff\xffK\2r\xfe\xff\xff\xff")])) == [1, 2]
 
@@ -327,7 +327,7 @@ def test_the_message_says_what_to_do(place):
 
 
 @pytest.mark.parametrize(("most", "good"), [(9, True), (8, False)])
-def test_items_are_counted_in_each_place_where_they_stand(tmp_path, monkeypatch, most, good):
+def test_items_are_counted_wherever_they_occur(tmp_path, monkeypatch, most, good):
     """A list of two lists of three: 9 items, though the file holds the inner list once."""
     monkeypatch.setattr(reader, "MAX_ITEMS", most)
     place = tmp_path / "lists.pt"

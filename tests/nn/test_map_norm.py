@@ -45,7 +45,7 @@ def test_group_norm_equals_its_loop() -> None:
                 np.testing.assert_allclose(y[b, c], expected, rtol=1e-12, atol=1e-14)
 
 
-def test_one_group_of_a_map_of_one_place_is_layer_norm() -> None:
+def test_one_group_of_a_map_of_one_position_is_layer_norm() -> None:
     x, weight, bias = np.random.default_rng(2).standard_normal((3, 4, 6))[:, :3].swapaxes(0, 1)
     y, vjp = F.group_norm(x, 1, weight[0], bias[0])
     z, vjp_layer_norm = F.layer_norm(x, weight[0], bias[0], 1e-5)

@@ -373,7 +373,7 @@ def test_on_every_device(name, device):
 def drawn(tmp_path, **maps):
     pytest.importorskip("matplotlib")
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8)
-    (file,) = attention_pictures.write_explanation(tmp_path / "new" / "out.svg", "seven: 99 %", pixels, **maps)
+    (file,) = attention_pictures.write_explanation(tmp_path / "new" / "out.svg", "seven: 99%", pixels, **maps)
     return re.findall(r">([^<>\n]+)</(?:text|tspan)>", file.read_text(encoding="utf-8"))
 
 
@@ -383,8 +383,8 @@ def test_the_figure_says_what_it_shows(tmp_path):
     heads = [np.ones((4, 2, 3)), np.zeros((2, 1, 2))]
     words = drawn(tmp_path, rollout=grid, cam=grid, class_name="seven", heads=heads)
     text = " ".join(words)
-    assert "seven: 99 %" in words and "Attention rollout" in words and "Grad-CAM" in words
-    assert "Framed: 25 %" in text and "would be 17 %" in text and "raise the logit of seven most" in text
+    assert "seven: 99%" in words and "Attention rollout" in words and "Grad-CAM" in words
+    assert "Framed: 25%" in text and "would be 17%" in text and "raise the logit of seven most" in text
     assert "not what the model sees there" in text
     assert [word for word in words if word.startswith("block")] == ["block 1", "block 2"]
     assert [word for word in words if word.startswith("head")] == ["head 1", "head 2", "head 3", "head 4"]

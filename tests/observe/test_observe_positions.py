@@ -40,7 +40,7 @@ def test_it_is_the_cosine_between_the_vectors_that_two_patches_get(kind, tokens)
 
 @pytest.mark.parametrize("dtype, bar", [("float32", 1e-6), ("float64", 1e-14)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_place_is_like_itself_and_likeness_is_mutual(kind, dtype, bar):
+def test_each_position_is_similar_to_itself_and_similarity_is_symmetric(kind, dtype, bar):
     got = explain.position_similarity(made(kind, dtype=dtype))
     assert got.dtype == np.dtype(dtype)
     flat = got.reshape(15, 15)

@@ -338,7 +338,7 @@ def test_assigning_a_gradient_instead_of_adding_it_is_caught_in_a_single_layer(p
         minivit.check_vjp(nn.Linear(3, 2, dtype="float64"), np.ones((2, 3)))
 
 
-def test_gradients_without_a_place_are_refused() -> None:
+def test_gradients_without_an_argument_are_refused() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3))
     double = 2 * x
 

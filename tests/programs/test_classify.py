@@ -77,7 +77,7 @@ def restless(model):
 def answers(printed):
     """[(probability in %, label)] of the only image."""
     return [
-        (float(share), label) for share, label in re.findall(r"^ *(\d+\.\d\d) %  (.+)$", printed, flags=re.MULTILINE)
+        (float(share), label) for share, label in re.findall(r"^ *(\d+\.\d\d)%  (.+)$", printed, flags=re.MULTILINE)
     ]
 
 
@@ -120,6 +120,18 @@ def test_a_model_of_digits(tmp_path, classify):
         assert abs(share - 100 * F.softmax(logits)[0].max()) < 0.01
 
 
+@pytest.mark.parametrize(("paper", "options", "noted"), [(255, [], 1), (255, ["--invert"], 0), (0, [], 0)])
+def test_dark_ink_for_a_model_of_light_digits_is_noted(paper, options, noted, tmp_path, classify):
+    model = ViT(img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=16, depth=2, num_heads=2)
+    minivit.save(model, tmp_path / "model.safetensors")
+    pixels = np.full((28, 28), paper, np.uint8)
+    pixels[6:22, 12:16] = 255 - paper
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    printed = classify(tmp_path / "one.png", "--weights", tmp_path, *options)
+    assert printed.count("is --invert missing?") == noted
+    assert "keep the middle" not in printed, "nothing is cut off"
+
+
 def test_labels_come_from_the_option_or_from_beside_the_weights(picture, tmp_path, classify):
     export(restless(ViT(**VIT)), tmp_path / "model.safetensors", "huggingface")
     (tmp_path / "config.json").write_text(json.dumps({"id2label": {str(k): f"animal {k}" for k in range(6)}}))
@@ -140,7 +152,7 @@ def test_it_draws(kind, picture, tmp_path, classify):
     words = re.findall(r">([^<>\n]+)</(?:text|tspan)>", (tmp_path / "out.svg").read_text(encoding="utf-8"))
     (share, label), *_ = answers(printed)
     (title,) = (word for word in words if word.startswith(f"{label}: "))
-    assert abs(float(title.split()[-2]) - share) < 0.06 and "class 4" in " ".join(words)
+    assert abs(float(title.split()[-1].rstrip("%")) - share) < 0.06 and "class 4" in " ".join(words)
     assert ("Attention rollout" in words) == (kind is ViT)
     assert [word for word in words if word.startswith("block")][-1] == f"block {2 if kind is ViT else 4}"
     classify(picture, picture, "--weights", path, "--explain", tmp_path / "two.png")

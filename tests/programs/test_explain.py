@@ -56,7 +56,7 @@ def answer(home, image):
     """The percentage and class that the model gives an image (H, W) uint8 of its size."""
     model = minivit.from_pretrained(home / "model.safetensors")
     shares = 100 * F.softmax(model.predict(data.normalize(image[None, None])))[0][0]
-    return f"{shares.max():7.2f} %  class {shares.argmax()}"
+    return f"{shares.max():7.2f}%  class {shares.argmax()}"
 
 
 @pytest.mark.parametrize("nth", [1, 3])

@@ -24,7 +24,7 @@ _FIT_TERMS = (
 )
 _NORMAL_DENSITY_AT_0 = (2 * pi) ** -0.5
 # elements at a time: smaller chunks make more calls, whose threads wait for Python (with a quarter, a training step of
-# 64 channels takes 7 % longer); in inference a quarter costs 3 % of GELU, and saves memory that shows with one image
+# 64 channels takes 7% longer); in inference a quarter costs 3% of GELU, and saves memory that shows with one image
 _CHUNK, _CHUNK_IN_INFERENCE = 1 << 18, 1 << 16
 
 

@@ -29,7 +29,7 @@ export const short = value => {
   return size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : String(+value.toPrecision(4));
 };
 
-export const percent = value => `${(100 * value).toFixed(value > 0.9995 || value < 0.0995 ? 2 : 1)} %`;
+export const percent = value => `${(100 * value).toFixed(value > 0.9995 || value < 0.0995 ? 2 : 1)}%`;
 
 // write text or an attribute only where it differs: each write costs a layout
 export function write(node, text) {
