@@ -103,8 +103,9 @@ def from_pretrained(
 
 def _check_no_head_beside(found: Recognized, model: Model) -> None:
     """Refuse a file whose only matrix beside an encoder may be its classifier, under a name that says nothing."""
-    weights = [name for name in found.left_out if name.endswith(".weight")]
-    matrices = [name for name in weights if found.weights.arrays[name].ndim == 2]
+    layout = found.layout
+    unknown = [name for name in found.left_out if not (layout and layout.leaves_out(name, {}))]
+    matrices = [name for name in unknown if name.endswith(".weight") and found.weights.arrays[name].ndim == 2]
     width = model.config["embed_dim"] * 2 ** (len(model.config.get("depths", (0,))) - 1)  # doubles from stage to stage
     if len(matrices) == 1 and found.weights.arrays[matrices[0]].shape[1] == width:
         raise CheckpointError(

@@ -191,7 +191,7 @@ def join(args: argparse.Namespace) -> distributed.Ranks:
     """The ranks of a run with these options. A resumed run has the number of shards that was saved with it.
 
     Raises:
-        as of `distributed.join`.
+        ValueError, ImportError, RuntimeError: as of `distributed.join`.
     """
     shards = getattr(args, "shards", None)
     rank = distributed.launched_rank()
@@ -206,8 +206,7 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     """Call main(args); an error becomes one line on stderr and exit code 1; `--debug` prints its traceback.
 
     `--device` is checked before anything is loaded, under mpiexec by `join`, since a process that forks may not have
-    used a GPU. Characters that the console cannot print are escaped, and a closed
-    console does not stop the run.
+    used a GPU. Characters that the console cannot print are escaped, and a closed console does not stop the run.
     """
     stdout = sys.stdout
     try:
