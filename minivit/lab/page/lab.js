@@ -35,10 +35,12 @@ export const shown = () => {
 // --- reading: the newest drawing wins, one request at a time ---------------------------------------------------------
 
 let wanted = null;
+let wake = () => {}; // called with each newer drawing
 let running = null;
 
 export function refresh() {
   wanted = performance.now();
+  wake();
   running ??= read().finally(() => { running = null; });
   return running;
 }
@@ -56,7 +58,9 @@ async function read() {
       if (wanted !== null) continue; // a newer drawing waits
       state.stage = null;
       render();
-      const ms = await painted(since);
+      const newer = new Promise(done => { wake = () => done(null); });
+      const ms = await Promise.race([painted(since), newer]);
+      if (ms === null) continue; // its request leaves before this one's frame is there
       document.body.dataset.ms = ms;
       const best = state.reading.probabilities.data.reduce((best, p, n, all) => (p > all[best] ? n : best), 0);
       say(words().reads(state.about.labels[best], percent(state.reading.probabilities.data[best]), Math.round(ms)));
