@@ -175,7 +175,7 @@ assert after.min() > 90 * 1e-5
 # after all blocks, with the norm in front of the branch and with the norm behind it?
 
 # %%
-code(nn.Block._branch, "order =")
+code(nn.Block._branch, "return compose")
 sizes = {}
 for post_norm in (False, True):
     for factor in (1, 100):
