@@ -88,7 +88,8 @@ def rank(model_name: str, batch: int, shards: int, untimed: int, timed: int) -> 
         seconds.append(time.perf_counter() - start)
         talked.append(ranks.waited - waited)
         sent.append(ranks.sent - bytes_before)
-    least = 2 * sum(param.data.nbytes for param in model.parameters().values()) * (ranks.size - 1) / ranks.size
+    parameters = sum(param.data.nbytes for param in model.parameters().values())
+    least = 2 * parameters * (ranks.size - 1) / ranks.size
     all_sent = ranks.gather(sent[-1])
     latency, rate = link_speed(ranks, size=sent[-1] // 2) if ranks.size == 2 else (0.0, float("inf"))
     if ranks.first:
@@ -103,7 +104,7 @@ def rank(model_name: str, batch: int, shards: int, untimed: int, timed: int) -> 
                     "ratio": ratio,
                     "latency": latency,
                     "rate": rate,
-                    "size": sum(param.data.nbytes for param in model.parameters().values()),
+                    "size": parameters,
                 }
             )
         )
@@ -167,7 +168,9 @@ def over_links(links: list[str], model: str, batch: int, shards: int, repeats: i
         for name in ("shared memory", *links):
             gbits, _, delay = name.partition(":")
             shared = name == "shared memory"
-            with nullcontext(None) if shared else shaped_link(float(gbits), float(delay or 0) / 1e3) as start:
+            with (
+                nullcontext(None) if shared else shaped_link(float(gbits), float(delay or 0) / 1e3, mpiexec()) as start
+            ):
                 row = measured(2, model, batch, shards, steps, start)
             link = Link(row["latency"], 0.0, row["rate"])  # the latency of a message between two includes its overhead
             messages = step_seconds(0.0, 2, row["size"], link, row["ratio"])

@@ -17,7 +17,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -53,12 +52,13 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def shaped_link(gbits: float, delay: float) -> Iterator[list[str]]:
+def shaped_link(gbits: float, delay: float, mpiexec: str) -> Iterator[list[str]]:
     """Make the link; yields the beginning of a command that starts one process of a program in each namespace.
 
     Args:
         gbits: the rate in each direction, in 10^9 bits a second.
         delay: of each packet, in seconds, added to the machine's own.
+        mpiexec: where it is.
     """
     relay = None
     with tempfile.TemporaryDirectory() as folder:
@@ -77,8 +77,6 @@ def shaped_link(gbits: float, delay: float) -> Iterator[list[str]]:
                 _inside(name, "tc", "qdisc", "add", "dev", "link0", "root", "tbf", *shape)
             for name in _NAMES:
                 _wait_until_up(name)
-            beside = Path(sys.executable).with_name("mpiexec")
-            mpiexec = str(beside) if beside.exists() else "mpiexec"
             # without UCX_TLS MPI would take shared memory, since both ends are one machine
             yield [
                 "ip", "netns", "exec", _NAMES[0], "env", "UCX_TLS=tcp,self", "UCX_NET_DEVICES=link0", mpiexec,

@@ -198,7 +198,7 @@ class MpiRanks(Ranks):
         self._finish(*requests)
 
     def _exchange_on_gpus(self, outgoing: Sequence[Sequence[Array]], incoming: Sequence[Sequence[Array]]) -> None:
-        nccl = self._gpus.nccl if self._gpus is not None else None
+        nccl = self._nccl
         if nccl is None:
             exchange_by_hosts(self, outgoing, incoming)
             return
@@ -206,8 +206,13 @@ class MpiRanks(Ranks):
         self.sent += sum(array.nbytes for arrays in outgoing for array in arrays)
         self._wait_until(nccl.done)
 
+    @property
+    def _nccl(self) -> Any:
+        """Between the GPUs of the ranks; None on CPUs, and where arrays go through the hosts."""
+        return None if self._gpus is None else self._gpus.nccl
+
     def add_all(self, flat: Array) -> None:
-        nccl = self._gpus.nccl if self._gpus is not None else None
+        nccl = self._nccl
         self.sent += 2 * flat.nbytes * (self.size - 1) // self.size  # the least that such a sum needs
         if nccl is not None:
             nccl.add_all(flat)

@@ -224,8 +224,7 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
     claims = _CLAIMS | _CLAIMS_OF["ViT" if model == "ViT" else "Swin"]
     claimed = {ours: config[theirs] for theirs, ours in claims.items() if config.get(theirs) is not None}
     shown = (*_IN_ARRAYS, "init_values") if model == "ViT" else (*_IN_ARRAYS, "num_heads")
-    said = {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
-    claimed |= said
+    claimed |= {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
     differs = _differing(claimed, arguments)
     if kind is not None and (not isinstance(kind, str) or _MODEL_TYPES.get(kind) != model and kind != "timm_wrapper"):
         differs.append(f"model_type={kind!r:.60}")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mpi import HERE, environment, needs_mpi, run
+from mpi import HERE, MPIEXEC, environment, needs_mpi, run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -53,7 +53,7 @@ def test_what_is_missing_for_namespaces_is_said(monkeypatch: pytest.MonkeyPatch)
 def test_two_ranks_with_a_link_between_them_end_with_the_bits_of_one(gbits: float, delay: float) -> None:
     if lacks := shaped_link.missing():
         pytest.skip(lacks)
-    with shaped_link.shaped_link(gbits, delay) as start:
+    with shaped_link.shaped_link(gbits, delay, str(MPIEXEC)) as start:
         done = subprocess.run(
             [*start, sys.executable, str(HERE / "program.py"), "vit", "2", "4"],
             env=environment(), capture_output=True, text=True, timeout=120, check=False,

@@ -52,7 +52,7 @@ export function paint(canvas, rows, columns, color) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-// (C, H, W) in [0, 1]; putImageData clamps and rounds
+// (C, H, W) in [0, 1]; the array of an ImageData clamps and rounds
 export function picture(canvas, { shape: [channels, height, width], data }) {
   const next = channels === 3 ? height * width : 0;
   paint(canvas, height, width, (n, out, at) => {
