@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from published_names import drawn
+from torch_files import new_file, tensor
 
 from minivit import CheckpointError, Swin, SwinV2, ViT, export, from_pretrained, load, save
 from minivit.__main__ import main
@@ -212,6 +213,23 @@ def test_of_several_files_none_is_guessed(tmp_path: Path) -> None:
         save(drawn(ViT, **SIZES), tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match=r"3 files of weights \('best.safetensors'.*choose one and pass its path"):
         from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".pth", ".pt", ".ckpt", ".bin"])
+def test_a_file_of_weights_is_found_in_a_folder_by_any_ending_and_none_is_preferred(
+    tmp_path: Path, ending: str
+) -> None:
+    arrays, file = drawn(ViT, **SIZES).state_dict(), tmp_path / f"vit{ending}"
+    if ending == ".safetensors":
+        save_arrays(file, arrays, None)
+    elif ending == ".npz":
+        np.savez(file, **arrays)
+    else:
+        file.write_bytes(new_file({name: tensor(array) for name, array in arrays.items()}))
+    assert read_weights(tmp_path).path == file
+    save_arrays(tmp_path / "another.safetensors", arrays, None)
+    with pytest.raises(CheckpointError, match=rf"2 files of weights \('another.safetensors', 'vit{ending}'\)"):
+        read_weights(tmp_path)
 
 
 # --- parts that minivit's models have, under other conditions, and parts that they have not ---

@@ -38,7 +38,7 @@ class Recorder:
         self.coverage.stop()
         self.coverage.save()
         good = {test: seconds for test, seconds in self.seconds.items() if test not in self.bad}
-        self.database.with_name("times.json").write_text(json.dumps(good), "utf-8")
+        self.database.with_suffix(".json").write_text(json.dumps(good), "utf-8")
 
 
 class Selection:

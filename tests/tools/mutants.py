@@ -2,11 +2,12 @@
 
     HYPOTHESIS_PROFILE=quick python tests/tools/mutants.py STATE --count 400
 
-STATE is a folder outside the repository. It gets a copy of the tree, in which everything runs, so the working tree
-never changes; a record of the lines that each test executes, from one run of the tests; and a line of results.jsonl
-for each mutant. A later call continues where an earlier one stopped. A call with new tests copies and records only the
-test files that have changed, and `--again` runs the survivors once more. After a change of minivit itself, take a new
-STATE. The end prints a table by folder, and the difference that each survivor makes.
+STATE is a folder outside the repository. It gets a copy of the tree for each of the `--jobs` processes, in which
+everything runs, so the working tree never changes; a record of the lines that each test executes, from one run of the
+tests; and a line of results.jsonl for each mutant. A later call continues where an earlier one stopped. A call with new
+tests copies and records only the test files that have changed, and `--again` runs the survivors once more. After a
+change of minivit itself, take a new STATE. The end prints a table by folder, and the difference that each survivor
+makes.
 
 A mutant is one change of mutations.py: another operator, comparison or constant, arguments in another order, a slice
 that is longer or shorter by one, a negated condition, a statement or a factor left out. The sample is spread over
@@ -26,14 +27,17 @@ import argparse
 import hashlib
 import json
 import os
+import queue
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -49,8 +53,9 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.txt")
 FOLDERS = ("functional", "fast", "nn", "models", "optim", "parallel", "io", "train")
 LEFT_OUT = ("fast/cupy",)
 # tests that plant bugs themselves would notice any change of the source, others need what is not here or take long and
-# compute nothing new
-TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "parity", "planted_bugs", "tools", "examples/test_break_it.py")
+# compute nothing new, or compile kernels, whose callers are left out
+TESTS_LEFT_OUT = ("benchmarks", "docs", "draw", "lab", "parity", "planted_bugs", "tools", "examples/test_break_it.py")
+TESTS_LEFT_OUT += ("fast/test_cuda_kernels.py", "fast/test_kernels_under_address_sanitizer.py", "programs/test_lab.py")
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "venv*", "build", "dist", "runs", "_build")
 EXTRA_SECONDS = 10.0
 MOST_SECONDS = 20.0  # as recorded, of the tests beside a file, and of the others
@@ -61,27 +66,38 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("state", type=Path, help="a folder outside the repository")
     parser.add_argument("--count", type=int, default=400, help="mutants of the whole sample")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="how many run at a time")
     parser.add_argument("--only", nargs="+", default=[], metavar="FILE", help="every mutant of these files")
     parser.add_argument("--again", action="store_true", help="run the survivors once more, except equivalent ones")
     args = parser.parse_args(arguments)
-    state = State(args.state.resolve(), root)
+    state = State(args.state.resolve(), root, args.jobs)
     state.update()
     chosen = state.all_of(args.only) if args.only else state.sample(args.count, args.seed)
-    for number, mutant in enumerate(chosen, 1):
+
+    def run(number: int, mutant: Mutant) -> None:
         known = state.results.get(mutant)
         if known is None or (args.again and outcome(mutant, known) in ("survived", "uncovered")):
-            print(f"{number}/{len(chosen)} {mutant.path}:{mutant.line}", state.run(mutant)["outcome"], flush=True)
+            print(f"{number}/{len(chosen)} {mutant.path}:{mutant.line} {state.run(mutant)['outcome']}", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(run, range(1, len(chosen) + 1), chosen))
     print(report([(mutant, state.results[mutant]) for mutant in chosen]))
     return 0
 
 
 class State:
-    """The folder with the copy of the tree, the record of its tests, and the results so far."""
+    """The folder with the copies of the tree, the record of its tests, and the results so far."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
+    def __init__(self, folder: Path, root: Path, jobs: int = 1) -> None:
         if folder == root or root in folder.parents:
             raise ValueError(f"{folder} lies in the repository: choose a folder outside it")
-        self.folder, self.root, self.tree = folder, root, (folder / "tree").resolve()
+        self.folder, self.root = folder.resolve(), root
+        self.trees = [self.folder / f"tree{number}" for number in range(jobs)]
+        self.tree = self.trees[0]
+        self.free: queue.SimpleQueue[Path] = queue.SimpleQueue()  # the copies in which nothing runs
+        for tree in self.trees:
+            self.free.put(tree)
+        self.writing = threading.Lock()
         self.log = folder / "results.jsonl"
         self.sources: dict[str, str] = {}
         self.seconds: dict[str, float] = {}  # of each test that passes
@@ -102,8 +118,9 @@ class State:
 
     def update(self) -> None:
         """Copies the tree, or what has changed of its tests, and records those tests."""
-        self.tree.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(self.root, self.tree, ignore=NOT_COPIED, dirs_exist_ok=True)
+        for tree in self.trees:
+            tree.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(self.root, tree, ignore=NOT_COPIED, dirs_exist_ok=True)
         record, known = self.folder / "record.json", {}
         if record.exists():
             known, self.seconds = json.loads(record.read_text("utf-8"))
@@ -113,7 +130,10 @@ class State:
             raise ValueError(f"minivit has changed since {self.folder} was made: choose a new folder")
         tests = [path for path in changed if path.startswith("tests/")]
         if tests:
-            self._record(tests)
+            parts = 4 * len(self.trees)  # so that all copies end at nearly the same time
+            with ThreadPoolExecutor(len(self.trees)) as pool:
+                for seconds in pool.map(self._record, (tests[number::parts] for number in range(parts))):
+                    self.seconds |= seconds
             record.write_text(json.dumps([digests, self.seconds]), "utf-8")
         self.contexts = self._contexts()
 
@@ -124,12 +144,20 @@ class State:
             if not name.removeprefix("tests/").startswith(TESTS_LEFT_OUT):
                 yield name
 
-    def _record(self, files: list[str]) -> None:
-        number = len(list(self.folder.glob("coverage.*.db")))
-        done = self._pytest(["-p", "mutant_plugin", *files], {RECORD: str(self.folder / f"coverage.{number}.db")})
+    def _record(self, files: list[str]) -> dict[str, float]:
+        """Runs these files in a free copy; the seconds of each test that passes."""
+        if not files:
+            return {}
+        tree = self.free.get()
+        database = self.folder / f"coverage.{tree.name}.{time.time_ns()}.db"
+        try:
+            done = self._pytest(tree, ["-p", "mutant_plugin", *files], {RECORD: str(database)})
+        finally:
+            self.free.put(tree)
         if done.returncode not in (0, pytest.ExitCode.TESTS_FAILED):
             raise RuntimeError(done.stdout + done.stderr)
-        self.seconds |= json.loads((self.folder / "times.json").read_text("utf-8"))
+        seconds: dict[str, float] = json.loads(database.with_suffix(".json").read_text("utf-8"))
+        return seconds
 
     def _contexts(self) -> dict[str, dict[int, set[str]]]:
         """For each file of minivit and each line, the tests that execute it; "" is an import."""
@@ -138,7 +166,8 @@ class State:
             data = CoverageData(str(database))
             data.read()
             for path in data.measured_files():
-                lines = found.setdefault(Path(path).relative_to(self.tree).as_posix(), {})
+                name = Path(*Path(path).relative_to(self.folder).parts[1:]).as_posix()
+                lines = found.setdefault(name, {})
                 for line, contexts in data.contexts_by_lineno(path).items():
                     lines.setdefault(line, set()).update(contexts)
         return found
@@ -181,28 +210,30 @@ class State:
         return chosen
 
     def run(self, mutant: Mutant) -> dict[str, Any]:
-        """Plants the mutant in the copy, runs its tests, takes it out again, and writes the result down."""
+        """Plants the mutant in a free copy, runs its tests, takes it out again, and writes the result down."""
         began, tests, source = time.perf_counter(), self.tests_of(mutant), self.source(mutant.path)
         found, killer = "uncovered", ""
         if tests:
-            planted = self.tree / mutant.path
+            tree = self.free.get()
+            planted = tree / mutant.path
             try:
                 planted.write_text(mutant.applied(source), "utf-8")
-                found, killer = self._outcome(mutant.path, tests)
+                found, killer = self._outcome(tree, mutant.path, tests)
             finally:
                 planted.write_text(source, "utf-8")
+                self.free.put(tree)
         result = {"mutant": vars(mutant), "outcome": found, "killer": killer, "tests": len(tests)}
         result |= {"seconds": round(time.perf_counter() - began, 1), "diff": mutant.diff(source)}
-        with self.log.open("a", encoding="utf-8") as log:
+        with self.writing, self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(result) + "\n")
         self.results[mutant] = result
         return result
 
-    def _outcome(self, path: str, tests: list[str]) -> tuple[str, str]:
+    def _outcome(self, tree: Path, path: str, tests: list[str]) -> tuple[str, str]:
         name = path.removesuffix(".py").split("/")[1]
         beside = [test for test in tests if test.startswith((f"tests/{name}/", f"tests/test_{name}.py"))]
         for part in (beside, [test for test in tests if test not in set(beside)]):
-            found = self._meet(self._first(part)) if part else ("survived", "")
+            found = self._meet(tree, self._first(part)) if part else ("survived", "")
             if found[0] != "survived":
                 break
         return found
@@ -212,13 +243,13 @@ class State:
         ends = list(accumulate(self.seconds[test] for test in tests))
         return [test for test, end in zip(tests, ends) if end <= max(MOST_SECONDS, ends[0])]
 
-    def _meet(self, tests: list[str]) -> tuple[str, str]:
-        selection = self.folder / "selection.json"
+    def _meet(self, tree: Path, tests: list[str]) -> tuple[str, str]:
+        selection = self.folder / f"{tree.name}.json"
         selection.write_text(json.dumps({test: EXTRA_SECONDS + 10 * self.seconds[test] for test in tests}), "utf-8")
         files = sorted({test.partition("::")[0] for test in tests})
         whole = 60 + 10 * sum(self.seconds[test] for test in tests)
         try:
-            done = self._pytest(["-x", "-p", "mutant_plugin", *files], {SELECTION: str(selection)}, timeout=whole)
+            done = self._pytest(tree, ["-x", "-p", "mutant_plugin", *files], {SELECTION: str(selection)}, timeout=whole)
         except subprocess.TimeoutExpired:
             return "timeout", ""
         if done.returncode == -signal.SIGALRM:
@@ -233,13 +264,13 @@ class State:
         return "killed", failed[0].split(" - ")[0] if failed else f"exit code {done.returncode}"
 
     def _pytest(
-        self, options: list[str], environment: dict[str, str], timeout: float | None = None
+        self, tree: Path, options: list[str], environment: dict[str, str], timeout: float | None = None
     ) -> subprocess.CompletedProcess[str]:
-        paths = os.pathsep.join((str(self.tree), str(self.tree / "tests" / "tools")))
+        paths = os.pathsep.join((str(tree), str(tree / "tests" / "tools")))
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=no", *options]
         environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", **environment}
         return subprocess.run(
-            command, cwd=self.tree, env=environment, timeout=timeout, capture_output=True, text=True, errors="replace"
+            command, cwd=tree, env=environment, timeout=timeout, capture_output=True, text=True, errors="replace"
         )
 
 
