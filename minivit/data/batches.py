@@ -161,7 +161,7 @@ def normalize(
 def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split indices in two, each class in proportion (largest remainders get the odd ones).
 
-    One image of each class is kept where possible.
+    At least one image of each class is kept: without it, a model could not learn the class.
 
     Args:
         labels: (n,) integers.
@@ -172,7 +172,7 @@ def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray
         (kept, held): indices in random order, so that any slice is a fair sample.
 
     Raises:
-        ValueError: labels of another shape or type, or a part that would be empty.
+        ValueError: labels of another shape or type, a part that would be empty, or a class of which none would be kept.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -183,15 +183,19 @@ def holdout(labels: Array, fraction_or_count: float, seed: int) -> tuple[NDArray
     rng = np.random.default_rng(seed)
     order = rng.permutation(n)
     _, classes, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
+    room = sizes - 1  # one image of each class is kept
+    if count > room.sum():
+        raise ValueError(
+            f"cannot hold out {count} of {n} images: one of each of the {len(sizes)} classes is kept, so that at most "
+            f"{room.sum()} can be held out"
+        )
     quota = sizes * count // n
     odd = np.argsort(-(sizes * count % n), kind="stable")[: count - quota.sum()]
     quota[odd] += 1
-    room = sizes - 1  # one image of each class is kept for training where possible
-    if count <= room.sum():
-        quota = np.minimum(quota, room)
-        while quota.sum() < count:  # large classes give what small ones cannot
-            most = np.argsort(quota - room, kind="stable")[: count - quota.sum()]
-            quota[most] += 1
+    quota = np.minimum(quota, room)
+    while quota.sum() < count:  # large classes give what small ones cannot
+        most = np.argsort(quota - room, kind="stable")[: count - quota.sum()]
+        quota[most] += 1
     # Sorting by class is stable: within its class, each image has a random rank.
     by_class = np.argsort(classes, kind="stable")
     rank = np.empty(n, np.int64)

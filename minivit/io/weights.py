@@ -24,7 +24,7 @@ from minivit.io.torch_file.reader import read_torch_file
 from minivit.io.torch_file.zip_entries import find_entries
 from minivit.protocol import Array
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".npz")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".npz")  # .tar as in .pth.tar
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 

@@ -220,18 +220,17 @@ def test_holdout_is_a_stratified_split(sizes, share, as_count, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)) * 3, sizes))
     n = len(labels)
     count = round(share * n)
-    if not 0 < count < n:
+    room = sum(size - 1 for size in sizes if size)  # one image of each class stays
+    if not 0 < count <= room:
         with pytest.raises(ValueError, match="cannot hold out"):
             holdout(labels, count if as_count else share, seed)
         return
     kept, held = holdout(labels, count if as_count else share, seed)
     assert len(held) == count
     assert sorted([*kept, *held]) == list(range(n))
-    room = sum(size - 1 for size in sizes if size)
     for number, size in enumerate(sizes):
         taken = (labels[held] == number * 3).sum()
-        if count <= room and size:
-            assert taken < size, "one image of each class stays"
+        assert taken < max(size, 1), "one image of each class stays"
         if all(size * count / n + 1 <= size - 1 for size in sizes if size):  # nothing had to move between classes
             assert abs(taken - size * count / n) < 1
     again = holdout(labels, count, seed)
@@ -252,6 +251,11 @@ def test_holdout_is_random_in_choice_and_order():
 def test_holdout_refuses_empty_parts(part):
     with pytest.raises(ValueError, match="cannot hold out"):
         holdout(LABELS, part, 0)
+
+
+def test_holdout_never_takes_a_class_s_only_image():
+    with pytest.raises(ValueError, match=r"cannot hold out 3 of 5 images: one of each of the 3 classes .* most 2"):
+        holdout(np.array([0, 1, 1, 1, 2]), 3, 0)
 
 
 @pytest.mark.parametrize("labels", [LABELS / 2, LABELS[:, None]])

@@ -215,7 +215,7 @@ def test_of_several_files_none_is_guessed(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".pth", ".pt", ".ckpt", ".bin"])
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".pth", ".pt", ".ckpt", ".pth.tar", ".bin"])
 def test_a_file_of_weights_is_found_in_a_folder_by_any_ending_and_none_is_preferred(
     tmp_path: Path, ending: str
 ) -> None:
