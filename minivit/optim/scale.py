@@ -33,11 +33,16 @@ class LossScale:
     def __init__(self, value: float = 2.0**16, growth: int = 2000) -> None:
         if not (isfinite(value) and value > 0) or growth < 1:
             raise ValueError(f"value={value} must be above 0 and finite, and growth={growth} at least 1")
-        self.growth = growth
+        self._growth = growth
         self.state: Array = np.array([value, 0, 0], np.float64)
 
     def __repr__(self) -> str:
         return f"LossScale({self.value:g}, growth={self.growth}, skipped={self.skipped})"
+
+    @property
+    def growth(self) -> int:
+        """Fixed, since a recorded step has it as a number."""
+        return self._growth
 
     @property
     def value(self) -> float:

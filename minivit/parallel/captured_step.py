@@ -47,7 +47,7 @@ class CapturedStep:
         precision: of activations, "float32", "bfloat16" or "float16"; see minivit/fast/half.py.
 
     Attributes:
-        scale: the `optim.LossScale` in float16, else None.
+        scale: the `optim.LossScale` in float16, which may be replaced by another, else None.
 
     Raises:
         ValueError: for a model on the CPU, or with running statistics, or another precision.
@@ -72,8 +72,6 @@ class CapturedStep:
             array_module(self._data[0]).zeros(1, self.dtype)
         except (TypeError, ValueError) as error:
             raise RuntimeError(f"this CuPy has no {precision}: install CuPy 14 or later, or use 'float16'") from error
-        if self.scale is not None:
-            self.scale.move_to(self._data[0])
 
     def __repr__(self) -> str:
         precision = "" if self.dtype == np.float32 else f", precision={self.dtype.name!r}"
@@ -153,7 +151,9 @@ class CapturedStep:
         checked_batch(self.model, images, labels)
         self._renew()
         update = self._update
-        if update is None or not update.is_of(opt, max_norm, average):
+        if update is None or not update.is_of(opt, max_norm, average, self.scale):
+            if self.scale is not None:
+                self.scale.move_to(self._data[0])
             update = RecordedUpdate(self._params, opt, max_norm, average, self.scale)
             self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] != "update"}
             self._update = update

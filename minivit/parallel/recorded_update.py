@@ -69,9 +69,9 @@ class RecordedUpdate:
         if not hasattr(opt.skipped, "shape"):
             opt.skipped = array_module(opt.first).zeros(1, np.float64)
 
-    def is_of(self, opt: Any, max_norm: float | None, average: ModelEma | None) -> bool:
+    def is_of(self, opt: Any, max_norm: float | None, average: ModelEma | None, scale: LossScale | None) -> bool:
         """Whether it was made for these."""
-        return opt is self.opt and average is self.average and max_norm == self.max_norm
+        return (opt, average, scale) == (self.opt, self.average, self.scale) and max_norm == self.max_norm
 
     def dloss(self) -> Any:
         """What the backward pass begins with: 1, or in float16 the scale, which the graph reads at each launch."""

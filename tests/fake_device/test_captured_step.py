@@ -317,7 +317,7 @@ def trained(
     average = optim.ModelEma(model, 0.9) if options.pop("averaged", True) else None
     step = parallel.CapturedStep(model, CountingLoss(), **options)
     if step.scale is not None:
-        step.scale.value, step.scale.growth = 2.0**17, 2  # so that it falls, and grows again
+        step.scale = optim.LossScale(2.0**17, growth=2)  # so that it falls, and grows again
     rng, found = np.random.default_rng(5), []
     for number, (images, labels) in enumerate(batches(5, side=16 if kind == "hybrid" else 4)):
         images = images * (np.inf if number == 2 else 1)  # a gradient that is not finite
