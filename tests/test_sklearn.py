@@ -25,7 +25,8 @@ FAST: dict[str, Any] = {
     "max_iter": 8,
     "batch_size": 8,
     "learning_rate_init": 1e-2,
-}  # scikit-learn's checks fit 200 models
+}
+CHECKED = FAST | {"batch_size": 32, "learning_rate_init": 2e-2}  # scikit-learn's checks fit 200 models
 
 
 def stripes(count: int = 60, side: int = 8, channels: int | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -46,7 +47,7 @@ def stripes(count: int = 60, side: int = 8, channels: int | None = None, seed: i
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # scikit-learn's checks warn of what they skip
 def test_scikit_learns_own_checks_pass() -> None:
-    results = check_estimator(ViTClassifier(**FAST), on_skip=None, on_fail=None)
+    results = check_estimator(ViTClassifier(**CHECKED), on_skip=None, on_fail=None)
     failed = {each["check_name"]: each["exception"] for each in results if each["status"] == "failed"}
     assert not failed
     assert len(results) > 40 and sum(each["status"] == "passed" for each in results) > 40
@@ -54,7 +55,7 @@ def test_scikit_learns_own_checks_pass() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learns_checks_pass_with_early_stopping() -> None:
-    model = ViTClassifier(**FAST, early_stopping=True, validation_fraction=0.2)
+    model = ViTClassifier(**CHECKED, early_stopping=True, validation_fraction=0.2)
     names = ("check_classifiers_train", "check_fit_idempotent", "check_estimators_pickle", "check_n_features_in")
     from sklearn.utils import estimator_checks
 
@@ -175,13 +176,13 @@ def test_a_loss_that_stays_infinite_stops_the_training() -> None:
 
 
 @pytest.mark.slow
-def test_digits_are_learned_with_the_defaults() -> None:
-    """96 % of a quarter of the 8x8 digits, never seen in training."""
+def test_digits_are_learned_in_a_third_of_the_default_epochs() -> None:
+    """95 % of a quarter of the 8x8 digits, never seen in training."""
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     train, test = order[450:], order[:450]
-    model = ViTClassifier(random_state=0).fit(digits.images[train], digits.target[train])
-    assert model.score(digits.images[test], digits.target[test]) >= 0.96
+    model = ViTClassifier(random_state=0, max_iter=10).fit(digits.images[train], digits.target[train])
+    assert model.score(digits.images[test], digits.target[test]) >= 0.95
 
 
 def test_without_scikit_learn_the_extra_is_named() -> None:

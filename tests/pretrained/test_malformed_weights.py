@@ -18,6 +18,7 @@ import pytest
 import safetensors.numpy
 from malformed_files import ARRAYS, CANARY, MODEL, NPZ, SAFETENSORS, VIT, Build, file, saved
 from malformed_folders import CONFIGS, FITTING_NOTHING, OTHER, PICKLES, TENSOR_DICT, UNREADABLE_CONFIGS
+from table import PROFILE
 from torch_files import new_file, old_file
 
 from minivit import CheckpointError, ViT, save
@@ -190,6 +191,7 @@ def same(model: Any, arrays: Any) -> bool:
     return found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
 
 
+FLIPS = 60 if PROFILE == "quick" else 300
 HASHED = ("ours", "npz", "npz, compressed", "pth")  # a hash, or a checksum of each entry
 
 
@@ -198,7 +200,7 @@ def test_a_flipped_bit_is_noticed_or_changes_numbers_and_nothing_else(tmp_path: 
     path = whole_files()[name](tmp_path)
     data, rng = path.read_bytes(), np.random.default_rng(0)
     outcomes = {"refused": 0, "the same": 0, "other numbers": 0}
-    for bit in rng.choice(8 * len(data), 300, replace=False).tolist():
+    for bit in rng.choice(8 * len(data), FLIPS, replace=False).tolist():
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
