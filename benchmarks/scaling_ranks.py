@@ -5,8 +5,9 @@
     python benchmarks/scaling_ranks.py --links 10:0 1:0 1:0.1 1:1 --batch 4 --shards 2 --repeats 1
     python benchmarks/scaling_ranks.py --machines 8 64 1024
 
-Every number of ranks trains in processes of its own, in turn, and each repeat starts with another. Per row: images/s,
-the speed-up over one rank, the share of a step that rank 0 spends in messages and in waiting for other ranks, and the
+Every number of ranks trains in processes of its own, in turn, and each repeat starts with another. So does one process
+with as many threads as the most ranks, in which a user without MPI would train. Per row: images/s, the speed-up over
+one rank, the share of a step that rank 0 spends in messages and in waiting for other ranks, and the
 bytes that a rank sends in a step, over the least possible, 2 G (R-1)/R for G bytes of parameters.
 
 --links: two ranks, with a link of so many Gbit/s and so many milliseconds of delay between them (shaped_link.py), and
@@ -68,8 +69,8 @@ def step_seconds(compute: float, ranks: int, size: float, link: Link, ratio: flo
 
 
 def rank(model_name: str, batch: int, shards: int, untimed: int, timed: int) -> None:
-    """What each process runs; rank 0 prints a JSON line."""
-    ranks: Any = distributed.join(shards)
+    """What each process runs; rank 0 prints a JSON line. Without mpiexec, a shard for each thread."""
+    ranks: Any = distributed.join(shards if distributed.launched_rank() is not None else None)
     model = minivit.create_model(model_name, num_classes=1000, seed=0)
     opt = ranks.optimizer(optim.AdamW(model.parameters(), no_decay=optim.no_decay(model)))
     step = ranks.data_parallel(model, opt)
@@ -144,14 +145,17 @@ def measured(
     """One process for each rank, with one core.
 
     Args:
+        ranks: 0 for one process with as many threads as it may use.
         start: the beginning of the command; this machine's mpiexec by default.
     """
-    if start is None:
+    if ranks == 0:
+        start = []
+    elif start is None:
         start = [mpiexec(), "-bind-to", "core", "-n", str(ranks)]
     program = [sys.executable, __file__, "--rank", "--model", model, "--batch", str(batch), "--shards", str(shards)]
     done = subprocess.run(
         [*start, *program, "--steps", *map(str, steps)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(1 if ranks else usable_cores())}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"error: {ranks} ranks ended with {done.returncode}: {done.stderr}")
@@ -219,20 +223,21 @@ def main() -> None:
         return over_links(args.links, args.model, args.batch, args.shards, args.repeats, tuple(args.steps))
     for title, scale in (("strong", 0), ("weak", 1)):
         print(f"{title} scaling of {args.model}, {args.shards} shards, batch {args.batch}{' x ranks' * scale}")
-        found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in args.ranks}
+        kinds = [*args.ranks, 0]
+        found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in kinds}
         for repeat in range(args.repeats):
-            for place in range(len(args.ranks)):
-                ranks = args.ranks[(repeat + place) % len(args.ranks)]
-                found[ranks].append(
-                    measured(ranks, args.model, args.batch * (ranks if scale else 1), args.shards, tuple(args.steps))
-                )
+            for place in range(len(kinds)):
+                ranks = kinds[(repeat + place) % len(kinds)]
+                batch = args.batch * ((ranks or usable_cores()) if scale else 1)
+                found[ranks].append(measured(ranks, args.model, batch, args.shards, tuple(args.steps)))
         for ranks, rows in found.items():
             row = sorted(rows, key=lambda row: row["seconds"])[len(rows) // 2]
             first = statistics.median(row["batch"] / row["seconds"] for row in found[args.ranks[0]])
             speed = row["batch"] / row["seconds"]
             sent = "" if row["ratio"] is None else f"  sent / least {row['ratio']:.3f}"
+            name = f"{ranks:4d} ranks  " if ranks else f"{usable_cores():4d} threads"
             print(
-                f"{ranks:4d} ranks  {speed:8.1f} images/s  {speed / first:5.2f} times  "
+                f"{name}{speed:8.1f} images/s  {speed / first:5.2f} times  "
                 f"exchange and waiting {row['share']:5.1%}{sent}"
             )
     return None
