@@ -153,9 +153,10 @@ def measured(
     elif start is None:
         start = [mpiexec(), "-bind-to", "core", "-n", str(ranks)]
     program = [sys.executable, __file__, "--rank", "--model", model, "--batch", str(batch), "--shards", str(shards)]
+    threads = 1 if ranks else usable_cores()
     done = subprocess.run(
         [*start, *program, "--steps", *map(str, steps)],
-        env={**os.environ, "OMP_NUM_THREADS": str(1 if ranks else usable_cores())}, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"error: {ranks} ranks ended with {done.returncode}: {done.stderr}")
