@@ -84,10 +84,24 @@ def check_device(device: str) -> None:
     if device not in ("cpu", "gpu"):
         raise ValueError(f"unknown device {device!r}: choose 'cpu' or 'gpu'")
     if device == "gpu" and not gpu_available():
-        raise RuntimeError(
-            "device 'gpu' was requested, but no GPU answers: install CuPy for your CUDA version "
-            "(pip install cupy-cuda12x or cupy-cuda13x) and check the driver, or use 'cpu'"
-        )
+        raise RuntimeError(f"device 'gpu' was requested, but no GPU answers: {_remedy()}, or use 'cpu'")
+
+
+def _remedy() -> str:
+    """What to do where no GPU answers."""
+    try:
+        import cupy
+    except ImportError:
+        return "install CuPy for your CUDA version (pip install cupy-cuda12x or cupy-cuda13x)"
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+        reason = "it finds none"
+    except Exception as error:  # the driver's
+        reason = str(error)
+    return (
+        f"CuPy {cupy.__version__} is installed ({reason}): check that nvidia-smi shows a GPU, and that CuPy is built for a "
+        "CUDA version that the driver has (cupy-cuda12x or cupy-cuda13x)"
+    )
 
 
 def to_device(x_or_model: Any, device: str) -> Any:

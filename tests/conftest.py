@@ -10,6 +10,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other workers have the other cores; NumPy reads it when it is imported
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import cuda_emulator
 import fake_cupy
 import numpy as np

@@ -109,6 +109,12 @@ def test_cupy_without_a_device_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(module.cuda, "is_available", broken)
         assert not gpu_available()
 
+        monkeypatch.setattr(module.cuda.runtime, "getDeviceCount", broken)
+        with pytest.raises(
+            RuntimeError, match=r"CuPy \S+ is installed \(cudaErrorInsufficientDriver\): check that nvidia-"
+        ):
+            minivit.to_device(np.ones(2), "gpu")
+
 
 def test_a_constant_moves_to_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from minivit import device as devices
