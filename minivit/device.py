@@ -99,8 +99,8 @@ def _remedy() -> str:
     except Exception as error:  # the driver's
         reason = str(error)
     return (
-        f"CuPy {cupy.__version__} is installed ({reason}): check that nvidia-smi shows a GPU and that CuPy is built for "
-        "a CUDA version that the driver has (cupy-cuda12x or cupy-cuda13x)"
+        f"CuPy {cupy.__version__} is installed ({reason}): check that nvidia-smi shows a GPU and that CuPy is built "
+        "for a CUDA version that the driver has (cupy-cuda12x or cupy-cuda13x)"
     )
 
 
