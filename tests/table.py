@@ -620,7 +620,7 @@ MODELS = [
     _model("ViT_map", class_token=False, global_pool="map", reg_tokens=1),
     _model("ViT_no_last_norm", final_norm=False),
     _model("ViT_rms_swiglu", norm_layer="rmsnorm", mlp_layer="swiglu", patch_norm=True, proj_bias=False),
-    _model("ViT_packed_swiglu", mlp_layer="swiglu_packed"),
+    _model("ViT_packed_swiglu", mlp_layer="swiglu_packed", scale_mlp_norm=True),
     _model("ViT_norms_within", scale_attn_norm=True, scale_mlp_norm=True, qk_norm=True, embed_dim=16),
     _model("ViT_rotary", pos_embed="rotary", embed_dim=8, reg_tokens=1, qkv_bias="qv"),
     _model("ViT_rotary_dynamic", pos_embed="rotary", embed_dim=8, images=_LARGE, dynamic_img_size=True),
