@@ -89,6 +89,7 @@ def test_folder_task(pictures):
     plain = work.prepare(work.learn.images[:3])
     assert np.array_equal(plain[0], preprocess(work.learn.images[0]))
     assert work.fingerprint != folder_task(*split_folder(pictures), preprocess, limit=20, seed=2).fingerprint
+    assert work.fingerprint == "b765858a0988ce5c", "runs of earlier versions resume"
     assert (batches[0][0] == 0).any() and not (plain == 0).any(), "moved images have the mean color at their edges"
 
 
