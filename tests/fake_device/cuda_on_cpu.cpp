@@ -188,6 +188,9 @@ void touch(const char* address, std::size_t size, bool write) {
         if (write && !region.writable) {
             return fail("writes into an array that is only to be read");
         }
+        if (!region.writable) {
+            return;  // nobody writes it, so there is no race in it
+        }
         for (std::size_t at = (address - region.low) / WORD, end = (address - region.low + size - 1) / WORD; at <= end; ++at) {
             Word& word = region.words[at];
             if (!ordered(word.write, now) || (write && !ordered(word.read, now))) {
@@ -341,7 +344,7 @@ void cuda_register(const char* low, std::size_t size, int writable) {
             return;
         }
     }
-    regions.push_back(Region{low, low + size, writable != 0, std::vector<Word>(size / WORD + 1)});
+    regions.push_back(Region{low, low + size, writable != 0, {}});
 }
 
 void cuda_block_barrier(int line) { wait(State::AT_BLOCK_BARRIER, 0, line); }
@@ -394,6 +397,11 @@ const char* cuda_launch(void (*call)(void*), void* closure, const unsigned* grid
                       "%zu bytes of static and %u of dynamic shared memory: every card of compute capability 8 and more "
                       "has 49,152 and 101,376 in all",
                       shared, dynamic);
+    }
+    for (Region& region : regions) {
+        if (region.writable && region.words.empty()) {
+            region.words.resize((region.high - region.low) / WORD + 1);
+        }
     }
     while (stacks.size() < threads) {
         stacks.push_back(static_cast<char*>(

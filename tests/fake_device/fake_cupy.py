@@ -118,8 +118,8 @@ def _new(host: np.ndarray, base: ndarray | None = None) -> ndarray:
     return _noted(array)
 
 
-# every array that there is, by its id: kernels reach some through tables of addresses
-_live: dict[int, weakref.ref[ndarray]] = {}
+# every array that there is, by its address and id: kernels reach some through tables of addresses
+_live: dict[int, dict[int, weakref.ref[ndarray]]] = {}
 
 
 def _noted(array: ndarray) -> ndarray:
@@ -127,17 +127,20 @@ def _noted(array: ndarray) -> ndarray:
         _recording.append(
             (functools.partial(id, array._host), None)
         )  # the graph has its address, so its memory must stay
-    key = id(array)
-    _live[key] = weakref.ref(array, lambda _: _live.pop(key, None))
+    here, key = _live.setdefault(_address(array._host), {}), id(array)
+    here[key] = weakref.ref(array, lambda _: here.pop(key, None))
     return array
+
+
+def _address(host: np.ndarray) -> int:
+    address: int = host.__array_interface__["data"][0]
+    return address
 
 
 def _at_address(address: int) -> np.ndarray | None:
     """The memory of the largest live array that begins there."""
-    arrays = (reference() for reference in list(_live.values()))
-    hosts = [array._host for array in arrays if array is not None]
-    found = [host for host in hosts if host.__array_interface__["data"][0] == address]
-    return max(found, key=lambda host: host.size, default=None)
+    arrays = [reference() for reference in list(_live.get(address, {}).values())]
+    return max((array._host for array in arrays if array is not None), key=lambda host: host.size, default=None)
 
 
 def _wrap(result: Any, *sources: ndarray) -> Any:
