@@ -108,3 +108,8 @@ def test_what_is_just_outside_is_refused(name: str) -> None:
 def test_what_is_just_inside_is_taken(name: str) -> None:
     y, _ = TAKEN[name]()
     assert all(np.isfinite(part).all() for part in (y if isinstance(y, tuple) else (y,)))
+
+
+def test_a_wrong_argument_beside_a_right_array_is_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'axes'"):
+        F.softmax(np.ones((2, 3)), axes=1)  # type: ignore[call-arg]
