@@ -180,3 +180,11 @@ def test_an_earlier_run_that_cannot_be_moved_is_named_and_stays(tmp_path, monkey
         patch.setattr(Path if step == "mkdir" else os, step, refused)
         keep_earlier(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["metrics.csv"]
+
+
+def test_a_size_of_one_pixel_is_a_size():
+    parser = argparse.ArgumentParser()
+    command_line.add_img_size(parser)
+    assert parser.parse_args(["--img-size", "1"]).img_size == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--img-size", "0"])
