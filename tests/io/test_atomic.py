@@ -79,3 +79,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monke
         write_atomically(tmp_path / "a.bin", b"new")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a.bin")
     assert os.listdir(tmp_path) == ["a.bin"] and (tmp_path / "a.bin").read_bytes() == b"old"
+
+
+def test_a_machine_that_says_nothing_of_itself_has_no_number() -> None:
+    assert process._short("", "") == "" and process._short("host", "") != process._short("host", "id") != ""

@@ -144,3 +144,7 @@ def test_a_vit_without_blocks_reads_its_embedding() -> None:
 
 def test_arguments_of_neither_library_stay_for_the_class_to_refuse() -> None:
     assert in_our_words("ViT", {"bogus": 1, "embed_dim": 8}) == {"bogus": 1, "embed_dim": 8}
+
+
+def test_a_dtype_is_saved_by_its_name() -> None:
+    assert vit(dtype=np.float64).config["dtype"] == swin(dtype=np.float64).config["dtype"] == "float64"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minivit.train import Run, command_line
+from minivit.train import Run, command_line, presets
 from minivit.train.folder import keep_earlier
 
 PRESETS = {"vit": {"full": 1, "subset": 2}, "swin": {"full": 3, "small": 4}}
@@ -188,3 +188,17 @@ def test_a_size_of_one_pixel_is_a_size():
     assert parser.parse_args(["--img-size", "1"]).img_size == 1
     with pytest.raises(SystemExit):
         parser.parse_args(["--img-size", "0"])
+
+
+def test_one_epoch_is_enough_and_none_is_not():
+    parser = argparse.ArgumentParser()
+    command_line.add_mnist_options(parser, PRESETS)
+    assert parser.parse_args(["--epochs", "1"]).epochs == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--epochs", "0"])
+
+
+def test_the_table_of_presets_has_each_number_below_its_name():
+    rows = [line.split() for line in presets.table().splitlines()]
+    assert rows[0] == ["model", "preset", "epochs", "batch", "size", "lr", "held", "out"]
+    assert rows[1] == ["vit", "default", "16", "128", "0.002", "1000"]
