@@ -113,7 +113,8 @@ def test_classes_preprocessing_accuracy_and_figures_arrive(fake: Any, tmp_path: 
 
 
 def test_a_card_without_a_license_says_so_and_its_header_is_yaml() -> None:
-    header = report.hub_card("A", {}, repo_id=NAME).split("---\n")[1]
+    header, body = report.hub_card("A", {}, repo_id=NAME).split("---\n")[1:3]
+    assert "## Intended use\n\nClassification of images like those" in body and "## Limits\n\nIt was not" in body
     assert "# no license was given: add one" in header
     yaml = pytest.importorskip("yaml")
     read = yaml.safe_load(header)

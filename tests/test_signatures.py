@@ -20,7 +20,7 @@ from minivit.nn.counting import cost
 
 SIGNATURES = Path(__file__).parent / "golden" / "signatures.txt"
 MODULES = [f"minivit.{name}" for name in ("functional", "models", "nn", "optim", "parallel", "train")]
-MODULES += [f"minivit.train.{name}" for name in ("finetuning", "tasks", "report", "command_line")]
+MODULES += [f"minivit.train.{name}" for name in ("finetuning", "tasks", "report", "command_line", "frozen")]
 
 
 def signature(name: str, function: Any) -> str:

@@ -298,6 +298,12 @@ def test_a_loss_may_have_targets_of_any_shape(device: Any) -> None:
     assert found == pytest.approx(float(((logits[:, 0] - heights) ** 2).sum()), rel=1e-5)
 
 
+@pytest.mark.usefixtures("device")
+def test_weights_that_lora_keeps_are_no_running_statistics() -> None:
+    """They are constants of layers within layers, which no step changes."""
+    assert parallel.CapturedStep(build("LoRA")).memory() == 0
+
+
 def test_no_images_give_no_predictions(device: Any) -> None:
     ((images, _),) = batches(1)
     assert parallel.CapturedStep(build("ViT")).predict(images[:0]).shape == (0, 3)

@@ -256,3 +256,16 @@ def test_float32_agrees_with_float64_over_a_whole_model() -> None:
         gradients.append(np.concatenate([param.grad.ravel() for param in model.parameters().values()]))
     assert np.abs(logits[0] - logits[1]).max() <= 2e-6 * np.abs(logits[1]).max() * 10
     assert np.linalg.norm(gradients[0] - gradients[1]) <= 1e-4 * np.linalg.norm(gradients[1])
+
+
+def test_dropout_in_half_precision_rounds_in_every_way_alike() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 50)).astype("float16")
+    fast = F.dropout(x, 0.3, np.random.default_rng(1))[0]
+    with minivit.plain():
+        assert np.array_equal(F.dropout(x, 0.3, np.random.default_rng(1))[0], fast)
+    assert np.array_equal(F.dropout.plain(x, 0.3, np.random.default_rng(1))[0], fast)
+
+
+def test_another_level_of_precision_is_refused_with_the_three() -> None:
+    with pytest.raises(ValueError, match="matmul_precision='low': choose one of 'highest', 'high', 'medium'"):
+        minivit.matmul_precision("low")

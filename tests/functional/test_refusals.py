@@ -108,3 +108,26 @@ def test_what_is_just_outside_is_refused(name: str) -> None:
 def test_what_is_just_inside_is_taken(name: str) -> None:
     y, _ = TAKEN[name]()
     assert all(np.isfinite(part).all() for part in (y if isinstance(y, tuple) else (y,)))
+
+
+def test_a_wrong_argument_beside_a_right_array_is_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'axes'"):
+        F.softmax(np.ones((2, 3)), axes=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("q", "v", "vector", "message"),
+    [
+        (
+            (4, 3, 2),
+            (1, 3, 4),
+            (2,),
+            r"q \(4, 3, 2\), k \(4, 3, 2\), v \(1, 3, 4\): q and k must be \(\.\.\., 2H, N, d\)",
+        ),
+        ((4, 3, 2), (2, 5, 4), (2,), "q and k must be"),
+        ((4, 3, 2), (2, 3, 4), (3,), r"the vectors of lambda must be \(2,\), not \(3,\)"),
+    ],
+)
+def test_differential_attention_refuses_other_shapes(q: Any, v: Any, vector: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        F.differential_attention(np.ones(q), np.ones(q), np.ones(v), *[np.ones(vector)] * 4, 0.5)

@@ -61,6 +61,13 @@ def test_a_file_may_have_any_name_that_the_file_system_allows(tmp_path: Path, na
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == b"content"
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the system does not list a process's open files")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    write_atomically(tmp_path / "a.bin", b"content")
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomically(tmp_path / "a.bin", b"old")
 
@@ -72,3 +79,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path: Path, monke
         write_atomically(tmp_path / "a.bin", b"new")
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "a.bin")
     assert os.listdir(tmp_path) == ["a.bin"] and (tmp_path / "a.bin").read_bytes() == b"old"
+
+
+def test_a_machine_that_says_nothing_of_itself_has_no_number() -> None:
+    assert process._short("", "") == "" and process._short("host", "") != process._short("host", "id") != ""

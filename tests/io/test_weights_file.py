@@ -19,7 +19,7 @@ import safetensors.numpy
 from torch_files import bare_file, new_file, old_file, tensor
 
 from minivit import CheckpointError, ViT
-from minivit.io.weights import read_weights
+from minivit.io.weights import Weights, read_weights
 from minivit.pretrained import from_pretrained, load
 
 VIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 3, "embed_dim": 4, "depth": 2, "num_heads": 1}
@@ -234,6 +234,17 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, changes: Any) -> None:
     path = npz(tmp_path / "file.npz", {"x.npy": npy(np.arange(3.0), **changes)})
     with pytest.raises(CheckpointError, match=r"file\.npz"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("changes", [{"shape": (4,)}, {"shape": (1 << 60,)}, {"shape": (2,)}, {"descr": "|O"}])
+def test_a_header_of_another_size_is_refused_before_memory_is_taken(tmp_path: Path, changes: Any) -> None:
+    path = npz(tmp_path / "file.npz", {"x.npy": npy(np.arange(3.0), **changes)})
+    with pytest.raises(CheckpointError, match=r"file\.npz: the entry 'x\.npy' claims .* which do not fit its size"):
+        read_weights(path)
+
+
+def test_weights_without_a_description_have_an_empty_one(tmp_path: Path) -> None:
+    assert Weights(tmp_path, {}) == Weights(tmp_path, {}, {}, {}, None, "")
 
 
 class Bomb:

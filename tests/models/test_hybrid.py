@@ -15,7 +15,7 @@ from published_sizes import check_size
 import minivit
 from minivit import explain, nn
 from minivit.io.safetensors import save_arrays
-from minivit.models.resnet import map_size
+from minivit.models.resnet import ResNetV2, map_size
 from minivit.nn.counting import cost
 from minivit.summary import summary
 
@@ -104,6 +104,11 @@ def test_names_shapes_and_order_are_timms() -> None:
         ("patch_embed.proj.bias", (8,)),
     ]
     assert found[-28][0] == "blocks.0.norm1.weight"
+
+
+def test_a_stem_without_a_seed_has_that_of_0() -> None:
+    stems = [ResNetV2(1, (1,), 4, 2, **seed).state_dict() for seed in ({}, {"seed": 0})]
+    assert all(np.array_equal(stems[0][name], array) for name, array in stems[1].items())
 
 
 def test_the_root_alone_has_shorter_names() -> None:

@@ -162,6 +162,10 @@ def test_what_no_update_can_be_is_refused(arguments: Any, message: str) -> None:
     assert not has_lora(model) and len(model.parameters()) == len(minivit.ViT(**VIT).parameters())
 
 
+def test_a_factor_below_one_is_allowed() -> None:
+    assert nn.LoRALinear(nn.Linear(2, 2), 1, alpha=0.5).alpha == 0.5
+
+
 def test_what_has_no_updates_or_has_them_twice_is_refused(tmp_path: Path) -> None:
     model = minivit.ViT(**VIT)
     for call in (minivit.merge_lora, lambda model: minivit.save_lora(model, tmp_path / "x.safetensors")):

@@ -113,10 +113,25 @@ def test_what_a_swin_has_not_is_refused_with_the_remedy(options: dict[str, Any],
         swin(**options)
 
 
+def test_what_only_a_vit_has_a_swin_takes_where_it_is_off() -> None:
+    off: dict[str, Any] = {
+        "qk_norm": False, "scale_attn_norm": False, "scale_mlp_norm": False, "no_embed_class": False, "pre_norm": False,
+        "init_values": None, "block_fn": None, "mlp_layer": None, "attn_layer": None, "proj_bias": True,
+        "final_norm": True, "pool_include_prefix": False, "reg_tokens": 0,
+    }  # fmt: skip
+    assert in_our_words("Swin", off) == {}
+    for name, value in {**dict.fromkeys(off, True), "proj_bias": False, "final_norm": False}.items():
+        with pytest.raises(ValueError, match=name):
+            in_our_words("Swin", {name: value})
+
+
 def test_odd_depths_are_built_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"depths=\(1, 2\).*allow_odd_depths=True"):
         model = swin(depths=(1, 2))
     assert model.config["depths"] == (1, 2)
+    with pytest.warns(UserWarning, match="depths") as warned:
+        minivit.Swin(img_size=8, patch_size=2, embed_dim=4, depths=(1,), num_heads=(1,), window_size=2)
+    assert warned[0].filename == __file__, "it names the line that built the model"
 
 
 def test_a_vit_without_blocks_reads_its_embedding() -> None:
@@ -129,3 +144,7 @@ def test_a_vit_without_blocks_reads_its_embedding() -> None:
 
 def test_arguments_of_neither_library_stay_for_the_class_to_refuse() -> None:
     assert in_our_words("ViT", {"bogus": 1, "embed_dim": 8}) == {"bogus": 1, "embed_dim": 8}
+
+
+def test_a_dtype_is_saved_by_its_name() -> None:
+    assert vit(dtype=np.float64).config["dtype"] == swin(dtype=np.float64).config["dtype"] == "float64"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minivit import nn
-from minivit.nn.kept_memory import Kept
+from minivit.nn.kept_memory import Kept, kept_bytes
 from minivit.protocol import once
 
 
@@ -26,6 +26,12 @@ def test_a_block_counts_once_for_the_first_that_holds_it() -> None:
 def test_parameters_layers_and_what_is_ignored_count_nothing() -> None:
     x, layer = np.zeros(10), nn.Linear(3, 4)
     assert Kept([x]).add(closure(x[1:], layer, layer.weight)) == 0
+
+
+def test_a_layers_parameters_count_nothing_however_they_are_held() -> None:
+    x, layer = np.zeros(10), nn.Linear(3, 4)
+    assert kept_bytes(closure(x, layer, layer.weight.data.T)) == x.nbytes
+    assert kept_bytes(closure(x, layer.weight, layer.weight.data)) == x.nbytes
 
 
 def test_backs_that_hold_each_other_have_an_end() -> None:

@@ -58,6 +58,16 @@ def test_names_parameters_and_multiply_adds_are_the_same():
     assert [row.macs for row in summary(plain, quiet=True).rows] == [r.macs for r in summary(wrapped, quiet=True).rows]
 
 
+def test_parameters_that_have_their_parents_name_keep_it():
+    class Parent(nn.Layer):
+        def __init__(self, part):
+            self.part = part
+
+    part = nn.RelativePositionBias((2, 2), 1)
+    assert list(Parent(part).parameters()) == list(Parent(nn.Recompute(part)).parameters())
+    assert list(Parent(nn.Recompute(nn.Linear(2, 2))).parameters()) == ["part.weight", "part.bias"]
+
+
 def test_only_the_input_is_kept():
     for inner in (nn.Mlp(8, 32, drop=0.5, seed=0), nn.Attention(8, 2, attn_drop=0.5, seed=0), nn.LayerNorm(8)):
         x = np.ones((3, 4, 8), np.float32)

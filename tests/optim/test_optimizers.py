@@ -171,8 +171,9 @@ def test_without_any_gradient_nothing_moves(kind):
     named = params()
     before = {name: param.data.copy() for name, param in named.items()}
     opt = make(kind, named, weight_decay=0.5)
-    with pytest.warns(UserWarning, match="no parameter has a gradient"):
+    with pytest.warns(UserWarning, match="no parameter has a gradient") as warned:
         opt.step()
+    assert warned[0].filename == __file__, "it names the line that called step"
     assert opt.steps == 0
     assert all(np.array_equal(before[name], param.data) for name, param in named.items())
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minivit.train import Run, command_line
+from minivit.train import Run, command_line, presets
+from minivit.train.folder import keep_earlier
 
 PRESETS = {"vit": {"full": 1, "subset": 2}, "swin": {"full": 3, "small": 4}}
 DEFAULTS: dict[str, Any] = {
@@ -163,3 +166,39 @@ def test_no_console_stops_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             stream.close()
         command_line.run(lambda args: print("lost output"), args)
         Run(tmp_path / "other", {}, {}).end_epoch(0.1, 0.5)
+
+
+@pytest.mark.parametrize("step", ["mkdir", "rename"])
+def test_an_earlier_run_that_cannot_be_moved_is_named_and_stays(tmp_path, monkeypatch, step):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.csv").write_text("epoch")
+
+    def refused(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"out cannot be moved .*\(Permission denied\)"):
+        patch.setattr(Path if step == "mkdir" else os, step, refused)
+        keep_earlier(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["metrics.csv"]
+
+
+def test_a_size_of_one_pixel_is_a_size():
+    parser = argparse.ArgumentParser()
+    command_line.add_img_size(parser)
+    assert parser.parse_args(["--img-size", "1"]).img_size == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--img-size", "0"])
+
+
+def test_one_epoch_is_enough_and_none_is_not():
+    parser = argparse.ArgumentParser()
+    command_line.add_mnist_options(parser, PRESETS)
+    assert parser.parse_args(["--epochs", "1"]).epochs == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--epochs", "0"])
+
+
+def test_the_table_of_presets_has_each_number_below_its_name():
+    rows = [line.split() for line in presets.table().splitlines()]
+    assert rows[0] == ["model", "preset", "epochs", "batch", "size", "lr", "held", "out"]
+    assert rows[1] == ["vit", "default", "16", "128", "0.002", "1000"]

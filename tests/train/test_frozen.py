@@ -71,6 +71,12 @@ def test_the_probe_learns_and_takes_the_features_as_they_are() -> None:
     assert np.array_equal(same, logits), "the seed decides"
 
 
+def test_weight_decay_shrinks_the_weights_of_the_probe() -> None:
+    features, labels = clusters(60)
+    plain, decayed = (linear_probe(features, labels, 3, epochs=5, weight_decay=decay) for decay in (0.0, 100.0))
+    assert np.linalg.norm(decayed.weight.data) < 0.5 * np.linalg.norm(plain.weight.data)
+
+
 def test_frozen_features_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     model = minivit.ViT(**VIT)
     images = np.random.default_rng(0).standard_normal((7, 1, 8, 8)).astype(np.float32)

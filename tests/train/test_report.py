@@ -128,7 +128,8 @@ def test_the_surest_mistakes_are_shown(wrong, shown):
     drawn = report.draw_mistakes(figure(), images, labels, logits)
     axes = [axis for axis in drawn.axes if axis.images]
     assert len(axes) == shown
-    assert f"{wrong} misclassified among 60 images" in drawn.get_suptitle()
+    which = "the 24 most confident of" if wrong > 24 else "all"
+    assert drawn.get_suptitle() == f"Mistakes: {which} {wrong} misclassified among 60 images"
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     sure = probability[np.arange(60), logits.argmax(axis=1)]
     expected = sorted(range(wrong), key=lambda i: -sure[i])[:shown]
