@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.data.batches import MNIST_MEAN, MNIST_STD
-from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from minivit.data.preprocess import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from minivit.io.budget import parse_json, read_small
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
@@ -21,7 +21,7 @@ from minivit.sizes import Size, pair
 _IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # (x - 127.5)/127.5 of bytes
 
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_CLIP: dict[str, Any] = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 # (source, class or family): the default without a file; in a ratio of sizes the second is that to which the short side
 # is resized
@@ -39,13 +39,13 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("google", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
     # preprocessor_config.json of google/vit-..., facebook/deit-...-distilled-... and microsoft/swin...
     ("huggingface", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
-    ("huggingface", "DeiT"): {**_IMAGENET, "crop": 224 / 256, "squash": True},
+    ("huggingface", "DeiT"): {**_IMAGENET, "crop": 224 / 256, "squash": True, "offset": "floor"},
     ("huggingface", "Swin"): {**_IMAGENET, "squash": True},
     ("huggingface", "SwinV2"): {**_IMAGENET, "squash": True},
     # preprocessor_config.json of openai/clip-..., google/siglip-... and facebook/dinov2-...
-    ("huggingface", "CLIP"): _CLIP,
+    ("huggingface", "CLIP"): {**_CLIP, "offset": "floor"},
     ("huggingface", "SigLIP"): {**_HALF, "squash": True},
-    ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256, "offset": "floor"},
     # preprocessor_config.json of facebook/dinov3-...
     ("huggingface", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},
     ("huggingface", "BEiT"): {**_HALF, "squash": True},  # preprocessor_config.json of microsoft/beit-...
@@ -58,7 +58,7 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("meta", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},  # README.md of dinov3
     ("meta", "MAE"): {**_IMAGENET, "crop": 224 / 256},
     ("meta", "DeiT III"): _IMAGENET,
-    ("apple", "AIMv2"): _CLIP,  # preprocessor_config.json of apple/aimv2-...
+    ("apple", "AIMv2"): {**_CLIP, "offset": "floor"},  # preprocessor_config.json of apple/aimv2-...
     # torchvision, models/vision_transformer.py and swin_transformer.py; more in _TORCHVISION
     ("torchvision", "ViT"): {**_IMAGENET, "interpolation": "bilinear", "crop": 224 / 256},
     ("torchvision", "Swin"): {**_IMAGENET, "crop": 224 / 232},
@@ -148,6 +148,7 @@ def _huggingface(config: dict[str, Any]) -> dict[str, Any]:
         "mean": [number / scale for number in mean],
         "std": [number / scale for number in std],
         "squash": squash,
+        "offset": "floor",
     }
 
 
