@@ -15,6 +15,7 @@ from parity_tools import torch
 
 from minivit.models import Model, Swin, ViT
 from minivit.pretrained import export, from_pretrained
+from minivit.pretrained.image_processor import arguments
 from minivit.pretrained.preprocessing import preprocess_entries, preprocessing
 
 Image = pytest.importorskip("PIL.Image")
@@ -80,6 +81,19 @@ def test_what_a_file_leaves_out_is_the_default_of_its_processor(tmp_path: Path, 
     for picture in pictures()[:2]:  # torchvision's resampling rounds a level otherwise than Pillow's
         theirs = processor(picture, return_tensors="np")["pixel_values"][0]
         assert np.abs(prepare(picture) - theirs).max() < 2.5 / 255 / min(prepare.std)
+
+
+FAMILIES = {"vit": "", "swin": "", "swinv2": "", "vit_mae": "", "ijepa": "", "deit": "DeiT", "clip": "CLIP"}
+FAMILIES |= {"siglip": "SigLIP", "dinov2": "DINOv2", "dinov3_vit": "DINOv3", "beit": "BEiT", "aimv2": "AIMv2"}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_file_without_a_processor_has_that_of_its_model(kind: str) -> None:
+    auto = pytest.importorskip("transformers.models.auto.image_processing_auto")
+    processor = auto.IMAGE_PROCESSOR_MAPPING_NAMES[kind]["torchvision"]
+    said = {"size": side(40), "crop_size": side(40)}
+    expected = arguments({"image_processor_type": processor, **said}, "")
+    assert arguments(said, FAMILIES[kind]) == expected
 
 
 @pytest.mark.parametrize("nested", [True, False])
