@@ -17,7 +17,7 @@ from minivit.data import Preprocess
 from minivit.models import Model
 from minivit.models.configs import name_of
 from minivit.pretrained import save
-from minivit.pretrained.preprocessing import pretrained_cfg
+from minivit.pretrained.preprocessing import preprocess_entries
 from minivit.protocol import Array
 from minivit.train import report
 
@@ -151,7 +151,7 @@ def hub_config(model: Model, preprocess: Preprocess | None, classes: Sequence[st
     if classes is not None:
         found["label_names"] = list(classes)
     if preprocess is not None:
-        found["pretrained_cfg"] = pretrained_cfg(preprocess)
+        found |= preprocess_entries(preprocess)
     return found
 
 

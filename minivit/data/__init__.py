@@ -14,9 +14,10 @@ from minivit.data.batches import (
 )
 from minivit.data.folder import ImageFolder, image_folder, read_images, split_folder
 from minivit.data.idx import DataError, read_idx, read_labeled, write_idx
-from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess, read_image
+from minivit.data.images import read_image
 from minivit.data.mix import cutmix, mixup
 from minivit.data.mnist import Mnist, default_cache_dir, load_mnist
+from minivit.data.preprocess import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from minivit.renamed import old_names
 
 __all__ = [

@@ -4,7 +4,7 @@
     pets/cat/2.jpg          or          pets/train/dog/7.jpg
     pets/dog/7.jpg                      pets/val/cat/2.jpg  (or valid, validation, test)
 
-images.py converts a file to an array.
+preprocess.py converts a file to an array.
 """
 
 from __future__ import annotations

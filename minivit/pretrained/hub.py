@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 # in order of preference, as in `weights.py`
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-BESIDE = ("config.json", "preprocessor_config.json")  # settings that shapes do not show, and the preprocessing
+# settings that shapes do not show, and the preprocessing
+BESIDE = ("config.json", "preprocessor_config.json", "processor_config.json")
 
 GRACE = 60.0  # seconds for a file of any size: name look-ups, redirects, and five new attempts of huggingface_hub's
 SLOWEST = 16e3  # bytes a second, as for MNIST; a slower or repeatedly failing server is abandoned
@@ -56,8 +57,7 @@ def fetch(
     """The folder with the weights of this name and their config.json, from the cache or fetched into it.
 
     Files in the cache are used without a request to the hub. They are compared with their SHA-256 each time, because a
-    disk
-    or another program may have changed them: 0.2 s for 330 MB, less than reading the arrays takes.
+    disk or another program may have changed them: 0.2 s for 330 MB, less than reading the arrays takes.
 
     Args:
         name: a published size ("vit_base_patch16_224", with timm's default tag), one with a tag

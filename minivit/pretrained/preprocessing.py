@@ -5,23 +5,31 @@ It comes from a file next to the weights, else from the source's code for its pu
 
 from __future__ import annotations
 
+from math import floor
+from pathlib import Path
 from typing import Any
 
 from minivit.data.batches import MNIST_MEAN, MNIST_STD
-from minivit.data.images import FILTERS, IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from minivit.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, before_crop
 from minivit.io.budget import parse_json, read_small
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable
 from minivit.io.weights import read_weights
 from minivit.models import Model, ViT
 from minivit.pretrained.hidden import is_plain
+from minivit.pretrained.image_processor import CLIP_MEAN, CLIP_STD, arguments
 from minivit.pretrained.recognition import Recognized, StrPath, recognize
 from minivit.sizes import Size, pair
+
+# in transformers' order: the first holds settings of texts too, and those of images only in newer versions
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_TIMM_KEYS = {"input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"}
+_BEYOND_TIMM = "minivit_preprocess"  # an entry of config.json beside timm's pretrained_cfg
 
 _IMAGENET: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # (x - 127.5)/127.5 of bytes
 
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_CLIP: dict[str, Any] = {"mean": CLIP_MEAN, "std": CLIP_STD}
 
 # (source, class or family): the default without a file; in a ratio of sizes the second is that to which the short side
 # is resized
@@ -39,13 +47,13 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("google", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
     # preprocessor_config.json of google/vit-..., facebook/deit-...-distilled-... and microsoft/swin...
     ("huggingface", "ViT"): {**_HALF, "interpolation": "bilinear", "squash": True},
-    ("huggingface", "DeiT"): {**_IMAGENET, "crop": 224 / 256, "squash": True},
+    ("huggingface", "DeiT"): {**_IMAGENET, "crop": 224 / 256, "squash": True, "offset": "floor"},
     ("huggingface", "Swin"): {**_IMAGENET, "squash": True},
     ("huggingface", "SwinV2"): {**_IMAGENET, "squash": True},
     # preprocessor_config.json of openai/clip-..., google/siglip-... and facebook/dinov2-...
-    ("huggingface", "CLIP"): _CLIP,
+    ("huggingface", "CLIP"): {**_CLIP, "offset": "floor"},
     ("huggingface", "SigLIP"): {**_HALF, "squash": True},
-    ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256},
+    ("huggingface", "DINOv2"): {**_IMAGENET, "crop": 224 / 256, "offset": "floor"},
     # preprocessor_config.json of facebook/dinov3-...
     ("huggingface", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},
     ("huggingface", "BEiT"): {**_HALF, "squash": True},  # preprocessor_config.json of microsoft/beit-...
@@ -58,7 +66,7 @@ _DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("meta", "DINOv3"): {**_IMAGENET, "interpolation": "bilinear", "squash": True},  # README.md of dinov3
     ("meta", "MAE"): {**_IMAGENET, "crop": 224 / 256},
     ("meta", "DeiT III"): _IMAGENET,
-    ("apple", "AIMv2"): _CLIP,  # preprocessor_config.json of apple/aimv2-...
+    ("apple", "AIMv2"): {**_CLIP, "offset": "floor"},  # preprocessor_config.json of apple/aimv2-...
     # torchvision, models/vision_transformer.py and swin_transformer.py; more in _TORCHVISION
     ("torchvision", "ViT"): {**_IMAGENET, "interpolation": "bilinear", "crop": 224 / 256},
     ("torchvision", "Swin"): {**_IMAGENET, "crop": 224 / 232},
@@ -79,10 +87,11 @@ _TORCHVISION: dict[tuple[str, int, int, int], float] = {
 def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
     """The preprocessing for a model that `from_pretrained` built from a file.
 
-    It comes from preprocessor_config.json next to the file (Hugging Face's keys), else from config.json (timm's
-    `pretrained_cfg`), else from the defaults of the source. A file of minivit's has no default: one channel is taken to
-    mean MNIST-like digits, light on dark, with the numbers of `minivit.data.normalize`; three channels pixels scaled to
-    -1 to 1.
+    It comes from the `image_processor` in processor_config.json next to the file, else from preprocessor_config.json
+    (Hugging Face's keys, in transformers' order), else from config.json (timm's `pretrained_cfg`), else from the
+    defaults of the source. What a file leaves out is its library's default; an entry that may change pixels and that
+    `Preprocess` cannot express is an error. A file of minivit's has no default: one channel is taken to mean MNIST-like
+    digits, light on dark, with the numbers of `minivit.data.normalize`; three channels pixels scaled to -1 to 1.
 
     The size is that of a ViT of fixed size. For one channel, each number is the mean over red, green and blue. The
     arrays of DeiT without distillation do not differ from ViT's: its files from facebookresearch need
@@ -100,24 +109,27 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
     channels = model.config["in_chans"]
     if channels not in (1, 3):
         raise ValueError(f"in_chans={channels}: an image has 3 channels, or 1 if it is gray")
-    file = found.weights.path.with_name("preprocessor_config.json")
     config = found.weights.config
     cfg = config.get("pretrained_cfg", config)  # older files of timm's have its keys at the top level
+    file = found.weights.path
+    family = found.layout.family if found.layout else ""
     try:
-        if file.exists():
-            settings = _huggingface(parse_json(read_small(file).decode("utf-8-sig")))
-        elif isinstance(cfg, dict) and "mean" in cfg:
-            file = file.with_name("config.json")
-            settings = _timm(cfg)
+        for name in _PROCESSOR_FILES:
+            file = found.weights.path.with_name(name)
+            stated = _read(file)
+            if stated is not None:
+                settings = _fitted(arguments(stated, "DeiT" if model.config.get("distilled") else family), model)
+                break
         else:
-            file = found.weights.path
-            settings = _default(found.source, model, found.layout.family if found.layout else "")
-        stated = settings.pop("size", None)
-        if stated is None or (isinstance(model, ViT) and not model.config["dynamic_img_size"]):
-            stated = pair(model.config["img_size"])
+            if isinstance(cfg, dict) and ("pretrained_cfg" in config or _TIMM_KEYS & {*cfg}):
+                file = file.with_name("config.json")
+                settings = _fitted(_beyond_timm(_timm(cfg, model), config), model)
+            else:
+                file = found.weights.path
+                settings = {"size": model.config["img_size"], **_default(found.source, model, family)}
         for name in ("mean", "std"):
             settings[name] = _in_channels(tuple(settings[name]), channels)
-        return Preprocess(stated, **settings)
+        return Preprocess(**settings)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = printable(f"{type(error).__name__}: {error}"[:300])
         raise CheckpointError(
@@ -125,64 +137,78 @@ def preprocessing(source: StrPath | Recognized, model: Model) -> Preprocess:
         ) from None
 
 
-def _huggingface(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings from preprocessor_config.json, with the defaults of the processor that it names, or ViT's."""
-    kind = str(config.get("image_processor_type", config.get("feature_extractor_type", "")))
-    deit, short, siglip = (kind.startswith(each) for each in ("DeiT", ("CLIP", "Bit"), "Siglip"))
-    size = config.get("size", 256 if deit else 224)
-    # a number is the short side in CLIP's processor, and in that of DINOv2, else both
-    squash = not (short if isinstance(size, int) else "shortest_edge" in size if isinstance(size, dict) else False)
-    resized = _size(size)
-    kept = _size(config.get("crop_size", 224)) if config.get("do_center_crop", deit or short) else resized
-    scale = 255 * config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 255
-    # (scale x - mean)/std of x in [0, 1] is (x - mean/scale)/(std/scale)
-    usual = _CLIP if short else _IMAGENET if deit else _HALF
-    mean, std = config.get("image_mean", usual["mean"]), config.get("image_std", usual["std"])
-    if not config.get("do_normalize", True):
-        mean, std = (0.0,), (1.0,)
-    numbers = {int(number): name for name, number in FILTERS.items()}
-    return {
-        "size": kept,
-        "crop": kept[0] / resized[0],
-        "interpolation": numbers[config.get("resample", FILTERS["bicubic" if deit or short or siglip else "bilinear"])],
-        "mean": [number / scale for number in mean],
-        "std": [number / scale for number in std],
-        "squash": squash,
-    }
+def _read(file: Path) -> dict[str, Any] | None:
+    """The entries for images in one of transformers' files; None if there are none."""
+    if not file.exists():
+        return None
+    content = parse_json(read_small(file).decode("utf-8-sig"))
+    found: dict[str, Any] | None = content.get("image_processor") if file.name == _PROCESSOR_FILES[0] else content
+    return found
 
 
-def _size(config: Any) -> Size:
-    """A size as preprocessor_config.json gives it: a number, two, or a dict of sides."""
-    if isinstance(config, dict):
-        config = config["shortest_edge"] if "shortest_edge" in config else (config["height"], config["width"])
-    return pair(config)
+def _own_size(model: Model) -> Size | None:
+    """The one size of images that a model takes; None if it takes several."""
+    fixed = isinstance(model, ViT) and not model.config["dynamic_img_size"]
+    return pair(model.config["img_size"]) if fixed else None
 
 
-def _timm(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Settings from timm's pretrained_cfg; its defaults are 0.875 and bilinear (data/constants.py)."""
+def _fitted(settings: dict[str, Any], model: Model) -> dict[str, Any]:
+    """The settings for the size of the model, of which the crop keeps the same share."""
+    size = _own_size(model) or settings["size"]
+    if size != settings["size"] and "resized" in settings:
+        (high, wide), (tall, long) = settings["size"], settings["resized"]
+        raise ValueError(f"it crops {high}x{wide} from {tall}x{long}, and the model takes {size[0]}x{size[1]}")
+    return {**settings, "size": size}
+
+
+def _timm(cfg: dict[str, Any], model: Model) -> dict[str, Any]:
+    """Settings from timm's pretrained_cfg, with its defaults for the rest (timm 1.0.31, data/config.py)."""
     mode = cfg.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise ValueError(f"crop_mode={mode!r} is not known here, only 'center' and 'squash'")
+    size, crop = _own_size(model), cfg.get("crop_pct") or 0.875
+    if size is None:
+        # models/_hub.py: a file that says both has the size of the model
+        own = bool(cfg.get("fixed_input_size")) or not cfg.get("input_size")
+        size = pair(model.config["img_size"] if own else tuple(cfg["input_size"][1:]))
+    resized = floor(size[0] / crop), floor(size[1] / crop)
     return {
-        "size": tuple(cfg["input_size"][1:]) if "input_size" in cfg else None,
-        "crop": cfg.get("crop_pct") or 0.875,
-        "interpolation": cfg.get("interpolation") or "bilinear",
-        "mean": cfg["mean"],
-        "std": cfg["std"],
+        "size": size,
+        **before_crop(size, resized, crop),
+        "interpolation": cfg.get("interpolation") or "bicubic",
+        "mean": cfg.get("mean") or IMAGENET_MEAN,
+        "std": cfg.get("std") or IMAGENET_STD,
         "squash": mode == "squash",
     }
 
 
-def pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
-    """The preprocessing under timm's keys, as in a config.json."""
-    return {
-        "input_size": [preprocess.channels, *pair(preprocess.size)],
+def _beyond_timm(settings: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The settings with those that timm's keys do not express, as `preprocess_entries` writes them."""
+    more = dict(config.get(_BEYOND_TIMM) or {})
+    unknown = {*more} - {"resized", "offset"}
+    if unknown:
+        raise ValueError(f"{_BEYOND_TIMM} has {min(unknown)!r:.60}: install the version that wrote it")
+    if "resized" in more:  # of images of the size that is written beside it
+        size, more["resized"] = pair(config["pretrained_cfg"]["input_size"][1:]), pair(more["resized"])
+        settings = {**{name: value for name, value in settings.items() if name != "crop"}, "size": size}
+    return {**settings, **more}
+
+
+def preprocess_entries(preprocess: Preprocess) -> dict[str, Any]:
+    """The preprocessing as entries of config.json: timm's "pretrained_cfg", and what its keys do not express."""
+    size, resized = pair(preprocess.size), preprocess.resized
+    cfg = {
+        "input_size": [preprocess.channels, *size],
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "interpolation": preprocess.interpolation,
-        "crop_pct": preprocess.crop,
+        "crop_pct": preprocess.crop if resized is None else size[0] / pair(resized)[0],
         "crop_mode": "squash" if preprocess.squash else "center",
     }
+    more: dict[str, Any] = {} if resized is None else {"resized": list(pair(resized))}
+    if preprocess.offset != "round":
+        more["offset"] = preprocess.offset
+    return {"pretrained_cfg": cfg, **({_BEYOND_TIMM: more} if more else {})}
 
 
 def _default(source: str, model: Model, family: str = "") -> dict[str, Any]:
@@ -209,6 +235,8 @@ def _default(source: str, model: Model, family: str = "") -> dict[str, Any]:
 
 def _in_channels(numbers: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """One number for each channel: a single one for all, or the mean of three for gray."""
+    if len(numbers) not in (1, 3):
+        raise ValueError(f"{numbers!r:.60} has {len(numbers)} numbers, and an image has 3 channels")
     if len(numbers) == channels:
         return numbers
     return (sum(numbers) / len(numbers),) * channels

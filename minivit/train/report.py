@@ -177,7 +177,7 @@ def hub_card(
         lines += ["| class | images | accuracy |", "|---|---|---|"]
         lines += [f"| {name} | {count:,} | {share:.2%} |" for name, count, share in per_class]
     if preprocess is not None:
-        lines += ["", "## Preprocessing", "", f"`{preprocess}`; `config.json` has it under timm's keys."]
+        lines += ["", "## Preprocessing", "", f"`{preprocess}`; `config.json` has it."]
     lines += ["", "## Loading", "", "```python", "import minivit", ""]
     lines += [
         f"model = minivit.from_pretrained({json.dumps(repo_id)})",

@@ -11,7 +11,7 @@ import numpy as np
 
 from minivit import data
 from minivit.data.folder import ImageFolder, read_images
-from minivit.pretrained.preprocessing import pretrained_cfg
+from minivit.pretrained.preprocessing import preprocess_entries
 from minivit.protocol import Array
 from minivit.train.loop import Batches
 from minivit.train.run import fingerprint
@@ -58,10 +58,10 @@ class Task:
     def config(self) -> dict[str, Any]:
         """The content of a config.json next to the weights: the names of the classes and the preprocessing.
 
-        The keys are timm's; `minivit.pretrained` and examples/classify_image.py read them.
+        The keys are timm's, and one of minivit's for what these do not express; `minivit.pretrained` reads them.
         """
-        cfg = pretrained_cfg(self.preprocess)
-        return {"num_classes": len(self.classes), "label_names": list(self.classes), "pretrained_cfg": cfg}
+        entries = preprocess_entries(self.preprocess)
+        return {"num_classes": len(self.classes), "label_names": list(self.classes), **entries}
 
 
 def mnist_task(mnist: data.Mnist, limit: int | None = None, seed: int = 0, held_out: int = 1000) -> Task:

@@ -16,7 +16,16 @@ import pytest
 
 import minivit
 from minivit import CheckpointError, Swin, SwinV2, ViT
-from minivit.data import IMAGENET_MEAN, IMAGENET_STD, DataError, Preprocess, images, normalize, read_image, read_images
+from minivit.data import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataError,
+    Preprocess,
+    normalize,
+    preprocess,
+    read_image,
+    read_images,
+)
 from minivit.data.images import flattened
 from minivit.data.labels import labels_beside, read_labels
 from minivit.pretrained import export
@@ -65,11 +74,30 @@ def test_squash_resizes_both_sides():
 
 def test_a_target_that_is_no_square_is_covered():
     prepare = Preprocess((40, 20), interpolation="nearest", mean=HALF, std=HALF)
-    expected = photo().resize((56, 40), Image.Resampling.NEAREST).crop((18, 0, 38, 40))  # 61 * 40 // 43 = 56
+    expected = photo().resize((57, 40), Image.Resampling.NEAREST).crop((18, 0, 38, 40))  # 61 * 40 / 43 = 56.7
     assert close(prepare(photo()), array(expected))
     wide = Preprocess((10, 40), interpolation="nearest", mean=HALF, std=HALF)
     expected = photo().resize((40, 28), Image.Resampling.NEAREST).crop((0, 9, 40, 19))  # 43 * 40 // 61 = 28
     assert close(wide(photo()), array(expected))
+
+
+@pytest.mark.parametrize("beside", range(8))
+def test_the_offset_of_the_crop_is_that_of_torchvision_or_of_transformers(beside):
+    image = photo(20 + beside, 20 + beside)
+    for offset, corner in (("round", round(beside / 2)), ("floor", int(beside / 2))):
+        prepare = Preprocess(20, resized=20 + beside, offset=offset)
+        expected = np.asarray(image)[corner : corner + 20, corner : corner + 20]
+        assert np.array_equal(prepare.pixels(image), expected)
+
+
+def test_the_size_before_the_crop_need_not_be_in_proportion():
+    prepare = Preprocess(32, resized=(36, 40), mean=HALF, std=HALF, squash=True)
+    expected = photo().resize((40, 36), Image.Resampling.BICUBIC).crop((4, 2, 36, 34))
+    assert close(prepare(photo()), array(expected))
+    wide = Preprocess((20, 30), resized=32, mean=HALF, std=HALF)
+    expected = photo().resize((45, 32), Image.Resampling.BICUBIC).crop((8, 6, 38, 26))  # 7.5, to the even 8
+    assert close(wide(photo()), array(expected))
+    assert str(prepare).startswith("resize both sides to 36 x 40 (bicubic), keep the middle 32 x 32, ")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +136,10 @@ def test_an_image_of_mnists_size_is_left_alone():
         ({"size": 4, "mean": (0.5,)}, "three numbers each for colors"),
         ({"size": 4, "std": (1, 1, 0)}, "must be above 0"),
         ({"size": 4, "mean": (0.5, np.nan, 0.5)}, "must be finite"),
+        ({"size": 4, "crop": 0.5, "resized": 8}, "resized=.8, 8. and crop=0.5 say the same"),
+        ({"size": (4, 6), "resized": 5}, "resized=.5, 5. is smaller than size=.4, 6."),
+        ({"size": 4, "resized": 10**5}, "more than 16,777,216 pixels"),
+        ({"size": 4, "offset": "ceil"}, "offset='ceil': choose one of 'round', 'floor'"),
     ],
 )
 def test_arrays_that_are_no_image_are_refused(arguments, word):
@@ -225,7 +257,7 @@ def test_defaults_of_the_sources(tmp_path):
     assert known(tmp_path, "torchvision", vit) == Preprocess(32, 224 / 256, "bilinear")
     deit = ViT(**VIT, distilled=True)
     assert known(tmp_path, "timm", deit) == Preprocess(32, 0.9)
-    assert known(tmp_path, "huggingface", deit) == Preprocess(32, 224 / 256, squash=True)
+    assert known(tmp_path, "huggingface", deit) == Preprocess(32, 224 / 256, squash=True, offset="floor")
     swin, second = Swin(**SWIN), SwinV2(**SWIN)
     assert known(tmp_path, "timm", swin) == Preprocess(32, 0.9)
     assert known(tmp_path, "huggingface", swin) == Preprocess(32, squash=True)
@@ -459,7 +491,7 @@ def test_a_thin_image_gives_the_center_that_a_full_resize_gives(monkeypatch):
         for name in ("bicubic", "bilinear"):
             prepare = Preprocess(20, 0.8, name)
             whole = prepare.pixels(picture).astype(int)
-            monkeypatch.setattr(images, "MAX_RESIZED", 1000)
+            monkeypatch.setattr(preprocess, "MAX_RESIZED", 1000)
             middle = prepare.pixels(picture).astype(int)
             monkeypatch.undo()
             off = np.abs(middle - whole)  # of noise, which a shift by one pixel changes by 80 on average

@@ -16,7 +16,7 @@ from published_names import drawn, huggingface_vit
 from torch_files import new_file, tensor
 
 from minivit import CheckpointError, ViT, export, from_pretrained, load
-from minivit.data.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from minivit.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from minivit.io.safetensors import save_arrays
 from minivit.io.weights import Weights, read_weights
 from minivit.pretrained.plan import plan_of
@@ -218,8 +218,19 @@ def test_open_clip_config_is_honored(tmp_path: Path, vision: Any, model: Any, op
         ({"no_ln_pre": True}, "no_ln_pre=True"),
         ({"act_kwargs": {"inplace": True}}, "inplace among act_kwargs"),
         ({"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "rot_attn"}, "timm_pool='rot_attn'"),
-        ({"width": 12}, "embed_dim=12, and the arrays make a ViT with embed_dim=8"),
+        ({"width": 12}, "embed_dim=12, and the arrays make a ViT with .*embed_dim=8"),
         ({"layers": 3}, "depth=3"),
+        ({"image_size": 16}, "img_size=16"),
+        ({"patch_size": 8, "image_size": 24}, "img_size=24, a grid of 6x6, and pos_embed has 9 positions"),
+        ({"patch_size": 3}, "patch_size=3"),
+        ({"mlp_ratio": 2.0}, "mlp_ratio=2.0"),
+        ({"ls_init_value": 1e-5}, "init_values=1e-05"),
+        ({"pos_embed_type": "sin_cos_2d"}, "pos_embed_type='sin_cos_2d'"),
+        ({"block_type": "custom"}, "block_type='custom'"),
+        ({"qk_norm": True}, "qk_norm=True"),
+        ({"scaled_cosine_attn": True}, "scaled_cosine_attn=True"),
+        ({"scale_heads": True}, "scale_heads=True"),
+        ({"attn_type": "linear"}, "attn_type='linear'"),
         ({"width": "wide"}, "describes no image tower"),
     ],
 )
@@ -230,6 +241,14 @@ def test_what_open_clip_config_says_and_minivit_lacks_is_refused_by_name(
     open_clip(tmp_path, {**TOWER, **change})
     with pytest.raises(CheckpointError, match=message):
         from_pretrained(path, report=lambda line: None)
+
+
+def test_entries_of_open_clip_config_without_effect_are_read_over(tmp_path: Path) -> None:
+    path, tower = stored(tmp_path, "openai", gelu="none")
+    without = {"patch_dropout": 0.5, "output_tokens": True, "pool_type": "tok", "qk_norm": False, "attn_type": None}
+    without |= {"attn_pooler_queries": 256, "pos_embed_type": "learnable", "block_type": "default", "mlp_ratio": 4.0}
+    open_clip(tmp_path, {**TOWER, **without})
+    assert same(from_pretrained(path, dtype="float64", report=lambda line: None), tower)
 
 
 def test_an_open_clip_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
@@ -246,6 +265,13 @@ def test_a_trunk_has_its_timm_models_settings(tmp_path: Path) -> None:
     save_arrays(tmp_path / "x.safetensors", names.trunk(model.state_dict(), model), None)
     open_clip(tmp_path, {"timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none", "image_size": 16})
     assert same(from_pretrained(tmp_path / "x.safetensors", dtype="float64", report=lambda line: None), model)
+    own = {"timm_model_name": "test_vit3", "timm_pool": "map", "image_size": 16}
+    open_clip(tmp_path, {**own, "timm_drop_path": 0.1, "timm_model_kwargs": {"act_layer": "quick_gelu"}})
+    found = from_pretrained(tmp_path / "x.safetensors", dtype="float64", report=lambda line: None)
+    assert (found.config["gelu"], found.config["drop_path_rate"]) == ("quick", 0.1)
+    open_clip(tmp_path, {**own, "timm_model_kwargs": {"mlp_ratio": 3.0}})
+    with pytest.raises(CheckpointError, match="mlp_ratio=3.0, and the arrays make a ViT with"):
+        from_pretrained(tmp_path / "x.safetensors", report=lambda line: None)
     open_clip(tmp_path, {"timm_model_name": "vit_unheard_of", "image_size": 16})
     with pytest.raises(CheckpointError, match="architecture='vit_unheard_of'"):
         from_pretrained(tmp_path / "x.safetensors", report=lambda line: None)
@@ -562,7 +588,8 @@ def test_the_preprocessing_of_each_family(tmp_path: Path, case: str) -> None:
     numbers, crop, squash = IMAGES[case]
     filtered = "bilinear" if "dinov3" in case else "bicubic"
     size = model.config["img_size"]
-    assert preprocessing(path, model) == Preprocess(size, crop, filtered, *numbers, squash=squash)
+    offset = "floor" if case in ("transformers_clip", "transformers_dinov2", "aimv2") else "round"
+    assert preprocessing(path, model) == Preprocess(size, crop, filtered, *numbers, squash=squash, offset=offset)
 
 
 def test_the_preprocessing_in_open_clip_config(tmp_path: Path) -> None:
@@ -571,9 +598,27 @@ def test_the_preprocessing_in_open_clip_config(tmp_path: Path) -> None:
     open_clip(tmp_path, TOWER, preprocess_cfg=said)
     expected = Preprocess(12, 1.0, "bilinear", (0.1, 0.2, 0.3), (1, 2, 3), squash=True)
     assert preprocessing(path, model) == expected
+    openai = {"mean": OPENAI[0], "std": OPENAI[1]}
+    for some, expected in (
+        ({}, Preprocess(12, **openai)),
+        ({"interpolation": "random", "mean": None}, Preprocess(12, **openai)),
+        ({"interpolation": "bilinear", "resize_mode": "squash"}, Preprocess(12, 1, "bilinear", **openai, squash=True)),
+        ({"mean": 0.5, "std": [0.1, 0.2, 0.3]}, Preprocess(12, mean=HALF[0], std=(0.1, 0.2, 0.3))),
+    ):
+        open_clip(tmp_path, TOWER, preprocess_cfg=some)
+        assert preprocessing(path, model) == expected
     open_clip(tmp_path, TOWER, preprocess_cfg={**said, "resize_mode": "longest"})
     with pytest.raises(CheckpointError, match="crop_mode='longest'"):
         preprocessing(path, model)
+
+
+def test_open_clips_filter_for_images_that_are_not_square(tmp_path: Path) -> None:
+    """Where the shape is kept it resizes with the bicubic filter, whatever the file says."""
+    path, model = stored(tmp_path, "openai", img_size=(12, 16))
+    for mode, expected in (("shortest", "bicubic"), ("squash", "bilinear")):
+        said = {"interpolation": "bilinear", "resize_mode": mode}
+        open_clip(tmp_path, {**TOWER, "image_size": [12, 16]}, preprocess_cfg=said)
+        assert preprocessing(path, model).interpolation == expected
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,12 @@ def no_network(monkeypatch, tmp_path):
 
 @pytest.fixture
 def files():
-    return {"model.safetensors": PAYLOAD, "config.json": b"{}", "preprocessor_config.json": b"{}"}
+    return {
+        "model.safetensors": PAYLOAD,
+        "config.json": b"{}",
+        "preprocessor_config.json": b"{}",
+        "processor_config.json": b"{}",
+    }
 
 
 @pytest.fixture
