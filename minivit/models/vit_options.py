@@ -98,6 +98,8 @@ class ViTOptions(Options):
             raise ValueError("class_token=False leaves no token to read: use global_pool='avg' and distilled=False")
         if self.distilled and self.global_pool != "token":
             raise ValueError("distilled=True reads its two tokens: use global_pool='token'")
+        if self.distilled and self.fc_norm and self.final_norm:
+            raise ValueError("distilled=True has its norm before its two tokens are read: leave fc_norm out")
         if self.distilled and self.reg_tokens:
             raise ValueError("distilled=True has no register tokens: use reg_tokens=0")
         if self.global_pool == "map" and self.mlp_layer != "mlp":
