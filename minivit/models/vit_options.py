@@ -82,7 +82,7 @@ class ViTOptions(Options):
         if self.resnet_eps not in EPSILONS:
             raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
-        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0, reg_tokens=0)
+        check_whole(self, embed_dim=1, depth=0, num_heads=1, in_chans=1, num_classes=0, reg_tokens=0)
         if self.representation_size is not None:
             check_whole(self, representation_size=1)
         if self.fc_norm is None:

@@ -55,24 +55,27 @@ _CLAIMS_OF = {
 }
 # transformers' values of what a config.json of these types leaves out
 _LEFT_OUT: dict[str, dict[str, Any]] = {
-    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224},
-    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224},
-    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224},
-    "beit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224},
-    "dinov3_vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "num_attention_heads": 6},
+    "vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "num_attention_heads": 12},
+    "swin": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "window_size": 7},
 }
-_LEFT_OUT["dinov2_with_registers"] = _LEFT_OUT["dinov2"]
+_LEFT_OUT |= dict.fromkeys(("deit", "vit_mae", "ijepa", "beit"), _LEFT_OUT["vit"])
+_LEFT_OUT["dinov2"] = _LEFT_OUT["vit"] | {"layer_norm_eps": 1e-6}
+_LEFT_OUT |= dict.fromkeys(("vit_msn", "dinov2_with_registers"), _LEFT_OUT["dinov2"])
+_LEFT_OUT["clip_vision_model"] = _LEFT_OUT["vit"] | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_LEFT_OUT["siglip_vision_model"] = _LEFT_OUT["dinov2"] | {"hidden_act": "gelu_pytorch_tanh"}
+_LEFT_OUT["dinov3_vit"] = _LEFT_OUT["vit"] | {"layer_norm_eps": 1e-5, "num_attention_heads": 6}
+_LEFT_OUT["swinv2"] = _LEFT_OUT["swin"] | {"pretrained_window_sizes": 0}
 _TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
-def _of_image_tower(config: dict[str, Any]) -> dict[str, Any]:
+def _of_image_tower(config: dict[str, Any], model: str) -> dict[str, Any]:
     """The configuration of the image tower, where it stands beside a text tower's, with what it leaves out."""
     inner = config.get("vision_config")
     if isinstance(inner, dict):
         inner = {"model_type": _TOWERS.get(str(config.get("model_type")), ""), **inner}
         config = {name: value for name, value in inner.items() if value != ""}
-    left_out = _LEFT_OUT.get(str(config.get("model_type")))
-    return config if left_out is None else {"num_attention_heads": 12, **left_out, **config}
+    kind = str(config.get("model_type"))
+    return {**(_LEFT_OUT.get(kind, {}) if _MODEL_TYPES.get(kind) == model else {}), **config}
 
 
 def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
     Raises:
         ValueError: for an invalid value, or an activation that minivit lacks.
     """
-    config = _of_image_tower(config)
+    config = _of_image_tower(config, model)
     if config.get("quantization_config"):
         raise ValueError("config.json says quantization_config, and minivit reads weights in floating point only")
     found = _timm(config, model)
@@ -117,7 +120,8 @@ def _makes_sense(name: str, value: Any) -> bool:
     if name in (*_TIMM_SIZES, *_USUAL.values()):
         several = value if isinstance(value, tuple) else (value,)
         numbers = [each for part in several for each in (part if isinstance(part, tuple) else (part,))]
-        return all(type(each) is int and 0 <= each < 1e6 for each in numbers)
+        least = 0 if name == "pretrained_window_sizes" else 1  # where 0 is the window itself
+        return all(type(each) is int and least <= each < 1e6 for each in numbers)
     if name in ("norm_eps", "init_values"):
         return type(value) in (int, float) and 0 < value < 1e6
     if name.endswith("_rate"):
@@ -219,7 +223,7 @@ def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, An
     Raises:
         ValueError: naming what differs.
     """
-    config = _of_image_tower(config)
+    config = _of_image_tower(config, model)
     kind, architecture, args = config.get("model_type"), _architecture(config), config.get("model_args")
     claims = _CLAIMS | _CLAIMS_OF["ViT" if model == "ViT" else "Swin"]
     claimed = {ours: config[theirs] for theirs, ours in claims.items() if config.get(theirs) is not None}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from published_names import drawn
 
-from minivit import CheckpointError, ViT, create_model, export, from_pretrained
+from minivit import CheckpointError, SwinV2, ViT, create_model, export, from_pretrained
 from minivit.io.safetensors import save_arrays
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 8, "depth": 1, "num_heads": 2}
@@ -23,6 +23,10 @@ def written(folder: Path, model: Any, layout: str, config: dict[str, Any] | None
     return folder
 
 
+def silent(line: str) -> None:
+    """Where reports go that are not looked at."""
+
+
 def test_a_distilled_model_has_no_norm_behind_its_tokens(tmp_path: Path) -> None:
     # timm's reads its tokens after `norm`, and with fc_norm=True it has no norm at all
     with pytest.raises(ValueError, match="distilled=True has its norm before .*: leave fc_norm out"):
@@ -34,3 +38,43 @@ def test_a_distilled_model_has_no_norm_behind_its_tokens(tmp_path: Path) -> None
     save_arrays(path / "model.safetensors", arrays, None)
     with pytest.raises(CheckpointError, match="leave fc_norm out"):
         from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["num_attention_heads", "num_heads"])
+@pytest.mark.parametrize("heads", [0, -2, 2.0, True])
+def test_a_number_of_heads_that_is_none_is_not_taken_for_unsaid(tmp_path: Path, name: str, heads: Any) -> None:
+    path = written(tmp_path, drawn(ViT, **VIT), "timm", {name: heads})
+    with pytest.raises(CheckpointError, match=f"config.json says num_heads={heads}, which makes no sense"):
+        from_pretrained(path)
+    (path / "config.json").unlink()
+    if heads is not True:
+        with pytest.raises(CheckpointError, match=f"num_heads={heads} must be an integer of at least 1"):
+            from_pretrained(path, num_heads=heads)
+
+
+# what transformers 5.24 takes for what a config.json leaves out
+LEFT_OUT = {
+    "vit": {"num_heads": 12, "norm_eps": 1e-12},
+    "deit": {"num_heads": 12, "norm_eps": 1e-12},
+    "vit_mae": {"num_heads": 12, "norm_eps": 1e-12},
+    "ijepa": {"num_heads": 12, "norm_eps": 1e-12},
+    "vit_msn": {"num_heads": 12, "norm_eps": 1e-6},
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_what_transformers_config_json_leaves_out_has_its_default(tmp_path: Path, kind: str) -> None:
+    model = drawn(ViT, **{**VIT, "img_size": 224, "patch_size": 56, "embed_dim": 24})
+    path = written(tmp_path, model, "huggingface", {"model_type": kind})
+    found = from_pretrained(path, report=pytest.fail).config
+    assert {name: found[name] for name in LEFT_OUT[kind]} == LEFT_OUT[kind]
+    (path / "config.json").write_text(json.dumps({"model_type": kind, "image_size": 112}))
+    with pytest.raises(CheckpointError, match="img_size=112"):
+        from_pretrained(path)
+
+
+def test_what_transformers_config_json_of_a_swin_leaves_out_has_its_default(tmp_path: Path) -> None:
+    sizes = {"img_size": 56, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5}
+    path = written(tmp_path, drawn(SwinV2, **sizes, window_size=7), "huggingface", {"model_type": "swinv2"})
+    found = from_pretrained(path, report=silent).config
+    assert (found["window_size"], found["img_size"], found["pretrained_window_sizes"]) == (7, 224, (0, 0))
