@@ -25,6 +25,7 @@ _TRANSFORMERS = {
     "layer_norm_eps": "norm_eps",
     "rms_norm_eps": "norm_eps",
 }
+_SWIN_EPS = 1e-5
 _TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
 # defaults of a timm architecture, which its model_args and the arrays may contradict
 _USUAL = {"img_size": "input_size", "window_size": "usual_window"}
@@ -97,6 +98,12 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
         raise ValueError(
             f"config.json says rope_theta={config['rope_theta']!r:.60}, and minivit's rotary positions have "
             f"{ROTARY_TEMPERATURE:g}: choose another file"
+        )
+    if model != "ViT" and config.get("layer_norm_eps", _SWIN_EPS) != _SWIN_EPS:
+        raise ValueError(
+            f"config.json says layer_norm_eps={config['layer_norm_eps']!r:.60}, and transformers' Swin keeps "
+            f"{_SWIN_EPS:g} in the norms of the patch embedding and of the merging, where minivit's has one epsilon: "
+            "choose another file"
         )
     gated = config.get("use_gated_mlp") is True  # of DINOv3, whose gate has the activation
     if gated and config.get("hidden_act") != "silu":

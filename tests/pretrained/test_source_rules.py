@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from published_names import drawn
 
-from minivit import CheckpointError, SwinV2, ViT, create_model, export, from_pretrained
+from minivit import CheckpointError, Swin, SwinV2, ViT, create_model, export, from_pretrained
 from minivit.io.safetensors import save_arrays
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 8, "depth": 1, "num_heads": 2}
@@ -78,3 +78,15 @@ def test_what_transformers_config_json_of_a_swin_leaves_out_has_its_default(tmp_
     path = written(tmp_path, drawn(SwinV2, **sizes, window_size=7), "huggingface", {"model_type": "swinv2"})
     found = from_pretrained(path, report=silent).config
     assert (found["window_size"], found["img_size"], found["pretrained_window_sizes"]) == (7, 224, (0, 0))
+
+
+@pytest.mark.parametrize("kind", [Swin, SwinV2])
+def test_transformers_swin_with_another_epsilon_in_its_blocks_alone_is_refused(tmp_path: Path, kind: Any) -> None:
+    sizes = {"img_size": 16, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
+    config = {"model_type": kind.__name__.lower(), "window_size": 4, "image_size": 16}
+    path = written(tmp_path, drawn(kind, **sizes), "huggingface", {**config, "layer_norm_eps": 1e-5})
+    assert from_pretrained(path, report=silent).config["norm_eps"] == 1e-5
+    for eps in (1e-6, None):
+        (path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": eps}))
+        with pytest.raises(CheckpointError, match=f"says layer_norm_eps={eps}, and .* keeps 1e-05 in the norms of the"):
+            from_pretrained(path)
