@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.models import configs
-from minivit.models.timm_arguments import in_our_words
+from minivit.models.timm_arguments import beside_architecture
 from minivit.nn.rotary import TEMPERATURE as ROTARY_TEMPERATURE
 from minivit.pretrained.hidden import TOLD
 from minivit.sizes import pair
@@ -181,12 +181,10 @@ def _model_args(config: dict[str, Any], model: str, published: dict[str, Any]) -
     said = {key: value for key, value in said.items() if key not in _BEFORE_TRAINING}
     if config.get("global_pool") is not None:
         said.setdefault("global_pool", config["global_pool"])
-    sizes: dict[str, Any] = {key: published[key] for key in ("embed_dim", "num_heads") if key in published}
     try:
-        words = in_our_words(model, {**sizes, **said})
+        return beside_architecture(model, published, said)
     except ValueError as error:
         raise ValueError(f"config.json says model_args {error}") from None
-    return {key: value for key, value in words.items() if key in said or key not in sizes}
 
 
 def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:

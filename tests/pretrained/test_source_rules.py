@@ -90,3 +90,28 @@ def test_transformers_swin_with_another_epsilon_in_its_blocks_alone_is_refused(t
         (path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": eps}))
         with pytest.raises(CheckpointError, match=f"says layer_norm_eps={eps}, and .* keeps 1e-05 in the norms of the"):
             from_pretrained(path)
+
+
+@pytest.mark.parametrize(("name", "eps"), [("vit_base_patch16_clip_224", 1e-5), ("vit_tiny_patch16_224", 1e-6)])
+def test_a_norm_by_name_has_timms_usual_epsilon(tmp_path: Path, name: str, eps: float) -> None:
+    sizes = {"img_size": 32, "embed_dim": 12, "depth": 1, "num_heads": 3, "num_classes": 5}
+    model = create_model(name, **sizes)
+    assert model.config["norm_eps"] == eps
+    assert create_model(name, **sizes, norm_layer="layernorm").config["norm_eps"] == 1e-6
+    assert create_model(name, **sizes, norm_layer=None).config["norm_eps"] == eps
+    assert create_model(name, **sizes, norm_layer="layernorm", norm_eps=1e-3).config["norm_eps"] == 1e-3
+    path = written(tmp_path, model, "timm")
+    for args, expected in (({}, eps), ({"norm_layer": "layernorm"}, 1e-6)):
+        (path / "config.json").write_text(json.dumps({"architecture": name, "model_args": {**sizes, **args}}))
+        assert from_pretrained(path).config["norm_eps"] == expected
+
+
+def test_a_norm_by_name_that_would_leave_two_epsilons_is_refused(tmp_path: Path) -> None:
+    sizes = {"img_size": 28, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 5}
+    with pytest.raises(ValueError, match="norm_layer='rmsnorm': timm's epsilon is then 1e-06 .*leave norm_layer out"):
+        create_model("aimv2_large_patch14_224", **sizes, norm_layer="rmsnorm")
+    args = {"architecture": "aimv2_large_patch14_224", "model_args": {**sizes, "norm_layer": "rmsnorm"}}
+    save_arrays(tmp_path / "model.safetensors", create_model("aimv2_large_patch14_224", **sizes).state_dict(), None)
+    (tmp_path / "config.json").write_text(json.dumps(args))
+    with pytest.raises(CheckpointError, match="model_args norm_layer='rmsnorm'.*leave norm_layer out"):
+        from_pretrained(tmp_path)
