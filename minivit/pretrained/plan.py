@@ -17,7 +17,7 @@ from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.extent import check_extent, check_types
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized
-from minivit.pretrained.window_sizes import check_windows_told
+from minivit.pretrained.window_sizes import check_windows_told, image_is_assumed
 from minivit.sizes import pair
 
 # errors of a file with right names but invalid shapes or settings
@@ -73,6 +73,8 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             check_windows_told(found.model, read, config, found.buffers, requested)
             said = {**config, **requested}
             assumed = ["num_heads"] if found.model == "ViT" and hidden.heads_are_assumed(read, said) else []
+            if not read.get("ape") and image_is_assumed(found.model, config, found.buffers, requested):
+                assumed.append("img_size")
             if profile is None and found.source == "wzmiaomiao":
                 _check_one_reading(read)
         check_extent({**_defaults(kind), **stored}, found.weights.arrays)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from published_names import drawn
 
@@ -115,3 +116,17 @@ def test_a_norm_by_name_that_would_leave_two_epsilons_is_refused(tmp_path: Path)
     (tmp_path / "config.json").write_text(json.dumps(args))
     with pytest.raises(CheckpointError, match="model_args norm_layer='rmsnorm'.*leave norm_layer out"):
         from_pretrained(tmp_path)
+
+
+def test_the_image_of_a_swin_v2_that_is_assumed_is_said(tmp_path: Path) -> None:
+    sizes = {"img_size": 32, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 5}
+    model = drawn(SwinV2, **sizes, window_size=8)  # whose second map is 4x4
+    path = written(tmp_path, model, "timm")
+    lines: list[str] = []
+    assert from_pretrained(path, window_size=8, report=lines.append).config["img_size"] == 256
+    assert lines == [
+        "minivit: img_size=256: assumed, as no array shows it; pass the value of the file's name or its authors"
+    ]
+    found = from_pretrained(path, window_size=8, img_size=32, report=pytest.fail)
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32))
+    assert np.array_equal(found.predict(x), model.predict(x))
