@@ -104,7 +104,8 @@ def from_pretrained(
 def _check_no_head_beside(found: Recognized, model: Model) -> None:
     """Refuse a file whose only matrix beside an encoder may be its classifier, under a name that says nothing."""
     layout = found.layout
-    unknown = [name for name in found.left_out if not (layout and layout.leaves_out(name, {}))]
+    bare = layout.bare(found.weights.arrays) if layout else None
+    unknown = [name for name in found.left_out if not (layout and layout.leaves_out(name, bare or {}))]
     matrices = [name for name in unknown if name.endswith(".weight") and found.weights.arrays[name].ndim == 2]
     width = model.config["embed_dim"] * 2 ** (len(model.config.get("depths", (0,))) - 1)  # doubles from stage to stage
     if len(matrices) == 1 and found.weights.arrays[matrices[0]].shape[1] == width:

@@ -12,6 +12,7 @@ from published_names import drawn
 
 from minivit import CheckpointError, Swin, SwinV2, ViT, create_model, export, from_pretrained
 from minivit.io.safetensors import save_arrays
+from minivit.io.weights import read_weights
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 8, "depth": 1, "num_heads": 2}
 
@@ -130,3 +131,20 @@ def test_the_image_of_a_swin_v2_that_is_assumed_is_said(tmp_path: Path) -> None:
     found = from_pretrained(path, window_size=8, img_size=32, report=pytest.fail)
     x = np.random.default_rng(0).standard_normal((2, 3, 32, 32))
     assert np.array_equal(found.predict(x), model.predict(x))
+
+
+@pytest.mark.parametrize("prefix", ["", "vit.", "deit.", "model.vit."])
+def test_the_pooler_of_transformers_vit_is_said_to_be_omitted(tmp_path: Path, prefix: str) -> None:
+    model = drawn(ViT, **{**VIT, "num_classes": 0})
+    export(model, tmp_path / "x.safetensors", "huggingface")
+    arrays = read_weights(tmp_path / "x.safetensors").arrays
+    arrays = {prefix + name.removeprefix("vit."): array for name, array in arrays.items()}
+    arrays |= {f"{prefix}pooler.dense.weight": np.ones((8, 8)), f"{prefix}pooler.dense.bias": np.ones(8)}
+    save_arrays(tmp_path / "x.safetensors", arrays, None)
+    lines: list[str] = []
+    found = from_pretrained(tmp_path / "x.safetensors", num_heads=2, norm_eps=1e-6, report=lines.append)
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
+    assert np.array_equal(found.predict(x), model.predict(x))
+    omitted = sorted(lines[0].partition("omitted, as not part of the model: ")[2].split(", "))
+    assert omitted == [f"'{prefix}pooler.dense.bias'", f"'{prefix}pooler.dense.weight'"]
+    assert len(lines) == 1
