@@ -10,7 +10,7 @@ from minivit.argument_checks import names_like
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable, quoted
 from minivit.models import MODELS
-from minivit.models.options import stage_windows, window_of_each
+from minivit.models.options import patch_grid, stage_windows, window_of_each
 from minivit.models.timm_arguments import in_our_words
 from minivit.pretrained import architecture, hidden
 from minivit.pretrained.config_json import check_same_model, options_of
@@ -68,6 +68,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             settings = {**PROFILES[chosen].settings(found.model), **found.layout.settings}
             settings = {**settings, **{name: config[name] for name in ("covered",) if name in config}}
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
+            _check_square(found.layout.square, read)
             check_same_model(found.weights.config, found.model, read)
             stored = {**_defaults(kind), **settings, **read}
             check_windows_told(found.model, read, config, found.buffers, requested)
@@ -97,6 +98,16 @@ def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
                 "another file. Remove it, or fetch both again"
             )
     return {**config, **found.arguments}
+
+
+def _check_square(why: str, read: dict[str, Any]) -> None:
+    """Refuse a table of biases of a grid that is not square, where the source reads it in another order."""
+    grid = patch_grid(read) if why and read.get("pos_embed") == "relative" else (1, 1)
+    if grid[0] != grid[1]:
+        raise ValueError(
+            f"its biases are of a grid of {grid[0]}x{grid[1]} patches, and {why}: choose a file whose image is square, "
+            "and img_size=(H, W) for others"
+        )
 
 
 def _check_one_reading(read: dict[str, Any]) -> None:

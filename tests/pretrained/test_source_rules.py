@@ -148,3 +148,19 @@ def test_the_pooler_of_transformers_vit_is_said_to_be_omitted(tmp_path: Path, pr
     omitted = sorted(lines[0].partition("omitted, as not part of the model: ")[2].split(", "))
     assert omitted == [f"'{prefix}pooler.dense.bias'", f"'{prefix}pooler.dense.weight'"]
     assert len(lines) == 1
+
+
+def test_transformers_beit_of_an_image_that_is_not_square_is_refused(tmp_path: Path) -> None:
+    beit = {"pos_embed": "relative", "global_pool": "avg", "init_values": 0.1, "qkv_bias": "qv", "norm_eps": 1e-12}
+    for size in (16, (16, 24)):
+        model = drawn(ViT, **{**VIT, "img_size": size}, **beit)
+        config = {"model_type": "beit", "num_attention_heads": 2, "image_size": size}
+        path = written(tmp_path, model, "huggingface", config)
+        if size == 16:
+            assert from_pretrained(path, img_size=(16, 24), report=silent).config["img_size"] == (16, 24)
+    reason = "grid of 4x6 patches, and transformers' BEiT reads its table .* width by height.*: choose a file"
+    with pytest.raises(CheckpointError, match=reason):
+        from_pretrained(path)
+    (path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=reason):
+        from_pretrained(path, img_size=(16, 24), num_heads=2, gelu="none")
