@@ -37,8 +37,10 @@ _HONORED |= {"partial_patches", "covered", "drop_rate", "pos_drop_rate", "proj_d
 _HONORED |= {"drop_path_rate"}
 _IN_ARRAYS = {"patch_size", "in_chans", "embed_dim", "depth", "depths", "mlp_ratio", "qkv_bias", "class_token"}
 _IN_ARRAYS |= {"reg_tokens", "pre_norm", "final_norm", "proj_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm"}
-_IN_ARRAYS |= {"norm_layer", "mlp_layer", "block_fn", "attn_layer"}
-_UNCHECKED = {"num_classes", "representation_size", "ape", "patch_norm", "distilled", "pos_embed"}
+_IN_ARRAYS |= {"norm_layer", "mlp_layer", "block_fn", "attn_layer", "ape", "patch_norm", "distilled"}
+_IN_ARRAYS |= {"num_classes", "representation_size", "pos_embed"}
+# those of them that a request may contradict too, as by another head
+_REPLACED = {"num_classes", "representation_size", "pos_embed"}
 _FLAGS = {"fc_norm", "dynamic_img_size", "post_norm", "pool_include_prefix", "no_embed_class"}
 _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
@@ -165,7 +167,7 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
     for key, value in _model_args(config, model, published or {}).items():
         if key in _HONORED:
             found[key] = value
-        elif key not in _IN_ARRAYS | _UNCHECKED:
+        elif key not in _IN_ARRAYS:
             raise ValueError(f"config.json says model_args {key}={value!r:.60}, which minivit does not have")
     return found
 
@@ -202,7 +204,7 @@ def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
         return arguments["mlp_layer"] != "mlp" or value == int(arguments["embed_dim"] * arguments["mlp_ratio"])
     if name == "hidden_size":  # of a Swin's last stage
         return value == arguments["embed_dim"] * 2 ** (len(arguments["depths"]) - 1)
-    return (tuple(value) if isinstance(value, list) else value) == arguments.get(name)
+    return (tuple(value) if isinstance(value, list) else value) == arguments.get(name, False)
 
 
 def _differing(claimed: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
@@ -222,25 +224,32 @@ def _of_architecture(name: str | None, model: str, args: dict[str, Any], argumen
     return {"embed_dim": published["embed_dim"]} if model == "ViT" or arguments["embed_dim"] in widths else {}
 
 
-def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any]) -> None:
+def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any], requested: dict[str, Any]) -> None:
     """Refuse a config.json of another model than the arrays make.
+
+    Args:
+        arguments: those that the arrays show.
+        requested: the requested ones; another head may be requested of any file.
 
     Raises:
         ValueError: naming what differs.
     """
     config = _of_image_tower(config, model)
-    kind, architecture, args = config.get("model_type"), _architecture(config), config.get("model_args")
+    kind, architecture = config.get("model_type"), _architecture(config)
+    args = _model_args(config, model, configs.sizes_of(architecture or "") or {})
     claims = _CLAIMS | _CLAIMS_OF["ViT" if model == "ViT" else "Swin"]
     claimed = {ours: config[theirs] for theirs, ours in claims.items() if config.get(theirs) is not None}
     shown = (*_IN_ARRAYS, "init_values") if model == "ViT" else (*_IN_ARRAYS, "num_heads")
-    claimed |= {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
+    claimed |= {"num_classes": config["num_classes"]} if config.get("num_classes") is not None else {}
+    claimed |= {name: args[name] for name in shown if args.get(name) is not None}
+    claimed = {name: value for name, value in claimed.items() if name not in _REPLACED.intersection(requested)}
     differs = _differing(claimed, arguments)
     if kind is not None and (not isinstance(kind, str) or _MODEL_TYPES.get(kind) != model and kind != "timm_wrapper"):
         differs.append(f"model_type={kind!r:.60}")
     if architecture and configs.class_of(architecture.partition(".")[0]) not in (None, model):
         differs.append(f"architecture={architecture!r:.80}")
     if not differs:
-        claimed = _of_architecture(architecture, model, args if isinstance(args, dict) else {}, arguments)
+        claimed = _of_architecture(architecture, model, args, arguments)
         differs = _differing(claimed, arguments)
     if differs:
         has = ", ".join(f"{name}={arguments[name]!r}" for name in claimed if name in arguments)

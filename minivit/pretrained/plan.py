@@ -69,7 +69,7 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             settings = {**settings, **{name: config[name] for name in ("covered",) if name in config}}
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
             _check_square(found.layout.square, read)
-            check_same_model(found.weights.config, found.model, read)
+            check_same_model(found.weights.config, found.model, read, requested)
             stored = {**_defaults(kind), **settings, **read}
             check_windows_told(found.model, read, config, found.buffers, requested)
             said = {**config, **requested}

@@ -164,3 +164,39 @@ def test_transformers_beit_of_an_image_that_is_not_square_is_refused(tmp_path: P
     (path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=reason):
         from_pretrained(path, img_size=(16, 24), num_heads=2, gelu="none")
+
+
+CONTRADICTIONS = [
+    ({"num_classes": 9}, "num_classes=9, and the arrays make a ViT with num_classes=5", {"num_classes": 7}),
+    ({"num_classes": 0}, "num_classes=0, and the arrays make a ViT with num_classes=5", {"num_classes": 5}),
+    ({"model_args": {"num_classes": 9}}, "num_classes=9, and", {"num_classes": 0}),
+    (
+        {"model_args": {"pos_embed": "none"}},
+        "pos_embed='none', and .* make a ViT with pos_embed='learned_1d'",
+        {},
+    ),
+    ({"model_args": {"pos_embed": ""}}, "pos_embed='none', and .* make a ViT with pos_embed='learned_1d'", {}),
+    ({"model_args": {"representation_size": 4}}, "representation_size=4, and", {"representation_size": None}),
+    ({"model_args": {"distilled": True}}, "distilled=True, and the arrays make a ViT with distilled=False", {}),
+    ({"model_args": {"patch_norm": True}}, "patch_norm=True, and the arrays make a ViT with patch_norm=False", {}),
+]
+
+
+@pytest.mark.parametrize(("said", "message", "remedy"), CONTRADICTIONS)
+def test_a_part_that_config_json_contradicts_is_refused_unless_it_is_requested(
+    tmp_path: Path, said: dict[str, Any], message: str, remedy: dict[str, Any]
+) -> None:
+    config = {"architecture": "vit_tiny_patch16_224", **said}
+    config["model_args"] = {"num_heads": 2, **said.get("model_args", {})}
+    path = written(tmp_path, drawn(ViT, **VIT), "timm", config)
+    with pytest.raises(CheckpointError, match=f"config.json says {message}"):
+        from_pretrained(path)
+    if remedy:
+        found = from_pretrained(path, report=silent, **remedy).config
+        assert {name: found[name] for name in remedy} == remedy
+
+
+@pytest.mark.parametrize("said", [{}, {"num_classes": 5, "pos_embed": "learn", "distilled": False, "ape": False}])
+def test_what_config_json_says_of_the_arrays_truly_is_no_contradiction(tmp_path: Path, said: dict[str, Any]) -> None:
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": {"num_heads": 2, **said}}
+    assert from_pretrained(written(tmp_path, drawn(ViT, **VIT), "timm", config)).num_classes == 5
