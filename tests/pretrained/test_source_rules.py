@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from published_names import drawn
 
-from minivit import CheckpointError, Swin, SwinV2, ViT, create_model, export, from_pretrained
+from minivit import CheckpointError, Swin, SwinV2, ViT, create_model, export, from_pretrained, functional as F
 from minivit.io.safetensors import save_arrays
 from minivit.io.weights import read_weights
+from minivit.sizes import pair
 
 VIT: dict[str, Any] = {"img_size": 16, "patch_size": 4, "num_classes": 5, "embed_dim": 8, "depth": 1, "num_heads": 2}
 
@@ -200,3 +201,27 @@ def test_a_part_that_config_json_contradicts_is_refused_unless_it_is_requested(
 def test_what_config_json_says_of_the_arrays_truly_is_no_contradiction(tmp_path: Path, said: dict[str, Any]) -> None:
     config = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": {"num_heads": 2, **said}}
     assert from_pretrained(written(tmp_path, drawn(ViT, **VIT), "timm", config)).num_classes == 5
+
+
+DINOV2 = {"mask_token": np.zeros((1, 8))}
+DINO = {"head.last_layer.weight_v": np.zeros((2, 2)), "head.mlp.0.weight": np.zeros((2, 8))}
+MAE = {"decoder_embed.weight": np.zeros((4, 8)), "mask_token": np.zeros((1, 1, 8))}
+
+
+@pytest.mark.parametrize("size", [24, 8, (16, 32)])
+@pytest.mark.parametrize(
+    ("options", "prefix", "beside", "offset"),
+    [({"init_values": 1.0}, "", DINOV2, 0.1), ({}, "backbone.", DINO, 0.1), ({}, "", MAE, 0.0)],
+)
+def test_metas_positions_are_resampled_by_the_rule_of_their_family(
+    tmp_path: Path, options: Any, prefix: str, beside: Any, offset: float, size: Any
+) -> None:
+    arrays = drawn(ViT, **{**VIT, "num_classes": 0}, **options).state_dict()
+    path = tmp_path / "x.safetensors"
+    save_arrays(path, {**{prefix + name: array for name, array in arrays.items()}, **beside}, None)
+    told = {"num_heads": 2, "norm_eps": 1e-6, "gelu": "none", "img_size": size}
+    found = from_pretrained(path, report=silent, **told)
+    grid = tuple(side // 4 for side in pair(size))
+    table = arrays["pos_embed"][0, 1:].reshape(4, 4, 8)
+    expected, _ = F.resize_grid(table, grid, antialias=False, offset=offset)
+    np.testing.assert_array_equal(found.state_dict()["pos_embed"][0, 1:], expected.reshape(-1, 8))
