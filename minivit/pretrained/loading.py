@@ -19,7 +19,7 @@ from minivit.models import Model, create_model as create_fresh_model, list_model
 from minivit.pretrained import hub
 from minivit.pretrained.adaptation import HEADS, choose_classes, fit
 from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
-from minivit.pretrained.plan import NO_MODEL, plan_of
+from minivit.pretrained.plan import NO_MODEL, other_sizes, plan_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized, recognize
 from minivit.pretrained.tags import DEFAULT_TAGS
@@ -77,6 +77,7 @@ def from_pretrained(
             own = {"positions": found.layout.positions, "biases": found.layout.biases}
             rules = replace(rules, **{name: dict(how) for name, how in own.items() if how})
         arrays, changes = fit(arrays, model, plan.stored, rules)
+        changes += other_sizes(plan, model.config, rules)
     except NO_MODEL as error:
         memory = "it needs more memory than there is: check where it came from"
         why = memory if isinstance(error, MemoryError) else printable(str(error)[:600])

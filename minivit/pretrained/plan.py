@@ -15,7 +15,7 @@ from minivit.models.timm_arguments import in_our_words
 from minivit.pretrained import architecture, hidden
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.extent import check_extent, check_types
-from minivit.pretrained.profiles import PROFILES
+from minivit.pretrained.profiles import PROFILES, Profile
 from minivit.pretrained.recognition import Recognized
 from minivit.pretrained.window_sizes import check_windows_told, image_is_assumed
 from minivit.sizes import pair
@@ -87,6 +87,32 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             f"{found.path} looks like a {found.model} of {found.source}, but lacks what makes one: "
             f"{printable(why[:600])}"
         ) from None
+
+
+def other_sizes(plan: Plan, config: dict[str, Any], rules: Profile) -> list[str]:
+    """Lines on images of another size than the model's, with which its source computes otherwise.
+
+    Args:
+        config: the built model's.
+        rules: those by which the file's tables are resampled.
+
+    Raises:
+        ValueError: for a ViT of dynamic sizes, if its source resamples positions by another rule than the model does.
+    """
+    of_own_rule = rules.positions != PROFILES["timm"].positions
+    if of_own_rule and config.get("dynamic_img_size") and config["pos_embed"] == "learned_1d":
+        raise ValueError(
+            f"dynamic_img_size=True resamples positions by timm's rule, and {plan.profile} by another: give the size "
+            "of the images, img_size=(H, W), to which the file's positions are resampled by its own"
+        )
+    size, lines = "x".join(map(str, pair(config["img_size"]))), list[str]()
+    if of_own_rule and config.get("ape"):
+        lines.append(f"absolute_pos_embed: resampled by timm's rule for images that are not {size}: pass img_size=")
+    if plan.kind is MODELS["SwinV2"] and plan.profile == "huggingface":
+        lines.append(
+            f"windows and shifts follow the size of the images, and transformers' Swin v2 keeps those of {size} for all"
+        )
+    return lines
 
 
 def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:

@@ -225,3 +225,46 @@ def test_metas_positions_are_resampled_by_the_rule_of_their_family(
     table = arrays["pos_embed"][0, 1:].reshape(4, 4, 8)
     expected, _ = F.resize_grid(table, grid, antialias=False, offset=offset)
     np.testing.assert_array_equal(found.state_dict()["pos_embed"][0, 1:], expected.reshape(-1, 8))
+
+
+@pytest.mark.parametrize(
+    ("layout", "honored"), [("timm", True), ("openclip", True), ("huggingface", False), ("torchvision", False)]
+)
+def test_dynamic_sizes_are_for_sources_that_resample_as_the_model_does(
+    tmp_path: Path, layout: str, honored: bool
+) -> None:
+    options = {"pre_norm": True, "norm_eps": 1e-5} if layout == "openclip" else {}
+    model = drawn(ViT, **VIT, **options)
+    model.parameters()["head.bias"].data[:] = 0  # as openclip's projection has none
+    path = written(tmp_path, model, layout) / "model.safetensors"
+    told = {"num_heads": 2, "gelu": "none", "norm_eps": 1e-5}
+    if not honored:
+        with pytest.raises(CheckpointError, match=rf"dynamic_img_size=True .* {layout} by another: give .*img_size="):
+            from_pretrained(path, dynamic_img_size=True, **told)
+        return
+    x = np.random.default_rng(0).standard_normal((2, 3, 24, 32))
+    dynamic = from_pretrained(path, dynamic_img_size=True, report=silent, **told)
+    built = from_pretrained(path, img_size=(24, 32), report=silent, **told)
+    np.testing.assert_allclose(dynamic.predict(x), built.predict(x), rtol=0, atol=1e-12)
+
+
+def test_positions_of_a_swin_that_other_sizes_resample_otherwise_are_said(tmp_path: Path) -> None:
+    sizes = {"img_size": 16, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
+    path = written(tmp_path, drawn(Swin, **sizes, ape=True), "microsoft")
+    lines: list[str] = []
+    from_pretrained(path, profile="microsoft", report=lines.append)
+    assert lines == [
+        "minivit: absolute_pos_embed: resampled by timm's rule for images that are not 16x16: pass img_size="
+    ]
+    from_pretrained(path, profile="timm", report=pytest.fail)
+
+
+def test_windows_that_transformers_swin_v2_keeps_for_other_sizes_are_said(tmp_path: Path) -> None:
+    sizes = {"img_size": 16, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
+    config = {"model_type": "swinv2", "window_size": 4, "image_size": 16}
+    path = written(tmp_path, drawn(SwinV2, **sizes), "huggingface", config)
+    lines: list[str] = []
+    from_pretrained(path, report=lines.append)
+    line = "windows and shifts follow the size of the images, and transformers' Swin v2 keeps those of 16x16 for all"
+    assert lines == [f"minivit: {line}"]
+    from_pretrained(path, profile="timm", report=pytest.fail)
