@@ -17,7 +17,12 @@ _CUBIC_ANTIALIASED, _CUBIC_PLAIN = -0.5, -0.75
 
 
 def resize_matrix(
-    source: int, target: int, mode: str = "bicubic", antialias: bool = True, align_corners: bool = False
+    source: int,
+    target: int,
+    mode: str = "bicubic",
+    antialias: bool = True,
+    align_corners: bool = False,
+    offset: float = 0.0,
 ) -> Array:
     """The matrix (target, source), float64, that resamples a line of `source` points to `target` points.
 
@@ -26,6 +31,8 @@ def resize_matrix(
         antialias: when downsampling, widen the kernel to the new spacing, so that every source point counts.
         align_corners: align the centers of the first and the last points, instead of the outer edges of their
             pixels; without antialiasing only.
+        offset: added to `target` in the ratio of the spacings, as DINO's code does by a `scale_factor`; without
+            antialiasing and aligned corners only.
 
     Both follow torch.nn.functional.interpolate. Beyond the ends, the kernel without antialiasing repeats the last
     point; the antialiased kernel drops the missing points and rescales.
@@ -36,7 +43,9 @@ def resize_matrix(
         raise ValueError(f"resize: cannot resample {source} points to {target}: both must be positive")
     if align_corners and antialias:
         raise ValueError("resize: align_corners=True needs antialias=False")
-    ratio = source / target
+    if offset and (antialias or align_corners):
+        raise ValueError("resize: offset needs antialias=False and align_corners=False")
+    ratio = source / (target + offset)
     width = max(ratio, 1.0) if antialias else 1.0  # of the kernel, in source points
     reach = 2 if mode == "bicubic" else 1
     center = np.linspace(0, source - 1, target) if align_corners else (np.arange(target) + 0.5) * ratio - 0.5
@@ -63,10 +72,16 @@ def _cubic(x: Array, a: float) -> Array:
 
 
 def resize_grid(
-    x: Array, size: tuple[int, int], mode: str = "bicubic", antialias: bool = True, align_corners: bool = False
+    x: Array,
+    size: tuple[int, int],
+    mode: str = "bicubic",
+    antialias: bool = True,
+    align_corners: bool = False,
+    offset: float = 0.0,
 ) -> tuple[Array, Back]:
     """A grid of vectors x (h, w, D) resampled to (h', w', D). Returns y, and vjp(dy) -> dx."""
-    rows, columns = (resize_matrix(x.shape[axis], size[axis], mode, antialias, align_corners) for axis in (0, 1))
+    how = (mode, antialias, align_corners, offset)
+    rows, columns = (resize_matrix(x.shape[axis], size[axis], *how) for axis in (0, 1))
     return _resample(x, rows, columns, "ij,jkd,lk->ild")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from minivit.argument_checks import names_like
 from minivit.models.model import Model
 from minivit.models.swin import Swin, SwinV2
-from minivit.models.timm_arguments import in_our_words
+from minivit.models.timm_arguments import beside_architecture
 from minivit.models.vit import ViT
 from minivit.models.vit_configs import VITS
 
@@ -130,8 +130,7 @@ def create_model(
         hint = f"did you mean {', '.join(near)}?" if near else "see minivit.list_models()"
         raise ValueError(f"unknown model {name!r}: {hint}")
     kind, config = _CONFIGS[name]
-    sizes: dict[str, Any] = {name: config[name] for name in ("embed_dim", "num_heads") if name in config}
-    changed = in_our_words(kind.__name__, {**sizes, **overrides})
+    changed = beside_architecture(kind.__name__, config, overrides)
     arguments = {**config, "num_classes": num_classes, "in_chans": in_chans, "dtype": dtype, "seed": seed, **changed}
     if img_size is not None:
         arguments["img_size"] = img_size

@@ -14,6 +14,7 @@ _VALUES: dict[str, dict[Any, str]] = {
     "weight_init": {"": "timm", "skip": "timm"},  # "skip" leaves the weights to a later load
 }
 _ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+_NAMED_EPS = 1e-6  # of timm's norms; an architecture with another has it bound to its norm
 _ONLY_GELU = "minivit has act_layer='gelu', 'gelu_tanh' and 'quick_gelu', as gelu='none', 'tanh' and 'quick'"
 _ONLY_LAYER_NORM = "minivit's Swin has LayerNorm; leave norm_layer out, and set its epsilon with norm_eps="
 _ELSEWHERE = "minivit's models have no such part: leave it out, or choose a model without it"
@@ -60,6 +61,33 @@ def in_our_words(model: str, given: dict[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"{name}={value!r:.60} is {ours}={translated!r}, and {found[ours]!r} was given too")
             found[ours] = translated
     return found
+
+
+def beside_architecture(model: str, published: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments given beside the name of an architecture, as `in_our_words` translates them.
+
+    A norm that is given by name has timm's usual epsilon, also where the architecture's own norms have another.
+
+    Args:
+        model: the name of the class.
+        published: the architecture's arguments by our names, whose sizes other arguments may refer to.
+        given: by timm's names and minivit's.
+
+    Raises:
+        ValueError: as `in_our_words`; for a norm by name where the norm after the patches would keep its epsilon.
+    """
+    sizes: dict[str, Any] = {name: published[name] for name in ("embed_dim", "num_heads") if name in published}
+    words = in_our_words(model, {**sizes, **given})
+    words = {name: value for name, value in words.items() if name in given or name not in sizes}
+    named = model == "ViT" and words.get("norm_layer") is not None and "norm_eps" not in words
+    if named and published.get("norm_eps", _NAMED_EPS) != _NAMED_EPS:
+        if published.get("patch_norm"):
+            raise ValueError(
+                f"norm_layer={words['norm_layer']!r:.60}: timm's epsilon is then {_NAMED_EPS:g} in all norms but the "
+                "one after the patch embedding: leave norm_layer out, which is the architecture's"
+            )
+        words["norm_eps"] = _NAMED_EPS
+    return words
 
 
 def _one(model: str, name: str, value: Any, given: dict[str, Any]) -> dict[str, Any]:

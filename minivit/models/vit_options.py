@@ -82,7 +82,7 @@ class ViTOptions(Options):
         if self.resnet_eps not in EPSILONS:
             raise ValueError(f"resnet_eps={self.resnet_eps!r}: choose {' or '.join(map(repr, EPSILONS))}")
         self.img_size, self.patch_size = plain_size(self.img_size), plain_size(self.patch_size)
-        check_whole(self, embed_dim=1, depth=0, in_chans=1, num_classes=0, reg_tokens=0)
+        check_whole(self, embed_dim=1, depth=0, num_heads=1, in_chans=1, num_classes=0, reg_tokens=0)
         if self.representation_size is not None:
             check_whole(self, representation_size=1)
         if self.fc_norm is None:
@@ -98,6 +98,8 @@ class ViTOptions(Options):
             raise ValueError("class_token=False leaves no token to read: use global_pool='avg' and distilled=False")
         if self.distilled and self.global_pool != "token":
             raise ValueError("distilled=True reads its two tokens: use global_pool='token'")
+        if self.distilled and self.fc_norm and self.final_norm:
+            raise ValueError("distilled=True has its norm before its two tokens are read: leave fc_norm out")
         if self.distilled and self.reg_tokens:
             raise ValueError("distilled=True has no register tokens: use reg_tokens=0")
         if self.global_pool == "map" and self.mlp_layer != "mlp":

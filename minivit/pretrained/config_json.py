@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from minivit.models import configs
-from minivit.models.timm_arguments import in_our_words
+from minivit.models.timm_arguments import beside_architecture
 from minivit.nn.rotary import TEMPERATURE as ROTARY_TEMPERATURE
 from minivit.pretrained.hidden import TOLD
 from minivit.sizes import pair
@@ -25,6 +25,7 @@ _TRANSFORMERS = {
     "layer_norm_eps": "norm_eps",
     "rms_norm_eps": "norm_eps",
 }
+_SWIN_EPS = 1e-5
 _TIMM_SIZES = ("num_heads", "img_size", "window_size", "pretrained_window_sizes")
 # defaults of a timm architecture, which its model_args and the arrays may contradict
 _USUAL = {"img_size": "input_size", "window_size": "usual_window"}
@@ -36,8 +37,10 @@ _HONORED |= {"partial_patches", "covered", "drop_rate", "pos_drop_rate", "proj_d
 _HONORED |= {"drop_path_rate"}
 _IN_ARRAYS = {"patch_size", "in_chans", "embed_dim", "depth", "depths", "mlp_ratio", "qkv_bias", "class_token"}
 _IN_ARRAYS |= {"reg_tokens", "pre_norm", "final_norm", "proj_bias", "qk_norm", "scale_attn_norm", "scale_mlp_norm"}
-_IN_ARRAYS |= {"norm_layer", "mlp_layer", "block_fn", "attn_layer"}
-_UNCHECKED = {"num_classes", "representation_size", "ape", "patch_norm", "distilled", "pos_embed"}
+_IN_ARRAYS |= {"norm_layer", "mlp_layer", "block_fn", "attn_layer", "ape", "patch_norm", "distilled"}
+_IN_ARRAYS |= {"num_classes", "representation_size", "pos_embed"}
+# those of them that a request may contradict too, as by another head
+_REPLACED = {"num_classes", "representation_size", "pos_embed"}
 _FLAGS = {"fc_norm", "dynamic_img_size", "post_norm", "pool_include_prefix", "no_embed_class"}
 _BEFORE_TRAINING = {"weight_init", "fix_init"}
 # transformers' model_type of each class
@@ -55,24 +58,27 @@ _CLAIMS_OF = {
 }
 # transformers' values of what a config.json of these types leaves out
 _LEFT_OUT: dict[str, dict[str, Any]] = {
-    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "image_size": 224},
-    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": 224},
-    "dinov2": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "image_size": 224},
-    "beit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224},
-    "dinov3_vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "num_attention_heads": 6},
+    "vit": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "num_attention_heads": 12},
+    "swin": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "image_size": 224, "window_size": 7},
 }
-_LEFT_OUT["dinov2_with_registers"] = _LEFT_OUT["dinov2"]
+_LEFT_OUT |= dict.fromkeys(("deit", "vit_mae", "ijepa", "beit"), _LEFT_OUT["vit"])
+_LEFT_OUT["dinov2"] = _LEFT_OUT["vit"] | {"layer_norm_eps": 1e-6}
+_LEFT_OUT |= dict.fromkeys(("vit_msn", "dinov2_with_registers"), _LEFT_OUT["dinov2"])
+_LEFT_OUT["clip_vision_model"] = _LEFT_OUT["vit"] | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_LEFT_OUT["siglip_vision_model"] = _LEFT_OUT["dinov2"] | {"hidden_act": "gelu_pytorch_tanh"}
+_LEFT_OUT["dinov3_vit"] = _LEFT_OUT["vit"] | {"layer_norm_eps": 1e-5, "num_attention_heads": 6}
+_LEFT_OUT["swinv2"] = _LEFT_OUT["swin"] | {"pretrained_window_sizes": 0}
 _TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 
 
-def _of_image_tower(config: dict[str, Any]) -> dict[str, Any]:
+def _of_image_tower(config: dict[str, Any], model: str) -> dict[str, Any]:
     """The configuration of the image tower, where it stands beside a text tower's, with what it leaves out."""
     inner = config.get("vision_config")
     if isinstance(inner, dict):
         inner = {"model_type": _TOWERS.get(str(config.get("model_type")), ""), **inner}
         config = {name: value for name, value in inner.items() if value != ""}
-    left_out = _LEFT_OUT.get(str(config.get("model_type")))
-    return config if left_out is None else {"num_attention_heads": 12, **left_out, **config}
+    kind = str(config.get("model_type"))
+    return {**(_LEFT_OUT.get(kind, {}) if _MODEL_TYPES.get(kind) == model else {}), **config}
 
 
 def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
     Raises:
         ValueError: for an invalid value, or an activation that minivit lacks.
     """
-    config = _of_image_tower(config)
+    config = _of_image_tower(config, model)
     if config.get("quantization_config"):
         raise ValueError("config.json says quantization_config, and minivit reads weights in floating point only")
     found = _timm(config, model)
@@ -94,6 +100,12 @@ def options_of(config: dict[str, Any], model: str) -> dict[str, Any]:
         raise ValueError(
             f"config.json says rope_theta={config['rope_theta']!r:.60}, and minivit's rotary positions have "
             f"{ROTARY_TEMPERATURE:g}: choose another file"
+        )
+    if model != "ViT" and config.get("layer_norm_eps", _SWIN_EPS) != _SWIN_EPS:
+        raise ValueError(
+            f"config.json says layer_norm_eps={config['layer_norm_eps']!r:.60}, and transformers' Swin keeps "
+            f"{_SWIN_EPS:g} in the norms of the patch embedding and of the merging, where minivit's has one epsilon: "
+            "choose another file"
         )
     gated = config.get("use_gated_mlp") is True  # of DINOv3, whose gate has the activation
     if gated and config.get("hidden_act") != "silu":
@@ -117,7 +129,8 @@ def _makes_sense(name: str, value: Any) -> bool:
     if name in (*_TIMM_SIZES, *_USUAL.values()):
         several = value if isinstance(value, tuple) else (value,)
         numbers = [each for part in several for each in (part if isinstance(part, tuple) else (part,))]
-        return all(type(each) is int and 0 <= each < 1e6 for each in numbers)
+        least = 0 if name == "pretrained_window_sizes" else 1  # where 0 is the window itself
+        return all(type(each) is int and least <= each < 1e6 for each in numbers)
     if name in ("norm_eps", "init_values"):
         return type(value) in (int, float) and 0 < value < 1e6
     if name.endswith("_rate"):
@@ -154,7 +167,7 @@ def _timm(config: dict[str, Any], model: str) -> dict[str, Any]:
     for key, value in _model_args(config, model, published or {}).items():
         if key in _HONORED:
             found[key] = value
-        elif key not in _IN_ARRAYS | _UNCHECKED:
+        elif key not in _IN_ARRAYS:
             raise ValueError(f"config.json says model_args {key}={value!r:.60}, which minivit does not have")
     return found
 
@@ -170,12 +183,10 @@ def _model_args(config: dict[str, Any], model: str, published: dict[str, Any]) -
     said = {key: value for key, value in said.items() if key not in _BEFORE_TRAINING}
     if config.get("global_pool") is not None:
         said.setdefault("global_pool", config["global_pool"])
-    sizes: dict[str, Any] = {key: published[key] for key in ("embed_dim", "num_heads") if key in published}
     try:
-        words = in_our_words(model, {**sizes, **said})
+        return beside_architecture(model, published, said)
     except ValueError as error:
         raise ValueError(f"config.json says model_args {error}") from None
-    return {key: value for key, value in words.items() if key in said or key not in sizes}
 
 
 def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
@@ -193,7 +204,7 @@ def _agrees(name: str, value: Any, arguments: dict[str, Any]) -> bool:
         return arguments["mlp_layer"] != "mlp" or value == int(arguments["embed_dim"] * arguments["mlp_ratio"])
     if name == "hidden_size":  # of a Swin's last stage
         return value == arguments["embed_dim"] * 2 ** (len(arguments["depths"]) - 1)
-    return (tuple(value) if isinstance(value, list) else value) == arguments.get(name)
+    return (tuple(value) if isinstance(value, list) else value) == arguments.get(name, False)
 
 
 def _differing(claimed: dict[str, Any], arguments: dict[str, Any]) -> list[str]:
@@ -213,25 +224,32 @@ def _of_architecture(name: str | None, model: str, args: dict[str, Any], argumen
     return {"embed_dim": published["embed_dim"]} if model == "ViT" or arguments["embed_dim"] in widths else {}
 
 
-def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any]) -> None:
+def check_same_model(config: dict[str, Any], model: str, arguments: dict[str, Any], requested: dict[str, Any]) -> None:
     """Refuse a config.json of another model than the arrays make.
+
+    Args:
+        arguments: those that the arrays show.
+        requested: the requested ones; another head may be requested of any file.
 
     Raises:
         ValueError: naming what differs.
     """
-    config = _of_image_tower(config)
-    kind, architecture, args = config.get("model_type"), _architecture(config), config.get("model_args")
+    config = _of_image_tower(config, model)
+    kind, architecture = config.get("model_type"), _architecture(config)
+    args = _model_args(config, model, configs.sizes_of(architecture or "") or {})
     claims = _CLAIMS | _CLAIMS_OF["ViT" if model == "ViT" else "Swin"]
     claimed = {ours: config[theirs] for theirs, ours in claims.items() if config.get(theirs) is not None}
     shown = (*_IN_ARRAYS, "init_values") if model == "ViT" else (*_IN_ARRAYS, "num_heads")
-    claimed |= {name: args[name] for name in shown if isinstance(args, dict) and args.get(name) is not None}
+    claimed |= {"num_classes": config["num_classes"]} if config.get("num_classes") is not None else {}
+    claimed |= {name: args[name] for name in shown if args.get(name) is not None}
+    claimed = {name: value for name, value in claimed.items() if name not in _REPLACED.intersection(requested)}
     differs = _differing(claimed, arguments)
     if kind is not None and (not isinstance(kind, str) or _MODEL_TYPES.get(kind) != model and kind != "timm_wrapper"):
         differs.append(f"model_type={kind!r:.60}")
     if architecture and configs.class_of(architecture.partition(".")[0]) not in (None, model):
         differs.append(f"architecture={architecture!r:.80}")
     if not differs:
-        claimed = _of_architecture(architecture, model, args if isinstance(args, dict) else {}, arguments)
+        claimed = _of_architecture(architecture, model, args, arguments)
         differs = _differing(claimed, arguments)
     if differs:
         has = ", ".join(f"{name}={arguments[name]!r}" for name in claimed if name in arguments)

@@ -77,7 +77,8 @@ def options(found: Arguments, config: Arguments, requested: Arguments) -> Argume
     chosen = {**{name: values.pop() for name, values in known.items() if values}, **said}
     rotary = found["pos_embed"] == "none" and chosen.get("pos_embed") == "rotary"
     chosen["pos_embed"] = "rotary" if rotary else found["pos_embed"]
-    return {**chosen, "num_heads": chosen.get("num_heads") or _heads(found)}
+    heads = chosen.get("num_heads")
+    return {**chosen, "num_heads": _heads(found) if heads is None else heads}
 
 
 def heads_are_assumed(found: Arguments, said: Arguments) -> bool:

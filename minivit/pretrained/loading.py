@@ -19,7 +19,7 @@ from minivit.models import Model, create_model as create_fresh_model, list_model
 from minivit.pretrained import hub
 from minivit.pretrained.adaptation import HEADS, choose_classes, fit
 from minivit.pretrained.checkpoint import StrPath, adopt, check_fit
-from minivit.pretrained.plan import NO_MODEL, plan_of
+from minivit.pretrained.plan import NO_MODEL, other_sizes, plan_of
 from minivit.pretrained.profiles import PROFILES
 from minivit.pretrained.recognition import Recognized, recognize
 from minivit.pretrained.tags import DEFAULT_TAGS
@@ -77,6 +77,7 @@ def from_pretrained(
             own = {"positions": found.layout.positions, "biases": found.layout.biases}
             rules = replace(rules, **{name: dict(how) for name, how in own.items() if how})
         arrays, changes = fit(arrays, model, plan.stored, rules)
+        changes += other_sizes(plan, model.config, rules)
     except NO_MODEL as error:
         memory = "it needs more memory than there is: check where it came from"
         why = memory if isinstance(error, MemoryError) else printable(str(error)[:600])
@@ -104,7 +105,8 @@ def from_pretrained(
 def _check_no_head_beside(found: Recognized, model: Model) -> None:
     """Refuse a file whose only matrix beside an encoder may be its classifier, under a name that says nothing."""
     layout = found.layout
-    unknown = [name for name in found.left_out if not (layout and layout.leaves_out(name, {}))]
+    bare = layout.bare(found.weights.arrays) if layout else None
+    unknown = [name for name in found.left_out if not (layout and layout.leaves_out(name, bare or {}))]
     matrices = [name for name in unknown if name.endswith(".weight") and found.weights.arrays[name].ndim == 2]
     width = model.config["embed_dim"] * 2 ** (len(model.config.get("depths", (0,))) - 1)  # doubles from stage to stage
     if len(matrices) == 1 and found.weights.arrays[matrices[0]].shape[1] == width:

@@ -10,14 +10,14 @@ from minivit.argument_checks import names_like
 from minivit.io.safetensors import CheckpointError
 from minivit.io.text import printable, quoted
 from minivit.models import MODELS
-from minivit.models.options import stage_windows, window_of_each
+from minivit.models.options import patch_grid, stage_windows, window_of_each
 from minivit.models.timm_arguments import in_our_words
 from minivit.pretrained import architecture, hidden
 from minivit.pretrained.config_json import check_same_model, options_of
 from minivit.pretrained.extent import check_extent, check_types
-from minivit.pretrained.profiles import PROFILES
+from minivit.pretrained.profiles import PROFILES, Profile
 from minivit.pretrained.recognition import Recognized
-from minivit.pretrained.window_sizes import check_windows_told
+from minivit.pretrained.window_sizes import check_windows_told, image_is_assumed
 from minivit.sizes import pair
 
 # errors of a file with right names but invalid shapes or settings
@@ -68,11 +68,14 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
             settings = {**PROFILES[chosen].settings(found.model), **found.layout.settings}
             settings = {**settings, **{name: config[name] for name in ("covered",) if name in config}}
             read = architecture.arguments(found.model, found.arrays, config, found.buffers, settings, requested)
-            check_same_model(found.weights.config, found.model, read)
+            _check_square(found.layout.square, read)
+            check_same_model(found.weights.config, found.model, read, requested)
             stored = {**_defaults(kind), **settings, **read}
             check_windows_told(found.model, read, config, found.buffers, requested)
             said = {**config, **requested}
             assumed = ["num_heads"] if found.model == "ViT" and hidden.heads_are_assumed(read, said) else []
+            if not read.get("ape") and image_is_assumed(found.model, config, found.buffers, requested):
+                assumed.append("img_size")
             if profile is None and found.source == "wzmiaomiao":
                 _check_one_reading(read)
         check_extent({**_defaults(kind), **stored}, found.weights.arrays)
@@ -86,6 +89,32 @@ def plan_of(found: Recognized, profile: str | None = None, requested: dict[str, 
         ) from None
 
 
+def other_sizes(plan: Plan, config: dict[str, Any], rules: Profile) -> list[str]:
+    """Lines on images of another size than the model's, with which its source computes otherwise.
+
+    Args:
+        config: the built model's.
+        rules: those by which the file's tables are resampled.
+
+    Raises:
+        ValueError: for a ViT of dynamic sizes, if its source resamples positions by another rule than the model does.
+    """
+    of_own_rule = rules.positions != PROFILES["timm"].positions
+    if of_own_rule and config.get("dynamic_img_size") and config["pos_embed"] == "learned_1d":
+        raise ValueError(
+            f"dynamic_img_size=True resamples positions by timm's rule, and {plan.profile} by another: give the size "
+            "of the images, img_size=(H, W), to which the file's positions are resampled by its own"
+        )
+    size, lines = "x".join(map(str, pair(config["img_size"]))), list[str]()
+    if of_own_rule and config.get("ape"):
+        lines.append(f"absolute_pos_embed: resampled by timm's rule for images that are not {size}: pass img_size=")
+    if plan.kind is MODELS["SwinV2"] and plan.profile == "huggingface":
+        lines.append(
+            f"windows and shifts follow the size of the images, and transformers' Swin v2 keeps those of {size} for all"
+        )
+    return lines
+
+
 def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
     """The arguments from config.json and from the source's own arrays, which must agree."""
     for name, value in found.arguments.items():
@@ -95,6 +124,16 @@ def _told(config: dict[str, Any], found: Recognized) -> dict[str, Any]:
                 "another file. Remove it, or fetch both again"
             )
     return {**config, **found.arguments}
+
+
+def _check_square(why: str, read: dict[str, Any]) -> None:
+    """Refuse a table of biases of a grid that is not square, where the source reads it in another order."""
+    grid = patch_grid(read) if why and read.get("pos_embed") == "relative" else (1, 1)
+    if grid[0] != grid[1]:
+        raise ValueError(
+            f"its biases are of a grid of {grid[0]}x{grid[1]} patches, and {why}: choose a file whose image is square, "
+            "and img_size=(H, W) for others"
+        )
 
 
 def _check_one_reading(read: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-_PLAIN = {"mode": "bicubic", "antialias": False}
+PLAIN = {"mode": "bicubic", "antialias": False}
 _CORNERS = {"antialias": False, "align_corners": True}
 _DROPS = {"partial_patches": "drop"}
 _PLACED = {"no_embed_class": False}  # its class token always has a position
@@ -26,8 +26,8 @@ class Profile:
     vit: dict[str, Any] = field(default_factory=dict)
     swin: dict[str, Any] = field(default_factory=dict)
     swin_v2: dict[str, Any] = field(default_factory=dict)
-    positions: dict[str, Any] = field(default_factory=lambda: _PLAIN)
-    biases: dict[str, Any] | None = field(default_factory=lambda: _PLAIN)
+    positions: dict[str, Any] = field(default_factory=lambda: PLAIN)
+    biases: dict[str, Any] | None = field(default_factory=lambda: PLAIN)
 
     def settings(self, model: str) -> dict[str, Any]:
         """The arguments of a class, by its name."""
@@ -49,7 +49,8 @@ PROFILES = {
         vit={"norm_eps": 1e-12, **_PLACED}, swin={"covered": "shrink_both"}, swin_v2={"mask_value": -200.0}
     ),
     "openclip": Profile(positions={"mode": "bicubic", "antialias": True}),
-    "meta": Profile(),
+    # DINO's and DINOv2's models resample by a factor of (n + 0.1) / the sides of the table, against rounding
+    "meta": Profile(positions={**PLAIN, "offset": 0.1}),
     "apple": Profile(),
     "microsoft": Profile(swin={"covered": "shrink_both", **_DROPS}),
     # its Swin shifts a window that covers the map, so its logits are not Microsoft's for the same weights

@@ -116,6 +116,13 @@ def check_windows_told(
         )
 
 
+def image_is_assumed(model: str, config: Arguments, buffers: dict[str, Array], asked: Arguments) -> bool:
+    """Whether nothing gives the image of a v2, whose windows and offsets are those of its maps; as above."""
+    if model != "SwinV2" or any(name.endswith("relative_position_index") for name in buffers):
+        return False
+    return all(sizes.get(name) is None for sizes in (config, asked) for name in ("img_size", "input_size"))
+
+
 def _published(read: Arguments) -> list[Arguments]:
     """The published v2 with these widths, depths and windows; some differ only in the windows of their pretraining."""
     same = {name: read.get(name, _USUAL) for name in ("embed_dim", "depths", "window_size")}

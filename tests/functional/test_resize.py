@@ -24,6 +24,11 @@ def test_aligned_corners_lie_upon_each_other() -> None:
     assert resize_matrix(5, 3, "bilinear", antialias=False, align_corners=True).tolist() == np.eye(5)[::2].tolist()
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_an_offset_changes_the_spacing_and_not_the_number_of_points(mode: str) -> None:
+    assert resize_matrix(3, 4, mode, False, offset=2.0).tolist() == resize_matrix(3, 6, mode, False)[:4].tolist()
+
+
 def test_beyond_the_ends_the_plain_kernel_repeats_the_last_point_and_the_antialiased_one_drops_it() -> None:
     """2 points at 4 positions, -0.25, 0.25, 0.75 and 1.25."""
     plain = resize_matrix(2, 4, "bilinear", antialias=False)
@@ -42,6 +47,8 @@ def test_beyond_the_ends_the_plain_kernel_repeats_the_last_point_and_the_antiali
         ((0, 4), "cannot resample 0 points to 4"),
         ((3, 0), "cannot resample 3 points to 0"),
         ((3, 4, "bicubic", True, True), "align_corners=True needs antialias=False"),
+        ((3, 4, "bicubic", True, False, 0.1), "offset needs antialias=False and align_corners=False"),
+        ((3, 4, "bicubic", False, True, 0.1), "offset needs antialias=False and align_corners=False"),
     ],
 )
 def test_what_cannot_be_resampled_is_refused(arguments: Any, message: str) -> None:

@@ -306,6 +306,20 @@ def test_resize_grid_with_corners_on_corners(mode: str, target: Any, dtype: str)
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", [(7, 3), (2, 9), (1, 6)])  # the size itself has the identity as PyTorch's gradient
+def test_resize_grid_by_a_factor_with_an_offset(target: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def theirs(x: Any) -> Any:  # as in DINO's interpolate_pos_encoding
+        factors = tuple((side + 0.1) / source for side, source in zip(target, x.shape))
+        resized = TF.interpolate(x.permute(2, 0, 1)[None], scale_factor=factors, mode="bicubic")
+        return resized[0].permute(1, 2, 0)
+
+    grid = rng.standard_normal((4, 5, 3)).astype(dtype)
+    compare_function(lambda x: F.resize_grid(x, target, antialias=False, offset=0.1), theirs, [grid], rng)
+
+
 def interpolate(x: Any, size: tuple[int, int], mode: str, antialias: bool, corners: bool = False) -> Any:
     images = x.permute(2, 0, 1)[None]  # (1, D, h, w)
     resized = TF.interpolate(images, size, mode=mode, antialias=antialias, align_corners=corners)

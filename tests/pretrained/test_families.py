@@ -309,7 +309,6 @@ VISION3 = {"num_attention_heads": 2, "hidden_size": 16, "num_hidden_layers": 2}
             {},
         ),
         ("transformers_beit", {"model_type": "beit", **VISION, "layer_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
-        ("transformers_beit", {"model_type": "beit", **VISION, "image_size": [8, 20]}, {"img_size": (8, 20)}),
         ("openai", {"model_type": "clip", "vision_config": VISION}, {}),
         ("aimv2", {"model_type": "aimv2", **VISION, "rms_norm_eps": 1e-2}, {"norm_eps": 1e-2}),
     ],

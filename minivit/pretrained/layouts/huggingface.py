@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minivit.pretrained.layouts.layout import IGNORED, Layout
+from minivit.pretrained.layouts.layout import IGNORED, MASK_TOKEN, Layout
 from minivit.pretrained.renaming import STACKED, Rule
 
 # published files have the names of transformers' early versions; since version 5 its models have others, which
@@ -50,7 +50,7 @@ _SWIN = (
 )
 _ATTENTION = f"{_SWIN_BLOCK}.attention"
 _HEADS = r"(cls_|distillation_)?classifier\..*"
-_IGNORED = (*IGNORED, r"pooler\..*")
+_OMITTED = rf"{MASK_TOKEN}|pooler\..*"  # a layer and tanh behind the class token, which no classifier reads
 _ZERO = r"encoder\.layers\.0\.blocks\.0\.attention\."
 
 HUGGINGFACE = [
@@ -69,10 +69,11 @@ HUGGINGFACE = [
                 f"{_ATTENTION}.self.continuous_position_bias_mlp.{{k}}.{{p}}",
             ),
         ),
-        _IGNORED,
+        IGNORED,
         ("swinv2.", ""),
         _HEADS,
         head="classifier",
+        omitted=_OMITTED,
     ),
     Layout(
         "huggingface",
@@ -87,10 +88,11 @@ HUGGINGFACE = [
                 for where in ("self.relative_position_bias", "relative_position_bias.relative_position_bias")
             ),
         ),
-        _IGNORED,
+        IGNORED,
         ("swin.", ""),
         _HEADS,
         head="classifier",
+        omitted=_OMITTED,
     ),
     *(
         Layout(
@@ -98,11 +100,12 @@ HUGGINGFACE = [
             "ViT",
             (r"(encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.weight", *signs),
             _VIT,
-            _IGNORED,
+            IGNORED,
             prefixes,
             _HEADS,
             absent=r".*(layer_scale1\.lambda1|lambda_1|relative_position_bias_table)",  # DINOv2, BEiT
             head="classifier",
+            omitted=_OMITTED,
             beyond=r"decoder\..*",  # of masked autoencoders
         )
         for prefixes, signs in (

@@ -316,6 +316,7 @@ _BEIT_LAYOUT = Layout(
     family="BEiT",
     settings={"norm_eps": 1e-12, "pos_embed": "relative"},
     biases={"mode": "bilinear", "antialias": False},
+    square="transformers' BEiT reads its table of biases as width by height, which resamples it at its own size too",
     beyond=r"lm_head\..*",  # which predicts the visual tokens of masked patches
 )
 

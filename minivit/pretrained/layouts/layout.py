@@ -61,6 +61,7 @@ class Layout:
         positions, biases: the resampling of positions and of relative biases, if it differs from the profile's.
         omitted: pattern of names, without the prefix, of arrays that the model does not read, such as a decoder.
         beyond: pattern of names outside of the prefix that belong to another model in the file, such as a text tower.
+        square: why the file's own image must be square, where the source computes otherwise; "" where it need not.
         finish: applied to an export, the inverse of `prepare`.
         written: whether `export` writes such files.
     """
@@ -83,6 +84,7 @@ class Layout:
     biases: Mapping[str, Any] | None = None
     omitted: str = MASK_TOKEN
     beyond: str = "(?!)"
+    square: str = ""
     finish: Callable[[dict[str, Array]], dict[str, Array]] = dict
     written: bool = True
 

@@ -12,6 +12,7 @@ import numpy as np
 from minivit.nn.rotary import PERIODS, rotary_periods
 from minivit.pretrained.layouts.layout import IGNORED, MASK_TOKEN, Layout, class_token_placed
 from minivit.pretrained.layouts.microsoft import TIMM
+from minivit.pretrained.profiles import PLAIN
 from minivit.pretrained.renaming import Rule
 from minivit.protocol import Array
 
@@ -119,6 +120,7 @@ META = [
         r"pos_embed",
         r"cls_token",
         absent=r"blocks\..*\.(q_bias|v_bias|relative_position.*)|rel_pos_bias\..*|blocks_token_only\..*",
+        positions=PLAIN,
         **_says(no_embed_class=True),
     ),
     # DINOv2 adds positions before it inserts the registers, so that of the class token can be a part of the token
@@ -135,7 +137,13 @@ META = [
     ),
     _layout("DINOv2", _GATED, **_says(no_embed_class=False, mlp_layer="swiglu_packed")),
     _layout("DINOv2", r"mask_token", r"blocks\.0\.ls1\.gamma", **_says(no_embed_class=False)),
-    _layout("MAE", r"decoder_embed\.weight", omitted=rf"{MASK_TOKEN}|decoder_.*", **_says(no_embed_class=False)),
+    _layout(
+        "MAE",
+        r"decoder_embed\.weight",
+        omitted=rf"{MASK_TOKEN}|decoder_.*",
+        positions=PLAIN,
+        **_says(no_embed_class=False),
+    ),
     # the projection head of self-distillation, beside the encoder
     _layout(
         "DINO",
