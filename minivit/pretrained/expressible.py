@@ -21,13 +21,13 @@ from minivit.sizes import pair
 Arguments = dict[str, Any]
 
 # sizes, which the arrays show or every project's constructor takes
-_SIZES = {"img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths", "num_heads", "mlp_ratio"}
-_SIZES |= {"window_size", "pretrained_window_sizes", "cpb_hidden"}
+SIZES = {"img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths", "num_heads", "mlp_ratio"}
+SIZES |= {"window_size", "pretrained_window_sizes", "cpb_hidden"}
 # of training and of speed; whether other sizes of images are taken; and the value of a mask, -100 or less, behind
 # which a softmax leaves nothing
-_ANYWHERE = {"drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "dtype"}
-_ANYWHERE |= {"skip_unused_tokens", "allow_odd_depths", "dynamic_img_size", "mask_value"}
-_ANYWHERE |= {"no_embed_class"}  # an export adds the rows that are missing, or moves those that are too many
+ANYWHERE = {"drop_rate", "pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init", "dtype"}
+ANYWHERE |= {"skip_unused_tokens", "allow_odd_depths", "dynamic_img_size", "mask_value"}
+ANYWHERE |= {"no_embed_class"}  # an export adds the rows that are missing, or moves those that are too many
 # (source, class, family) -> the further settings that a project's arrays show, or that its code takes as arguments
 _TAKEN: dict[tuple[str, str, str], set[str]] = {
     ("timm", "ViT", ""): {each.name for each in fields(ViTOptions)} - {"resnet_eps", "rotary_periods", "patch_norm"},
@@ -87,8 +87,8 @@ def check_expressible(config: Arguments, layout: Layout, arrays: dict[str, Array
 
 def unsaid(config: Arguments, read: Arguments) -> Arguments:
     """The settings of a model with an effect on its logits, for images of any size, that another has otherwise."""
-    idle = _idle_in_vit(config) if "depth" in config else set()
-    return {name: value for name, value in config.items() if read[name] != value and name not in idle}
+    unseen = _idle_in_vit(config) if "depth" in config else set()
+    return {name: value for name, value in config.items() if read[name] != value and name not in unseen}
 
 
 _TIMM = {model: Layout("timm", model, ()) for model in MODELS}
@@ -97,13 +97,9 @@ _TIMM = {model: Layout("timm", model, ()) for model in MODELS}
 def _differing(config: Arguments, layout: Layout, arrays: dict[str, Array]) -> Arguments:
     """The settings that the project has otherwise, with an effect on the model's logits, and the project's values."""
     always = _always(config, layout, arrays)
-    taken = _SIZES | _ANYWHERE | _TAKEN[layout.source, layout.model, layout.family]
-    idle = _idle_in_vit(config) if layout.model == "ViT" else _idle_in_swin(config, always, layout.source)
-    return {
-        name: always[name]
-        for name, value in config.items()
-        if name not in taken and name not in idle and value != always[name]
-    }
+    taken = SIZES | ANYWHERE | _TAKEN[layout.source, layout.model, layout.family]
+    unseen = taken | idle(config, always, layout.source)
+    return {name: always[name] for name, value in config.items() if name not in unseen and value != always[name]}
 
 
 def _always(config: Arguments, layout: Layout, arrays: dict[str, Array]) -> Arguments:
@@ -125,6 +121,11 @@ def _always(config: Arguments, layout: Layout, arrays: dict[str, Array]) -> Argu
 
 
 WITHIN = ("relative", "rotary")  # positions within attention
+
+
+def idle(config: Arguments, other: Arguments, source: str = "") -> set[str]:
+    """Settings of a model without effect on images of its size, beside those of another model, of a source's rules."""
+    return _idle_in_vit(config) if "depth" in config else _idle_in_swin(config, other, source)
 
 
 def _idle_in_vit(config: Arguments) -> set[str]:
