@@ -43,7 +43,7 @@ def files(folder: Path) -> list[str]:
     model = minivit.create_model(NAME)
     minivit.save(model, folder / "minivit.safetensors")
     minivit.export(model, folder / "timm.safetensors")
-    minivit.export(model, folder / "google.npz", "google")
+    minivit.export(minivit.create_model(NAME, gelu="tanh"), folder / "google.npz", "google")
     try:
         import torch
 

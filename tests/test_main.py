@@ -29,7 +29,9 @@ SWIN = {"img_size": 64, "num_classes": 5, "embed_dim": 16, "depths": (2, 2), "nu
 MODELS = {"ViT": (minivit.ViT, VIT), "Swin": (minivit.Swin, SWIN), "SwinV2": (minivit.SwinV2, SWIN)}
 PAIRS = sorted({(layout.model, layout.source) for layout in LAYOUTS if layout.written and not layout.family})
 # what the file of such a layout cannot hold, and its profile therefore assumes; see minivit/pretrained/profiles.py
-SETTINGS = {"google": "gelu='none'", "huggingface": "norm_eps=1e-06"}
+SETTINGS = {"huggingface": "norm_eps=1e-06"}
+# what a project's models have always, unlike a new one of minivit
+ALWAYS = {("ViT", "google"): {"gelu": "tanh"}, ("Swin", "wzmiaomiao"): {"covered": "shift"}}
 # what the arrays do not show and must be given
 UNSEEN = {("SwinV2", layout): ["--set", "window_size=8"] for layout in ("huggingface", "timm")}
 
@@ -151,7 +153,7 @@ def test_summary_says_whether_a_name_or_a_file_is_missing(capsys, tmp_path):
 @pytest.mark.parametrize(("kind", "layout"), [*((kind, None) for kind in MODELS), *PAIRS])
 def test_inspect_describes_a_file(capsys, tmp_path, kind, layout):
     path = tmp_path / ("m.npz" if layout == "google" else "m.safetensors")
-    model = saved(path, kind, layout)
+    model = saved(path, kind, layout, **ALWAYS.get((kind, layout), {}))
     out, err = fine(capsys, "inspect", path)
     assert err == [] and field(out, "file") == f"{path} ({path.stat().st_size:,} bytes)"
     assert out[1].split() == ["SHA-256", hashlib.sha256(path.read_bytes()).hexdigest()]
@@ -240,7 +242,7 @@ def test_convert_there_and_back(capsys, tmp_path, kind, layout):
     theirs, direct = (
         tmp_path / f"{name}.{'npz' if layout == 'google' else 'safetensors'}" for name in ("theirs", "direct")
     )
-    model = saved(ours, kind)
+    model = saved(ours, kind, **ALWAYS.get((kind, layout), {}))
     out, err = fine(capsys, "convert", ours, theirs, "--layout", layout)
     assert out == [
         f"{theirs}: {kind}, {sum(param.size for param in model.parameters().values()):,} parameters, "
@@ -283,6 +285,14 @@ def test_convert_says_what_the_file_cannot(capsys, tmp_path):
     saved(tmp_path / "a.safetensors", img_size=(32, 16))
     _, err = fine(capsys, "convert", tmp_path / "a.safetensors", tmp_path / "c.safetensors", "--layout", "timm")
     assert len(err) == 1 and err[0].startswith("minivit: ")
+
+
+def test_convert_refuses_a_layout_whose_project_computes_otherwise(capsys, tmp_path):
+    saved(tmp_path / "a.safetensors", gelu="tanh")
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    line = refused(capsys, 2, "convert", *files, "--layout", "torchvision")
+    assert "torchvision's ViT has gelu='none', and this model 'tanh'" in line
+    assert not files[1].exists()
 
 
 def test_convert_replaces_only_by_force(capsys, tmp_path):

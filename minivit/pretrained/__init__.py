@@ -3,8 +3,9 @@
 The steps of `loading.py`: read (`minivit/io/weights.py`), recognize and translate the names (`recognition.py`, by the
 tables of `layouts/` and the rules of `renaming.py`), plan the model (`plan.py`, from `architecture.py` and
 `config_json.py`), build it, adapt the arrays (`adaptation.py`), load. `checkpoint.py` saves and loads the parameters of
-an existing model, `lora.py` its updates of low rank, `export.py` writes other projects' files, `hub.py` downloads,
-`profiles.py` has the differences between projects, `preprocessing.py` the preprocessing of images for the weights.
+an existing model, `lora.py` its updates of low rank, `export.py` writes other projects' files of the models that these
+have (`expressible.py`), `hub.py` downloads, `profiles.py` has the differences between projects, `preprocessing.py` the
+preprocessing of images for the weights.
 """
 
 from minivit.io.torch_file import read_torch_file

@@ -19,6 +19,8 @@ from minivit.models import MODELS, configs
 from minivit.models.lora import check_without
 from minivit.models.options import stage_windows
 from minivit.nn.layer import Layer, check_layer
+from minivit.pretrained.config_json import options_of
+from minivit.pretrained.expressible import ANYWHERE, SIZES, idle
 from minivit.pretrained.geometry import table_of
 from minivit.pretrained.plan import Plan, plan_of
 from minivit.pretrained.recognition import Recognized, identify, unknown_names
@@ -46,7 +48,8 @@ def load(model: Any, path: StrPath, *, strict: bool = True) -> Any:
 
     Raises:
         CheckpointError: if the file is unreadable or does not fit, even where a table of another grid or window, or
-            a projection of other heads, has the model's shape; the model is then unchanged.
+            a projection of other heads, has the model's shape, and if its configuration says a setting that the model
+            has otherwise, such as another GELU; the model is then unchanged.
     """
     found = identify(read_weights(path))
     if found.weights.arrays.keys() == model.state().keys():  # these are the model's own names
@@ -66,6 +69,7 @@ def _check_geometry(model: Any, found: Recognized) -> None:
     if type(model) is not MODELS.get(found.model):
         return
     sizes: dict[str, Any] = {name: model.config[name] for name in _OPEN if name in model.config}
+    _check_said(model, found)
     try:
         stored = plan_of(found, None, sizes).stored
     except CheckpointError:  # whatever the file lacks, the arrays have the model's shapes
@@ -84,6 +88,30 @@ def _check_geometry(model: Any, found: Recognized) -> None:
                 "from_pretrained with the model's img_size and window_size resamples it; if the file is of the model's "
                 "own, keep such a model with minivit.save, which stores its sizes"
             )
+
+
+def _check_said(model: Any, found: Recognized) -> None:
+    """Refuse a file whose configuration says a setting that the model has otherwise, with an effect on its logits."""
+    if found.layout is None:
+        where, said = "the file", dict(found.weights.content.get("config") or {})
+    else:
+        try:
+            where, said = "config.json", options_of(found.weights.config, found.model)
+        except ValueError as error:
+            raise CheckpointError(f"{found.path}: {error}") from None
+    unseen = idle(model.config, {**model.config, **said}) | ANYWHERE | SIZES | _SHAPED
+    differ = [name for name, value in model.config.items() if name not in unseen and said.get(name, value) != value]
+    if differ:
+        theirs = ", ".join(f"{name}={said[name]!r:.60}" for name in differ)
+        ours = ", ".join(f"{name}={model.config[name]!r}" for name in differ)
+        raise CheckpointError(
+            f"{found.path} does not fit this {found.model}, though its arrays have the model's shapes: {where} says "
+            f"{theirs}, and the model has {ours}: build the model with {theirs}, or use from_pretrained"
+        )
+
+
+# what the arrays show, or the initial value of what they hold
+_SHAPED = {"init_values", "reg_tokens", "class_token", "distilled", "representation_size", "qkv_bias"}
 
 
 def _hidden_sizes(found: Recognized, stored: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -158,7 +186,7 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
     common = [name for name in params if name in arrays]
     misshapen = [name for name in common if tuple(arrays[name].shape) != params[name].shape]
     odd = [name for name in common if arrays[name].dtype.kind not in "fiu"]
-    quantized = [name for name in common if arrays[name].dtype.kind in "iu" and arrays[name].dtype.itemsize == 1]
+    whole = [name for name in common if arrays[name].dtype.kind in "iu"]
     faults = []
     if missing:
         faults.append(f"{len(missing)} of {len(params)} parameters are missing, first {quoted(missing[0])}")
@@ -169,11 +197,10 @@ def check_fit(model: Any, found: Recognized, arrays: dict[str, Array], strict: b
         faults.append(f"{quoted(name)}{more}: expected shape {params[name].shape}, the file has {arrays[name].shape}")
     if odd:
         faults.append(f"{quoted(odd[0])} holds {arrays[odd[0]].dtype}, expected numbers")
-    if quantized:
-        kind = arrays[quantized[0]].dtype
-        faults.append(
-            f"{quoted(quantized[0])} holds {kind}, quantized weights without their scales: use a file of floats"
-        )
+    if whole:
+        kind = arrays[whole[0]].dtype
+        what = "quantized weights without their scales" if kind.itemsize == 1 else "integers, which no weights are"
+        faults.append(f"{quoted(whole[0])} holds {kind}, {what}: use a file of floats")
     if faults:
         cause = _cause(model, found)
         raise CheckpointError(f"{found.path} does not fit this {type(model).__name__}: {'; '.join(faults)}{cause}")

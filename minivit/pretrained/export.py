@@ -15,16 +15,17 @@ from minivit.io.atomic import write_atomically
 from minivit.io.safetensors import save_arrays
 from minivit.models.lora import check_without
 from minivit.models.options import patch_grid, prefix_tokens, window_of_each
+from minivit.pretrained.expressible import WITHIN, check_expressible
 from minivit.pretrained.layouts import LAYOUTS, Layout
 from minivit.pretrained.layouts.microsoft import as_gammas
 from minivit.pretrained.renaming import translate
 from minivit.protocol import Array
 
-_WITHIN = ("relative", "rotary")  # positions within attention
-
 
 def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> None:
     """Write a model's parameters under another project's names, without settings.
+
+    The project's model, built with the same sizes, computes the same from them for images of the model's `img_size`.
 
     Args:
         model: a ViT, Swin or SwinV2.
@@ -32,7 +33,7 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
         layout: "timm" (our names), "huggingface", "openclip", "torchvision", "microsoft", "google" or "wzmiaomiao".
 
     Raises:
-        ValueError: if that project has no such model, or cannot hold a part of it.
+        ValueError: if that project has no such model, cannot hold a part of it, or has another value of a setting.
     """
     kind = type(model).__name__
     written = [each for each in LAYOUTS if each.model == kind and each.written]
@@ -43,13 +44,15 @@ def export(model: Any, path: str | os.PathLike[str], layout: str = "timm") -> No
     check_without("export(model, path)", model)
     _check_one_window(model.config, layout)
     # positions within attention are in the settings of the layouts that have them
-    within = model.config.get("pos_embed", "") if model.config.get("pos_embed") in _WITHIN else ""
+    within = model.config.get("pos_embed", "") if model.config.get("pos_embed") in WITHIN else ""
     tables = [each for each in tables if layout == "timm" or each.settings.get("pos_embed", "") == within]
     arrays = _with_plain_positions(model, layout, bool(tables))
     if layout != "timm":
         arrays = _with_place_of_class(model, arrays)
     if tables[0].rules:
         arrays = _translated(model, arrays | _tables(model, layout), tables)
+    else:
+        check_expressible(model.config, tables[0], arrays)
     if layout == "google":
         if Path(path).suffix != ".npz":
             raise ValueError(f"{path}: layout 'google' is an archive of NumPy's, name it .npz")
@@ -79,12 +82,7 @@ def _with_plain_positions(model: Any, layout: str, named: bool) -> dict[str, Arr
     config = model.config
     if type(model).__name__ != "ViT":
         return arrays
-    if config["rotary_periods"] != "exact":
-        raise ValueError(
-            f"rotary_periods={config['rotary_periods']!r}: {layout}'s are exact, and no file holds them: read the "
-            "model with rotary_periods='exact', or keep it with minivit.save"
-        )
-    if config["pos_embed"] in _WITHIN:
+    if config["pos_embed"] in WITHIN:
         if layout == "timm" and config["qkv_bias"] in (False, "qv"):
             return as_gammas(arrays)
         if layout != "timm" and named:
@@ -93,8 +91,6 @@ def _with_plain_positions(model: Any, layout: str, named: bool) -> dict[str, Arr
             f"pos_embed={config['pos_embed']!r} is within each block's attention, and {layout} has no such ViT: keep "
             "it with minivit.save"
         )
-    if config["patch_norm"]:
-        raise ValueError("patch_norm=True is in no other project's ViT: keep it with minivit.save")
     if config["pos_embed"] not in ("none", "learned_1d"):
         table = to_numpy(model.embed.positions.table(patch_grid(config))[0])
         arrays = {name: array for name, array in arrays.items() if not name.startswith("pos_embed")}
@@ -141,24 +137,24 @@ def _tables(model: Any, layout: str) -> dict[str, Array]:
 
 
 def _translated(model: Any, arrays: dict[str, Array], tables: list[Layout]) -> dict[str, Array]:
-    """The arrays under the names of the first table that has all of them, and that recognizes the result."""
-    heads, fitting = model.config["num_heads"], None
+    """The arrays under the names of the first table that has all of them, and whose project has such a model."""
+    heads = model.config["num_heads"]
     lacking: list[list[str]] = []
+    refused: dict[bool, ValueError] = {}  # by whether the names are recognized as the table's
     for table in tables:
         found, unknown = translate(table.rules, arrays, lambda name: heads, out=True)
         if unknown:
             lacking.append(unknown)
-        elif table.bare(found):
-            pooled = {**table.settings, **table.arguments(found)}.get("global_pool", model.config.get("global_pool"))
-            if pooled != model.config.get("global_pool"):
-                raise ValueError(
-                    f"{table.source}'s {table.family} has global_pool={pooled!r}, and this model "
-                    f"{model.config['global_pool']!r}: export it as 'timm', or build it with that global_pool"
-                )
+            continue
+        recognized = table.bare(found) is not None
+        try:
+            check_expressible(model.config, table, found)
+        except ValueError as error:
+            refused.setdefault(recognized, error)
+            continue
+        if recognized or not (table.family or model.config.get("depth", 1)):  # it is recognized by a block
             return {table.spelled(name): array for name, array in table.finish(found).items()}
-        elif not table.family:
-            fitting = {table.spelled(name): array for name, array in found.items()}
-    if fitting is not None:
-        return fitting  # of no block, by which it would be recognized
+    if refused:
+        raise refused[max(refused)]
     source, least = tables[0].source, min(lacking, key=len, default=["cls_token"])
     raise ValueError(f"{source} has no name for {least[0]!r} ({len(least)} such): export it as 'timm'")

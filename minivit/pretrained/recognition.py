@@ -15,8 +15,9 @@ from minivit.io.text import quoted
 from minivit.io.weights import Weights
 from minivit.models import MODELS
 from minivit.pretrained.layouts import BUFFERS, LAYOUTS, Layout
+from minivit.pretrained.layouts.microsoft import as_layer_scale
 from minivit.pretrained.open_clip import with_open_clip_config
-from minivit.pretrained.renaming import translate
+from minivit.pretrained.renaming import check_same, translate
 from minivit.protocol import Array
 
 StrPath = str | os.PathLike[str]
@@ -134,9 +135,12 @@ def _translated(weights: Weights, layout: Layout, bare: dict[str, str]) -> Recog
     arrays = {names[name]: array for name, array in weights.arrays.items() if name in names}
     left_out = [name for name in weights.arrays if name not in names]
     try:
+        _check_factors(arrays)
         arrays = _with_usual_head(layout.prepare(arrays), layout.head)
         arguments = layout.arguments(arrays)
         ours, unknown = translate(layout.rules, arrays, lambda name: 0) if layout.rules else (dict(arrays), list[str]())
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights.path}: {error}") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{weights.path} has the names of {layout.source}'s {layout.model}, but arrays of other shapes: {error}"
@@ -160,6 +164,14 @@ def _heads_beside(arrays: Collection[str], bare: dict[str, str]) -> dict[str, st
     outer = [prefix[:end] for end in range(len(prefix) + 1) if not end or prefix[end - 1] == "."]
     names = {name: name.removeprefix(part) for part in outer for name in arrays if name.startswith(part)}
     return {name: head for name, head in names.items() if name not in bare and _in_head(head)}
+
+
+def _check_factors(arrays: dict[str, Array]) -> None:
+    """Refuse a LayerScale under both names of timm's ViTs, of which one would be read."""
+    for name, array in arrays.items():
+        (renamed,) = as_layer_scale({name: array})
+        if renamed != name and renamed in arrays:
+            check_same(name, renamed, arrays[renamed], array)
 
 
 def _in_head(name: str) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from minivit.io.safetensors import CheckpointError
+from minivit.io.text import quoted
 from minivit.protocol import Array
 
 _BRACES = re.compile(r"\{(\d*)([a-z]+)(?:\+(\d+))?\}")  # {i}, {2i+1}, {i+1}, {p}
@@ -126,6 +128,18 @@ class Rule:
         self.way = way
 
 
+def check_same(one: str, other: str, first: Array | None, second: Array) -> None:
+    """Refuse two arrays of a file that are one array of the model, unless they are equal.
+
+    Raises:
+        CheckpointError: with their names, `one` and `other`.
+    """
+    if first is not None and not np.array_equal(first, second):
+        raise CheckpointError(
+            f"it has {quoted(one)} and {quoted(other)}, which are one array of the model and differ: remove one of them"
+        )
+
+
 def translate(
     rules: Iterable[Rule], arrays: dict[str, Array], heads: Callable[[str], int], *, out: bool = False
 ) -> tuple[dict[str, Array], list[str]]:
@@ -138,8 +152,12 @@ def translate(
 
     Returns:
         the translated arrays, and the names that match no rule.
+
+    Raises:
+        CheckpointError: if arrays that differ become one, as under the names of two versions of a program.
     """
     found: dict[str, Array] = {}
+    origin: dict[str, str] = {}
     used: set[str] = set()
     for rule in rules:
         source, target = (rule.ours, rule.theirs) if out else (rule.theirs, rule.ours)
@@ -154,5 +172,7 @@ def translate(
             results = [template.fill(values) for template in target]
             change = rule.way.to_theirs if out else rule.way.to_ours
             count = heads(names[0] if out else results[0])
-            found.update(zip(results, change([arrays[each] for each in names], count)))
+            for result, array in zip(results, change([arrays[each] for each in names], count)):
+                check_same(origin.get(result, ""), names[0], found.get(result), array)
+                found[result], origin[result] = array, names[0]
     return found, [name for name in arrays if name not in used]

@@ -12,6 +12,7 @@ from typing import Any
 
 from minivit.io.safetensors import CheckpointError
 from minivit.pretrained import export, from_pretrained
+from minivit.pretrained.expressible import unsaid
 from minivit.pretrained.layouts import LAYOUTS
 from minivit.programs import note
 
@@ -51,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     except CheckpointError as error:
         note(f"minivit: from_pretrained cannot read it back without help: {error}")
     else:  # names and numbers are all that a file of another project holds
-        lost = [f"{name}={value!r}" for name, value in model.config.items() if twin.config[name] != value]
+        lost = [f"{name}={value!r}" for name, value in unsaid(model.config, twin.config).items()]
         if lost:
             note(f"minivit: the file does not say {', '.join(lost)}: give it to from_pretrained")
 

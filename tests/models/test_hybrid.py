@@ -301,7 +301,9 @@ def test_a_hybrids_epsilons_are_its_sources_and_stay_in_our_own_file(tmp_path: A
     own = minivit.from_pretrained(tmp_path / "own.safetensors")
     assert own.config["resnet_eps"] == "google"
     np.testing.assert_array_equal(own.predict(images(9, 12)), model.predict(images(9, 12)))
-    minivit.export(model, tmp_path / "timm.safetensors", "timm")  # names of timm's, so its epsilons
+    with pytest.raises(ValueError, match="timm's ViT has resnet_eps='timm', and this model 'google'"):
+        minivit.export(model, tmp_path / "timm.safetensors", "timm")
+    minivit.export(timm, tmp_path / "timm.safetensors", "timm")  # names of timm's, so its epsilons
     assert minivit.from_pretrained(tmp_path / "timm.safetensors", **options).config["resnet_eps"] == "timm"
 
 

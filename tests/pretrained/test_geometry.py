@@ -162,7 +162,8 @@ def test_an_index_in_another_order_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_masks_of_microsoft_tell_an_image_that_is_not_square(tmp_path: Path) -> None:
-    model = drawn(Swin, **{**SWIN, "img_size": (16, 64)}, window_size=4)  # 16 windows, as of an image of 32x32
+    # 16 windows, as of an image of 32x32
+    model = drawn(Swin, **{**SWIN, "img_size": (16, 64)}, window_size=4, covered="shrink_both")
     export(model, tmp_path / "file", "microsoft")
     assert from_pretrained(tmp_path / "file").config["img_size"] == (16, 64)
 

@@ -304,7 +304,7 @@ def test_positions_of_any_kind_leave_as_the_learned_table(tmp_path: Path, kind: 
     ("options", "message"),
     [
         ({"pos_embed": "relative"}, "pos_embed='relative' is within each block's attention"),
-        ({"patch_norm": True}, "patch_norm=True"),
+        ({"patch_norm": True}, "timm's ViT has patch_norm=False, and this model True"),
     ],
 )
 def test_what_no_other_project_has_is_refused_on_the_way_out(tmp_path: Path, options: Any, message: str) -> None:

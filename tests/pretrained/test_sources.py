@@ -177,7 +177,7 @@ def test_an_export_for_transformers_has_the_prefixes_of_its_files(tmp_path: Path
 
 
 def test_an_export_for_google_is_an_npz(tmp_path: Path) -> None:
-    model = drawn(ViT, **VIT)
+    model = drawn(ViT, **VIT, gelu="tanh")
     export(model, tmp_path / "file.npz", "google")
     with np.load(tmp_path / "file.npz") as file:
         assert np.array_equal(file["head/kernel"], model.state_dict()["head.weight"].T)
@@ -291,3 +291,44 @@ def test_a_file_of_another_class_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, microsoft(model.state_dict(), model), "pth", {})
     with pytest.raises(CheckpointError, match=r"does not fit this ViT: .*This is a microsoft checkpoint of a Swin"):
         load(ViT(**VIT), path)
+
+
+# --- two names of one array ---
+
+_OLD, _NEW = "vit.encoder.layer.0.attention.attention", "vit.layers.0.attention"
+TWICE = [
+    ("torchvision", "encoder.layers.encoder_layer_1.mlp.0.bias", "encoder.layers.encoder_layer_1.mlp.linear_1.bias"),
+    ("huggingface", "vit.encoder.layer.1.output.dense.bias", "vit.layers.1.mlp.fc2.bias"),
+    ("timm", "blocks.0.ls1.gamma", "blocks.0.gamma_1"),
+]
+
+
+@pytest.mark.parametrize(("layout", "one", "other"), TWICE)
+def test_two_names_of_one_array_are_refused_unless_they_are_equal(
+    tmp_path: Path, layout: str, one: str, other: str
+) -> None:
+    scaled: dict[str, Any] = {"init_values": 0.1, "class_token": False, "global_pool": "avg"}
+    model = drawn(ViT, **VIT, **(scaled if layout == "timm" else {}))
+    export(model, tmp_path / "x.safetensors", layout)
+    arrays = read_weights(tmp_path / "x.safetensors").arrays
+    for factor in (1, 2):
+        path = written(tmp_path, {**arrays, other: factor * arrays[one]}, "safetensors", {})
+        if factor == 1:
+            load(model, path)
+        else:
+            bare = one.removeprefix("vit."), other.removeprefix("vit.")
+            for refuse in (from_pretrained, lambda path: load(model, path)):
+                with pytest.raises(CheckpointError, match="which are one array of the model and differ") as error:
+                    refuse(path)
+                assert all(name in str(error.value) for name in bare)
+
+
+def test_a_projection_under_the_names_of_two_versions_is_refused(tmp_path: Path) -> None:
+    model = drawn(ViT, **VIT)
+    export(model, tmp_path / "x.safetensors", "huggingface")
+    arrays = read_weights(tmp_path / "x.safetensors").arrays
+    for old, new in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+        arrays[f"{_NEW}.{new}.weight"] = 2 * arrays[f"{_OLD}.{old}.weight"]
+    path = written(tmp_path, arrays, "safetensors", {})
+    with pytest.raises(CheckpointError, match="attention.query.weight' and .*q_proj.weight', which are one array"):
+        from_pretrained(path)

@@ -195,7 +195,7 @@ def test_the_windows_of_pretraining_fit_any_number_of_stages(tmp_path: Path, dep
 
 def test_a_position_table_of_swin_that_is_not_square_fits_the_image_that_is_said(tmp_path: Path) -> None:
     model = drawn(Swin, **{**SMALL, "img_size": (16, 24)}, window_size=4, ape=True)
-    export(model, tmp_path / "file.safetensors", "timm")
+    save_arrays(tmp_path / "file.safetensors", model.state_dict(), None)
     with pytest.raises(CheckpointError, match=r"absolute_pos_embed has 96 positions.*give img_size=\(H, W\)"):
         from_pretrained(tmp_path / "file.safetensors")
     found = from_pretrained(tmp_path / "file.safetensors", img_size=(16, 24), report=pytest.fail)
