@@ -165,8 +165,9 @@ def check_rates(options: Any) -> None:
     if options.gelu not in ("none", "tanh", "quick"):
         raise ValueError(f"gelu={options.gelu!r}: choose 'none', 'tanh' or 'quick'")
     for name in ("norm_eps", "mlp_ratio"):
-        if not getattr(options, name) > 0:
-            raise ValueError(f"{name}={getattr(options, name)} must be positive")
+        value = getattr(options, name)
+        if not (isinstance(value, int | float) and value > 0):
+            raise ValueError(f"{name}={value!r:.60} must be a positive number")
     options.dtype = dtype_of(options.dtype).name
 
 

@@ -179,6 +179,8 @@ def _own(kind: Any, content: dict[str, Any]) -> dict[str, Any]:
 def _check_arguments(kind: Any, requested: dict[str, Any]) -> None:
     names = list(inspect.signature(kind).parameters)
     for name in requested:
+        if name == "seed":
+            raise ValueError("seed: from_pretrained draws no weights, and a new head starts at 0: leave it out")
         if name not in names:
             near = names_like(name, names)
             hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names)}"

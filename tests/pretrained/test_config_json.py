@@ -208,6 +208,20 @@ def test_a_head_of_two_layers_is_refused(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 1}, "seed: from_pretrained draws no weights"),
+        ({"norm_eps": None}, "norm_eps=None must be a positive number"),
+        ({"num_heads": 2.0}, "num_heads=2.0 must be an integer"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_by_name(tmp_path: Path, arguments: Any, message: str) -> None:
+    path, _ = beside(tmp_path, {**TIMM, "model_args": {"num_heads": 2}})
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(path, **arguments)
+
+
 def test_of_several_files_none_is_guessed(tmp_path: Path) -> None:
     for name in ("epoch_2", "epoch_10", "best"):
         save(drawn(ViT, **SIZES), tmp_path / f"{name}.safetensors")
