@@ -20,6 +20,7 @@ from minivit.models.lora import has_lora, head_names as head_names, lora_layers
 from minivit.nn.layer import Layer
 from minivit.nn.parameter import Buffer
 from minivit.protocol import Array, Back, Rng, compose, inference
+from minivit.tables import aligned
 from minivit.train.loop import Batches, fit
 from minivit.train.metrics import CountingLoss, accuracy
 from minivit.train.run import Run, fingerprint
@@ -273,8 +274,4 @@ def overview(model: Model, recipe: Recipe, frozen: Collection[str]) -> str:
         count = [sum(weights[name].size for name in several) for several in (names, trained)]
         factor = f"{factors[trained[0]]:.3g}" if trained else "frozen"
         rows.append((group, f"{count[0]:,}", f"{count[1]:,}", factor))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
+    return "\n".join(aligned(rows, left=(0,)))

@@ -77,6 +77,8 @@ def test_what_means_the_same_in_a_swin_is_taken(theirs: dict[str, Any], ours: di
         ({"reg_tokens": -1}, "reg_tokens=-1 must be an integer of at least 0"),
         ({"reg_tokens": 1, "distilled": True}, "distilled=True has no register tokens"),
         ({"init_values": 0.0}, "init_values=0.0 must be positive, or None"),
+        ({"qkv_bias": "q"}, "qkv_bias='q': choose True or False, or in other blocks 'qv'"),
+        ({"qkv_bias": "qv", "block_fn": "parallel_scaling"}, "qkv_bias='qv': choose True or False"),
         ({"post_norm": True, "init_values": 0.1}, "post_norm=True is for plain blocks"),
         ({"global_pool": "map", "mlp_layer": "swiglu"}, "attention pooling has a plain MLP"),
         ({"block_fn": "parallel_scaling", "mlp_layer": "swiglu"}, "has attention and MLP in one: leave"),
