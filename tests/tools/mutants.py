@@ -183,8 +183,9 @@ class State:
             # names, signatures, and what other files read
             whole = ("tests/test_",) if tests else ("tests/test_", f"tests/{mutant.path.split('/')[1]}/")
             tests |= {test for test in self.seconds if test.startswith(whole)}
-        # the test of all signatures takes longer than thousands of others that never leave the argument out
-        return sorted(tests, key=lambda test: (not test.startswith("tests/test_signatures"), self.seconds[test], test))
+        # these take longer than thousands of others that never leave an argument out, or never read a table
+        first = ("tests/test_signatures", "tests/test_arguments")
+        return sorted(tests, key=lambda test: (not test.startswith(first), self.seconds[test], test))
 
     # --- the mutants ---
 
