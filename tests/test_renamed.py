@@ -71,3 +71,16 @@ for name in {MOVED.get(module, ())!r}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("home", "names"),
+    [
+        ("minivit.device", ("array_module", "gpu_available", "owner", "to_device", "to_numpy")),
+        ("minivit.random", ("as_generator", "copy_generator", "split_generator", "UNSET")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_the_backend_had_is_found_where_it_was(home: str, names: tuple[str, ...]) -> None:
+    old, new = importlib.import_module("minivit.fast"), importlib.import_module(home)
+    assert all(getattr(old, name) is getattr(new, name) for name in names)

@@ -13,6 +13,7 @@ from device_tools import Device
 
 import minivit
 from minivit import functional as F
+from minivit.functional.activation import row_maximum
 
 
 def fast_alone(device: Device) -> None:
@@ -256,6 +257,11 @@ def test_float32_agrees_with_float64_over_a_whole_model() -> None:
         gradients.append(np.concatenate([param.grad.ravel() for param in model.parameters().values()]))
     assert np.abs(logits[0] - logits[1]).max() <= 2e-6 * np.abs(logits[1]).max() * 10
     assert np.linalg.norm(gradients[0] - gradients[1]) <= 1e-4 * np.linalg.norm(gradients[1])
+
+
+def test_the_maximum_of_rows_without_numbers_is_zero() -> None:
+    for columns in (0, 3):
+        assert np.array_equal(row_maximum(np.full((2, columns), -np.inf)), np.zeros((2, 1)))
 
 
 def test_dropout_in_half_precision_rounds_in_every_way_alike() -> None:

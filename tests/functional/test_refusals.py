@@ -131,3 +131,9 @@ def test_a_wrong_argument_beside_a_right_array_is_pythons_own_error() -> None:
 def test_differential_attention_refuses_other_shapes(q: Any, v: Any, vector: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         F.differential_attention(np.ones(q), np.ones(q), np.ones(v), *[np.ones(vector)] * 4, 0.5)
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 4), (5, 2)), ((2, 3), (4, 2)), ((2, 3), (5, 1))])
+def test_updates_of_low_rank_of_other_shapes_are_refused(a: Any, b: Any) -> None:
+    with pytest.raises(ValueError, match=r"lora_linear: lora_a and lora_b must have shapes \(r, 3\) and \(5, r\)"):
+        F.lora_linear(np.ones((2, 3)), np.ones(a), np.ones(b), weight=np.ones((5, 3)))

@@ -20,6 +20,7 @@ from minivit import CheckpointError, data, optim
 from minivit.io.safetensors import load_arrays, save_arrays
 from minivit.parallel import DataParallel
 from minivit.train import CHECKPOINT, METRICS, CountingLoss, Run, accuracy, fit, noise_generator
+from minivit.train.bar import ProgressBar
 from minivit.train.folder import DAMAGED, PREVIOUS, original, refuse_among_classes
 
 IMAGES = np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8)
@@ -197,10 +198,11 @@ class Bar:
 
 def test_without_tqdm_the_hint_is_printed_once(tmp_path, monkeypatch):
     terminal = Terminal()
+    monkeypatch.setattr(ProgressBar, "hinted", False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr(sys, "stderr", terminal)
     run = Run(tmp_path, {}, {}, quiet=False)
-    for _ in run.epochs(2):
+    for _ in run.epochs(3):
         for _ in run.batches([(None, None)], 1):
             run.log(0.25, 1, 4)
         run.end_epoch(0.1, 0.5)
