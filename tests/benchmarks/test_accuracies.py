@@ -37,16 +37,12 @@ def test_readme_gives_the_range_of_an_accuracy_over_seeds_and_kernels(page: str,
 def test_a_range_is_of_several_seeds_and_kernels(recipe: str) -> None:
     runs = [run for run in accuracies.recorded() if run["recipe"] == recipe]
     assert len({run["seed"] for run in runs}) > 1
-    assert len({(run["kernel"], run["date"]) for run in runs}) > 1
+    assert len({run["accuracy"] for run in runs if run["seed"] == 0}) > 1, "kernels that round differently"
 
 
 def test_readme_names_the_accuracies_that_are_of_one_seed() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    few = {run["recipe"]: run["seed"] for run in accuracies.recorded()}.keys() - {
-        "vit",
-        "hybrid",
-        "vit without network",
-    }
+    few = {run["recipe"] for run in accuracies.recorded()} - {"vit", "hybrid", "vit without network"}
     assert few == {"swin", "vit accurate"}
     assert "`accurate` is of seed 0 on two kernels, and Swin of one run" in text
 
