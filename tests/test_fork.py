@@ -61,6 +61,7 @@ def held(lock):
 def forks(script: str) -> None:
     """Run a script with the helpers above; it prints what is wrong. Python 3.12 warns of forks among threads."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, sys.path)])}
+    environment |= {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}  # a limit of one thread must show
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PREAMBLE + script],
         env=environment, capture_output=True, text=True, timeout=120, check=False,

@@ -93,14 +93,19 @@ def _check_geometry(model: Any, found: Recognized) -> None:
 def _check_said(model: Any, found: Recognized) -> None:
     """Refuse a file whose configuration says a setting that the model has otherwise, with an effect on its logits."""
     if found.layout is None:
-        where, said = "the file", dict(found.weights.content.get("config") or {})
+        config = found.weights.content.get("config")
+        where, said = "the file", config if isinstance(config, dict) else {}
     else:
         try:
             where, said = "config.json", options_of(found.weights.config, found.model)
         except ValueError as error:
             raise CheckpointError(f"{found.path}: {error}") from None
     unseen = idle(model.config, {**model.config, **said}) | ANYWHERE | SIZES | _SHAPED
-    differ = [name for name, value in model.config.items() if name not in unseen and said.get(name, value) != value]
+    differ = [
+        name
+        for name, value in model.config.items()
+        if name not in unseen and _plain(said.get(name, value)) != _plain(value)
+    ]
     if differ:
         theirs = ", ".join(f"{name}={said[name]!r:.60}" for name in differ)
         ours = ", ".join(f"{name}={model.config[name]!r}" for name in differ)
@@ -134,7 +139,8 @@ def _scaled_by(config: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """Tuples for lists, as which a file stores them."""
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def adopt(model: Any, arrays: dict[str, Array]) -> None:

@@ -71,7 +71,7 @@ def _preprocess(said: dict[str, Any], size: Size) -> dict[str, Any]:
     smooth = "bilinear" if said.get("interpolation") == "bilinear" else "bicubic"  # "random" is of training
     keeps_shape = mode in (None, "shortest")
     if keeps_shape and size[0] != size[1]:
-        smooth = "bicubic"  # its ResizeKeepRatio is not told the filter
+        smooth = "bicubic"  # its ResizeKeepRatio gets no filter
     return {
         "input_size": [3, *size],
         "mean": _of_channels(mean or CLIP_MEAN),
