@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import minivit
+from minivit.fast import dispatch
+from minivit.parallel import data_parallel
 
 PACKAGE = Path(minivit.__file__).parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -176,3 +179,19 @@ def test_no_file_has_a_lock_that_a_forked_child_would_inherit_held() -> None:
             if isinstance(node, ast.Attribute) and name == "Lock" and ast.unparse(node) == "threading.Lock":
                 found.append((file.relative_to(PACKAGE).as_posix(), name))
     assert set(found) == {("fork.py", "Lock"), ("fast/blas_threads.py", "Condition")}
+
+
+def test_a_child_leaves_the_contexts_of_threads_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_before", [(-1, "auto")])
+    monkeypatch.setattr(dispatch, "_mode", "plain")
+    dispatch._close_in_child()
+    assert dispatch._before == [] and dispatch._mode == "auto"
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_a_child_forgets_the_shards_that_another_thread_computed(monkeypatch: pytest.MonkeyPatch, mine: bool) -> None:
+    forgotten = []
+    step = SimpleNamespace(_turn=SimpleNamespace(is_mine=mine), forget_shards=lambda: forgotten.append(mine))
+    monkeypatch.setattr(data_parallel, "_in_use", [step])
+    data_parallel._forget_in_child()
+    assert forgotten == ([] if mine else [False])
