@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import numpy as np
+
 from minivit.argument_checks import names_like
 from minivit.models.resnet import map_size
 from minivit.nn.init import dtype_of
@@ -166,7 +168,7 @@ def check_rates(options: Any) -> None:
         raise ValueError(f"gelu={options.gelu!r}: choose 'none', 'tanh' or 'quick'")
     for name in ("norm_eps", "mlp_ratio"):
         value = getattr(options, name)
-        if not (isinstance(value, int | float) and value > 0):
+        if not (isinstance(value, int | float | np.floating) and value > 0):
             raise ValueError(f"{name}={value!r:.60} must be a positive number")
     options.dtype = dtype_of(options.dtype).name
 
