@@ -35,7 +35,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
                 file.flush()
                 os.fsync(file.fileno())
                 now = os.fstat(file.fileno()).st_mtime  # by the clock of the file system
-            _remove_stale(path, now)
+            remove_stale(path, now)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -70,8 +70,11 @@ def _digest(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _remove_stale(path: Path, now: float) -> None:
-    """Temporary files of writers that were killed. Another machine's writer may live, unless its file is a day old."""
+def remove_stale(path: Path, now: float) -> None:
+    """Remove what killed writers of `path` left under a `temporary_name`.
+
+    Another machine's writer may live, unless its file is a day old at `now`, by the clock of the file system.
+    """
     digest = _digest(path.name)
     for name in os.listdir(path.parent):
         found = _TEMPORARY.fullmatch(name)

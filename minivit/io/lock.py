@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from minivit.fork import Lock, at_fork
-from minivit.io.atomic import temporary_name
+from minivit.io.atomic import remove_stale, temporary_name
 from minivit.io.process import Process, has_ended, this_process
 
 try:
@@ -104,6 +104,7 @@ class FolderLock:
             _lock(file)
             os.write(file, json.dumps(this_process()._asdict()).encode())
             os.fsync(file)
+            remove_stale(self.path, os.fstat(file).st_mtime)
             for _ in range(100):  # until no other process interferes
                 if self._put(temporary, file):
                     self._file = file

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minivit.io.atomic import temporary_name
+from minivit.io.atomic import remove_stale, temporary_name
 from minivit.io.safetensors import CheckpointError, load_arrays, save_arrays
 from minivit.protocol import Array
 
@@ -39,6 +39,7 @@ def _keep_as_previous(out: Path) -> None:
     newest, previous = out / CHECKPOINT, out / PREVIOUS
     if not newest.exists():
         return
+    remove_stale(previous, newest.stat().st_mtime)
     second = out / temporary_name(PREVIOUS)
     try:
         os.link(newest, second)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import minivit
+from minivit.io import atomic
+from minivit.io.atomic import temporary_name
 from minivit.io.lock import LOCK, FolderLock, LockedError
 from minivit.io.process import this_process
 
@@ -37,6 +39,17 @@ def test_a_living_process_is_named_and_a_killed_one_leaves_no_lock(tmp_path: Pat
     lock.check()
     lock.release()
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_process_that_was_killed_while_it_took_a_lock_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        dead = this_process()._replace(start="1")
+        patch.setattr(atomic, "this_process", lambda: dead)
+        (tmp_path / temporary_name(LOCK)).write_bytes(b"")
+    FolderLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_host_that_may_live_is_respected_and_a_boot_that_is_over_is_not(tmp_path: Path) -> None:

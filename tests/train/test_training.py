@@ -17,11 +17,13 @@ import pytest
 
 import minivit
 from minivit import CheckpointError, data, optim
+from minivit.io import atomic
+from minivit.io.process import this_process
 from minivit.io.safetensors import load_arrays, save_arrays
 from minivit.parallel import DataParallel
 from minivit.train import CHECKPOINT, METRICS, CountingLoss, Run, accuracy, fit, noise_generator
 from minivit.train.bar import ProgressBar
-from minivit.train.folder import DAMAGED, PREVIOUS, original, refuse_among_classes
+from minivit.train.folder import DAMAGED, PREVIOUS, original, refuse_among_classes, save_checkpoint
 
 IMAGES = np.random.default_rng(0).integers(256, size=(20, 8, 8), dtype=np.uint8)
 LABELS = np.random.default_rng(1).integers(3, size=20)
@@ -652,6 +654,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(program, straight, tmp_path)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_that_end_a_program_save_it_too(tmp_path, uninterrupted, number):
     """And twice is as good as once: `timeout` sends them so."""
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("this program was started to ignore the signal, as nohup does")
 
     def hook(step):
         if step == 5:
@@ -663,6 +667,16 @@ def test_other_signals_that_end_a_program_save_it_too(tmp_path, uninterrupted, n
     assert stopped.value.code == 128 + number and signal.getsignal(number) == signal.SIG_DFL
     assert load_arrays(tmp_path / "run" / CHECKPOINT)[1]["step"] == 6
     assert_same(train(tmp_path / "run", resume=True, every=1e9), uninterrupted)
+
+
+def test_what_a_process_that_was_killed_while_it_kept_the_previous_checkpoint_left_is_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        dead = this_process()._replace(start="1")
+        patch.setattr(atomic, "this_process", lambda: dead)
+        (tmp_path / atomic.temporary_name(PREVIOUS)).write_bytes(b"")
+    for step in (1, 2):
+        save_checkpoint(tmp_path, {}, {"step": step})
+    assert sorted(os.listdir(tmp_path)) == [CHECKPOINT, PREVIOUS]
 
 
 @pytest.mark.slow
