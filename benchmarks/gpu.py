@@ -382,8 +382,8 @@ def small_step(out: Path, mnist: Path | None) -> Result:
     images = minivit.to_device(rng.standard_normal((3, 1, 6, 6), dtype=np.float32), "gpu")
     average, step = optim.ModelEma(model), parallel.DataParallel(model, threads=1, shards=1)
     half = parallel.CapturedStep(model, precision="float16")  # whose scale is adapted by the GPU
-    most_scores = attention._MOST_SCORES
-    for noise, attention._MOST_SCORES in ((None, 0), (None, most_scores), (rng, most_scores)):
+    few_scores = attention._FEW_SCORES
+    for noise, attention._FEW_SCORES in ((None, few_scores), (None, 0), (rng, 0)):
         # attention in tiles, by products, and with weights that are dropped
         step.loss_and_grad(images, np.array([0, 1, 2]), noise, label_smoothing=0.1)
     optim.clip_grad_norm(params, 1e-3)

@@ -118,4 +118,5 @@ class _Rows(Parameter):
         parent = self._parent
         if parent.grad is None:
             parent.grad = array_module(parent.data).zeros_like(parent.data)
-        parent.grad[self._part] += grad
+        rows = parent.grad[self._part]  # a view; `parent.grad[...] += grad` would copy it onto itself
+        rows += grad

@@ -239,6 +239,32 @@ def test_a_launch_is_one_and_waits_for_nothing() -> None:
         assert (fake_cupy.launches, fake_cupy.synchronizations) == (launches + 1, waits)
 
 
+def launches_of_a_step(depth: int) -> int:
+    """Launches of an uncaptured training step of the ViT of examples/train_mnist_vit.py with this depth."""
+    model = minivit.ViT(
+        img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=depth, num_heads=4, mlp_ratio=2,
+        drop_path_rate=0.1, seed=0,
+    )  # fmt: skip
+    minivit.to_device(model, "gpu")
+    opt, average = optim.AdamW(model.parameters()), optim.ModelEma(model)
+    step = parallel.DataParallel(model, threads=1, shards=1)
+    (images, labels), *_ = batches(1, size=2, side=28)
+    images, targets = fake_cupy.asarray(images), fake_cupy.asarray(np.eye(10, dtype="float32")[labels])
+    before = fake_cupy.launches
+    step.loss_and_grad(images, targets, np.random.default_rng(1), label_smoothing=0.1)
+    optim.clip_grad_norm(opt.params, 1.0)
+    opt.step()
+    average.update()
+    return fake_cupy.launches - before
+
+
+def test_an_uncaptured_step_is_few_launches() -> None:
+    """Each launch costs a GPU a microsecond, and the host more; the first version with one update took 890."""
+    with fake_cupy.installed():
+        two, three = launches_of_a_step(2), launches_of_a_step(3)  # each block has as many
+    assert two + 4 * (three - two) <= 890 // 3
+
+
 @pytest.mark.parametrize("kind", ["ViT", "Swin"])
 def test_predictions_are_those_of_the_model(kind: str, device: Any) -> None:
     model = build(kind)

@@ -19,15 +19,16 @@ from minivit.functional.heads import split_qkv
 from minivit.protocol import Array, Back, Rng, once
 
 _MOST_CHANNELS = 64  # of a head: its tiles fill a block's shared memory
-# tiles of attention.cu by dtype: WIDE, of which the one that leaves fewest rows empty is taken, and NARROW; their sums
-# fill the registers of 128 threads, and other shapes were no faster on an H200
-_WIDE = {"float32": (64, 56), "float64": (32,)}
+# tiles of attention.cu by dtype: WIDE, of which as few and as small ones as possible are taken, and NARROW; the sums of
+# the largest fill the registers of 128 threads, and other large ones were no faster on an H200; a class token needs 16
+_WIDE = {"float32": (64, 56, 16), "float64": (32, 16)}
 _NARROW = {"float32": 32, "float64": 16}
 _THREADS = 128
 
 
 _in_blocks = in_blocks_where_large(attention_with_weights)  # where weights are dropped, or scores would be too many
 _by_parts = with_parts(F.self_attention.plain, scaled_dot_product_attention=_in_blocks)
+_FEW_SCORES = 1 << 23  # bytes, 8 MiB: so few take less time than the launches of products and what is between them
 _MOST_SCORES = 1 << 29  # bytes that products may need for a short while, 512 MiB; a ViT-S/16 step took 0.94 of its time
 
 
@@ -111,9 +112,9 @@ def _choose(q: Array, k: Array, v: Array, bias: Array | None, drops: bool) -> An
     if drops or not q.size or not k.size:
         return None
     scores = q[..., 0].size * k.shape[-2] * real(q.dtype).itemsize  # bytes
-    if scores <= _MOST_SCORES:
-        return attend
-    return _attend if _fits(q, k, v, bias) else None
+    if not _FEW_SCORES < scores <= _MOST_SCORES and _fits(q, k, v, bias):
+        return _attend
+    return attend if scores <= _MOST_SCORES else None
 
 
 def _fits(q: Array, k: Array, v: Array, bias: Array | None) -> bool:
@@ -144,7 +145,7 @@ def _attend(
 
     def run(name: str, rows: int, tiles: tuple[int, int], *arguments: Any) -> None:
         """A block for each `wide` of the rows; it keeps so many wide and narrow tiles, and one of scores."""
-        wide, narrow = min(_WIDE[dtype.name], key=lambda wide: -(-rows // wide) * wide), _NARROW[dtype.name]
+        wide, narrow = min(_WIDE[dtype.name], key=lambda wide: (-(-rows // wide), wide)), _NARROW[dtype.name]
         lanes = 16 // dtype.itemsize
         reals = (tiles[0] * wide + tiles[1] * narrow) * (head + lanes) + wide * (narrow + lanes)
         grid = (batches * -(-rows // wide),)

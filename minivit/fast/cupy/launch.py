@@ -128,15 +128,18 @@ def _index(count: int) -> int:
     return count
 
 
-# a group of rows as long as this keeps a thread busy, and this many groups keep a card busy
-_LEAST_ROWS, _MOST_GROUPS = 64, 512
+def row_groups(rows: int, least: int, most: int) -> tuple[int, int]:
+    """(groups, rows in each), into which a sum over rows is cut: fixed by their number, so sums repeat.
 
-
-def row_groups(rows: int) -> tuple[int, int]:
-    """(groups, rows in each), into which a sum over rows is cut: fixed by their number, so sums repeat."""
-    groups = max(1, min(_MOST_GROUPS, rows // _LEAST_ROWS))
-    length = -(-rows // groups)
+    A group has at least `least` rows, and there are at most `most` groups.
+    """
+    length = max(least, -(-rows // most))
     return -(-rows // length), length
+
+
+_SECTOR = 32  # bytes, the least that a GPU reads: of a row, a block adds so many
+_ROWS_AT_ONCE = 8192  # up to so many rows the latency of one launch is less than that of two
+_ROWS_OF_A_GROUP, _ROWS_OF_A_THREAD = 2048, 16  # so that a usual batch fills a GPU
 
 
 def column_sums(x: Array) -> Array:
@@ -144,11 +147,15 @@ def column_sums(x: Array) -> Array:
     rows, columns = x.shape
     if not x.size:
         return cupy.zeros(columns, real(x.dtype))
-    groups, length = row_groups(rows)
+    groups, length = (1, rows) if rows <= _ROWS_AT_ONCE else row_groups(rows, _ROWS_OF_A_GROUP, _ROWS_AT_ONCE)
     # an array of its own, not a view of one row: it may become a parameter's gradient without a copy
     y = cupy.empty(columns if groups == 1 else (groups, columns), real(x.dtype))
-    grid = (-(-columns // 32), groups)
-    launch("sums", "column_sums", x.dtype, grid, (32, 8), cupy.ascontiguousarray(x), y, rows, columns, length)
+    across = _SECTOR // x.itemsize
+    down = 32 // across  # rows of threads, a power of 2: of one warp at least, of 1,024 threads at most
+    while down < min(1024 // across, -(-length // _ROWS_OF_A_THREAD)):
+        down *= 2
+    grid = (-(-columns // across), groups)
+    launch("sums", "column_sums", x.dtype, grid, (across, down), cupy.ascontiguousarray(x), y, rows, columns, length)
     return y if groups == 1 else column_sums(y)
 
 

@@ -9,6 +9,10 @@ from minivit.fast.cupy.launch import column_sums, in_real, kept, launch, real, r
 from minivit.functional.linear import rows
 from minivit.protocol import Array, Back, once
 
+_WARPS = 8  # of a block of the backward pass
+_LEAST_ROWS = 4 * _WARPS  # of a block: what it writes for the sums over rows is then 1/16 of what it reads
+_MOST_GROUPS = 1024  # blocks, which fill the largest GPU
+
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 1e-6) -> tuple[Array, Back]:
     """kernels/layer_norm.cu."""
@@ -28,19 +32,23 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float = 
     @once
     def vjp(dy: Array) -> tuple[Array, Array | None, Array | None]:
         dx, flat_dy = cupy.empty(x.shape, dtype), cupy.ascontiguousarray(rows(dy))
+        groups, length = row_groups(count, _LEAST_ROWS, _MOST_GROUPS)
+        parts = None if weight is None and bias is None else cupy.empty((2, groups, channels), real(dtype))
         launch(
-            "layer_norm", "layer_norm_backward", dtype, grid, block, flat_dy, flat, gain, statistics, dx, count,
-            channels, KEPT=kept(channels),
+            "layer_norm", "layer_norm_backward", dtype, (groups,), (32, _WARPS), flat_dy, flat, gain, statistics, dx,
+            parts, count, channels, length, KEPT=kept(channels),
         )  # fmt: skip
-        if weight is None:
-            return dx, None, None if bias is None else column_sums(flat_dy).astype(bias.dtype, copy=False)
-        groups, length = row_groups(count)
-        parts = cupy.empty((2, groups, channels), real(dtype))
-        launch(
-            "layer_norm", "layer_norm_weight_gradients", dtype, (-(-channels // 32), groups), (32, 8), flat_dy, flat,
-            statistics, parts, count, channels, length, KEPT=kept(channels),
-        )  # fmt: skip
-        dweight = column_sums(parts[0]).astype(weight.dtype, copy=False)
-        return dx, dweight, None if bias is None else column_sums(parts[1]).astype(bias.dtype, copy=False)
+        if parts is None:
+            return dx, None, None
+        if not kept(channels):
+            launch(
+                "layer_norm", "layer_norm_weight_gradients", dtype, (-(-channels // 32), groups), (32, 8), flat_dy,
+                flat, statistics, parts, count, channels, length, KEPT=0,
+            )  # fmt: skip
+        dweight, dbias = (
+            None if param is None else column_sums(part).astype(param.dtype, copy=False)
+            for param, part in zip((weight, bias), parts)
+        )
+        return dx, dweight, dbias
 
     return y, vjp

@@ -13,7 +13,7 @@
 // the heads, and the tokens.
 
 #define HEIGHT (THREADS / 16)
-// WIDE rows are in the tile that a block keeps, NARROW in those that pass by it; both are multiples of 16.
+// WIDE rows are in the tile that a block keeps, a multiple of HEIGHT, and NARROW in those that pass by it, one of 16.
 #define LANES (16 / int(sizeof(REAL)))  // numbers in one load from shared memory
 // rows of a tile are longer than what is read of them: so rows that are read together lie in different banks
 #define ROW (HEAD + LANES)

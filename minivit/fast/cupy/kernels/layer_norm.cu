@@ -52,43 +52,68 @@ extern "C" __global__ void __launch_bounds__(128)
     }
 }
 
-// One warp per row.
-extern "C" __global__ void __launch_bounds__(128)
+// A block for each group of rows, whose warps take one row each in turn. With KEPT each lane adds up dweight and dbias of
+// its channels on the way; `parts` (2, groups, channels) gets the sums of the group, or is null.
+extern "C" __global__ void __launch_bounds__(256)
     layer_norm_backward(const STORED* dy, const STORED* x, const REAL* weight, const REAL* statistics, STORED* dx,
-                        int rows, int channels) {
-    const int number = blockIdx.x * blockDim.y + threadIdx.y;
-    if (number >= rows) {
-        return;
+                        REAL* parts, int rows, int channels, int group) {
+    constexpr int COUNT = KEPT ? KEPT : 1;
+    const int stop = min(int(blockIdx.x + 1) * group, rows);
+    REAL dweight[COUNT] = {}, dbias[COUNT] = {};
+    for (int number = blockIdx.x * group + threadIdx.y; number < stop; number += blockDim.y) {
+        const long long start = (long long)number * channels;
+        const STORED *in = x + start, *given = dy + start;
+        const REAL mean = statistics[3 * number], rstd = statistics[3 * number + 1], scale = statistics[3 * number + 2];
+        const REAL first = REAL(in[0]) * scale;
+        auto xhat = [=](int c) { return (REAL(in[c]) * scale - first - mean) * rstd; };
+        auto read = [=](int c) { return REAL(given[c]); };
+        auto gain = [=](int c) { return weight ? weight[c] : REAL(1); };
+        Row<decltype(xhat)> row(xhat, channels);
+        Row<decltype(read)> gradient(read, channels);
+
+        REAL total = 0, along = 0;
+        row.each([&](REAL number, int k, int c) {
+            const REAL slope = gradient.at(k, c) * gain(c);
+            total += slope;
+            along += slope * number;
+            if (KEPT) {
+                dweight[k] += gradient.at(k, c) * number;
+                dbias[k] += gradient.at(k, c);
+            }
+        });
+        const REAL by_mean = warp_sum(total) / channels;
+        const REAL by_std = warp_sum(along) / channels;
+
+        row.each([&](REAL number, int k, int c) {
+            // the scale last: rstd * scale may be subnormal, which a GPU takes for 0
+            dx[start + c] = STORED(rstd * (gradient.at(k, c) * gain(c) - by_mean - number * by_std) * scale);
+        });
     }
-    const long long start = (long long)number * channels;
-    const STORED *in = x + start, *given = dy + start;
-    const REAL mean = statistics[3 * number], rstd = statistics[3 * number + 1], scale = statistics[3 * number + 2];
-    const REAL first = REAL(in[0]) * scale;
-    auto xhat = [=](int c) { return (REAL(in[c]) * scale - first - mean) * rstd; };
-    auto dxhat = [=](int c) { return REAL(given[c]) * (weight ? weight[c] : REAL(1)); };
-    Row<decltype(xhat)> row(xhat, channels);
-    Row<decltype(dxhat)> gradient(dxhat, channels);
-
-    REAL total = 0, along = 0;
-    row.each([&](REAL number, int k, int c) {
-        const REAL slope = gradient.at(k, c);
-        total += slope;
-        along += slope * number;
-    });
-    const REAL by_mean = warp_sum(total) / channels;
-    const REAL by_std = warp_sum(along) / channels;
-
-    row.each([&](REAL number, int k, int c) {
-        // the scale last: rstd * scale may be subnormal, which a GPU takes for 0
-        dx[start + c] = STORED(rstd * (gradient.at(k, c) - by_mean - number * by_std) * scale);
-    });
+    if (KEPT && parts) {
+        __shared__ REAL sums[2][COUNT * 32];
+        for (int warp = 0; warp < int(blockDim.y); ++warp) {  // one after the other: the order of a sum is fixed
+            if (int(threadIdx.y) == warp) {
+#pragma unroll
+                for (int k = 0; k < COUNT; ++k) {
+                    const int c = k * 32 + threadIdx.x;
+                    sums[0][c] = warp ? sums[0][c] + dweight[k] : dweight[k];
+                    sums[1][c] = warp ? sums[1][c] + dbias[k] : dbias[k];
+                }
+            }
+            __syncthreads();
+        }
+        for (int c = threadIdx.y * 32 + threadIdx.x; c < channels; c += blockDim.y * 32) {
+            parts[(long long)blockIdx.x * channels + c] = sums[0][c];
+            parts[((long long)gridDim.x + blockIdx.x) * channels + c] = sums[1][c];
+        }
+    }
 }
 
-// The rows' parts of dweight and dbias, group by group of rows as in column_sums: y is (2, groups, channels).
+// `parts` for rows that are too long to be kept: a warp has 32 channels, a block 8 rows at a time.
 extern "C" __global__ void __launch_bounds__(256)
-    layer_norm_weight_gradients(const STORED* dy, const STORED* x, const REAL* statistics, REAL* y, int rows,
+    layer_norm_weight_gradients(const STORED* dy, const STORED* x, const REAL* statistics, REAL* parts, int rows,
                                 int channels, int group) {
-    __shared__ REAL parts[2][8][32];
+    __shared__ REAL sums[2][8][32];
     const int c = blockIdx.x * 32 + threadIdx.x;
     const int first = blockIdx.y * group, stop = min(first + group, rows);
     REAL dweight = 0, dbias = 0;
@@ -100,14 +125,14 @@ extern "C" __global__ void __launch_bounds__(256)
             dbias += REAL(dy[start + c]);
         }
     }
-    parts[0][threadIdx.y][threadIdx.x] = dweight;
-    parts[1][threadIdx.y][threadIdx.x] = dbias;
+    sums[0][threadIdx.y][threadIdx.x] = dweight;
+    sums[1][threadIdx.y][threadIdx.x] = dbias;
     __syncthreads();
     if (threadIdx.y < 2 && c < channels) {  // one row of threads adds dweight, the next dbias
         REAL total = 0;
-        for (int part = 0; part < 8; ++part) {
-            total += parts[threadIdx.y][part][threadIdx.x];
+        for (int row = 0; row < 8; ++row) {
+            total += sums[threadIdx.y][row][threadIdx.x];
         }
-        y[((long long)threadIdx.y * gridDim.y + blockIdx.y) * channels + c] = total;
+        parts[((long long)threadIdx.y * gridDim.y + blockIdx.y) * channels + c] = total;
     }
 }

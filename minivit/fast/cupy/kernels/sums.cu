@@ -1,26 +1,30 @@
 // Sums over the rows of a matrix and of a vector, in a fixed order, without atomics.
 //
-// A block has 32 columns and 8 rows of threads. The rows of x are cut into gridDim.y groups of `group` rows, and each
-// group has a row of its own in y; where there are several, a second launch adds those.
+// A block has blockDim.x columns and blockDim.y rows of threads, a power of 2. The rows of x are cut into gridDim.y groups
+// of `group` rows, and each group has a row of its own in y; where there are several, a second launch adds those.
 
-extern "C" __global__ void __launch_bounds__(256) column_sums(const STORED* x, REAL* y, int rows, int columns,
-                                                                   int group) {
-    __shared__ REAL parts[8][32];
-    const int column = blockIdx.x * 32 + threadIdx.x;
+extern "C" __global__ void __launch_bounds__(1024) column_sums(const STORED* x, REAL* y, int rows, int columns,
+                                                                    int group) {
+    __shared__ REAL parts[1024];
+    const int column = blockIdx.x * blockDim.x + threadIdx.x;
     const int first = blockIdx.y * group, stop = min(first + group, rows);
     REAL total = 0;
     if (column < columns) {
-        for (int row = first + int(threadIdx.y); row < stop; row += 8) {
+#pragma unroll 8
+        for (int row = first + int(threadIdx.y); row < stop; row += blockDim.y) {
             total += REAL(x[(long long)row * columns + column]);
         }
     }
-    parts[threadIdx.y][threadIdx.x] = total;
-    __syncthreads();
-    if (threadIdx.y == 0 && column < columns) {
-        for (int part = 1; part < 8; ++part) {
-            total += parts[part][threadIdx.x];
+    REAL* own = parts + threadIdx.y * blockDim.x + threadIdx.x;
+    *own = total;
+    for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.y < half) {
+            *own += own[half * blockDim.x];
         }
-        y[(long long)blockIdx.y * columns + column] = total;
+    }
+    if (threadIdx.y == 0 && column < columns) {
+        y[(long long)blockIdx.y * columns + column] = *own;
     }
 }
 
