@@ -54,9 +54,10 @@ struct Fiber {
 #endif
 };
 
-constexpr std::size_t WORD = 2;  // bytes of the smallest number that threads side by side may write
+constexpr std::size_t SHARED_WORD = 4;  // bytes of the smallest number in shared memory
 
-// Who touched a word last. A thread is numbered within its block; MANY stands for several.
+// Who touched a word last. A thread is numbered within its block; MANY stands for several. A block is numbered within its
+// launch, for shared memory among those of all launches: so its words need not be cleared between two blocks.
 constexpr int NOBODY = -1, MANY = -2;
 struct Touch {
     int block = NOBODY, thread = NOBODY, warp = NOBODY, block_epoch = 0, warp_epoch = 0;
@@ -68,14 +69,17 @@ struct Word {
 struct Region {
     const char *low, *high;
     bool writable;
-    std::vector<Word> words;
+    std::size_t word;         // bytes of the smallest number that threads side by side may write
+    Word* shared;             // the words of shared memory
+    std::vector<Word> words;  // of an argument that is written
 };
 
 std::vector<Fiber> fibers;
 std::vector<char*> stacks;
 std::vector<Region> regions;  // static shared memory, dynamic shared memory, then the kernel's arguments
 std::vector<double> dynamic_shared;
-int running = NOBODY, block_number = 0;
+std::vector<Word> static_words, dynamic_words;  // of shared memory
+int running = NOBODY, block_number = 0, block_of_all = 0;
 void (*entry)(void*);
 void* entry_closure;
 char message[512];
@@ -160,9 +164,9 @@ void fail(const char* format, ...) {
     }
 }
 
-bool ordered(const Touch& before, const Fiber& now) {
-    if (before.block != block_number) {
-        return before.block == NOBODY;
+bool ordered(const Touch& before, const Fiber& now, bool shared) {
+    if (before.block != (shared ? block_of_all : block_number)) {
+        return shared || before.block == NOBODY;  // each block has its own shared memory
     }
     if (before.thread == running || before.block_epoch < now.block_epoch) {
         return true;
@@ -175,6 +179,9 @@ void touch(const char* address, std::size_t size, bool write) {
         return;
     }
     Fiber& now = fibers[running];
+    if (address >= now.stack && address < now.stack + STACK) {
+        return;
+    }
     for (Region& region : regions) {
         if (address < region.low || address >= region.high) {
             continue;
@@ -191,24 +198,28 @@ void touch(const char* address, std::size_t size, bool write) {
         if (!region.writable) {
             return;  // nobody writes it, so there is no race in it
         }
-        for (std::size_t at = (address - region.low) / WORD, end = (address - region.low + size - 1) / WORD; at <= end; ++at) {
-            Word& word = region.words[at];
-            if (!ordered(word.write, now) || (write && !ordered(word.read, now))) {
-                const Touch& other = ordered(word.write, now) ? word.read : word.write;
+        const bool shared = region.shared != nullptr;
+        const int block = shared ? block_of_all : block_number;
+        Word* words = shared ? region.shared : region.words.data();
+        for (std::size_t at = (address - region.low) / region.word, end = (address - region.low + size - 1) / region.word;
+             at <= end; ++at) {
+            Word& word = words[at];
+            if (!ordered(word.write, now, shared) || (write && !ordered(word.read, now, shared))) {
+                const Touch& other = ordered(word.write, now, shared) ? word.read : word.write;
                 return fail("race in %s memory: %s byte %td, which block %d, thread %d touched with no barrier between",
-                            &region - &regions[0] < 2 ? "shared" : "global", write ? "writes" : "reads",
-                            address - region.low, other.block, other.thread);
+                            shared ? "shared" : "global", write ? "writes" : "reads", address - region.low,
+                            shared ? block_number : other.block, other.thread);
             }
-            Touch mine{block_number, running, running / WARP, now.block_epoch, now.warp_epoch};
+            Touch mine{block, running, running / WARP, now.block_epoch, now.warp_epoch};
             if (write) {
                 word.write = mine;
                 word.read = Touch{};
             } else {
                 // readers since the last write; of several, what they have in common
                 Touch& read = word.read;
-                if (read.block != NOBODY && read.block != block_number) {
+                if (read.block != NOBODY && read.block != block && !shared) {
                     mine.block = MANY;
-                } else if (read.block == block_number && read.thread != running &&
+                } else if (read.block == block && read.thread != running &&
                            read.block_epoch == now.block_epoch) {
                     mine.thread = MANY;
                     mine.warp = read.warp == mine.warp ? mine.warp : MANY;
@@ -219,9 +230,8 @@ void touch(const char* address, std::size_t size, bool write) {
         }
         return;
     }
-    const char *stack = now.stack, *globals = reinterpret_cast<const char*>(&threadIdx);
-    if ((address >= stack && address < stack + STACK) || std::abs(address - main_stack) < (1 << 16) ||
-        std::abs(address - globals) < 256) {
+    const char* globals = reinterpret_cast<const char*>(&threadIdx);
+    if (std::abs(address - main_stack) < (1 << 16) || std::abs(address - globals) < 256) {
         return;
     }
     fail("%s %zu bytes outside of all arrays", write ? "writes" : "reads", size);
@@ -286,11 +296,11 @@ bool release_block() {
 }
 
 void run_block(std::vector<int>& order, bool warp_by_warp) {
+    ++block_of_all;
     for (Region* shared : {&regions[0], &regions[1]}) {
         for (char* at = const_cast<char*>(shared->low); at < shared->high; ++at) {
             *at = char(0xff);  // NaN
         }
-        std::fill(shared->words.begin(), shared->words.end(), Word{});
     }
     for (std::size_t thread = 0; thread < fibers.size(); ++thread) {
         prepare(fibers[thread], stacks[thread]);
@@ -336,15 +346,16 @@ void run_block(std::vector<int>& order, bool warp_by_warp) {
 
 extern "C" {
 
-// An argument of the next launch; shared memory is added by the launch itself.
-void cuda_register(const char* low, std::size_t size, int writable) {
+// An argument of the next launch, of `item` bytes a number; shared memory is added by the launch itself.
+void cuda_register(const char* low, std::size_t size, std::size_t item, int writable) {
     for (Region& region : regions) {  // one array for two arguments: what either may do
         if (region.low == low && region.high == low + size) {
             region.writable |= writable != 0;
+            region.word = std::min(region.word, item);
             return;
         }
     }
-    regions.push_back(Region{low, low + size, writable != 0, {}});
+    regions.push_back(Region{low, low + size, writable != 0, item, nullptr, {}});
 }
 
 void cuda_block_barrier(int line) { wait(State::AT_BLOCK_BARRIER, 0, line); }
@@ -386,9 +397,11 @@ const char* cuda_launch(void (*call)(void*), void* closure, const unsigned* grid
     std::size_t shared = __start_shared_memory ? __stop_shared_memory - __start_shared_memory : 0;
     dynamic_shared.resize(dynamic / sizeof(double) + 1);
     const char* given = reinterpret_cast<const char*>(dynamic_shared.data());
-    regions.insert(regions.begin(), {Region{__start_shared_memory, __start_shared_memory + shared, true,
-                                            std::vector<Word>(shared / WORD + 1)},
-                                     Region{given, given + dynamic, true, std::vector<Word>(dynamic / WORD + 1)}});
+    static_words.resize(std::max(static_words.size(), shared / SHARED_WORD + 1));
+    dynamic_words.resize(std::max<std::size_t>(dynamic_words.size(), dynamic / SHARED_WORD + 1));
+    regions.insert(regions.begin(),
+                   {Region{__start_shared_memory, __start_shared_memory + shared, true, SHARED_WORD, static_words.data(), {}},
+                    Region{given, given + dynamic, true, SHARED_WORD, dynamic_words.data(), {}}});
     if (threads == 0 || threads > 1024 || threads % WARP || blocks == 0 || grid[1] > 65535 || grid[2] > 65535) {
         std::snprintf(message, sizeof message, "a block has %zu threads and the grid %zu blocks: take whole warps", threads,
                       blocks);
@@ -399,8 +412,8 @@ const char* cuda_launch(void (*call)(void*), void* closure, const unsigned* grid
                       shared, dynamic);
     }
     for (Region& region : regions) {
-        if (region.writable && region.words.empty()) {
-            region.words.resize((region.high - region.low) / WORD + 1);
+        if (region.writable && !region.shared) {
+            region.words.resize((region.high - region.low) / region.word + 1);
         }
     }
     while (stacks.size() < threads) {

@@ -3,7 +3,8 @@
 // The kernel's text is included after this file and compiled with -fsanitize=thread, so that every access to memory
 // calls a hook; cuda_on_cpu.cpp has the hooks and the scheduler, and is compiled without.
 
-#pragma once
+#ifndef CUDA_ON_CPU_H  // not `#pragma once`, of which g++ warns where it compiles this file alone
+#define CUDA_ON_CPU_H
 
 #include <cmath>
 #include <cstddef>
@@ -81,3 +82,5 @@ using std::sqrt;
 using std::tanh;
 template <class T> __attribute__((no_sanitize("thread"))) inline T min(T a, T b) { return b < a ? b : a; }
 template <class T> __attribute__((no_sanitize("thread"))) inline T max(T a, T b) { return a < b ? b : a; }
+
+#endif
