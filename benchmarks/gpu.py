@@ -362,7 +362,7 @@ def sanitizer(out: Path, mnist: Path | None) -> Result:
 def small_step(out: Path, mnist: Path | None) -> Result:
     """What the sanitizer watches."""
     import minivit
-    from minivit import optim, parallel
+    from minivit import nn, optim, parallel
     from minivit.fast.cupy import attention
 
     model = minivit.Swin(
@@ -392,6 +392,10 @@ def small_step(out: Path, mnist: Path | None) -> Result:
     average.update()
     parallel.CapturedStep(model).update(opt, images, np.array([0, 1, 2]), max_norm=1e-3, average=average)
     half.update(opt, images, np.array([0, 1, 2]), rng)
+    wide = nn.LayerNorm(800)  # a row that no warp keeps in its registers
+    minivit.to_device(wide, "gpu")
+    rows, back = wide(minivit.to_device(np.ones((3, 800), np.float32), "gpu"))
+    back(rows)
     return {"parameters": len(params)}
 
 

@@ -22,7 +22,7 @@ from minivit.distributed.notes import Notes
 from minivit.distributed.waiting import longest_wait
 
 DYING, TRAINING = HERE / "dying.py", HERE / "training.py"
-KILLS = {"quick": 3, "long": 100}.get(PROFILE, 10)
+KILLS = {"long": 100}.get(PROFILE, 10)
 pytestmark = [needs_mpi, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")]
 
 
