@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device_tools import Device
-from table import EVERYTHING, FUNCTIONS, LAYERS, MODELS, Case, name_of
+from table import EVERYTHING, FUNCTIONS, LAYERS, MODELS, PROFILE, Case, name_of
 
 import minivit
 from minivit import nn
@@ -22,6 +22,7 @@ from minivit.nn import rotary
 from minivit.protocol import compose, inference, once
 
 every_case = pytest.mark.parametrize("case", EVERYTHING, ids=name_of)
+NAMES_OF_MODELS = {case.name for case in MODELS}
 every_layer = pytest.mark.parametrize("case", LAYERS + MODELS, ids=name_of)
 
 
@@ -49,10 +50,20 @@ def gradient_for(y: Any, device: Device | None = None, seed: int = 4) -> list[An
     return out
 
 
-def on_device(case: Case, device: Device, dtype: str = "float64", **lengths: int) -> tuple[tuple[Any, ...], Any]:
+def on_device(
+    case: Case, device: Device, dtype: str = "float64", *, always: bool = False, **lengths: int
+) -> tuple[tuple[Any, ...], Any]:
     """The arguments, and the callable with its parameters, on the device."""
     if case.host_only and not device.on_host:
         pytest.skip("a function of NumPy's alone")
+    if (
+        PROFILE == "quick"
+        and device.name == "fake"
+        and case.name in NAMES_OF_MODELS
+        and dtype != "float32"
+        and not always
+    ):
+        pytest.skip("a model on the fake device takes long, and its layers keep the promises there in this profile too")
     host = case.arguments(dtype=dtype, **lengths)
     f = case.callable(host)
     if case.layer and not device.on_host:
@@ -62,7 +73,7 @@ def on_device(case: Case, device: Device, dtype: str = "float64", **lengths: int
 
 def results(case: Case, device: Device) -> dict[str, Any]:
     """y, the gradients of the arguments and of the parameters, all on the host."""
-    args, f = on_device(case, device)
+    args, f = on_device(case, device, always=True)
     y, back = forward(case, args, f)
     grads = parts(back(*gradient_for(y, device)))
     found = {f"y{i}": device.get(part) for i, part in enumerate(parts(y))}
