@@ -72,6 +72,11 @@ def check_expressible(config: Arguments, layout: Layout, arrays: dict[str, Array
     Raises:
         ValueError: naming the settings, and what the project has instead.
     """
+    if layout.square and len(set(_grid(config))) > 1:
+        raise ValueError(
+            f"img_size={config['img_size']} makes a grid of {'x'.join(map(str, _grid(config)))} patches, and "
+            f"{layout.square}: export it as 'timm', or keep it with minivit.save"
+        )
     differ = _differing(config, layout, arrays)
     if not differ:
         return
@@ -146,6 +151,10 @@ def _idle_in_vit(config: Arguments) -> set[str]:
 
 def _divides(config: Arguments) -> bool:
     return all(side % patch == 0 for side, patch in zip(pair(config["img_size"]), pair(config["patch_size"])))
+
+
+def _grid(config: Arguments) -> tuple[int, ...]:
+    return tuple(side // patch for side, patch in zip(pair(config["img_size"]), pair(config["patch_size"])))
 
 
 def _idle_in_swin(config: Arguments, always: Arguments, source: str) -> set[str]:
