@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from minivit.models import MODELS
-from minivit.models.options import prefix_tokens, stage_grids, window_of_each
+from minivit.models.options import patch_grid, prefix_tokens, stage_grids, window_of_each
 from minivit.models.vit_options import ViTOptions
 from minivit.nn import Layer, ShiftedWindows
 from minivit.pretrained.layouts import Layout
@@ -72,9 +72,9 @@ def check_expressible(config: Arguments, layout: Layout, arrays: dict[str, Array
     Raises:
         ValueError: naming the settings, and what the project has instead.
     """
-    if layout.square and len(set(_grid(config))) > 1:
+    if layout.square and len(set(patch_grid(config))) > 1:
         raise ValueError(
-            f"img_size={config['img_size']} makes a grid of {'x'.join(map(str, _grid(config)))} patches, and "
+            f"img_size={config['img_size']} makes a grid of {'x'.join(map(str, patch_grid(config)))} patches, and "
             f"{layout.square}: export it as 'timm', or keep it with minivit.save"
         )
     differ = _differing(config, layout, arrays)
@@ -151,10 +151,6 @@ def _idle_in_vit(config: Arguments) -> set[str]:
 
 def _divides(config: Arguments) -> bool:
     return all(side % patch == 0 for side, patch in zip(pair(config["img_size"]), pair(config["patch_size"])))
-
-
-def _grid(config: Arguments) -> tuple[int, ...]:
-    return tuple(side // patch for side, patch in zip(pair(config["img_size"]), pair(config["patch_size"])))
 
 
 def _idle_in_swin(config: Arguments, always: Arguments, source: str) -> set[str]:

@@ -802,6 +802,16 @@ def test_nvrtc_compiles_without_warnings(source: str, dtype: str, architecture: 
     assert max(map(int, re.findall(r"(\d+) bytes (?:spill|stack)", log))) <= MOST_SPILLED
 
 
+def test_the_page_on_gpus_counts_kernels_cases_and_bugs() -> None:
+    page = Path(minivit.__file__).parents[1] / "docs" / "gpu.md"
+    if not page.exists():
+        pytest.skip("the documentation is not installed with the package")
+    text = " ".join(page.read_text("utf-8").split())
+    kernels = sum(len(cuda_emulator.kernels(path.read_text())) for path in KERNELS.glob("*.cu"))
+    assert f"each of the {kernels} kernels with its formula, in {len(CASES)} cases of functions" in text
+    assert f"It plants {len(BUGS)} bugs" in text
+
+
 @pytest.mark.skipif(not nvrtc.available(), reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc")
 def test_nvrtc_reports_an_error() -> None:
     with pytest.raises(ValueError, match="undefined"):

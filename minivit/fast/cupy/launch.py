@@ -138,7 +138,7 @@ def row_groups(rows: int, least: int, most: int) -> tuple[int, int]:
 
 
 _SECTOR = 32  # bytes, the least that a GPU reads: of a row, a block adds so many
-_ROWS_AT_ONCE = 8192  # up to so many rows the latency of one launch is less than that of two
+_ROWS_AT_ONCE = 8192  # so many rows take one launch less time than two, by estimate; not measured on a GPU
 _ROWS_OF_A_GROUP, _ROWS_OF_A_THREAD = 2048, 16  # so that a usual batch fills a GPU
 
 
